@@ -1,0 +1,29 @@
+// Named threads that are always joined. A thread starts in start(), never in a constructor of a data class.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "scant/result.h"
+
+namespace scant::base {
+
+class Thread {
+ public:
+  Thread() = default;
+  ~Thread();  // joins
+  Thread(const Thread&) = delete;
+  Thread& operator=(const Thread&) = delete;
+
+  // `name` is cut to 15 characters by Linux; `cpu` -1 leaves it unpinned.
+  Result<void> start(const std::string& name, std::function<void()> body, int cpu = -1);
+  void join();
+  [[nodiscard]] bool running() const { return thread_.joinable(); }
+  [[nodiscard]] std::thread::id id() const { return thread_.get_id(); }
+
+ private:
+  std::thread thread_;
+};
+
+}  // namespace scant::base

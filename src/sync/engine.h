@@ -1,0 +1,73 @@
+// The engine: runs schedules as a protocol core without I/O, clock or thread. It matches frames to operations by
+// (group, sequence, slot), holds early frames within a credit window, reports mismatches, enforces deadlines and
+// carries operations through the loss of a peer. State tables: docs/engine.md.
+// Owner: one thread (the I/O thread, or the simulator).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "net/transport.h"
+#include "sync/call.h"
+#include "sync/cost_model.h"
+#include "sync/schedule.h"
+
+namespace scant::sync {
+
+struct EngineOptions {
+  Rank rank = 0;                 // world rank in this epoch
+  int size = 1;
+  uint32_t epoch = 1;
+  Duration operation_timeout = std::chrono::minutes(30);
+  uint64_t segment_bytes = 256 * 1024;
+  uint64_t eager_window_bytes = 4 << 20;  // unexpected bytes a peer may have outstanding here
+};
+
+struct OutFrame {
+  net::FrameHeader header;
+  Bytes payload;
+  uint64_t token = 0;  // given back through on_sent; 0: none wanted
+};
+
+class Engine final : public net::TransportSink {
+ public:
+  // Called when an operation ends; `source` is set for recv from any source.
+  using Done = std::function<void(const Result<void>& outcome, Rank source)>;
+
+  Engine(const EngineOptions& options, CostModel model);
+  ~Engine() override;
+
+  Result<void> add_group(GroupId group, std::vector<Rank> members);  // world ranks of this epoch
+  // Validates, starts at once; `done` may be called from inside.
+  void submit(Time now, Call call, Done done);
+
+  // TransportSink
+  MutableBytes on_header(Rank peer, const net::FrameHeader& header) override;
+  void on_frame(Rank peer, const net::FrameHeader& header, MutableBytes payload) override;
+  void on_sent(uint64_t token) override;
+  void on_peer_down(Rank peer, const Error& error) override;
+
+  void set_now(Time now);                 // before any event of one poll round
+  void on_timer(Time now);                // deadlines
+  [[nodiscard]] Time next_deadline() const;
+  // Peers that have something to send, then their next frame (priority: oldest operation first).
+  [[nodiscard]] const std::vector<Rank>& pending_peers() const;
+  std::optional<OutFrame> poll_transmit(Rank peer);
+
+  // Membership. begin_shrink proposes; the outcome arrives through `done` with the survivors (old world ranks).
+  using ShrinkDone = std::function<void(Result<std::vector<Rank>> survivors)>;
+  void begin_shrink(Time now, Time deadline, ShrinkDone done);
+
+  // Ends every pending operation with this error.
+  void fail_all(const Error& error);
+  [[nodiscard]] size_t operations_in_flight() const;
+  [[nodiscard]] uint32_t epoch() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace scant::sync
