@@ -44,6 +44,9 @@ class Work {
   [[nodiscard]] bool done() const;
   // Blocks until done; a zero timeout means the operation's own deadline. Returns the operation's outcome.
   Result<void> wait(Duration timeout = Duration::zero()) const;
+  // Calls `callback(context)` once when the operation is done: at once in the calling thread when it is done already,
+  // otherwise on the I/O thread, which it must not block. One callback for each operation; source() is set by then.
+  void on_done(void (*callback)(void* context), void* context) const;
   // recv from any source: who sent it (group rank). kNoRank before completion and for other operations.
   [[nodiscard]] Rank source() const;
   [[nodiscard]] State* state() const { return state_; }
