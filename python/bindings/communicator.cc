@@ -1,0 +1,278 @@
+#include "communicator.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "errors.h"
+#include "gil.h"
+#include "store.h"
+#include "work.h"
+
+namespace scant::python {
+namespace {
+
+Duration from_seconds(double seconds) {
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+}
+
+Bytes input(uintptr_t address, size_t size) { return {reinterpret_cast<const std::byte*>(address), size}; }
+MutableBytes output(uintptr_t address, size_t size) { return {reinterpret_cast<std::byte*>(address), size}; }
+
+// [(address, bytes), ...]
+template <typename Span>
+std::vector<Span> part_list(const nb::list& parts) {
+  std::vector<Span> result;
+  result.reserve(parts.size());
+  for (nb::handle part : parts) {
+    const auto pair = nb::cast<nb::tuple>(part);
+    using Pointer = typename Span::pointer;
+    result.emplace_back(reinterpret_cast<Pointer>(nb::cast<uintptr_t>(pair[0])), nb::cast<size_t>(pair[1]));
+  }
+  return result;
+}
+
+// One buffer cut into equal parts.
+template <typename Span>
+std::vector<Span> equal_parts(uintptr_t address, size_t part_bytes, size_t count) {
+  std::vector<Span> result;
+  result.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    result.emplace_back(reinterpret_cast<typename Span::pointer>(address + i * part_bytes), part_bytes);
+  }
+  return result;
+}
+
+struct How {
+  DType dtype;
+  CallOptions options;
+};
+
+How how(int dtype, GroupId group, double timeout_s) {
+  if (dtype < 0 || dtype >= kDTypeCount) {
+    raise({.code = ErrorCode::invalid_argument, .message = "dtype: no such code"}, kNoRank);
+  }
+  return {static_cast<DType>(dtype), {.group = group, .timeout = from_seconds(timeout_s)}};
+}
+
+ReduceOp reduce_op(int op) {
+  if (op < 0 || op >= kReduceOpCount) {
+    raise({.code = ErrorCode::invalid_argument, .message = "op: no such code"}, kNoRank);
+  }
+  return static_cast<ReduceOp>(op);
+}
+
+CommunicatorOptions options_from(const nb::dict& fields) {
+  CommunicatorOptions options;
+  const auto get = [&fields](const char* key, auto& field) {
+    using Field = std::remove_reference_t<decltype(field)>;
+    if (!fields.contains(key)) return;
+    if constexpr (std::is_same_v<Field, Duration>) {
+      field = from_seconds(nb::cast<double>(fields[key]));
+    } else {
+      field = nb::cast<Field>(fields[key]);
+    }
+  };
+  get("rank", options.rank);
+  get("size", options.size);
+  get("job", options.job);
+  get("address", options.address);
+  get("port", options.port);
+  get("connect_timeout", options.connect_timeout);
+  get("operation_timeout", options.operation_timeout);
+  get("peer_timeout", options.peer_timeout);
+  get("connections_per_pair", options.connections_per_pair);
+  get("same_host_sockets", options.same_host_sockets);
+  get("io_cpu", options.io_cpu);
+  get("rate_limit_bytes_per_second", options.rate_limit_bytes_per_second);
+  return options;
+}
+
+class PythonCommunicator {
+ public:
+  PythonCommunicator(nb::object store, const nb::dict& fields) {
+    const CommunicatorOptions options = options_from(fields);
+    PythonStore python_store(std::move(store));
+    auto created = without_gil([&] { return Communicator::create(python_store, options); });
+    python_store.rethrow_interrupt();
+    rank_ = options.rank;
+    if (!created) raise(created.error(), rank_);
+    communicator_ = std::move(created).value();
+  }
+  PythonCommunicator(const PythonCommunicator&) = delete;
+  PythonCommunicator& operator=(const PythonCommunicator&) = delete;
+  ~PythonCommunicator() {
+    // The destructor joins the I/O thread.
+    without_gil([this] { communicator_.reset(); });
+    sweep_orphans();
+  }
+
+  [[nodiscard]] Communicator& get() const { return *communicator_; }
+
+  PythonWork wrap(Work work, nb::object keep) const {
+    sweep_orphans();
+    return {std::move(work), rank_, std::move(keep)};
+  }
+
+  template <typename T>
+  T unwrap(Result<T> result) const {
+    if (!result) raise(result.error(), rank_);
+    if constexpr (!std::is_void_v<T>) return std::move(result).value();
+  }
+
+ private:
+  std::unique_ptr<Communicator> communicator_;
+  Rank rank_ = kNoRank;
+};
+
+using Class = nb::class_<PythonCommunicator>;
+
+nb::list peer_list(const PythonCommunicator& self) {
+  nb::list rows;
+  for (const PeerInfo& peer : self.get().peers()) {
+    nb::dict row;
+    row["rank"] = peer.rank;
+    row["host"] = peer.host;
+    row["pid"] = peer.pid;
+    row["address"] = peer.address;
+    row["alive"] = peer.alive;
+    row["silent_s"] = std::chrono::duration<double>(peer.silent_for).count();
+    rows.append(row);
+  }
+  return rows;
+}
+
+void bind_life(Class& cls) {
+  cls.def(nb::init<nb::object, const nb::dict&>(), nb::arg("store"), nb::arg("options"));
+  cls.def_prop_ro("rank", [](const PythonCommunicator& self) { return self.get().rank(); });
+  cls.def_prop_ro("size", [](const PythonCommunicator& self) { return self.get().size(); });
+  cls.def_prop_ro("epoch", [](const PythonCommunicator& self) { return self.get().epoch(); });
+  cls.def("peers", &peer_list);
+  cls.def(
+      "make_group",
+      [](const PythonCommunicator& self, const std::vector<Rank>& members, const std::string& key) {
+        return self.unwrap(without_gil([&] { return self.get().make_group(members, key); }));
+      },
+      nb::arg("members"), nb::arg("key"));
+  cls.def(
+      "shrink",
+      [](const PythonCommunicator& self, double timeout_s) {
+        return self.unwrap(without_gil([&] { return self.get().shrink(from_seconds(timeout_s)); }));
+      },
+      nb::arg("timeout_s"));
+  cls.def(
+      "shutdown",
+      [](const PythonCommunicator& self, double timeout_s) {
+        auto done = without_gil([&] { return self.get().shutdown(from_seconds(timeout_s)); });
+        sweep_orphans();
+        self.unwrap(std::move(done));
+      },
+      nb::arg("timeout_s"));
+  cls.def(
+      "abort",
+      [](const PythonCommunicator& self, const std::string& reason) {
+        without_gil([&] { self.get().abort(reason); });
+        sweep_orphans();
+      },
+      nb::arg("reason"));
+}
+
+void bind_reductions(Class& cls) {
+  cls.def("all_reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
+                           GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().all_reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), options),
+                     std::move(keep));
+  });
+  cls.def("reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
+                       Rank root, GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), root, options),
+                     std::move(keep));
+  });
+  cls.def("reduce_scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,
+                               int dtype, int op, GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(
+        self.get().reduce_scatter(part_list<Bytes>(in), output(out, bytes), type, reduce_op(op), options),
+        std::move(keep));
+  });
+  cls.def("reduce_scatter_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
+                                     size_t parts, int dtype, int op, GroupId group, double timeout_s,
+                                     nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().reduce_scatter(equal_parts<Bytes>(in, part_bytes, parts), output(out, part_bytes),
+                                               type, reduce_op(op), options),
+                     std::move(keep));
+  });
+}
+
+void bind_moves(Class& cls) {
+  cls.def("all_gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out, int dtype,
+                           GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().all_gather(input(in, bytes), part_list<MutableBytes>(out), type, options),
+                     std::move(keep));
+  });
+  cls.def("all_gather_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
+                                 size_t parts, int dtype, GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().all_gather(input(in, part_bytes), equal_parts<MutableBytes>(out, part_bytes, parts),
+                                           type, options),
+                     std::move(keep));
+  });
+  cls.def("broadcast", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank root,
+                          GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().broadcast(output(data, bytes), type, root, options), std::move(keep));
+  });
+  cls.def("gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out, int dtype,
+                       Rank root, GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().gather(input(in, bytes), part_list<MutableBytes>(out), type, root, options),
+                     std::move(keep));
+  });
+  cls.def("scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes, int dtype,
+                        Rank root, GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().scatter(part_list<Bytes>(in), output(out, bytes), type, root, options),
+                     std::move(keep));
+  });
+  cls.def("all_to_all", [](const PythonCommunicator& self, const nb::list& in, const nb::list& out, int dtype,
+                           GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().all_to_all(part_list<Bytes>(in), part_list<MutableBytes>(out), type, options),
+                     std::move(keep));
+  });
+}
+
+void bind_pairs(Class& cls) {
+  cls.def("send", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank peer, uint32_t tag,
+                     GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().send(input(data, bytes), type, peer, tag, options), std::move(keep));
+  });
+  cls.def("recv", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank peer, uint32_t tag,
+                     GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = how(dtype, group, timeout_s);
+    return self.wrap(self.get().recv(output(data, bytes), type, peer, tag, options), std::move(keep));
+  });
+  cls.def("barrier", [](const PythonCommunicator& self, GroupId group, double timeout_s) {
+    return self.wrap(self.get().barrier({.group = group, .timeout = from_seconds(timeout_s)}), nb::none());
+  });
+}
+
+}  // namespace
+
+void bind_communicator(nb::module_& module) {
+  Class cls(module, "Communicator");
+  bind_life(cls);
+  bind_reductions(cls);
+  bind_moves(cls);
+  bind_pairs(cls);
+}
+
+}  // namespace scant::python

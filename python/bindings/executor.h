@@ -1,0 +1,61 @@
+// One thread that runs Python callables in order: those posted, and those that wait for operations to finish. The I/O
+// thread of a communicator only links a finished task into a list; it never touches Python and never blocks here.
+// Owner: post and stop belong to threads that hold the GIL; the body takes the GIL for each batch.
+// Limits: one task per operation in flight; tasks whose operations end after stop() are never run. An executor is never
+// destroyed, because an operation may end at any moment; after a fork the child gets executors of its own.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <atomic>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/thread.h"
+#include "work.h"
+
+namespace scant::python {
+
+class Executor {
+ public:
+  // The executor of this name in this process.
+  static Executor& named(const std::string& name);
+
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+
+  // Runs `callable()` on the executor's thread; an exception goes to sys.unraisablehook.
+  void post(nb::callable callable);
+  // The same once all these operations are done, however they end.
+  void post_when_done(const std::vector<const PythonWork*>& works, nb::callable callable);
+  // Runs what is ready, then joins. Idempotent. Not from the executor's own thread.
+  void stop();
+  [[nodiscard]] bool is_current_thread() const { return thread_.id() == std::this_thread::get_id(); }
+
+ private:
+  explicit Executor(std::string name) : name_(std::move(name)) {}
+  ~Executor() = default;
+
+  struct Task {
+    Executor* executor;
+    PyObject* callable;            // a reference; null: the end of the thread
+    std::atomic<size_t> waiting;   // operations not done yet; whoever takes it to zero pushes the task
+    Task* next = nullptr;
+  };
+
+  static void on_work_done(void* task);
+  void start_once();
+  void push(Task* task);
+  void run();
+  static void run_task(Task* task);
+
+  std::string name_;
+  std::atomic<Task*> head_{nullptr};  // a stack, newest first; push releases, take-all acquires
+  base::Thread thread_;
+  bool stopped_ = false;  // guarded by the GIL
+};
+
+void bind_executor(nb::module_& module);
+
+}  // namespace scant::python

@@ -1,0 +1,76 @@
+"""Scant: collectives and training where the network is scarce.
+
+``scant.Communicator`` works on NumPy arrays; ``import scant.torch`` registers the backend of
+``torch.distributed``. Importing this package alone loads neither NumPy, torch nor the extension.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scant.errors import (
+    Closed,
+    Corrupt,
+    Error,
+    InvalidArgument,
+    Io,
+    Mismatch,
+    PeerLost,
+    Refused,
+    Resource,
+    Timeout,
+    Unsupported,
+)
+
+if TYPE_CHECKING:
+    from scant.codes import DType, ReduceOp
+    from scant.communicator import Communicator, Group, Work
+    from scant.counters import counters, counters_prometheus
+    from scant.store import DirectoryStore
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Closed",
+    "Communicator",
+    "Corrupt",
+    "DType",
+    "DirectoryStore",
+    "Error",
+    "Group",
+    "InvalidArgument",
+    "Io",
+    "Mismatch",
+    "PeerLost",
+    "ReduceOp",
+    "Refused",
+    "Resource",
+    "Timeout",
+    "Unsupported",
+    "Work",
+    "__version__",
+    "counters",
+    "counters_prometheus",
+]
+
+_LAZY = {
+    "Communicator": "scant.communicator",
+    "DType": "scant.codes",
+    "DirectoryStore": "scant.store",
+    "Group": "scant.communicator",
+    "ReduceOp": "scant.codes",
+    "Work": "scant.communicator",
+    "counters": "scant.counters",
+    "counters_prometheus": "scant.counters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'scant' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value

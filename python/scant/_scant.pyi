@@ -1,0 +1,200 @@
+"""The extension module. Private: use :mod:`scant`."""
+
+from collections.abc import Callable
+from typing import Any
+
+commit: str
+dtype_names: list[str]
+reduce_op_names: list[str]
+any_source: int
+no_rank: int
+
+_Part = tuple[int, int]
+_View = tuple[int, int, int, bool]
+
+def counters() -> list[tuple[str, str, str, int]]: ...
+def counters_prometheus() -> str: ...
+def read_view(array: object) -> _View: ...
+def write_view(array: object) -> _View: ...
+def sweep_orphans() -> None: ...
+
+class DirectoryStore:
+    def __init__(self, path: str) -> None: ...
+    def set(self, key: str, value: bytes) -> None: ...
+    def set_if_absent(self, key: str, value: bytes) -> bool: ...
+    def get(self, key: str, timeout_s: float) -> bytes: ...
+
+class Work:
+    def done(self) -> bool: ...
+    def wait(self, timeout_s: float = 0.0) -> None: ...
+    def error(self) -> Exception | None: ...
+    @property
+    def source(self) -> int: ...
+
+class Executor:
+    @staticmethod
+    def named(name: str) -> Executor: ...
+    def post(self, callable: Callable[[], object]) -> None: ...
+    def post_when_done(self, works: list[Work], callable: Callable[[], object]) -> None: ...
+    def stop(self) -> None: ...
+    @property
+    def is_current_thread(self) -> bool: ...
+
+class Communicator:
+    """Addresses and byte counts in, Work out. The last argument is kept alive until the end."""
+
+    def __init__(self, store: object, options: dict[str, Any]) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    def peers(self) -> list[dict[str, Any]]: ...
+    def make_group(self, members: list[int], key: str) -> int: ...
+    def shrink(self, timeout_s: float) -> list[int]: ...
+    def shutdown(self, timeout_s: float) -> None: ...
+    def abort(self, reason: str) -> None: ...
+    def all_reduce(
+        self,
+        source: int,
+        target: int,
+        nbytes: int,
+        dtype: int,
+        op: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def reduce(
+        self,
+        source: int,
+        target: int,
+        nbytes: int,
+        dtype: int,
+        op: int,
+        root: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def reduce_scatter(
+        self,
+        sources: list[_Part],
+        target: int,
+        nbytes: int,
+        dtype: int,
+        op: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def reduce_scatter_equal(
+        self,
+        source: int,
+        target: int,
+        part_nbytes: int,
+        parts: int,
+        dtype: int,
+        op: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def all_gather(
+        self,
+        source: int,
+        nbytes: int,
+        targets: list[_Part],
+        dtype: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def all_gather_equal(
+        self,
+        source: int,
+        target: int,
+        part_nbytes: int,
+        parts: int,
+        dtype: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def broadcast(
+        self,
+        data: int,
+        nbytes: int,
+        dtype: int,
+        root: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def gather(
+        self,
+        source: int,
+        nbytes: int,
+        targets: list[_Part],
+        dtype: int,
+        root: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def scatter(
+        self,
+        sources: list[_Part],
+        target: int,
+        nbytes: int,
+        dtype: int,
+        root: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def all_to_all(
+        self,
+        sources: list[_Part],
+        targets: list[_Part],
+        dtype: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def send(
+        self,
+        data: int,
+        nbytes: int,
+        dtype: int,
+        peer: int,
+        tag: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def recv(
+        self,
+        data: int,
+        nbytes: int,
+        dtype: int,
+        peer: int,
+        tag: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
+    def barrier(self, group: int, timeout_s: float, /) -> Work: ...
