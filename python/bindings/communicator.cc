@@ -112,6 +112,8 @@ class PythonCommunicator {
 
   [[nodiscard]] Communicator& get() const { return *communicator_; }
 
+  void renumber() { rank_ = communicator_->rank(); }
+
   PythonWork wrap(Work work, nb::object keep) const {
     sweep_orphans();
     return {std::move(work), rank_, std::move(keep)};
@@ -159,8 +161,10 @@ void bind_life(Class& cls) {
       nb::arg("members"), nb::arg("key"));
   cls.def(
       "shrink",
-      [](const PythonCommunicator& self, double timeout_s) {
-        return self.unwrap(without_gil([&] { return self.get().shrink(from_seconds(timeout_s)); }));
+      [](PythonCommunicator& self, double timeout_s) {
+        auto survivors = self.unwrap(without_gil([&] { return self.get().shrink(from_seconds(timeout_s)); }));
+        self.renumber();
+        return survivors;
       },
       nb::arg("timeout_s"));
   cls.def(

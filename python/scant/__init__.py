@@ -25,7 +25,7 @@ from scant.errors import (
 if TYPE_CHECKING:
     from scant.codes import DType, ReduceOp
     from scant.communicator import Communicator, Group, Work
-    from scant.counters import counters, counters_prometheus
+    from scant.metrics import counters, counters_prometheus
     from scant.store import DirectoryStore
 
 __version__ = "0.1.0"
@@ -60,8 +60,8 @@ _LAZY = {
     "Group": "scant.communicator",
     "ReduceOp": "scant.codes",
     "Work": "scant.communicator",
-    "counters": "scant.counters",
-    "counters_prometheus": "scant.counters",
+    "counters": "scant.metrics",
+    "counters_prometheus": "scant.metrics",
 }
 
 

@@ -4,6 +4,7 @@ Every exception carries the code, the rank that reports it, the rank to blame wh
 the operating system's errno when that is the cause. ``docs/errors.md`` explains each code.
 """
 
+# ruff: noqa: N818 - the names are the error codes of docs/errors.md.
 from __future__ import annotations
 
 __all__ = [
