@@ -1,0 +1,61 @@
+"""The ``torch.distributed`` backend. Importing this module registers the name ``"scant"``.
+
+With Scant installed, torch imports it by itself (entry point ``torch.backends``), so an ordinary
+script changes one word::
+
+    dist.init_process_group("scant")
+
+Those who keep gloo or NCCL for everything else give only the gradients to Scant::
+
+    group = dist.new_group(backend="scant")
+    model.register_comm_hook(group, scant.torch.ddp_hook)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from scant.torch.hook import ddp_hook
+    from scant.torch.options import Options
+    from scant.torch.process_group import ProcessGroup
+
+__all__ = ["Options", "ProcessGroup", "autoload", "ddp_hook"]
+
+_LAZY = {
+    "Options": "scant.torch.options",
+    "ProcessGroup": "scant.torch.process_group",
+    "ddp_hook": "scant.torch.hook",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'scant.torch' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def autoload() -> None:
+    """What torch calls at its own import. The registration below has happened by then."""
+
+
+def _create(backend_options: Any, options: Any) -> Any:
+    from scant.torch.process_group import create
+
+    return create(backend_options, options)
+
+
+def _register() -> None:
+    # A torch without distributed support has no Backend class; it can still use the rest of Scant.
+    if dist.is_available() and not hasattr(dist.Backend, "SCANT"):
+        dist.Backend.register_backend("scant", _create, extended_api=True, devices=["cpu", "cuda"])
+
+
+_register()

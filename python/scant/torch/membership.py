@@ -1,0 +1,94 @@
+"""Opens the communicator of a process group, or a group of one that its members already share.
+
+The members meet in the store that torch gives each group. Every member but rank 0 publishes which
+communicators it has; rank 0 picks one that all share and publishes the decision.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+from scant import environment, rendezvous
+from scant.communicator import Communicator
+from scant.store import Store
+
+__all__ = ["Base", "open_group"]
+
+WORLD_GROUP = 0
+
+
+class Base:
+    """A communicator and how many process groups of this process use it."""
+
+    open: dict[str, Base] = {}  # noqa: RUF012 - the registry of this process, by uid
+
+    def __init__(self, communicator: Communicator, uid: str) -> None:
+        self.communicator = communicator
+        self.uid = uid
+        self._users = 1
+        Base.open[uid] = self
+
+    def acquire(self) -> Base:
+        """One more process group uses it."""
+        self._users += 1
+        return self
+
+    def release(self, timeout: float) -> None:
+        """One process group less; the last one shuts the communicator down."""
+        self._users -= 1
+        if self._users == 0:
+            Base.open.pop(self.uid, None)
+            self.communicator.shutdown(timeout)
+
+    def abort(self, reason: str) -> None:
+        """End everything on it at once, for all its process groups."""
+        Base.open.pop(self.uid, None)
+        self.communicator.abort(reason)
+
+
+def open_group(
+    store: Any, rank: int, size: int, timeout_s: float, is_default: bool, options: dict[str, Any]
+) -> tuple[Base, int]:
+    """(communicator, group id) for a process group of this rank and size."""
+    fresh = rendezvous.fresh(store, size)
+    if not is_default:
+        decision = _agree(fresh, rank, size, timeout_s)
+        base = Base.open.get(decision["uid"])
+        if base is not None:
+            native = base.communicator._native()
+            return base.acquire(), native.make_group(decision["members"], decision["key"])
+    if rank == 0:
+        uid = uuid.uuid4().hex
+        fresh.set("uid", uid.encode())
+    else:
+        uid = fresh.get("uid", timeout_s).decode()
+    communicator = Communicator(
+        fresh,
+        rank,
+        size,
+        connect_timeout=timeout_s,
+        operation_timeout=timeout_s,
+        **{**environment.options(), **options},
+    )
+    return Base(communicator, uid), WORLD_GROUP
+
+
+def _agree(store: Store, rank: int, size: int, timeout_s: float) -> dict[str, Any]:
+    mine = {uid: base.communicator.rank for uid, base in Base.open.items()}
+    if rank != 0:
+        store.set(f"member/{rank}", json.dumps(mine).encode())
+        decision: dict[str, Any] = json.loads(store.get("decision", timeout_s))
+        return decision
+    all_ranks = [mine]
+    for member in range(1, size):
+        all_ranks.append(json.loads(store.get(f"member/{member}", timeout_s)))
+    shared = next((uid for uid in mine if all(uid in have for have in all_ranks)), None)
+    decision = {
+        "uid": shared,
+        "key": uuid.uuid4().hex,
+        "members": [have[shared] for have in all_ranks] if shared is not None else [],
+    }
+    store.set("decision", json.dumps(decision).encode())
+    return decision
