@@ -17,12 +17,16 @@
 namespace scant::sync {
 
 struct EngineOptions {
-  Rank rank = 0;                 // world rank in this epoch
+  Rank rank = 0;                 // world rank, equal to the transport's; later epochs renumber
   int size = 1;
   uint32_t epoch = 1;
   Duration operation_timeout = std::chrono::minutes(30);
   uint64_t segment_bytes = 256 * 1024;
-  uint64_t eager_window_bytes = 4 << 20;  // unexpected bytes a peer may have outstanding here
+  uint64_t eager_bytes = 256 * 1024;      // of one operation and pair that may go before `ready`
+  uint32_t eager_window_bytes = 4 << 20;  // unexpected bytes a peer may have outstanding here
+  Duration probe_after = std::chrono::milliseconds(100);  // then ask the peers that are still awaited
+  uint32_t agree_first = 16;   // collective of each group that agrees on cost parameters; 0: never
+  uint32_t agree_every = 128;  // and again after so many
 };
 
 struct OutFrame {
@@ -60,13 +64,23 @@ class Engine final : public net::TransportSink {
   using ShrinkDone = std::function<void(Result<std::vector<Rank>> survivors)>;
   void begin_shrink(Time now, Time deadline, ShrinkDone done);
 
+  // Stations that the last shrink left behind, for Transport::forget; empty afterwards.
+  [[nodiscard]] std::vector<Rank> take_forgotten();
+
   // Ends every pending operation with this error.
   void fail_all(const Error& error);
+  // The transport is closed and touches no memory any more: what still drains ends now.
+  void on_transport_closed(const Error& error);
   [[nodiscard]] size_t operations_in_flight() const;
   [[nodiscard]] uint32_t epoch() const;
+  [[nodiscard]] Rank rank() const;  // in this epoch
+  [[nodiscard]] int size() const;
+  [[nodiscard]] size_t buffers_out() const;  // pooled buffers that someone holds
+  [[nodiscard]] size_t early_operations() const;  // heard of, not begun here
+
+  struct Impl;  // engine_impl.h
 
  private:
-  struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
