@@ -3,11 +3,14 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "errors.h"
+#include "executor.h"
 #include "gil.h"
 #include "store.h"
 #include "work.h"
@@ -51,11 +54,11 @@ struct How {
   CallOptions options;
 };
 
-How how(int dtype, GroupId group, double timeout_s) {
+DType dtype_from(int dtype) {
   if (dtype < 0 || dtype >= kDTypeCount) {
     raise({.code = ErrorCode::invalid_argument, .message = "dtype: no such code"}, kNoRank);
   }
-  return {static_cast<DType>(dtype), {.group = group, .timeout = from_seconds(timeout_s)}};
+  return static_cast<DType>(dtype);
 }
 
 ReduceOp reduce_op(int op) {
@@ -101,6 +104,7 @@ class PythonCommunicator {
     rank_ = options.rank;
     if (!created) raise(created.error(), rank_);
     communicator_ = std::move(created).value();
+    add_callback_groups();
   }
   PythonCommunicator(const PythonCommunicator&) = delete;
   PythonCommunicator& operator=(const PythonCommunicator&) = delete;
@@ -112,7 +116,35 @@ class PythonCommunicator {
 
   [[nodiscard]] Communicator& get() const { return *communicator_; }
 
-  void renumber() { rank_ = communicator_->rank(); }
+  // Operations submitted by callbacks of futures go to a twin of the group (see Executor::in_callback).
+  [[nodiscard]] CallOptions options(GroupId group, double timeout_s) const {
+    if (Executor::in_callback()) {
+      const auto twin = callback_groups_.find(group);
+      if (twin != callback_groups_.end()) group = twin->second;
+    }
+    return {.group = group, .timeout = from_seconds(timeout_s)};
+  }
+  [[nodiscard]] How how(int dtype, GroupId group, double timeout_s) const {
+    return {dtype_from(dtype), options(group, timeout_s)};
+  }
+
+  // Pairs match by tag, whoever submits them.
+  [[nodiscard]] static How pair_how(int dtype, GroupId group, double timeout_s) {
+    return {dtype_from(dtype), {.group = group, .timeout = from_seconds(timeout_s)}};
+  }
+
+  GroupId make_group(const std::vector<Rank>& members, const std::string& key) {
+    const GroupId group = unwrap(communicator_->make_group(members, key));
+    callback_groups_[group] = unwrap(communicator_->make_group(members, key + "/callbacks"));
+    return group;
+  }
+
+  // A new epoch has new ranks and no groups but the world.
+  void renumber() {
+    rank_ = communicator_->rank();
+    callback_groups_.clear();
+    add_callback_groups();
+  }
 
   PythonWork wrap(Work work, nb::object keep) const {
     sweep_orphans();
@@ -126,7 +158,14 @@ class PythonCommunicator {
   }
 
  private:
+  void add_callback_groups() {
+    std::vector<Rank> everyone(static_cast<size_t>(communicator_->size()));
+    std::iota(everyone.begin(), everyone.end(), 0);
+    callback_groups_[kWorldGroup] = unwrap(communicator_->make_group(everyone, "callbacks"));
+  }
+
   std::unique_ptr<Communicator> communicator_;
+  std::map<GroupId, GroupId> callback_groups_;
   Rank rank_ = kNoRank;
 };
 
@@ -155,9 +194,7 @@ void bind_life(Class& cls) {
   cls.def("peers", &peer_list);
   cls.def(
       "make_group",
-      [](const PythonCommunicator& self, const std::vector<Rank>& members, const std::string& key) {
-        return self.unwrap(without_gil([&] { return self.get().make_group(members, key); }));
-      },
+      &PythonCommunicator::make_group,
       nb::arg("members"), nb::arg("key"));
   cls.def(
       "shrink",
@@ -187,19 +224,19 @@ void bind_life(Class& cls) {
 void bind_reductions(Class& cls) {
   cls.def("all_reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
                            GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().all_reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), options),
                      std::move(keep));
   });
   cls.def("reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
                        Rank root, GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), root, options),
                      std::move(keep));
   });
   cls.def("reduce_scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,
                                int dtype, int op, GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(
         self.get().reduce_scatter(part_list<Bytes>(in), output(out, bytes), type, reduce_op(op), options),
         std::move(keep));
@@ -207,7 +244,7 @@ void bind_reductions(Class& cls) {
   cls.def("reduce_scatter_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
                                      size_t parts, int dtype, int op, GroupId group, double timeout_s,
                                      nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().reduce_scatter(equal_parts<Bytes>(in, part_bytes, parts), output(out, part_bytes),
                                                type, reduce_op(op), options),
                      std::move(keep));
@@ -217,37 +254,37 @@ void bind_reductions(Class& cls) {
 void bind_moves(Class& cls) {
   cls.def("all_gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out, int dtype,
                            GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().all_gather(input(in, bytes), part_list<MutableBytes>(out), type, options),
                      std::move(keep));
   });
   cls.def("all_gather_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
                                  size_t parts, int dtype, GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().all_gather(input(in, part_bytes), equal_parts<MutableBytes>(out, part_bytes, parts),
                                            type, options),
                      std::move(keep));
   });
   cls.def("broadcast", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank root,
                           GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().broadcast(output(data, bytes), type, root, options), std::move(keep));
   });
   cls.def("gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out, int dtype,
                        Rank root, GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().gather(input(in, bytes), part_list<MutableBytes>(out), type, root, options),
                      std::move(keep));
   });
   cls.def("scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes, int dtype,
                         Rank root, GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().scatter(part_list<Bytes>(in), output(out, bytes), type, root, options),
                      std::move(keep));
   });
   cls.def("all_to_all", [](const PythonCommunicator& self, const nb::list& in, const nb::list& out, int dtype,
                            GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().all_to_all(part_list<Bytes>(in), part_list<MutableBytes>(out), type, options),
                      std::move(keep));
   });
@@ -256,16 +293,16 @@ void bind_moves(Class& cls) {
 void bind_pairs(Class& cls) {
   cls.def("send", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank peer, uint32_t tag,
                      GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.pair_how(dtype, group, timeout_s);
     return self.wrap(self.get().send(input(data, bytes), type, peer, tag, options), std::move(keep));
   });
   cls.def("recv", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank peer, uint32_t tag,
                      GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = how(dtype, group, timeout_s);
+    const auto [type, options] = self.pair_how(dtype, group, timeout_s);
     return self.wrap(self.get().recv(output(data, bytes), type, peer, tag, options), std::move(keep));
   });
   cls.def("barrier", [](const PythonCommunicator& self, GroupId group, double timeout_s) {
-    return self.wrap(self.get().barrier({.group = group, .timeout = from_seconds(timeout_s)}), nb::none());
+    return self.wrap(self.get().barrier(self.options(group, timeout_s)), nb::none());
   });
 }
 

@@ -10,6 +10,13 @@
 #include "errors.h"
 
 namespace scant::python {
+namespace {
+
+thread_local bool t_in_callback = false;
+
+}  // namespace
+
+bool Executor::in_callback() { return t_in_callback; }
 
 Executor& Executor::named(const std::string& name) {
   static auto* const executors = new std::map<std::pair<pid_t, std::string>, Executor*>;  // guarded by the GIL
@@ -40,14 +47,18 @@ void Executor::on_work_done(void* context) {
 
 void Executor::post(nb::callable callable) {
   start_once();
-  push(new Task{.executor = this, .callable = callable.release().ptr(), .waiting = 0});
+  push(new Task{.executor = this, .callable = callable.release().ptr(), .chain = 0, .callback = false, .waiting = 0});
 }
 
-void Executor::post_when_done(const std::vector<const PythonWork*>& works, nb::callable callable) {
+void Executor::post_when_done(const std::vector<const PythonWork*>& works, uint64_t chain, nb::callable callable) {
   start_once();
   // One more than the operations: nothing runs before all callbacks are set.
-  auto* const task =
-      new Task{.executor = this, .callable = callable.release().ptr(), .waiting = works.size() + 1};
+  auto* const task = new Task{.executor = this,
+                              .callable = callable.release().ptr(),
+                              .chain = chain,
+                              .callback = true,
+                              .waiting = works.size() + 1};
+  if (chain != 0) chains_[chain].push_back(task);
   for (const PythonWork* work : works) work->work().on_done(&on_work_done, task);
   on_work_done(task);
 }
@@ -55,10 +66,33 @@ void Executor::post_when_done(const std::vector<const PythonWork*>& works, nb::c
 void Executor::run_task(Task* task) {
   const std::unique_ptr<Task> owned(task);
   const nb::callable callable = nb::steal<nb::callable>(task->callable);
+  t_in_callback = task->callback;
   try {
     callable();
   } catch (nb::python_error& exception) {
     exception.discard_as_unraisable(callable);
+  }
+  t_in_callback = false;
+}
+
+void Executor::run_ready(Task* task) {
+  if (task->chain == 0) {
+    run_task(task);
+    return;
+  }
+  task->ready = true;
+  // A callable may let go of the GIL and tasks may be added behind meanwhile, so the chain is looked up each time.
+  const uint64_t chain = task->chain;
+  for (auto found = chains_.find(chain); found != chains_.end(); found = chains_.find(chain)) {
+    std::deque<Task*>& queue = found->second;
+    if (queue.empty()) {
+      chains_.erase(found);
+      return;
+    }
+    Task* const oldest = queue.front();
+    if (!oldest->ready) return;
+    queue.pop_front();
+    run_task(oldest);
   }
 }
 
@@ -81,7 +115,7 @@ void Executor::run() {
         delete task;
         open = false;
       } else {
-        run_task(task);
+        run_ready(task);
       }
     }
   }
@@ -90,7 +124,7 @@ void Executor::run() {
 void Executor::stop() {
   stopped_ = true;
   if (!thread_.running()) return;
-  push(new Task{.executor = this, .callable = nullptr, .waiting = 0});
+  push(new Task{.executor = this, .callable = nullptr, .chain = 0, .callback = false, .waiting = 0});
   const nb::gil_scoped_release release;
   thread_.join();
 }
@@ -101,14 +135,14 @@ void bind_executor(nb::module_& module) {
       .def("post", &Executor::post, nb::arg("callable"))
       .def(
           "post_when_done",
-          [](Executor& self, const nb::list& works, nb::callable callable) {
+          [](Executor& self, const nb::list& works, uint64_t chain, nb::callable callable) {
             std::vector<const PythonWork*> pointers;
             for (nb::handle work : works) pointers.push_back(&nb::cast<const PythonWork&>(work));
-            self.post_when_done(pointers, std::move(callable));
+            self.post_when_done(pointers, chain, std::move(callable));
           },
-          nb::arg("works"), nb::arg("callable"))
+          nb::arg("works"), nb::arg("chain"), nb::arg("callable"))
       .def("stop", &Executor::stop)
-      .def_prop_ro("is_current_thread", &Executor::is_current_thread);
+      .def_static("in_callback", &Executor::in_callback);
 }
 
 }  // namespace scant::python

@@ -8,8 +8,10 @@
 #include <nanobind/nanobind.h>
 
 #include <atomic>
+#include <cstdint>
+#include <deque>
+#include <map>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/thread.h"
@@ -27,11 +29,14 @@ class Executor {
 
   // Runs `callable()` on the executor's thread; an exception goes to sys.unraisablehook.
   void post(nb::callable callable);
-  // The same once all these operations are done, however they end.
-  void post_when_done(const std::vector<const PythonWork*>& works, nb::callable callable);
+  // The same once all these operations are done, however they end. Callables of one chain run in the order in which they
+  // were posted: what they submit in turn is then submitted in one order on all ranks. Chain 0 has no order.
+  void post_when_done(const std::vector<const PythonWork*>& works, uint64_t chain, nb::callable callable);
+  // True on a thread that runs a callable of post_when_done. Operations that such a callable submits get sequence numbers
+  // of their own, because the program's threads go on submitting meanwhile.
+  [[nodiscard]] static bool in_callback();
   // Runs what is ready, then joins. Idempotent. Not from the executor's own thread.
   void stop();
-  [[nodiscard]] bool is_current_thread() const { return thread_.id() == std::this_thread::get_id(); }
 
  private:
   explicit Executor(std::string name) : name_(std::move(name)) {}
@@ -40,7 +45,10 @@ class Executor {
   struct Task {
     Executor* executor;
     PyObject* callable;            // a reference; null: the end of the thread
+    uint64_t chain;
+    bool callback;                 // from post_when_done
     std::atomic<size_t> waiting;   // operations not done yet; whoever takes it to zero pushes the task
+    bool ready = false;            // all operations done; used by the executor's thread only
     Task* next = nullptr;
   };
 
@@ -48,12 +56,14 @@ class Executor {
   void start_once();
   void push(Task* task);
   void run();
+  void run_ready(Task* task);
   static void run_task(Task* task);
 
   std::string name_;
   std::atomic<Task*> head_{nullptr};  // a stack, newest first; push releases, take-all acquires
   base::Thread thread_;
-  bool stopped_ = false;  // guarded by the GIL
+  bool stopped_ = false;                          // guarded by the GIL
+  std::map<uint64_t, std::deque<Task*>> chains_;  // guarded by the GIL: posted and not yet run, oldest first
 };
 
 void bind_executor(nb::module_& module);

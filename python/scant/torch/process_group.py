@@ -7,6 +7,7 @@ because torch has many names for few operations.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,9 @@ Launch = Callable[[Tensors, Tensors, Tensors], Sequence[_scant.Work]]
 
 _TorchOptions: Any = _Backend.Options
 _ZERO = timedelta()
+# Futures of sends and receives have no order among themselves.
+_UNORDERED = 0
+_chains = itertools.count(_UNORDERED + 1)
 # Tensors up to this many bytes are worth a copy into one message instead of a message each.
 _FUSE_BYTES = 256 * 1024
 _EXIT_FLUSH_S = 5.0
@@ -80,6 +84,7 @@ class ProcessGroup(_TorchGroup):
         self._desc = "undefined"
         self._staged = 0  # calls in the staging thread; later calls must queue behind them
         self._coalescing: list[ScantWork] | None = None
+        self._chain = next(_chains)  # the order of this group's callbacks
 
     # -- what torch asks of a group -------------------------------------------------------------
 
@@ -167,7 +172,7 @@ class ProcessGroup(_TorchGroup):
         finish: Callable[[], None] | None = None,
     ) -> ScantWork:
         """The Work of a call on CPU tensors."""
-        return self._noted(ScantWork(works, result, finish))
+        return self._noted(ScantWork(works, result, finish, self._chain))
 
     def _noted(self, work: ScantWork) -> ScantWork:
         if self._coalescing is not None:
@@ -189,13 +194,15 @@ class ProcessGroup(_TorchGroup):
         both: Tensors = (),
         reads: Tensors = (),
         writes: Tensors = (),
+        chain: int | None = None,
     ) -> ScantWork:
+        chain = self._chain if chain is None else chain
         device = common_device((*both, *reads, *writes))
         both = [dense(tensor) for tensor in both]
         reads = [dense(tensor) for tensor in reads]
         writes = [dense(tensor) for tensor in writes]
         if device.type == "cpu":
-            return self._run_cpu(launch, result, both, reads, writes)
+            return self._run_cpu(launch, result, both, reads, writes, chain)
         side = staging.side_stream(device)
         hosts, copied = staging.copy_from_device((*both, *reads), device, side)
         host_both, host_reads = hosts[: len(both)], hosts[len(both) :]
@@ -213,10 +220,17 @@ class ProcessGroup(_TorchGroup):
             lambda: launch(host_both, host_reads, host_writes),
             result,
             copy_back,
+            chain,
         )
 
     def _run_cpu(
-        self, launch: Launch, result: list[Any], both: Tensors, reads: Tensors, writes: Tensors
+        self,
+        launch: Launch,
+        result: list[Any],
+        both: Tensors,
+        reads: Tensors,
+        writes: Tensors,
+        chain: int,
     ) -> ScantWork:
         own_both = [
             t if is_plain(t) else t.clone(memory_format=torch.contiguous_format) for t in both
@@ -246,9 +260,10 @@ class ProcessGroup(_TorchGroup):
                 lambda: launch(own_both, own_reads, own_writes),
                 result,
                 copy_back,
+                chain,
             )
         works = launch(own_both, own_reads, own_writes)
-        return self.work(works, result, copy_back if copies else None)
+        return self._noted(ScantWork(works, result, copy_back if copies else None, chain))
 
     def _stage(
         self,
@@ -258,13 +273,16 @@ class ProcessGroup(_TorchGroup):
         launch: Callable[[], Sequence[_scant.Work]],
         result: list[Any],
         copy_back: Callable[[], None],
+        chain: int,
     ) -> ScantWork:
         self._staged += 1
 
         def submitted() -> None:
             self._staged -= 1
 
-        return self._noted(StagedWork(device, side, copied, launch, result, copy_back, submitted))
+        return self._noted(
+            StagedWork(device, side, copied, launch, result, copy_back, submitted, chain)
+        )
 
     def _only(self, tensors: Any, name: str) -> Tensor:
         if isinstance(tensors, Tensor):
@@ -330,6 +348,8 @@ class ProcessGroup(_TorchGroup):
                             ),
                         ),
                         [tensor],
+                        None,
+                        self._chain,
                     )
                     return work if self._coalescing is None else self._noted(work)
         return self._allreduce_any(tensors, opts, timeout)
@@ -380,7 +400,7 @@ class ProcessGroup(_TorchGroup):
                 for tensor, piece in zip(tensors, pieces, strict=True):
                     tensor.copy_(piece.view(tensor.shape))
 
-        return self._noted(GroupedWork([inner], list(tensors), spread))
+        return self._noted(GroupedWork([inner], list(tensors), spread, self._chain))
 
     @not_compiled
     def reduce(self, tensors: Any, opts: Any) -> ScantWork:
@@ -673,7 +693,7 @@ class ProcessGroup(_TorchGroup):
             t = reads[0]
             return [native.send(t.data_ptr(), t.nbytes, movable(t), dst, tag, gid, timeout_s, t)]
 
-        return self._run(launch, [tensor], reads=[tensor])
+        return self._run(launch, [tensor], reads=[tensor], chain=_UNORDERED)
 
     @not_compiled
     def recv(self, tensors: Any, src: int, tag: int = 0) -> ScantWork:
@@ -684,7 +704,7 @@ class ProcessGroup(_TorchGroup):
             t = writes[0]
             return [native.recv(t.data_ptr(), t.nbytes, movable(t), src, tag, gid, timeout_s, t)]
 
-        return self._run(launch, [tensor], writes=[tensor])
+        return self._run(launch, [tensor], writes=[tensor], chain=_UNORDERED)
 
     @not_compiled
     def recv_anysource(self, tensors: Any, tag: int = 0) -> ScantWork:
@@ -705,7 +725,7 @@ class ProcessGroup(_TorchGroup):
     # -- several calls as one -------------------------------------------------------------------
 
     def _together(self, works: list[ScantWork], result: list[Any]) -> ScantWork:
-        return self._noted(GroupedWork(works, result))
+        return self._noted(GroupedWork(works, result, None, self._chain))
 
     def _start_coalescing(self, device: torch.device) -> None:
         if self._coalescing is not None:

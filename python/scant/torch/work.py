@@ -6,10 +6,16 @@ crashes the process inside DDP; an exception raised by a ``then`` callback arriv
 RuntimeError; nothing but ``wait`` and ``get_future`` of a Python Work is visible to C++. So the
 completion thread only ever sets the result of a base Future, and the Future that callers see is
 ``base.then(...)``, which raises the operation's error.
+
+Callbacks may submit operations and wait for them (the PowerSGD hook does). So that all ranks submit
+them in one order, the callbacks of a group run in the order in which the futures were asked for, on
+the completion thread even when the operation is done already; on that thread itself a Future is
+completed before it is returned.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,11 +43,13 @@ class ScantWork(dist.Work):
         works: Sequence[_scant.Work],
         result: list[Any],
         finish: Callable[[], None] | None = None,
+        chain: int = 0,
     ) -> None:
         dist.Work.__init__(self)
         self._works = works
         self._result = result
         self._finish = finish
+        self._chain = chain
         self._future: Future[Any] | None = None
         if finish is not None:
             self._finish_lock = threading.Lock()
@@ -80,7 +88,9 @@ class ScantWork(dist.Work):
         if self._future is None:
             base = self._new_future()
             self._future = base.then(self._complete)
-            if self.is_completed():
+            if _scant.Executor.in_callback():
+                with contextlib.suppress(Exception):
+                    self.wait()  # the error is raised again by _complete
                 base.set_result(None)
             else:
                 self._call_when_done(lambda: base.set_result(None))
@@ -90,7 +100,7 @@ class ScantWork(dist.Work):
         return Future()
 
     def _call_when_done(self, callback: Callable[[], object]) -> None:
-        lifetime.completion().post_when_done(list(self._works), callback)
+        lifetime.completion().post_when_done(list(self._works), self._chain, callback)
 
     def _complete(self, _: Future[Any]) -> list[Any]:
         self.wait()
@@ -140,8 +150,9 @@ class GroupedWork(ScantWork):
         calls: Sequence[ScantWork],
         result: list[Any],
         finish: Callable[[], None] | None = None,
+        chain: int = 0,
     ) -> None:
-        super().__init__((), result, finish)
+        super().__init__((), result, finish, chain)
         self._calls = calls
 
     @not_compiled
@@ -195,8 +206,9 @@ class StagedWork(ScantWork):
         result: list[Any],
         copy_back: Callable[[], None],
         submitted: Callable[[], None],
+        chain: int,
     ) -> None:
-        super().__init__((), result, self._enqueue_copies_back)
+        super().__init__((), result, self._enqueue_copies_back, chain)
         self._device = device
         self._side = side
         self._copied = copied
@@ -206,7 +218,10 @@ class StagedWork(ScantWork):
         self._is_submitted = threading.Event()
         self._launch_error: BaseException | None = None
         self._back: torch.cuda.Event | None = None
-        lifetime.staging().post(self._submit)
+        if _scant.Executor.in_callback():
+            self._submit()  # callbacks have an order of their own
+        else:
+            lifetime.staging().post(self._submit)
 
     def _submit(self) -> None:
         try:

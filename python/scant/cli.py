@@ -1,0 +1,103 @@
+"""The command ``scant``. Each subcommand imports only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+import scant
+
+__all__ = ["main"]
+
+# name -> (module with main(argv) -> int, one line of help)
+_FORWARDED = {
+    "lab": ("scant.lab.cli", "run a command as ranks on hosts with shaped links"),
+    "report": ("scant.report.cli", "turn recorded runs into a self-contained HTML page"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scant", description="Collectives and training where the network is scarce."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, text) in _FORWARDED.items():
+        commands.add_parser(name, help=text, add_help=False)
+    commands.add_parser("env", help="what Scant finds on this machine")
+    commands.add_parser("version", help="version and commit")
+    commands.add_parser("help", help="this text")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in _FORWARDED:
+        # The subcommand parses its own line: what follows may be a program with options.
+        module = importlib.import_module(_FORWARDED[arguments[0]][0])
+        return int(module.main(arguments[1:]) or 0)
+    if arguments and arguments[0] in ("-V", "--version"):
+        arguments = ["version"]
+    parser = _parser()
+    command = parser.parse_args(arguments or ["help"]).command
+    if command == "help":
+        parser.print_help()
+    else:
+        lines = _version() if command == "version" else _env()
+        print("\n".join(lines))
+    return 0
+
+
+def _version() -> list[str]:
+    try:
+        from scant import _scant
+
+        commit = _scant.commit
+    except ImportError as error:
+        commit = f"extension not built: {error}"
+    return [f"scant {scant.__version__} ({commit})"]
+
+
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _env() -> list[str]:
+    from scant import environment
+
+    lines = _version()
+    lines.append(f"python {platform.python_version()} on {platform.platform()}")
+    lines.append(f"cpus {len(os.sched_getaffinity(0))} of {os.cpu_count()}")
+    lines += [f"{name} {_installed(name)}" for name in ("numpy", "torch")]
+    lines.append(f"torch backend 'scant': {_backend()}")
+    try:
+        rank, size = environment.rank_and_size()
+        lines.append(f"launcher: rank {rank} of {size}")
+    except scant.InvalidArgument as error:
+        lines.append(f"launcher: none ({error})")
+    found = environment.options()
+    lines += [f"option {name} = {value}" for name, value in sorted(found.items())]
+    return lines
+
+
+def _backend() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    try:
+        importlib.import_module("scant.torch")
+        return "registered"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

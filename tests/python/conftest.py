@@ -1,0 +1,179 @@
+"""Runs worker programs as ranks: one launch per worker file and world size, one test per case.
+
+A worker file (workers/*.py) has functions ``case_*``; every rank runs all of them in order and
+writes one line per case. A launch has a deadline; what is left then is killed and its cases fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+WORKERS = HERE / "workers"
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Launch:
+    """What the ranks of one launch did."""
+
+    returncodes: list[int | None] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    timed_out: bool = False
+    seconds: float = 0.0
+
+    def case_results(self, rank: int) -> dict[str, str]:
+        """Case name to "ok", "skip: why" or the traceback."""
+        results: dict[str, str] = {}
+        for line in self.outputs[rank].splitlines():
+            if line.startswith("@case "):
+                record = json.loads(line[len("@case ") :])
+                results[record["name"]] = record["outcome"]
+        return results
+
+    def text(self) -> str:
+        """All that the ranks printed."""
+        parts = []
+        for rank, output in enumerate(self.outputs):
+            parts.append(f"--- rank {rank}, exit {self.returncodes[rank]} ---\n{output[-6000:]}")
+        if self.timed_out:
+            parts.append("--- killed at the deadline ---")
+        return "\n".join(parts)
+
+
+def rank_environment(rank: int, size: int, port: int, store: str) -> dict[str, str]:
+    """The environment of one rank, as torchrun would set it."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "SCANT_STORE": store,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(WORKERS), str(HERE), os.environ.get("PYTHONPATH")])
+        ),
+    }
+
+
+def launch_ranks(
+    arguments: Sequence[str],
+    size: int,
+    timeout_s: float,
+    env: dict[str, str] | None = None,
+    during: Callable[[list[subprocess.Popen[str]]], Any] | None = None,
+) -> Launch:
+    """Run ``python *arguments`` as ranks, wait for all, kill what is left at the deadline.
+
+    ``during`` is called once all are started; tests that kill a rank do it there.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="scant-test-") as directory:
+        store = str(Path(directory) / "store")
+        files = [(Path(directory) / f"rank{rank}.log").open("w+") for rank in range(size)]
+        begin = time.monotonic()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**rank_environment(rank, size, port, store), **(env or {})},
+                stdout=files[rank],
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            for rank in range(size)
+        ]
+        result = Launch()
+        try:
+            if during is not None:
+                during(processes)
+            for process in processes:
+                left = timeout_s - (time.monotonic() - begin)
+                try:
+                    process.wait(max(left, 0.01))
+                except subprocess.TimeoutExpired:
+                    result.timed_out = True
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    # Python stack traces first: they say where it hung.
+                    process.send_signal(signal.SIGABRT)
+                    try:
+                        process.wait(3)
+                    except subprocess.TimeoutExpired:
+                        os.killpg(process.pid, signal.SIGKILL)
+                        process.wait()
+        result.seconds = time.monotonic() - begin
+        for rank, file in enumerate(files):
+            file.flush()
+            file.seek(0)
+            result.outputs.append(file.read())
+            result.returncodes.append(processes[rank].returncode)
+            file.close()
+        return result
+
+
+def case_names(worker: str) -> list[str]:
+    """The cases of a worker file, without importing it."""
+    text = (WORKERS / worker).read_text()
+    return re.findall(r"^def (case_\w+)\(", text, flags=re.MULTILINE)
+
+
+_launches: dict[tuple[str, int], Launch] = {}
+
+
+def check_case(worker: str, size: int, case: str, timeout_s: float = 240.0) -> None:
+    """Launch the worker unless that was done before, then judge one of its cases."""
+    key = (worker, size)
+    if key not in _launches:
+        _launches[key] = launch_ranks([str(WORKERS / worker)], size, timeout_s)
+    launch = _launches[key]
+    skipped = []
+    for rank in range(size):
+        outcome = launch.case_results(rank).get(case)
+        if outcome is None:
+            pytest.fail(f"{case}: rank {rank} did not finish it\n{launch.text()}", pytrace=False)
+        if outcome.startswith("skip: "):
+            skipped.append(outcome[len("skip: ") :])
+        elif outcome != "ok":
+            pytest.fail(f"{case}: rank {rank}\n{outcome}", pytrace=False)
+    if skipped:
+        pytest.skip(skipped[0])
+
+
+def check_exit(worker: str, size: int) -> None:
+    """All ranks of an earlier launch left with status 0, in time."""
+    launch = _launches[(worker, size)]
+    assert launch.returncodes == [0] * size and not launch.timed_out, launch.text()
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A directory for this test."""
+    yield tmp_path
