@@ -85,6 +85,23 @@ def run_tool(tool: str, lines: Sequence[str], pass_fds: Sequence[int] = ()) -> N
         raise LabError(f"{tool} failed: {detail} (commands: {lines[0]} …)")
 
 
+QUEUE_PROBES = {
+    "tbf": "root tbf rate 1mbit burst 4000 limit 10000",
+    "htb": "root handle 1: htb default 1",
+    "netem": "root netem delay 1ms",
+}
+
+
+def has_queue(kind: str) -> bool:
+    """Whether this kernel makes such a queue; tried on the namespace's own loopback device."""
+    try:
+        run_tool("tc", [f"qdisc add dev lo {QUEUE_PROBES[kind]}"])
+    except LabError:
+        return False
+    run_tool("tc", ["qdisc del dev lo root"])
+    return True
+
+
 def _sysctl(name: str, value: str) -> None:
     """Set a network sysctl of the current namespace if the kernel has it."""
     path = Path("/proc/sys/net") / name

@@ -117,20 +117,20 @@ class _Block:
 
     def __init__(self) -> None:
         count = _BLOCK_SLOTS
-        self._memory = mmap.mmap(-1, count * _SLOT_BYTES)
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = mmap.mmap(-1, count * _SLOT_BYTES, flags=private)
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)  # small frames touch one page of a slot
+        base = _address(self._memory)
         # struct iovec {void *base; size_t length}
-        self._vectors = (ctypes.c_uint64 * (2 * count))()
-        vectors_at = ctypes.addressof(self._vectors)
+        vectors = bytearray(16 * count)
         # struct mmsghdr: name, namelen, iov, iovlen, control, controllen, flags, then msg_len.
-        self._headers = (ctypes.c_uint64 * (8 * count))()
-        self.headers_at = ctypes.addressof(self._headers)
+        headers = bytearray(64 * count)
+        self.headers_at = _address(headers)
         for slot in range(count):
-            self._vectors[2 * slot] = base + slot * _SLOT_BYTES
-            self._headers[8 * slot + 2] = vectors_at + 16 * slot
-            self._headers[8 * slot + 3] = 1
-        self._lengths = memoryview(self._vectors).cast("B").cast("Q")[1::2]
-        self._received = memoryview(self._headers).cast("B").cast("Q")[7::8]
+            struct.pack_into("=QQ", vectors, 16 * slot, base + slot * _SLOT_BYTES, _SLOT_BYTES)
+            struct.pack_into("=QQ", headers, 64 * slot + 16, _address(vectors) + 16 * slot, 1)
+        self._lengths = memoryview(vectors).cast("Q")[1::2]
+        self._received = memoryview(headers).cast("Q")[7::8]
         self._full = memoryview(struct.pack("=Q", _SLOT_BYTES) * count).cast("Q")
         self.filled = 0
         self.unsent = 0  # batches in this block that are still held
@@ -156,8 +156,9 @@ class _DelayLine:
         self._current: _Block | None = None
         self._held: collections.deque[tuple[int, _Block, int, int]] = collections.deque()
         self._last_due = 0
-        self._poll = (ctypes.c_uint64 * 1)()
-        struct.pack_into("=ihh", self._poll, 0, self._in.fileno(), _POLLIN, 0)
+        self._poll = ctypes.create_string_buffer(
+            struct.pack("=ihh", self._in.fileno(), _POLLIN, 0), 8
+        )
         self._timeout = (ctypes.c_int64 * 2)()
 
     def run(self) -> None:
@@ -267,6 +268,10 @@ class _DelayLine:
     def _sleep(self, wait_ns: int) -> None:
         if wait_ns > 0:
             time.sleep(wait_ns / 1e9)
+
+
+def _address(buffer: bytearray | mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def _packet_socket(interface: str, protocol: int) -> socket.socket:
