@@ -27,7 +27,7 @@ from scant.lab.units import (
 HOSTS_MAX = 250  # one /24 of addresses, and a counters message that fits one datagram
 
 _FRAME_BYTES = 1514
-_BURST_SECONDS = 0.0005  # what may pass at once: above the lateness of the kernel's timers
+_BURST_SECONDS = 0.002  # what may pass at once: above the lateness of the kernel's timers
 _QUEUE_SECONDS = 0.02
 _QUEUE_MIN_BYTES = 96_000
 _SUPER_FRAME_MAX_BYTES = 65_536

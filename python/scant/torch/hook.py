@@ -1,6 +1,7 @@
-"""A DDP communication hook for those who keep gloo or NCCL for everything else."""
+"""A DDP communication hook for those who keep gloo or NCCL for everything else.
 
-from __future__ import annotations
+DDP compares the hook's annotations with its own classes, so they must not be postponed to strings.
+"""
 
 from typing import Any
 

@@ -86,11 +86,18 @@ def all_reduce_sparse(
 
     def add_up() -> None:
         total = torch.sparse_coo_tensor(
-            torch.cat(all_indices, dim=1), torch.cat(all_values), tensor.shape
+            torch.cat(all_indices, dim=1),
+            torch.cat(all_values),
+            tensor.shape,
+            check_invariants=True,  # indices come from other processes
         ).coalesce()
         if op == ReduceOp.AVERAGE:
             total = torch.sparse_coo_tensor(
-                total.indices(), total.values() / size, tensor.shape, is_coalesced=True
+                total.indices(),
+                total.values() / size,
+                tensor.shape,
+                is_coalesced=True,
+                check_invariants=False,
             )
         with torch.no_grad():
             tensor.copy_(total.to(tensor.device))
