@@ -8,6 +8,7 @@ because torch has many names for few operations.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,7 @@ class ProcessGroup(_TorchGroup):
         self._name = ""
         self._desc = "undefined"
         self._staged = 0  # calls in the staging thread; later calls must queue behind them
+        self._staged_lock = threading.Lock()
         self._coalescing: list[ScantWork] | None = None
         self._chain = next(_chains)  # the order of this group's callbacks
 
@@ -275,10 +277,12 @@ class ProcessGroup(_TorchGroup):
         copy_back: Callable[[], None],
         chain: int,
     ) -> ScantWork:
-        self._staged += 1
+        with self._staged_lock:
+            self._staged += 1
 
         def submitted() -> None:
-            self._staged -= 1
+            with self._staged_lock:
+                self._staged -= 1
 
         return self._noted(
             StagedWork(device, side, copied, launch, result, copy_back, submitted, chain)

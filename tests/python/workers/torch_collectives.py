@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -354,6 +355,54 @@ def case_future_of_a_failed_operation() -> None:
         assert group is not None
     else:
         dist.new_group([0, 1])
+
+
+def case_calls_queue_behind_the_staging_thread() -> None:
+    # What follows a call on a CUDA tensor waits its turn in the staging thread, also on the CPU.
+    from scant import lifetime
+    from scant.torch.work import StagedWork
+
+    group: Any = dist.group.WORLD
+    free = threading.Event()
+    group._staged += 1
+    lifetime.staging().post(free.wait)
+    tensors = [torch.full((100,), float(RANK + index)) for index in range(10)]
+    works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+    assert all(isinstance(work, StagedWork) for work in works)
+    assert not any(work.is_completed() for work in works)
+    future = works[3].get_future().then(lambda f: f.value()[0] + 1)
+    with raises(TimeoutError, "device"):
+        works[0].wait(timedelta(milliseconds=50))
+    with raises(scant.InvalidArgument, "one tensor"):
+        group.broadcast([torch.ones(1), torch.ones(1)], dist.BroadcastOptions())
+    pieces = [torch.zeros(2) for _ in range(SIZE)]
+    gathered = dist.all_gather(pieces, torch.full((2,), float(RANK)), async_op=True)
+    free.set()
+    group._staged -= 1
+    for index, work in enumerate(works):
+        work.wait()
+        assert work.is_success()
+        assert (tensors[index] == SIZE * (SIZE - 1) // 2 + SIZE * index).all()
+    assert (future.wait() == SIZE * (SIZE - 1) // 2 + SIZE * 3 + 1).all()
+    gathered.wait()
+    assert all((piece == rank).all() for rank, piece in enumerate(pieces))
+
+
+def case_callbacks_may_submit_and_wait() -> None:
+    # As the PowerSGD hook does, while the program goes on submitting.
+    def more(future: Any) -> torch.Tensor:
+        tensor = future.value()[0]
+        dist.all_reduce(tensor)
+        inner = dist.all_reduce(tensor, async_op=True).get_future()
+        return inner.wait()[0]
+
+    futures = []
+    for index in range(10):
+        first = dist.all_reduce(torch.full((10,), 1.0 + index), async_op=True).get_future()
+        futures.append(first.then(more))
+        dist.all_reduce(torch.ones(1000))
+    for index, future in enumerate(futures):
+        assert (future.wait() == (1.0 + index) * SIZE**3).all()
 
 
 def case_objects_and_barriers() -> None:
