@@ -35,6 +35,8 @@ _SLOT_BYTES = 17 * 4096  # the largest offload frame with its headers
 _BLOCK_SLOTS = 32  # frames per recvmmsg
 _BLOCKS_MAX = 2048  # 65,536 frames in flight; only touched pages take memory
 _SOCKET_BUFFER_BYTES = 64 << 20
+_LEAD_SHARE = 16  # of each batch's lateness that moves the lead
+_LEAD_MAX_NS = 100_000
 _TICK_MIN_NS, _TICK_MAX_NS = 50_000, 1_000_000
 
 # Shared memory with the agent: u64 each.
@@ -156,6 +158,7 @@ class _DelayLine:
         self._current: _Block | None = None
         self._held: collections.deque[tuple[int, _Block, int, int]] = collections.deque()
         self._last_due = 0
+        self._lead_ns = 0  # how late this process usually wakes: it asks for that much earlier
         self._poll = ctypes.create_string_buffer(
             struct.pack("=ihh", self._in.fileno(), _POLLIN, 0), 8
         )
@@ -174,7 +177,9 @@ class _DelayLine:
             if received == _BLOCK_SLOTS:
                 continue
             tick = min(max(self._shared[_DELAY] // 10, _TICK_MIN_NS), _TICK_MAX_NS)
-            wait = self._held[0][0] - last_poll if self._held else 1_000_000_000
+            wait = 1_000_000_000
+            if self._held:
+                wait = self._held[0][0] - last_poll - self._lead_ns
             if received:  # busy: let frames gather instead of waking for each
                 self._sleep(min(tick, wait))
             else:
@@ -202,7 +207,7 @@ class _DelayLine:
                 self._shared[_REFUSED] += 1
             return 0
         now = time.monotonic_ns()
-        arrived = (last_poll + now) // 2 if last_poll else now
+        arrived = (last_poll + now) // 2 if last_poll else now - self._lead_ns
         due = max(arrived + self._shared[_DELAY], self._last_due)
         self._last_due = due
         block.keep(first, count)
@@ -227,7 +232,7 @@ class _DelayLine:
         return block
 
     def _send(self, now: int) -> None:
-        while self._held and self._held[0][0] <= now:
+        while self._held and self._held[0][0] <= now + self._lead_ns:
             due, block, first, count = self._held.popleft()
             sent = 0
             while sent < count:
@@ -250,6 +255,9 @@ class _DelayLine:
 
     def _count_batch(self, frames: int, late_ns: int) -> None:
         shared = self._shared
+        self._lead_ns += late_ns // _LEAD_SHARE
+        self._lead_ns = min(max(self._lead_ns, 0), _LEAD_MAX_NS)
+        late_ns = max(late_ns, 0)
         shared[_FRAMES] += frames
         shared[_BATCHES] += 1
         shared[_LATE_SUM] += late_ns
