@@ -1,5 +1,6 @@
 # A room is one static library whose headers are seen only by the rooms that name it in USES. Each room gets an include
-# root of its own (build/rooms/<room>/, holding one symbolic link), so an include upwards does not compile.
+# root of its own (build/rooms/<room>/, holding one symbolic link), so an include upwards does not compile;
+# tests/include_order proves that it does not.
 
 find_package(Threads REQUIRED)
 
@@ -12,6 +13,13 @@ if(SCANT_SANITIZE)
   target_compile_options(scant_flags INTERFACE -fsanitize=${SCANT_SANITIZE} -fno-sanitize-recover=all
                                                -fno-omit-frame-pointer)
   target_link_options(scant_flags INTERFACE -fsanitize=${SCANT_SANITIZE})
+endif()
+if(SCANT_FUZZ)
+  target_compile_options(scant_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+if(SCANT_COVERAGE)
+  target_compile_options(scant_flags INTERFACE --coverage -fprofile-update=atomic)
+  target_link_options(scant_flags INTERFACE --coverage)
 endif()
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   target_compile_options(scant_flags INTERFACE -Wthread-safety)
@@ -33,24 +41,4 @@ function(scant_room name)
   foreach(used IN LISTS ROOM_USES)
     target_link_libraries(scant_${name} PUBLIC scant_${used})
   endforeach()
-endfunction()
-
-if(SCANT_TESTS)
-  find_package(GTest REQUIRED)
-  include(GoogleTest)
-endif()
-
-# scant_test(<name> LABEL unit|property|sim|e2e|long SOURCES a_test.cc ... USES base ...)
-function(scant_test name)
-  if(NOT SCANT_TESTS)
-    return()
-  endif()
-  cmake_parse_arguments(T "" "LABEL" "SOURCES;USES;LINK" ${ARGN})
-  add_executable(${name} ${T_SOURCES})
-  foreach(used IN LISTS T_USES)
-    target_link_libraries(${name} PRIVATE scant_${used})
-  endforeach()
-  target_link_libraries(${name} PRIVATE scant_flags ${T_LINK} GTest::gtest GTest::gtest_main)
-  add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES LABELS ${T_LABEL} TIMEOUT 600)
 endfunction()
