@@ -11,6 +11,7 @@
 
 #include "errors.h"
 #include "executor.h"
+#include "fork.h"
 #include "gil.h"
 #include "store.h"
 #include "work.h"
@@ -109,12 +110,22 @@ class PythonCommunicator {
   PythonCommunicator(const PythonCommunicator&) = delete;
   PythonCommunicator& operator=(const PythonCommunicator&) = delete;
   ~PythonCommunicator() {
+    if (generation_ != fork_generation()) {
+      (void)communicator_.release();  // the parent's; its thread does not exist here
+      return;
+    }
     // The destructor joins the I/O thread.
     without_gil([this] { communicator_.reset(); });
     sweep_orphans();
   }
 
-  [[nodiscard]] Communicator& get() const { return *communicator_; }
+  [[nodiscard]] Communicator& get() const {
+    if (generation_ != fork_generation()) {
+      raise({.code = ErrorCode::closed, .message = "the communicator belongs to the process that forked this one"},
+            rank_);
+    }
+    return *communicator_;
+  }
 
   // Operations submitted by callbacks of futures go to a twin of the group (see Executor::in_callback).
   [[nodiscard]] CallOptions options(GroupId group, double timeout_s) const {
@@ -134,7 +145,7 @@ class PythonCommunicator {
   }
 
   GroupId make_group(const std::vector<Rank>& members, const std::string& key) {
-    const GroupId group = unwrap(communicator_->make_group(members, key));
+    const GroupId group = unwrap(get().make_group(members, key));
     callback_groups_[group] = unwrap(communicator_->make_group(members, key + "/callbacks"));
     return group;
   }
@@ -167,6 +178,7 @@ class PythonCommunicator {
   std::unique_ptr<Communicator> communicator_;
   std::map<GroupId, GroupId> callback_groups_;
   Rank rank_ = kNoRank;
+  uint32_t generation_ = fork_generation();
 };
 
 using Class = nb::class_<PythonCommunicator>;
@@ -199,7 +211,8 @@ void bind_life(Class& cls) {
   cls.def(
       "shrink",
       [](PythonCommunicator& self, double timeout_s) {
-        auto survivors = self.unwrap(without_gil([&] { return self.get().shrink(from_seconds(timeout_s)); }));
+        Communicator& native = self.get();
+        auto survivors = self.unwrap(without_gil([&] { return native.shrink(from_seconds(timeout_s)); }));
         self.renumber();
         return survivors;
       },
@@ -207,7 +220,8 @@ void bind_life(Class& cls) {
   cls.def(
       "shutdown",
       [](const PythonCommunicator& self, double timeout_s) {
-        auto done = without_gil([&] { return self.get().shutdown(from_seconds(timeout_s)); });
+        Communicator& native = self.get();
+        auto done = without_gil([&] { return native.shutdown(from_seconds(timeout_s)); });
         sweep_orphans();
         self.unwrap(std::move(done));
       },
@@ -215,7 +229,8 @@ void bind_life(Class& cls) {
   cls.def(
       "abort",
       [](const PythonCommunicator& self, const std::string& reason) {
-        without_gil([&] { self.get().abort(reason); });
+        Communicator& native = self.get();
+        without_gil([&] { native.abort(reason); });
         sweep_orphans();
       },
       nb::arg("reason"));

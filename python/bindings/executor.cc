@@ -1,13 +1,13 @@
 #include "executor.h"
 
 #include <nanobind/stl/string.h>
-#include <unistd.h>
 
 #include <map>
 #include <memory>
 #include <utility>
 
 #include "errors.h"
+#include "fork.h"
 
 namespace scant::python {
 namespace {
@@ -19,8 +19,8 @@ thread_local bool t_in_callback = false;
 bool Executor::in_callback() { return t_in_callback; }
 
 Executor& Executor::named(const std::string& name) {
-  static auto* const executors = new std::map<std::pair<pid_t, std::string>, Executor*>;  // guarded by the GIL
-  Executor*& executor = (*executors)[{getpid(), name}];
+  static auto* const executors = new std::map<std::pair<uint32_t, std::string>, Executor*>;  // guarded by the GIL
+  Executor*& executor = (*executors)[{fork_generation(), name}];
   if (executor == nullptr) executor = new Executor(name);
   return *executor;
 }

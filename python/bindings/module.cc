@@ -9,6 +9,7 @@
 #include "buffers.h"
 #include "communicator.h"
 #include "executor.h"
+#include "fork.h"
 #include "scant/types.h"
 #include "store.h"
 #include "work.h"
@@ -48,6 +49,7 @@ NB_MODULE(_scant, module) {
   module.attr("no_rank") = kNoRank;
   module.def("counters", &counter_rows);
   module.def("counters_prometheus", &base::counters_prometheus);
+  watch_forks();
   bind_buffers(module);
   bind_store(module);
   bind_work(module);

@@ -18,7 +18,7 @@ __all__ = ["completion", "staging", "track"]
 _EXIT_FLUSH_S = 5.0
 
 _communicators: weakref.WeakSet[_Closable] = weakref.WeakSet()
-_executors: dict[tuple[int, str], _scant.Executor] = {}
+_executors: dict[str, _scant.Executor] = {}
 _registered = False
 
 
@@ -47,11 +47,10 @@ def staging() -> _scant.Executor:
 
 
 def _executor(name: str) -> _scant.Executor:
-    key = (os.getpid(), name)
-    executor = _executors.get(key)
+    executor = _executors.get(name)
     if executor is None:
         _register()
-        executor = _executors[key] = _scant.Executor.named(name)
+        executor = _executors[name] = _scant.Executor.named(name)
     return executor
 
 
@@ -60,12 +59,18 @@ def _register() -> None:
     if not _registered:
         _registered = True
         atexit.register(_leave)
+        os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    """In a forked child: what was open belongs to the parent."""
+    _communicators.clear()
+    _executors.clear()
 
 
 def _leave() -> None:
     for communicator in list(_communicators):
         with contextlib.suppress(Exception):
             communicator.shutdown(_EXIT_FLUSH_S)
-    for (pid, _), executor in _executors.items():
-        if pid == os.getpid():
-            executor.stop()
+    for executor in _executors.values():
+        executor.stop()

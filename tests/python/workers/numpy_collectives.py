@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 
@@ -266,6 +267,21 @@ def case_deadline_of_an_operation() -> None:
     if RANK == 0:
         with raises(scant.Timeout):
             comm.recv(np.zeros(1), 1, tag=10, timeout=0.2)
+
+
+def case_forked_child_cannot_use_it() -> None:
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            for use in (comm.barrier, comm.shutdown):
+                with raises(scant.Closed):
+                    use()
+        except AssertionError:
+            os._exit(1)
+        sys.exit(0)  # runs the exit handlers and the destructors
+    assert os.waitpid(child, 0)[1] == 0
+    assert comm.all_reduce(np.ones(1))[0] == SIZE
 
 
 def case_closed_after_shutdown() -> None:
