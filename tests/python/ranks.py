@@ -45,6 +45,8 @@ def run_cases(namespace: dict[str, Any], between: Callable[[], object]) -> None:
             outcome = "ok"
         except Skip as reason:
             outcome = f"skip: {reason}"
+        except SystemExit:
+            raise  # a forked child that leaves
         except BaseException:
             outcome = traceback.format_exc()
             failed = True
