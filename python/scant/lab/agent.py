@@ -16,10 +16,10 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from scant.lab import network, system
@@ -215,7 +215,7 @@ class _Agent:
             os.chdir(cwd)
             for name in ("SIGCHLD", "SIGINT", "SIGTERM", "SIGPIPE", "SIGXFSZ"):
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
-            os.execvpe(argv[0], argv, env)
+            os.execvpe(argv[0], argv, env)  # noqa: S606 (the command is the user's own)
         except BaseException as error:
             name = argv[0] if argv else "?"
             reason = error.strerror if isinstance(error, OSError) else repr(error)
@@ -254,8 +254,7 @@ def _mount_hosts(text: str) -> None:
     """Let host names of the lab resolve: a private /etc/hosts out of memory, no file on disk."""
     system.mount("tmpfs", "/mnt", "tmpfs")
     try:
-        with open("/mnt/hosts", "w", encoding="ascii") as file:
-            file.write(text)
+        Path("/mnt/hosts").write_text(text, encoding="ascii")
         system.mount("/mnt/hosts", "/etc/hosts", "", system.MS_BIND)
     finally:
         system.unmount("/mnt")
@@ -270,8 +269,7 @@ def _map_user() -> None:
         ("uid_map", f"0 {uid} 1"),
         ("gid_map", f"0 {gid} 1"),
     ):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-            file.write(text)
+        Path(f"/proc/self/{name}").write_text(text, encoding="ascii")
 
 
 def _run_agent(channel: socket.socket, mode: str, guardian_read: int) -> None:
@@ -302,9 +300,10 @@ def _kill_descendants() -> None:
     """Without a PID namespace: orphans come to the guardian, who kills until none is left."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        children = []
-        with suppress(OSError), open("/proc/thread-self/children", encoding="ascii") as file:
-            children = [int(pid) for pid in file.read().split()]
+        children: list[int] = []
+        with suppress(OSError):
+            text = Path("/proc/thread-self/children").read_text(encoding="ascii")
+            children = [int(pid) for pid in text.split()]
         for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -355,13 +354,9 @@ def guard(channel: socket.socket, life_fd: int, mode: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """``agent CHANNEL_FD LIFE_FD MODE``, started by :class:`scant.lab.Lab` only."""
+    """``agent CHANNEL_FD LIFE_FD MODE --owner PID``, started by :class:`scant.lab.Lab` only."""
     channel_fd, life_fd, mode = int(argv[1]), int(argv[2]), argv[3]
     for fd in (channel_fd, life_fd):
         os.set_inheritable(fd, False)
     channel = socket.socket(fileno=channel_fd)
     return guard(channel, life_fd, mode)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -121,7 +121,7 @@ class Lab:
     def __init__(
         self,
         hosts: int,
-        link: LinkOptions | Sequence[LinkOptions] = LinkOptions(),
+        link: LinkOptions | Sequence[LinkOptions] | None = None,
         *,
         mode: str = "auto",
         ipv6: bool = False,
@@ -135,7 +135,9 @@ class Lab:
         if processes_per_host < 1:
             raise UsageError(f"processes_per_host: {processes_per_host} is below 1")
         self.hosts = hosts
-        self.links = [link] * hosts if isinstance(link, LinkOptions) else list(link)
+        if link is None or isinstance(link, LinkOptions):
+            link = [link or LinkOptions()] * hosts
+        self.links = list(link)
         if len(self.links) != hosts:
             raise UsageError(f"link: {len(self.links)} given for {hosts} hosts")
         self.processes_per_host = processes_per_host
@@ -236,7 +238,7 @@ class Lab:
         fds = (theirs.fileno(), life_read)
         try:
             self._guardian = subprocess.Popen(
-                [sys.executable, "-c", _AGENT, *map(str, fds), mode],
+                [sys.executable, "-c", _AGENT, *map(str, fds), mode, "--owner", str(os.getpid())],
                 pass_fds=fds,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -375,7 +377,8 @@ class Lab:
         close: list[int] = [exit_write, null]
         try:
             for target, inherited in ((stdout, 1), (stderr, 2)):
-                stream, fd = None, inherited
+                stream: IO[bytes] | None = None
+                fd = inherited
                 if target == subprocess.PIPE:
                     read, fd = os.pipe2(os.O_CLOEXEC)
                     stream = os.fdopen(read, "rb", buffering=0)
@@ -398,9 +401,9 @@ class Lab:
             )
         except BaseException:
             os.close(exit_read)
-            for stream in ours:
-                if stream is not None:
-                    stream.close()
+            for opened in ours:
+                if opened is not None:
+                    opened.close()
             raise
         finally:
             for fd in close:

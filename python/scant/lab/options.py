@@ -192,19 +192,19 @@ def change_link(link: LinkOptions, items: Iterable[str], name: str) -> LinkOptio
     return dataclasses.replace(link, **changes)  # type: ignore[arg-type]
 
 
-def parse_hosts(text: str, count: int, name: str) -> list[int]:
-    """``2``, ``0,2``, ``1-3`` or ``all``, checked against the number of hosts."""
+def parse_hosts(text: str, count: int, name: str, what: str = "host") -> list[int]:
+    """``2``, ``0,2``, ``1-3`` or ``all``, checked against the number of hosts (or ranks)."""
     if text == "all":
         return list(range(count))
     hosts: set[int] = set()
     for part in text.split(","):
         low, dash, high = part.partition("-")
         if not low.isascii() or not low.isdigit() or (dash and not high.isdigit()):
-            raise UsageError(f"{name}: {part!r} is not a host number")
+            raise UsageError(f"{name}: {part!r} is not a {what} number")
         first, last = int(low), int(high) if dash else int(low)
         for host in (first, last):
             if host >= count:
-                raise UsageError(f"{name}: host {host} is outside 0 to {count - 1}")
+                raise UsageError(f"{name}: {what} {host} is outside 0 to {count - 1}")
         if last < first:
             raise UsageError(f"{name}: {part!r} runs backwards")
         hosts.update(range(first, last + 1))

@@ -1,0 +1,105 @@
+"""``scant lab --selftest``: builds two hosts, measures the link, compares with what was asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from scant.lab.errors import LabError
+from scant.lab.lab import Lab
+from scant.lab.options import LinkOptions
+from scant.lab.units import format_duration, format_rate, format_share
+
+_BLAST_SECONDS = 2.0
+_ROUND_TRIPS = 50
+_DATAGRAMS = 4000
+_WAIT_SECONDS = 90.0
+_SEGMENT_SHARE_IPV4 = 1448 / 1514  # payload of a full frame: 20 IP, 32 TCP, 14 Ethernet
+_SEGMENT_SHARE_IPV6 = 1428 / 1514
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one link was asked for and what it gave."""
+
+    link: LinkOptions
+    base_seconds: float  # round trip of the same hosts without delay
+    rate: float
+    round_trip_seconds: float
+    loss: float
+
+    def ratios(self) -> dict[str, float]:
+        """Measured ÷ asked; the rate only where no loss holds TCP back."""
+        found = {}
+        if self.link.up and not self.link.loss.mean:
+            found["rate"] = self.rate / min(self.link.up, self.link.down or self.link.up)
+        if self.link.delay_seconds:
+            trip = self.round_trip_seconds - self.base_seconds
+            found["rtt"] = trip / (2 * self.link.delay_seconds)
+        if self.link.loss.mean:
+            found["loss"] = self.loss / self.link.loss.mean
+        return found
+
+    def rows(self) -> list[list[str]]:
+        ratios = self.ratios()
+        asked_rate = min(self.link.up or 0, self.link.down or 0)
+        rows = [
+            ["rate, wire", format_rate(asked_rate), format_rate(self.rate)],
+            [
+                "round trip",
+                format_duration(2 * self.link.delay_seconds),
+                format_duration(self.round_trip_seconds),
+            ],
+            ["loss", format_share(self.link.loss.mean), format_share(self.loss)],
+        ]
+        names = ("rate", "rtt", "loss")
+        for row, name in zip(rows, names, strict=True):
+            row.append(f"{ratios[name]:.3f}" if name in ratios else "—")
+        return rows
+
+    def good(self) -> bool:
+        """Rate within 5 %, round trip within 10 %, loss within 50 % (it is a random sample)."""
+        bounds = {"rate": 0.05, "rtt": 0.10, "loss": 0.50}
+        return all(abs(ratio - 1) <= bounds[name] for name, ratio in self.ratios().items())
+
+
+def probe(lab: Lab, seconds: float, trips: int, datagrams: int, size: int = 1) -> dict[str, float]:
+    """Run the probe program on hosts 0 and 1 of a lab; returns what it printed."""
+    package = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-m", "scant.lab.probe", str(seconds), str(trips), str(datagrams)]
+    processes = lab.run(
+        [*command, str(size)],
+        env={"PYTHONPATH": package},
+        ranks=[0, 1],
+        stdout=subprocess.PIPE,
+    )
+    codes = [process.wait(_WAIT_SECONDS) for process in processes]
+    output = processes[1].stdout
+    if any(codes) or output is None:
+        raise LabError(f"the probe failed with exit codes {codes}")
+    found: dict[str, float] = json.loads(output.read())
+    return found
+
+
+def measure(link: LinkOptions, ipv6: bool = False, mode: str = "auto") -> Measured:
+    """Measure one kind of link between two hosts."""
+    with Lab(2, dataclasses.replace(link, delay_seconds=0), ipv6=ipv6, mode=mode) as lab:
+        base = probe(lab, 0, _ROUND_TRIPS, 0)["round_trip_median_seconds"]
+        if link.delay_seconds:
+            for host in range(2):
+                lab.set_link(host, link)
+        found = probe(lab, _BLAST_SECONDS, _ROUND_TRIPS, _DATAGRAMS)
+        losses = [counters.loss for counters in lab.counters() if counters.loss]
+    seen = sum(loss.passed_packets + loss.lost_packets for loss in losses)
+    lost = sum(loss.lost_packets for loss in losses)
+    share = _SEGMENT_SHARE_IPV6 if ipv6 else _SEGMENT_SHARE_IPV4
+    return Measured(
+        link=link,
+        base_seconds=base,
+        rate=found["goodput_bits_per_second"] / share,
+        round_trip_seconds=found["round_trip_median_seconds"],
+        loss=lost / seen if seen else 0.0,
+    )
