@@ -43,7 +43,7 @@ std::vector<std::byte> encode_cancel(const Error& error) {
   return out;
 }
 
-Result<Error> decode_cancel(Bytes payload) {
+Result<Cancel> decode_cancel(Bytes payload) {
   if (payload.size() < 12 || payload.size() > 12 + kCancelTextBytesMax) {
     return corrupt("a cancel frame has a payload of the wrong size");
   }
@@ -59,7 +59,7 @@ Result<Error> decode_cancel(Bytes payload) {
     const auto c = std::to_integer<unsigned char>(byte);
     error.message.push_back(c < 0x20 || c == 0x7F ? ' ' : static_cast<char>(c));
   }
-  return error;
+  return Cancel{std::move(error)};
 }
 
 std::vector<std::byte> encode_proposal(const Proposal& proposal) {

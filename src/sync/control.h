@@ -21,7 +21,10 @@ inline constexpr size_t kControlPayloadBytesMax = 8 + (kStationsMax + 7) / 8;
 
 // error.peer is a station here.
 [[nodiscard]] std::vector<std::byte> encode_cancel(const Error& error);
-[[nodiscard]] Result<Error> decode_cancel(Bytes payload);
+struct Cancel {
+  Error error;
+};
+[[nodiscard]] Result<Cancel> decode_cancel(Bytes payload);
 
 struct Proposal {
   uint32_t epoch = 0;

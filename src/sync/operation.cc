@@ -40,7 +40,9 @@ uint32_t hash_parts(const Parts& parts) {
 template <typename Part>
 uint64_t part_bytes(const std::vector<Part>& parts, Rank peer) {
   if (parts.empty()) return 0;
-  return parts.size() == 1 ? parts[0].size() : parts.at(static_cast<size_t>(peer)).size();
+  if (parts.size() == 1) return parts[0].size();
+  // A call that failed validation may have too few parts; its cancel frames carry what there is.
+  return static_cast<size_t>(peer) < parts.size() ? parts[static_cast<size_t>(peer)].size() : 0;
 }
 
 bool same_memory(const Bytes& in, const MutableBytes& out) {
