@@ -1,0 +1,241 @@
+// Framing over a stream socket. Checksums are computed on pieces that have just been, or are about to be, copied by the
+// kernel, so they read from cache.
+#include "net/connection.h"
+
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/counters.h"
+#include "base/crc.h"
+
+namespace scant::net {
+namespace {
+
+constexpr size_t kBufferBytes = 64 * 1024;  // many small frames in one call
+constexpr size_t kPieceBytes = 256 * 1024;  // stays in a second-level cache between copy and checksum
+constexpr size_t kVectorsMax = 64;          // 32 frames in one call
+
+base::Counter& corrupt_frames() {
+  static base::Counter& c = base::counter("scant_net_corrupt_frames_total", "Frames that failed a check");
+  return c;
+}
+
+Error corrupt(const std::string& what) {
+  corrupt_frames().add();
+  return Error{ErrorCode::corrupt, 0, kNoRank, what};
+}
+
+}  // namespace
+
+Connection::Connection(Fd fd, int family, uint32_t job)
+    : fd_(std::move(fd)), family_(family), job_(job), buffer_(kBufferBytes) {}
+
+void Connection::enqueue(FrameHeader header, Bytes payload, uint64_t token) {
+  SCANT_CHECK(payload.size() <= kFramePayloadBytesMax, "a frame's payload is too long");
+  header.job = job_;
+  header.sequence = next_out_++;
+  header.length = static_cast<uint32_t>(payload.size());
+  header.payload_crc = payload.empty() ? 0 : base::crc32c(payload);
+  queue_.push_back(Out{encode(header), payload, token, 0});
+  queued_bytes_ += queue_.back().bytes();
+}
+
+Result<size_t> Connection::flush(size_t budget, std::vector<uint64_t>& sent) {
+  size_t total = 0;
+  while (!queue_.empty() && !blocked_ && total < budget) {
+    std::array<iovec, kVectorsMax> vectors;
+    size_t count = 0;
+    size_t asked = 0;
+    for (const Out& out : queue_) {
+      if (count + 2 > kVectorsMax || asked >= kPieceBytes) break;
+      const size_t header_done = std::min(out.written, out.header.size());
+      if (header_done < out.header.size()) {
+        vectors[count++] = {const_cast<std::byte*>(out.header.data()) + header_done, out.header.size() - header_done};
+      }
+      const size_t payload_done = out.written - header_done;
+      if (payload_done < out.payload.size()) {
+        vectors[count++] = {const_cast<std::byte*>(out.payload.data()) + payload_done,
+                            out.payload.size() - payload_done};
+      }
+      asked += out.bytes() - out.written;
+    }
+    msghdr message{};
+    message.msg_iov = vectors.data();
+    message.msg_iovlen = count;
+    const ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        blocked_ = true;
+        break;
+      }
+      return Error{ErrorCode::peer_lost, errno, kNoRank, "cannot send"};
+    }
+    advance(static_cast<size_t>(n), sent);
+    total += static_cast<size_t>(n);
+    if (static_cast<size_t>(n) < asked) blocked_ = true;
+  }
+  return total;
+}
+
+void Connection::advance(size_t written, std::vector<uint64_t>& sent) {
+  queued_bytes_ -= written;
+  while (written > 0) {
+    Out& out = queue_.front();
+    const size_t step = std::min(written, out.bytes() - out.written);
+    out.written += step;
+    written -= step;
+    if (out.written < out.bytes()) return;
+    if (out.token != 0) sent.push_back(out.token);
+    queue_.pop_front();
+  }
+}
+
+void Connection::drop_queue(std::vector<uint64_t>& sent) {
+  for (const Out& out : queue_) {
+    if (out.token != 0) sent.push_back(out.token);
+  }
+  queue_.clear();
+  queued_bytes_ = 0;
+}
+
+// One call: the rest of the payload goes to its target, what follows into the buffer.
+Result<size_t> Connection::receive(size_t budget, bool& drained, bool& ended) {
+  std::array<iovec, 2> vectors;
+  size_t count = 0;
+  const size_t missing = in_payload_ ? header_.length - received_ : 0;
+  const size_t direct = target_.empty() ? 0 : std::min({missing, kPieceBytes, std::max<size_t>(budget, 1)});
+  if (direct > 0) vectors[count++] = {target_.data() + received_, direct};
+  if (direct == missing || target_.empty()) vectors[count++] = {buffer_.data(), buffer_.size()};
+  SCANT_CHECK(count > 0 && buffer_begin_ == buffer_end_);
+  const size_t asked = direct + (count == 2 || direct == 0 ? buffer_.size() : 0);
+  msghdr message{};
+  message.msg_iov = vectors.data();
+  message.msg_iovlen = count;
+  ssize_t n = 0;
+  do {
+    n = recvmsg(fd_.get(), &message, MSG_DONTWAIT);
+  } while (n < 0 && errno == EINTR);
+  if (n < 0) {
+    if (errno == EAGAIN || errno == EWOULDBLOCK) {
+      drained = true;
+      return size_t{0};
+    }
+    return Error{ErrorCode::peer_lost, errno, kNoRank, "cannot receive"};
+  }
+  ended = n == 0;
+  const auto got = static_cast<size_t>(n);
+  drained = got < asked;
+  const size_t to_target = std::min(got, direct);
+  if (to_target > 0) {
+    crc_ = base::crc32c(Bytes(target_.data() + received_, to_target), crc_);
+    received_ += to_target;
+  }
+  buffer_begin_ = 0;
+  buffer_end_ = got - to_target;
+  return got;
+}
+
+Result<Connection::Progress> Connection::read(Rank peer, TransportSink& sink, size_t budget) {
+  Progress progress;
+  bool drained = false;
+  while (progress.bytes < budget && !drained && !progress.ended) {
+    // A partial header stays in front of what comes next.
+    if (!in_payload_ && buffer_begin_ != buffer_end_) {
+      const size_t kept = buffer_end_ - buffer_begin_;
+      std::memmove(buffer_.data(), buffer_.data() + buffer_begin_, kept);
+      ssize_t n = 0;
+      do {
+        n = recv(fd_.get(), buffer_.data() + kept, buffer_.size() - kept, MSG_DONTWAIT);
+      } while (n < 0 && errno == EINTR);
+      buffer_begin_ = 0;
+      buffer_end_ = kept;
+      if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
+      if (n < 0) return Error{ErrorCode::peer_lost, errno, kNoRank, "cannot receive"};
+      progress.ended = n == 0;
+      drained = static_cast<size_t>(n) < buffer_.size() - kept;
+      buffer_end_ += static_cast<size_t>(n);
+      progress.bytes += static_cast<size_t>(n);
+    } else {
+      const auto got = receive(budget - progress.bytes, drained, progress.ended);
+      if (!got) return got.error();
+      progress.bytes += got.value();
+    }
+    const auto parsed = parse(peer, sink, progress);
+    if (!parsed) return parsed.error();
+  }
+  return progress;
+}
+
+Result<void> Connection::parse(Rank peer, TransportSink& sink, Progress& progress) {
+  for (;;) {
+    if (in_payload_) {
+      const size_t step = std::min(buffer_end_ - buffer_begin_, header_.length - received_);
+      take_payload(Bytes(buffer_.data() + buffer_begin_, step));
+      buffer_begin_ += step;
+      if (received_ < header_.length) return {};
+      const auto ended = end_frame(peer, sink, progress);
+      if (!ended) return ended;
+    }
+    if (buffer_end_ - buffer_begin_ < kFrameHeaderBytes) return {};
+    const auto begun = begin_frame(peer, sink, progress);
+    if (!begun) return begun;
+  }
+}
+
+Result<void> Connection::begin_frame(Rank peer, TransportSink& sink, Progress& progress) {
+  const auto decoded = decode(Bytes(buffer_.data() + buffer_begin_, kFrameHeaderBytes));
+  if (!decoded) {
+    corrupt_frames().add();
+    return decoded.error();
+  }
+  header_ = decoded.value();
+  buffer_begin_ += kFrameHeaderBytes;
+  if (header_.job != job_) return corrupt("frame of another job");
+  if (header_.sequence != next_in_) {
+    return corrupt("frame " + std::to_string(header_.sequence) + " where " + std::to_string(next_in_) + " was due");
+  }
+  ++next_in_;
+  if (header_.type == FrameType::heartbeat || header_.type == FrameType::goodbye) {
+    if (header_.length != 0) return corrupt("a heartbeat or goodbye with a payload");
+    goodbye_ = goodbye_ || header_.type == FrameType::goodbye;
+    return {};
+  }
+  received_ = 0;
+  crc_ = 0;
+  if (header_.length == 0) {
+    ++progress.frames;
+    sink.on_frame(peer, header_, {});
+    return {};
+  }
+  target_ = sink.on_header(peer, header_);
+  SCANT_CHECK(target_.empty() || target_.size() == header_.length, "the sink's memory has another size");
+  in_payload_ = true;
+  return {};
+}
+
+void Connection::take_payload(Bytes bytes) {
+  if (bytes.empty()) return;
+  if (!target_.empty()) {
+    std::memcpy(target_.data() + received_, bytes.data(), bytes.size());
+    crc_ = base::crc32c(bytes, crc_);
+  }
+  received_ += bytes.size();
+}
+
+Result<void> Connection::end_frame(Rank peer, TransportSink& sink, Progress& progress) {
+  in_payload_ = false;
+  const MutableBytes payload = std::exchange(target_, {});
+  if (payload.empty()) return {};
+  if (crc_ != header_.payload_crc) return corrupt("payload checksum of frame " + std::to_string(header_.sequence));
+  ++progress.frames;
+  sink.on_frame(peer, header_, payload);
+  return {};
+}
+
+}  // namespace scant::net

@@ -1,0 +1,409 @@
+// The event loop: flush what was queued, wait, read, write, keep peers alive and judge the silent ones.
+#include "net/tcp_transport.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+
+#include "base/check.h"
+#include "base/counters.h"
+
+namespace scant::net {
+namespace {
+
+constexpr size_t kQueuedBytesMax = 768 * 1024;      // of one peer; enough to keep a socket full between two polls
+constexpr size_t kReadBudget = size_t{2} << 20;     // of one connection in one round, so that nobody starves
+constexpr size_t kUnlimited = SIZE_MAX;
+constexpr uint64_t kEventKey = UINT64_MAX;
+constexpr int kEventsMax = 64;
+
+struct NetCounters {
+  base::Counter& sent_bytes =
+      base::counter("scant_net_sent_bytes_total", "Bytes written to sockets after authentication");
+  base::Counter& received_bytes =
+      base::counter("scant_net_received_bytes_total", "Bytes read from sockets after authentication");
+  base::Counter& sent_frames = base::counter("scant_net_sent_frames_total", "Frames queued for sending");
+  base::Counter& received_frames = base::counter("scant_net_received_frames_total", "Whole frames delivered");
+  base::Counter& heartbeats = base::counter("scant_net_heartbeats_total", "Heartbeats queued");
+  base::Counter& lost = base::counter("scant_net_peers_lost_total", "Peers reported lost");
+};
+
+NetCounters& counters() {
+  static NetCounters instance;
+  return instance;
+}
+
+uint64_t key_of(Rank peer, size_t lane) { return static_cast<uint64_t>(peer) << 8 | lane; }
+
+std::string seconds(Duration duration) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.1f s", std::chrono::duration<double>(duration).count());
+  return text.data();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> TcpTransport::create(Store& store, const CommunicatorOptions& options) {
+  Fd epoll(epoll_create1(EPOLL_CLOEXEC));
+  Fd event(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  if (!epoll.open() || !event.open()) {
+    return Error{ErrorCode::resource, errno, kNoRank, "cannot create an event loop"};
+  }
+  auto established = bootstrap_tcp(store, options);
+  if (!established) return established.error();
+  return std::unique_ptr<Transport>(std::make_unique<TcpTransport>(options, std::move(established).value(),
+                                                                   std::move(epoll), std::move(event)));
+}
+
+TcpTransport::TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll, Fd event)
+    : rank_(options.rank), job_(established.job), peer_timeout_(options.peer_timeout),
+      rate_limit_(options.rate_limit_bytes_per_second), epoll_(std::move(epoll)), event_(std::move(event)),
+      peers_(established.peers.size()) {
+  const Time started = now();
+  rate_filled_ = last_tick_ = next_tick_ = started;
+  for (size_t r = 0; r < peers_.size(); ++r) {
+    Peer& peer = peers_[r];
+    Established::Peer& from = established.peers[r];
+    peer.info = {static_cast<Rank>(r), from.record.host, from.record.pid, from.address, true, Duration::zero()};
+    peer.liveness = Liveness(peer_timeout_, std::max<Duration>(options.connect_timeout, peer_timeout_), started);
+    for (Established::Lane& lane : from.lanes) {
+      peer.lanes.push_back(std::make_unique<Connection>(std::move(lane.fd), lane.family, job_));
+      watch(*peer.lanes.back(), static_cast<Rank>(r), peer.lanes.size() - 1, true);
+    }
+    peer.up = !peer.lanes.empty();
+    if (peer.up) send(static_cast<Rank>(r), FrameHeader{}, {}, 0);  // the first word: everyone is connected here
+  }
+  epoll_event interest{};
+  interest.events = EPOLLIN;
+  interest.data.u64 = kEventKey;
+  SCANT_CHECK(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, event_.get(), &interest) == 0);
+  flush_dirty(nullptr);
+}
+
+TcpTransport::~TcpTransport() = default;
+
+void TcpTransport::watch(Connection& connection, Rank peer, size_t lane, bool first) {
+  const bool output = connection.blocked();
+  if (!first && output == connection.watches_output) return;
+  epoll_event interest{};
+  interest.events = output ? EPOLLIN | EPOLLOUT : EPOLLIN;
+  interest.data.u64 = key_of(peer, lane);
+  SCANT_CHECK(epoll_ctl(epoll_.get(), first ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, connection.fd(), &interest) == 0);
+  connection.watches_output = output;
+}
+
+Connection& TcpTransport::lane_for(Peer& peer) {
+  Connection* best = peer.lanes.front().get();
+  for (const auto& lane : peer.lanes) {
+    if (lane->queued_bytes() < best->queued_bytes()) best = lane.get();
+  }
+  return *best;
+}
+
+bool TcpTransport::can_send(Rank rank) const {
+  const Peer& peer = peers_[static_cast<size_t>(rank)];
+  if (!peer.up) return true;  // dropped at once
+  for (const auto& lane : peer.lanes) {
+    if (lane->queued_bytes() < kQueuedBytesMax) return true;
+  }
+  return false;
+}
+
+void TcpTransport::send(Rank rank, const FrameHeader& header, Bytes payload, uint64_t token) {
+  SCANT_CHECK(rank != rank_ && rank >= 0 && rank < size(), "send to a rank that is no peer");
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  if (!peer.up) {
+    if (token != 0) sent_.push_back(token);
+    return;
+  }
+  lane_for(peer).enqueue(header, payload, token);
+  counters().sent_frames.add();
+  if (!peer.dirty) {
+    peer.dirty = true;
+    dirty_.push_back(rank);
+  }
+}
+
+size_t TcpTransport::send_budget() {
+  if (rate_limit_ == 0) return kUnlimited;
+  const Time at = now();
+  const auto rate = static_cast<double>(rate_limit_);
+  const double burst = std::max(16384.0, rate / 200);  // 5 ms of sending
+  rate_tokens_ = std::min(burst, rate_tokens_ + rate * std::chrono::duration<double>(at - rate_filled_).count());
+  rate_filled_ = at;
+  return rate_tokens_ > 0 ? static_cast<size_t>(rate_tokens_) + 1 : 0;
+}
+
+void TcpTransport::flush_peer(Rank rank, TransportSink* sink) {
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  for (size_t i = 0; peer.up && i < peer.lanes.size(); ++i) {
+    Connection& lane = *peer.lanes[i];
+    if (lane.blocked() || lane.queued_bytes() == 0) continue;
+    const size_t budget = send_budget();
+    if (budget == 0) break;
+    const auto written = lane.flush(budget, sent_);
+    if (!written) {
+      // What the peer sent before it went away is still to be read; the read that finds the end reports it.
+      lane.drop_queue(sent_);
+      if (sink != nullptr) read_peer(rank, i, *sink);
+      if (peer.up && sink != nullptr) peer_down(rank, lost(rank, written.error()), sink);
+      return;
+    }
+    counters().sent_bytes.add(written.value());
+    if (rate_limit_ != 0) rate_tokens_ -= static_cast<double>(written.value());
+    if (written.value() > 0) peer.liveness.on_sent(now());
+    watch(lane, rank, i, false);
+  }
+}
+
+bool TcpTransport::flush_dirty(TransportSink* sink) {
+  if (dirty_.empty()) return false;
+  std::vector<Rank> work;
+  work.swap(dirty_);
+  for (const Rank rank : work) peers_[static_cast<size_t>(rank)].dirty = false;
+  for (const Rank rank : work) {
+    flush_peer(rank, sink);
+    Peer& peer = peers_[static_cast<size_t>(rank)];
+    bool waits = false;  // for budget, not for the socket: epoll will not tell
+    for (const auto& lane : peer.lanes) waits = waits || (lane->queued_bytes() > 0 && !lane->blocked());
+    if (peer.up && waits && !peer.dirty) {
+      peer.dirty = true;
+      dirty_.push_back(rank);
+    }
+  }
+  return true;
+}
+
+bool TcpTransport::deliver_sent(TransportSink& sink) {
+  if (sent_.empty()) return false;
+  std::vector<uint64_t> tokens;
+  tokens.swap(sent_);
+  for (const uint64_t token : tokens) sink.on_sent(token);
+  return true;
+}
+
+void TcpTransport::poll(Time deadline, TransportSink& sink) {
+  bool handled = false;
+  while (!handled) {
+    flush_dirty(&sink);
+    handled = deliver_sent(sink) || handled;
+    const Time at = now();
+    Time until = std::min(deadline, next_tick_);
+    if (!dirty_.empty() && rate_limit_ != 0) until = std::min<Time>(until, at + std::chrono::milliseconds(1));
+    sleeping_.store(true, std::memory_order_seq_cst);
+    const bool woken = wake_pending_.exchange(false, std::memory_order_seq_cst);
+    int timeout_ms = 0;
+    if (!handled && !woken && until > at) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - at).count();
+      timeout_ms = static_cast<int>(std::min<int64_t>(left, 60'000));
+    }
+    handled = handle_events(timeout_ms, sink) || handled || woken;
+    if (now() >= next_tick_) handled = tick(sink) || handled;
+    handled = deliver_sent(sink) || handled;
+    if (now() >= deadline) return;
+  }
+}
+
+bool TcpTransport::handle_events(int timeout_ms, TransportSink& sink) {
+  std::array<epoll_event, kEventsMax> events;
+  const int count = epoll_wait(epoll_.get(), events.data(), kEventsMax, timeout_ms);
+  sleeping_.store(false, std::memory_order_relaxed);
+  bool handled = false;
+  for (int i = 0; i < count; ++i) {
+    const epoll_event& event = events[static_cast<size_t>(i)];
+    if (event.data.u64 == kEventKey) {
+      uint64_t value = 0;
+      static_cast<void>(::read(event_.get(), &value, sizeof(value)));
+      wake_pending_.store(false, std::memory_order_seq_cst);
+      handled = true;
+      continue;
+    }
+    const auto rank = static_cast<Rank>(event.data.u64 >> 8);
+    const auto lane = static_cast<size_t>(event.data.u64 & 0xFF);
+    Peer& peer = peers_[static_cast<size_t>(rank)];
+    if (!peer.up) continue;
+    if ((event.events & EPOLLOUT) != 0) {
+      peer.lanes[lane]->set_unblocked();
+      flush_peer(rank, &sink);
+      handled = true;
+    }
+    if (peer.up && (event.events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0) {
+      handled = read_peer(rank, lane, sink) || handled;
+    }
+  }
+  return handled;
+}
+
+// True when a frame was delivered or the peer went down.
+bool TcpTransport::read_peer(Rank rank, size_t index, TransportSink& sink) {
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  const auto progress = peer.lanes[index]->read(rank, sink, kReadBudget);
+  if (!progress) {
+    peer_down(rank, lost(rank, progress.error()), &sink);
+    return true;
+  }
+  counters().received_bytes.add(progress.value().bytes);
+  counters().received_frames.add(progress.value().frames);
+  if (progress.value().bytes > 0) peer.liveness.on_heard(now());
+  const auto goodbye = [](const auto& lane) { return lane->said_goodbye(); };
+  if (std::all_of(peer.lanes.begin(), peer.lanes.end(), goodbye)) {
+    peer_down(rank, Error{ErrorCode::closed, 0, rank, "rank " + std::to_string(rank) + " (host " + peer.info.host +
+                                                          ") has left the job"},
+              &sink);
+    return true;
+  }
+  if (progress.value().ended) {
+    if (!peer.lanes[index]->said_goodbye()) {
+      // Deliver what is whole on the other connections before the loss is told.
+      for (const auto& lane : peer.lanes) {
+        if (lane != peer.lanes[index]) static_cast<void>(lane->read(rank, sink, kUnlimited));
+      }
+      peer_down(rank, lost(rank, Error{ErrorCode::peer_lost, 0, rank, "its connection closed without goodbye"}), &sink);
+      return true;
+    }
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.lanes[index]->fd(), nullptr);
+  }
+  return progress.value().frames > 0;
+}
+
+// Heartbeats and judgement; runs at least ten times in a peer_timeout.
+bool TcpTransport::tick(TransportSink& sink) {
+  const Time at = now();
+  const bool stalled = at - last_tick_ > peer_timeout_ / 2;
+  last_tick_ = at;
+  next_tick_ = at + peer_timeout_ / 10;
+  bool handled = false;
+  for (size_t r = 0; r < peers_.size(); ++r) {
+    Peer& peer = peers_[r];
+    if (!peer.up) continue;
+    const auto rank = static_cast<Rank>(r);
+    if (stalled) peer.liveness.forgive(at);
+    if (peer.liveness.lost(at)) {
+      peer_down(rank, lost(rank, Error{ErrorCode::peer_lost, 0, rank, "nothing was heard from it"}), &sink);
+      handled = true;
+      continue;
+    }
+    const bool idle = std::all_of(peer.lanes.begin(), peer.lanes.end(),
+                                  [](const auto& lane) { return lane->queued_bytes() == 0; });
+    if (idle && peer.liveness.heartbeat_due(at)) {
+      send(rank, FrameHeader{}, {}, 0);
+      counters().heartbeats.add();
+    }
+  }
+  flush_dirty(&sink);
+  return handled;
+}
+
+Error TcpTransport::lost(Rank rank, const Error& cause) const {
+  const Peer& peer = peers_[static_cast<size_t>(rank)];
+  Error error;
+  error.code = cause.code == ErrorCode::corrupt ? ErrorCode::corrupt : ErrorCode::peer_lost;
+  error.sys_errno = cause.sys_errno;
+  error.peer = rank;
+  error.message = "rank " + std::to_string(rank) + " (host " + peer.info.host + ", pid " +
+                  std::to_string(peer.info.pid) + ", " + peer.info.address + ") is lost: " + cause.message +
+                  "; last heard " + seconds(peer.liveness.silent_for(now())) + " ago";
+  return error;
+}
+
+void TcpTransport::close_lanes(Peer& peer) {
+  for (const auto& lane : peer.lanes) lane->drop_queue(sent_);
+  peer.lanes.clear();  // closing a descriptor takes it out of epoll
+  peer.up = false;
+  peer.info.alive = false;
+}
+
+void TcpTransport::peer_down(Rank rank, Error error, TransportSink* sink) {
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  SCANT_CHECK(peer.up);
+  if (error.code != ErrorCode::closed) counters().lost.add();
+  close_lanes(peer);
+  // Memory of frames in the queue is free before the owner hears of the loss.
+  deliver_sent(*sink);
+  sink->on_peer_down(rank, error);
+}
+
+void TcpTransport::wake() {
+  if (wake_pending_.exchange(true, std::memory_order_seq_cst)) return;
+  if (!sleeping_.load(std::memory_order_seq_cst)) return;
+  const uint64_t one = 1;
+  static_cast<void>(::write(event_.get(), &one, sizeof(one)));
+}
+
+void TcpTransport::forget(Rank rank) {
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  if (peer.up) close_lanes(peer);
+}
+
+std::vector<PeerInfo> TcpTransport::peers() const {
+  std::vector<PeerInfo> all;
+  for (const Peer& peer : peers_) {
+    all.push_back(peer.info);
+    if (all.back().rank != rank_) all.back().silent_for = peer.liveness.silent_for(now());
+  }
+  return all;
+}
+
+void TcpTransport::close(Time deadline) {
+  for (size_t r = 0; r < peers_.size(); ++r) {
+    FrameHeader goodbye;
+    goodbye.type = FrameType::goodbye;
+    for (const auto& lane : peers_[r].lanes) lane->enqueue(goodbye, {}, 0);
+  }
+  drain_goodbyes(deadline);
+  for (Peer& peer : peers_) close_lanes(peer);
+  sent_.clear();
+}
+
+// Flushes and reads until every peer has ended its side. Closing a socket that holds unread bytes would reset the
+// connection and could destroy what the peer has not read yet.
+void TcpTransport::drain_goodbyes(Time deadline) {
+  class Discard final : public TransportSink {
+   public:
+    MutableBytes on_header(Rank, const FrameHeader&) override { return {}; }
+    void on_frame(Rank, const FrameHeader&, MutableBytes) override {}
+    void on_sent(uint64_t) override {}
+    void on_peer_down(Rank, const Error&) override {}
+  } discard;
+  for (;;) {
+    bool open = false;
+    for (size_t r = 0; r < peers_.size(); ++r) {
+      Peer& peer = peers_[r];
+      for (size_t i = 0; peer.up && i < peer.lanes.size(); ++i) {
+        Connection& lane = *peer.lanes[i];
+        const auto written = lane.flush(kUnlimited, sent_);
+        if (written && lane.queued_bytes() == 0) shutdown(lane.fd(), SHUT_WR);
+        const auto progress = lane.read(static_cast<Rank>(r), discard, kReadBudget);
+        if (!written || !progress || progress.value().ended) {
+          close_lanes(peer);
+          break;
+        }
+        watch(lane, static_cast<Rank>(r), i, false);
+        open = true;
+      }
+    }
+    const Time at = now();
+    if (!open || at >= deadline) return;
+    std::array<epoll_event, kEventsMax> events;
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - at).count();
+    const int count =
+        epoll_wait(epoll_.get(), events.data(), kEventsMax, static_cast<int>(std::min<int64_t>(left, 1000)));
+    for (int i = 0; i < count; ++i) {
+      const uint64_t key = events[static_cast<size_t>(i)].data.u64;
+      if (key == kEventKey) {
+        uint64_t value = 0;
+        static_cast<void>(::read(event_.get(), &value, sizeof(value)));
+        continue;
+      }
+      Peer& peer = peers_[key >> 8];
+      if (peer.up && (events[static_cast<size_t>(i)].events & EPOLLOUT) != 0) peer.lanes[key & 0xFF]->set_unblocked();
+    }
+  }
+}
+
+}  // namespace scant::net
