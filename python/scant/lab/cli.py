@@ -208,6 +208,7 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     try:
         with _open_lab(arguments, plan) as lab:
             first_links = list(lab.links)
+            _rehearse(lab, plan.events)
             if not arguments.quiet:
                 _describe(lab)
             runner = Runner(lab, plan.options)
@@ -222,7 +223,7 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
                 runner.applied,
                 runner.ended_by_event,
             )
-        if not arguments.quiet:
+        if not arguments.quiet and lab.isolated:
             print(end_table(report), file=sys.stderr, flush=True)
         if report_file is not None:
             try:
@@ -234,6 +235,16 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     finally:
         if report_file is not None:
             report_file.abandon()
+
+
+def _rehearse(lab: Lab, events: Sequence[Event]) -> None:
+    """Refuse before the run what an event would ask in vain during it."""
+    links = list(lab.links)
+    for event in events:
+        if event.settings:
+            for host in event.targets:
+                links[host] = change_link(links[host], event.settings, event.text)
+                lab.check_link(links[host])
 
 
 def _describe(lab: Lab) -> None:

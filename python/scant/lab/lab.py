@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from scant.lab import agent
+from scant.lab import agent, relay
 from scant.lab.errors import LabError, UsageError
 from scant.lab.loss import LossCounters
 from scant.lab.netlink import QueueCounters
@@ -207,6 +207,8 @@ class Lab:
         if delay_method == "auto":
             delay_method = "netem" if found["netem"] else "relay"
         self.methods = Methods(shaper, delay_method)
+        for link in self.links:
+            self.check_link(link)
         self.request(
             "build",
             links=[agent.link_to_json(link) for link in self.links],
@@ -214,6 +216,15 @@ class Lab:
             ipv6=self.ipv6,
             seed=self.seed,
         )
+
+    def check_link(self, link: LinkOptions) -> None:
+        """Raise LabError for a link that this lab could not make."""
+        if not self.isolated:
+            raise LabError("links cannot be changed in loopback mode")
+        if self.methods.delay == "relay":
+            relay.check_link(link)
+        if self.mode == "user" and link.loss.mean:
+            raise LabError("--loss needs root: a user namespace may not load XDP programs")
 
     def _start_best(self) -> str:
         """Namespaces as root, or as root of a user namespace; the error tells why neither."""
@@ -415,8 +426,7 @@ class Lab:
         if not 0 <= host < self.hosts:
             raise UsageError(f"host {host} is outside 0 to {self.hosts - 1}")
         wanted = dataclasses.replace(link or self.links[host], **changes)
-        if not self.isolated:
-            raise LabError("links cannot be changed in loopback mode")
+        self.check_link(wanted)
         self.request("set_link", host=host, link=agent.link_to_json(wanted))
         self.links[host] = wanted
 

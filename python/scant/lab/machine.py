@@ -62,7 +62,7 @@ def examine() -> tuple[list[Finding], bool]:
         return found, False
     why = _attempt(LinkOptions(loss=Loss.uniform(0.5)), mode)
     found.append(Finding("loss", why is None, why or "XDP program in the driver of veth"))
-    relay = _attempt(LinkOptions(delay_seconds=0.001), mode, "relay")
+    relay = _attempt(LinkOptions(rate_bits_per_second=10**8, delay_seconds=0.001), mode, "relay")
     found.append(
         Finding("relay", relay is None, relay or "AF_PACKET and cls_bpf: delay without netem")
     )

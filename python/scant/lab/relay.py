@@ -20,7 +20,14 @@ import struct
 import time
 from contextlib import suppress
 
+from scant.lab.errors import LabError
+from scant.lab.options import LinkOptions
 from scant.lab.system import die_with_parent, libc, set_process_name, set_timer_slack_ns
+from scant.lab.units import format_rate
+
+# What a relay is trusted with on two cores that also run the ranks; with loss, frames come singly.
+RATE_MAX_BITS_PER_SECOND = 2_500_000_000
+RATE_MAX_WITH_LOSS_BITS_PER_SECOND = 1_000_000_000
 
 _ETH_P_ALL = 0x0003
 _SOL_PACKET = 263
@@ -57,6 +64,21 @@ class RelayCounters:
     late_mean_us: float
     late_p99_us: float  # upper edge of a power-of-two bucket
     late_max_us: float
+
+
+def check_link(link: LinkOptions) -> None:
+    """Refuse a delayed link that the relay cannot keep up with."""
+    if not link.delay_seconds:
+        return
+    lossy = link.loss.mean > 0
+    limit = RATE_MAX_WITH_LOSS_BITS_PER_SECOND if lossy else RATE_MAX_BITS_PER_SECOND
+    if link.up is None or link.up > limit:
+        asked = "no rate" if link.up is None else format_rate(link.up)
+        bound = f"{format_rate(limit)} per host{' with loss' if lossy else ''}"
+        raise LabError(
+            f"--rate: {asked} with --delay is beyond the user-space relay, which carries up to "
+            f"{bound}; a kernel with netem (CONFIG_NET_SCH_NETEM) needs no relay"
+        )
 
 
 class Relay:

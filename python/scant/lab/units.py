@@ -49,6 +49,8 @@ def _split(text: str, name: str) -> tuple[float, str]:
 
 def _scaled(text: str, name: str, units: dict[str, float], example: str) -> float:
     value, unit = _split(text, name)
+    if value == 0:
+        return 0.0  # no unit is needed
     factor = units.get(unit) or units.get(unit.lower())
     if factor is None:
         known = " ".join(units)
@@ -68,9 +70,7 @@ def parse_rate(text: str, name: str = "--rate") -> int:
 
 
 def parse_duration(text: str, name: str, maximum: float | None = None) -> float:
-    """Seconds; a bare 0 needs no unit."""
-    if text.strip() == "0":
-        return 0.0
+    """Seconds."""
     seconds = _scaled(text, name, _TIME, "2ms")
     if maximum is not None and seconds > maximum:
         raise UsageError(f"{name}: {text!r} is above {format_duration(maximum)}")
