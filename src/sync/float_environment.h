@@ -31,7 +31,7 @@ class FloatEnvironment {
   static void write(Word word) { _mm_setcsr(word); }
 #elif defined(__aarch64__)
   using Word = uint64_t;
-  static constexpr Word kModes = 0x07FF9F07;  // AHP, DN, FZ, rounding, FZ16, traps, FEAT_AFP's NEP, AH, FIZ
+  static constexpr Word kModes = 0x07C89F07;  // AHP, DN, FZ, rounding, FZ16, traps, FEAT_AFP's NEP, AH, FIZ
   static constexpr Word kDefault = 0;
   static Word read() {
     Word word;
