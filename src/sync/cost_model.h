@@ -33,8 +33,16 @@ class CostModel {
   [[nodiscard]] CostParameters agreed() const { return agreed_; }
 
  private:
+  // The fastest recent run of one (kind, algorithm, size, magnitude of bytes): late peers only make runs slower.
+  struct Sample {
+    uint64_t key = 0;
+    double steps = 0;    // coefficients of alpha, beta and gamma in predict_s
+    double bytes = 0;
+    double reduced = 0;
+    double seconds = 0;  // decaying minimum
+  };
+
   CostParameters agreed_;
-  struct Sample { double steps = 0; double bytes = 0; double seconds = 0; };
   std::vector<Sample> samples_;
 };
 
