@@ -158,6 +158,9 @@ void FakeNetwork::run(Time until) {
 
 void FakeNetwork::kill(Rank rank) {
   dead_[static_cast<size_t>(rank)] = true;
+  std::erase_if(flights_, [rank](const Flight& flight) {
+    return flight.from == rank && flight.phase == Phase::queued;
+  });
   for (Rank other = 0; other < size(); ++other) {
     if (other == rank || dead(other)) continue;
     notices_.push_back(Notice{other, rank,
