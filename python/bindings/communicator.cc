@@ -246,7 +246,8 @@ void bind_reductions(Class& cls) {
   cls.def("reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
                        Rank root, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), root, options),
+    // Address 0: this rank is not the root and gets no output.
+    return self.wrap(self.get().reduce(input(in, bytes), output(out, out == 0 ? 0 : bytes), type, reduce_op(op), root, options),
                      std::move(keep));
   });
   cls.def("reduce_scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,

@@ -1,0 +1,258 @@
+"""Errors, environment, stores and the command line: what needs no ranks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scant
+from scant import environment, errors, rendezvous, store
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_error_code_of_the_header_has_a_class() -> None:
+    header = (ROOT / "include/scant/result.h").read_text()
+    body = re.search(r"enum class ErrorCode[^{]*\{(.*?)\};", header, flags=re.DOTALL)
+    assert body is not None
+    codes = re.findall(r"^\s*(\w+),", body.group(1), flags=re.MULTILINE)
+    assert len(codes) == 10
+    for code in codes:
+        error = errors.make_error(code, f"{code}: text", rank=1, peer=2, errno=3)
+        assert type(error) is not scant.Error
+        assert isinstance(error, scant.Error)
+        assert (error.code, error.rank, error.peer, error.errno) == (code, 1, 2, 3)
+        assert str(error) == f"{code}: text"
+
+
+def test_errors_are_also_the_usual_python_ones() -> None:
+    assert issubclass(scant.InvalidArgument, ValueError)
+    assert issubclass(scant.Timeout, TimeoutError)
+    assert issubclass(scant.Io, OSError)
+    assert issubclass(scant.Error, RuntimeError)
+
+
+def test_negative_ranks_mean_none() -> None:
+    error = errors.make_error("io", "text", rank=-1, peer=-1, errno=0)
+    assert error.rank is None
+    assert error.peer is None
+
+
+@pytest.mark.parametrize("code", ["peer_lost", "io", "timeout", "invalid_argument"])
+def test_errors_survive_pickling(code: str) -> None:
+    error = errors.make_error(code, "text", rank=1, peer=2, errno=5)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), copy.code, copy.rank, copy.peer, copy.errno) == ("text", code, 1, 2, 5)
+
+
+def test_dtypes_and_ops_agree_with_the_extension() -> None:
+    from scant import _scant
+
+    names = [dtype.name.lower() for dtype in scant.DType]
+    assert [{"boolean": "bool"}.get(n, n) for n in _scant.dtype_names] == names
+    assert _scant.reduce_op_names == [op.name.lower() for op in scant.ReduceOp]
+
+
+def test_torch_numbers_its_reductions_like_scant() -> None:
+    dist = pytest.importorskip("torch.distributed")
+    table = {
+        "SUM": scant.ReduceOp.SUM,
+        "AVG": scant.ReduceOp.AVERAGE,
+        "PRODUCT": scant.ReduceOp.PRODUCT,
+        "MIN": scant.ReduceOp.MIN,
+        "MAX": scant.ReduceOp.MAX,
+        "BAND": scant.ReduceOp.BIT_AND,
+        "BOR": scant.ReduceOp.BIT_OR,
+        "BXOR": scant.ReduceOp.BIT_XOR,
+    }
+    for name, op in table.items():
+        assert hash(dist.ReduceOp(getattr(dist.ReduceOp, name))) == op
+
+
+def test_rank_and_size_from_launchers() -> None:
+    assert environment.rank_and_size({"RANK": "1", "WORLD_SIZE": "4"}) == (1, 4)
+    assert environment.rank_and_size({"SLURM_PROCID": "2", "SLURM_NTASKS": "3"}) == (2, 3)
+    both = {"RANK": "1", "WORLD_SIZE": "4", "PMI_RANK": "9", "PMI_SIZE": "10"}
+    assert environment.rank_and_size(both) == (1, 4)
+    with pytest.raises(scant.InvalidArgument, match="no launcher"):
+        environment.rank_and_size({})
+    with pytest.raises(scant.InvalidArgument, match="RANK='x' is not a number"):
+        environment.rank_and_size({"RANK": "x", "WORLD_SIZE": "4"})
+
+
+def test_options_from_the_environment() -> None:
+    assert environment.options({}) == {}
+    found = environment.options(
+        {
+            "GLOO_SOCKET_IFNAME": "eth0,eth1",
+            "SCANT_PEER_TIMEOUT_S": "2.5",
+            "SCANT_RATE_LIMIT": "1000",
+            "SCANT_SAME_HOST": "0",
+            "SCANT_CONNECTIONS": "2",
+            "SLURM_JOB_ID": "77",
+        }
+    )
+    assert found == {
+        "address": "eth0",
+        "peer_timeout": 2.5,
+        "rate_limit_bytes_per_second": 1000,
+        "same_host_sockets": False,
+        "connections_per_pair": 2,
+        "job": "77",
+    }
+    own = environment.options({"SCANT_INTERFACE": "10.0.0.1", "GLOO_SOCKET_IFNAME": "eth0"})
+    assert own["address"] == "10.0.0.1"
+    with pytest.raises(scant.InvalidArgument, match="negative"):
+        environment.options({"SCANT_RATE_LIMIT": "-1"})
+
+
+def test_store_from_the_environment(tmp_path: Path) -> None:
+    found = environment.store(0, 1, {"SCANT_STORE": str(tmp_path)})
+    assert isinstance(found, scant.DirectoryStore)
+    with pytest.raises(scant.InvalidArgument, match="SCANT_STORE"):
+        environment.store(0, 1, {})
+
+
+def check_store(adapted: store.Store) -> None:
+    """What Scant expects of every store."""
+    adapted.set("a", b"\x00\xff=")
+    assert adapted.get("a", 1.0) == b"\x00\xff="
+    adapted.set("a", b"")
+    assert adapted.get("a", 1.0) == b""
+    assert adapted.set_if_absent("b", b"one")
+    assert not adapted.set_if_absent("b", b"two")
+    assert adapted.get("b", 1.0) == b"one"
+    with pytest.raises(scant.Timeout, match="nobody"):
+        adapted.get("nobody", 0.05)
+    waiter: list[bytes] = []
+    thread = threading.Thread(target=lambda: waiter.append(adapted.get("late", 10.0)))
+    thread.start()
+    adapted.set("late", b"here")
+    thread.join(10)
+    assert waiter == [b"here"]
+
+
+def test_directory_store(tmp_path: Path) -> None:
+    check_store(scant.DirectoryStore(str(tmp_path / "store")))
+
+
+def test_torch_stores(tmp_path: Path) -> None:
+    dist = pytest.importorskip("torch.distributed")
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    check_store(store.adapt(server))
+    check_store(store.adapt(dist.PrefixStore("p", server)))
+    check_store(store.PrefixStore("q/", store.adapt(server)))
+    check_store(store.adapt(dist.HashStore()))
+
+
+def test_objects_that_are_no_store_are_refused() -> None:
+    with pytest.raises(TypeError, match="int has no set"):
+        store.adapt(3)
+
+
+def test_each_creation_gets_keys_of_its_own() -> None:
+    dist = pytest.importorskip("torch.distributed")
+    shared = dist.HashStore()
+    for attempt in range(3):
+        for _ in range(2):
+            adapted: Any = rendezvous.fresh(shared, 2)
+            assert adapted._prefix == f"scant/{attempt}/"
+
+
+def test_bad_communicators_are_refused(tmp_path: Path) -> None:
+    directory = scant.DirectoryStore(str(tmp_path))
+    with pytest.raises(scant.InvalidArgument, match="rank 2 is out of range"):
+        scant.Communicator(directory, 2, 2)
+    with pytest.raises(scant.InvalidArgument, match="peer_timeout must be positive"):
+        scant.Communicator(directory, 0, 2, peer_timeout=0.0)
+    with pytest.raises(TypeError, match="has no set"):
+        scant.Communicator(None, 0, 2)
+
+
+class BrokenStore:
+    """Fails in the way it is told to."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def set(self, key: str, value: bytes) -> None:
+        raise self._error
+
+    def set_if_absent(self, key: str, value: bytes) -> bool:
+        raise self._error
+
+    def get(self, key: str, timeout_s: float) -> bytes:
+        raise self._error
+
+
+def test_errors_of_a_store_come_through() -> None:
+    with pytest.raises(scant.Error, match="disk on fire"):
+        scant.Communicator(BrokenStore(ValueError("disk on fire")), 0, 2, connect_timeout=2.0)
+    with pytest.raises(KeyboardInterrupt):
+        scant.Communicator(BrokenStore(KeyboardInterrupt()), 0, 2, connect_timeout=2.0)
+
+
+def test_missing_rank_is_named(tmp_path: Path) -> None:
+    directory = scant.DirectoryStore(str(tmp_path))
+    with pytest.raises(scant.Error, match=r"\b1\b"):
+        scant.Communicator(directory, 0, 2, connect_timeout=0.5)
+
+
+def run_cli(*arguments: str, block: str = "") -> subprocess.CompletedProcess[str]:
+    """`scant ...` in a process where the modules in `block` cannot be imported."""
+    program = (
+        "import sys\n"
+        f"for name in {block.split()!r}: sys.modules[name] = None\n"
+        "from scant.cli import main\n"
+        f"sys.exit(main({list(arguments)!r}))\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "RANK": "0", "WORLD_SIZE": "2"},
+    )
+
+
+def test_cli_help_and_version() -> None:
+    for arguments in ((), ("help",), ("--help",)):
+        result = run_cli(*arguments, block="torch numpy scant._scant")
+        assert result.returncode == 0, result.stderr
+        assert "lab" in result.stdout
+    result = run_cli("version")
+    assert result.stdout.startswith(f"scant {scant.__version__} (")
+    result = run_cli("bogus")
+    assert result.returncode == 2
+    assert "bogus" in result.stderr
+
+
+def test_cli_lab_needs_neither_torch_nor_numpy_nor_the_extension() -> None:
+    result = run_cli("lab", "--help", block="torch numpy scant._scant")
+    assert result.returncode == 0, result.stderr
+    assert "--rate" in result.stdout
+
+
+def test_cli_env() -> None:
+    result = run_cli("env")
+    assert result.returncode == 0, result.stderr
+    assert "launcher: rank 0 of 2" in result.stdout
+    assert "numpy" in result.stdout
+
+
+def test_import_is_light() -> None:
+    program = (
+        "import sys, scant\n"
+        "assert not {'numpy', 'torch', 'scant._scant'} & set(sys.modules), sys.modules\n"
+        "assert scant.PeerLost.code == 'peer_lost'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
