@@ -1,5 +1,5 @@
-// Runs a fuzzer's entry point on every file of its corpus, for builds without libFuzzer. Single thread.
-// Fails on an empty corpus: a replay of nothing proves nothing.
+// Runs a fuzzer's entry point on every file of its corpus, for builds without libFuzzer. Single
+// thread. Fails on an empty corpus: a replay of nothing proves nothing.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>

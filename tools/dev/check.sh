@@ -1,0 +1,96 @@
+# Sourced by ./dev: ./dev check and ./dev format. Every check runs, whatever an earlier one said; the end lists failures.
+
+cc_files() { git ls-files --cached --others --exclude-standard -- '*.cc' '*.h'; }
+python_roots() {
+  local path
+  for path in python/scant tools bench examples tests; do
+    if [ -n "$(find "$path" -name '*.py' -print -quit 2>/dev/null)" ]; then echo "$path"; fi
+  done
+}
+
+check_format() {
+  local status=0
+  cc_files | xargs clang-format-14 --dry-run --Werror || status=1
+  # shellcheck disable=SC2046
+  .venv/bin/ruff format --check $(python_roots) || status=1
+  return $status
+}
+
+# shellcheck disable=SC2046
+check_lint() {
+  local status=0
+  .venv/bin/ruff check $(python_roots) || status=1
+  shellcheck -x -a dev .ci/run || status=1
+  .venv/bin/python tools/check_style.py || status=1
+  return $status
+}
+
+# Programs are checked one folder at a time: two scripts of different folders may share a name.
+check_types() {
+  local status=0 path
+  for path in python/scant tools bench examples tests/python; do
+    if [ -d "$path" ] && [ -n "$(find "$path" -name '*.py' -print -quit)" ]; then
+      .venv/bin/mypy "$path" || status=1
+    fi
+  done
+  return $status
+}
+
+check_gcc() { cmake --preset dev && cmake --build --preset dev -j "$jobs"; }
+check_clang() { cmake --preset clang && cmake --build --preset clang -j "$jobs"; }
+check_tidy() { .venv/bin/python tools/run_tidy.py --build build/clang --jobs "$jobs"; }
+check_includes() {
+  cmake --preset dev >/dev/null &&
+    ctest --test-dir build/dev -R '^include_order' --no-tests=error --output-on-failure
+}
+check_links() { .venv/bin/python tools/check_docs.py links; }
+check_commands() { .venv/bin/python tools/check_docs.py commands; }
+
+run_checks() {
+  local only=${SCANT_CHECK_ONLY:-} failed=() begin=$SECONDS
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --only) only=${2:?--only needs a name}; shift ;;
+      *) die "check: no option '$1'" ;;
+    esac
+    shift
+  done
+  setup_packages build test lab check
+  setup_venv
+  mkdir -p build
+  local rows=(
+    "format|clang-format and ruff format"
+    "lint|ruff, shellcheck, file and function sizes"
+    "gcc|no warnings with GCC"
+    "clang|no warnings with Clang"
+    "tidy|clang-tidy"
+    "includes|no include upwards"
+    "types|mypy --strict"
+    "links|links and anchors of the documents"
+    "commands|every command shown in the documents"
+  )
+  local row name words ran=0
+  for row in "${rows[@]}"; do
+    name=${row%%|*} words=${row#*|}
+    if [ -n "$only" ] && [ "$only" != "$name" ]; then continue; fi
+    ran=$((ran + 1))
+    case $name in types | commands) setup_scant ;; esac
+    case $name in
+      commands) say "$words"; check_commands || failed+=("$name") ;;  # each command is a line of progress
+      gcc | clang) locked step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
+      *) step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
+    esac
+  done
+  [ $ran -gt 0 ] || die "check: no check '$only'"
+  say "$ran checks in $((SECONDS - begin)) s, ${#failed[@]} failed${failed[*]:+: ${failed[*]}}"
+  [ ${#failed[@]} -eq 0 ]
+}
+
+# shellcheck disable=SC2046
+run_format() {
+  setup_packages build check
+  setup_venv
+  cc_files | xargs clang-format-14 -i
+  .venv/bin/ruff format -q $(python_roots)
+  .venv/bin/ruff check -q --fix --exit-zero --select I $(python_roots)
+}

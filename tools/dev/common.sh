@@ -1,0 +1,80 @@
+# Sourced by ./dev: words on the screen, logged steps, locks. Expects $root and the repository as working directory.
+logs=$root/build/logs
+jobs=${JOBS:-$(nproc)}
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+# Ctrl-C: stop the step in progress, then this script, with the code that a shell expects.
+step_pid=''
+stop() {
+  trap - INT TERM
+  if [ -n "$step_pid" ]; then kill -TERM -- "-$step_pid" 2>/dev/null || true; fi
+  echo "./dev: stopped" >&2
+  exit 130
+}
+trap stop INT TERM
+
+say() { printf '==> %s\n' "$*"; }
+
+die() {
+  echo "./dev: $*" >&2
+  exit 1
+}
+
+# step NAME "what it does" command...: runs it with its output in build/logs/NAME.log; shows time while it runs and
+# the end of the log when it fails.
+step() {
+  local name=$1 words=$2 begin=$SECONDS status=0 log=$logs/$1.log spinner=''
+  shift 2
+  mkdir -p "$logs"
+  if [ ! -t 1 ]; then printf '==> %s ... ' "$words"; fi
+  set -m  # a process group of its own, so that stop() reaches its children
+  "$@" >"$log" 2>&1 </dev/null &
+  step_pid=$!
+  set +m
+  if [ -t 1 ]; then
+    while kill -0 "$step_pid" 2>/dev/null; do
+      spinner=$(tail -n 1 "$log" 2>/dev/null | tr -cd '[:print:]' | cut -c1-60)
+      printf '\r\033[K==> %s (%d s) %s' "$words" $((SECONDS - begin)) "$spinner"
+      sleep 0.3
+    done
+    printf '\r\033[K==> %s ' "$words"
+  fi
+  wait "$step_pid" || status=$?
+  step_pid=''
+  if [ $status -eq 0 ]; then
+    printf 'done in %d s\n' $((SECONDS - begin))
+    return 0
+  fi
+  printf 'FAILED after %d s\n' $((SECONDS - begin))
+  echo "--- the end of ${log#"$root"/}:" >&2
+  tail -n 40 "$log" >&2
+  return $status
+}
+
+# locked command...: one set-up at a time in this checkout, whoever starts ./dev twice.
+locked() {
+  mkdir -p build
+  if [ "${SCANT_DEV_LOCKED:-}" = 1 ]; then
+    "$@"
+    return
+  fi
+  exec 9>build/.lock
+  if ! flock -n 9; then
+    say "waiting for another ./dev in this checkout"
+    flock 9
+  fi
+  local status=0
+  SCANT_DEV_LOCKED=1
+  "$@" || status=$?
+  SCANT_DEV_LOCKED=''
+  exec 9>&-
+  return $status
+}
+
+# hash_of path...: one hash over names and contents of the files below these paths.
+hash_of() {
+  find "$@" -type f -not -path '*/__pycache__/*' -not -name '*.pyc' -print0 | sort -z |
+    xargs -0 sha256sum | sha256sum | cut -d' ' -f1
+}
+
+run_python() { exec "$root/.venv/bin/python" "$@"; }
