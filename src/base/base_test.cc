@@ -1,8 +1,7 @@
 // Buffers, queue, rng, counters, threads, checks and errors of base/.
-#include <gtest/gtest.h>
-
 #include <array>
 #include <cstdint>
+#include <gtest/gtest.h>
 #include <set>
 #include <string>
 #include <thread>
@@ -110,8 +109,9 @@ TEST(Rng, IsUniformWithinFiveSigma) {
     ++hits[rng.below(kBins)];
     sum += rng.uniform();
   }
-  for (const int count : hits) EXPECT_NEAR(count, kDraws / kBins, 5 * 97);  // sigma = sqrt(n p (1-p)) = 96.8
-  EXPECT_NEAR(sum / kDraws, 0.5, 5 * 0.00072);                              // sigma = sqrt(1/12/n)
+  for (const int count : hits)
+    EXPECT_NEAR(count, kDraws / kBins, 5 * 97);  // sigma = sqrt(n p (1-p)) = 96.8
+  EXPECT_NEAR(sum / kDraws, 0.5, 5 * 0.00072);   // sigma = sqrt(1/12/n)
 }
 
 TEST(Counters, AreSharedByNameAndExported) {
@@ -122,9 +122,10 @@ TEST(Counters, AreSharedByNameAndExported) {
   a.add(3);
   b.add();
   const std::string text = counters_prometheus();
-  EXPECT_NE(text.find("# HELP scant_test_total A test's\\ncounter\n# TYPE scant_test_total counter\n"
-                      "scant_test_total{peer=\"1\"} 3\nscant_test_total{peer=\"2\"} 1\n"),
-            std::string::npos)
+  EXPECT_NE(
+      text.find("# HELP scant_test_total A test's\\ncounter\n# TYPE scant_test_total counter\n"
+                "scant_test_total{peer=\"1\"} 3\nscant_test_total{peer=\"2\"} 1\n"),
+      std::string::npos)
       << text;
 }
 
@@ -135,7 +136,8 @@ TEST(Thread, RunsAndRefusesACpuThatDoesNotExist) {
   thread.join();
   EXPECT_TRUE(ran);
   Thread pinned;
-  const Result<void> outcome = pinned.start("pinned", [] {}, 1 << 20);
+  const Result<void> outcome = pinned.start(
+      "pinned", [] {}, 1 << 20);
   ASSERT_FALSE(outcome.ok());
   EXPECT_EQ(outcome.error().code, ErrorCode::invalid_argument);
 }
@@ -151,7 +153,8 @@ TEST(ManualClock, MovesOnlyWhenTold) {
 TEST(CheckDeathTest, PrintsConditionRankSeedAndCommit) {
   set_check_rank(3);
   set_check_seed(77);
-  EXPECT_DEATH(SCANT_CHECK(1 + 1 == 3, "arithmetic"), "1 \\+ 1 == 3: arithmetic \\[rank=3 seed=77 commit=");
+  EXPECT_DEATH(SCANT_CHECK(1 + 1 == 3, "arithmetic"),
+               "1 \\+ 1 == 3: arithmetic \\[rank=3 seed=77 commit=");
 }
 
 TEST(Error, RendersCodeMessageAndErrno) {

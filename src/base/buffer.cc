@@ -1,9 +1,8 @@
 // Allocation of aligned memory and its recycling.
 #include "base/buffer.h"
 
-#include <sys/mman.h>
-
 #include <cstdlib>
+#include <sys/mman.h>
 #include <utility>
 
 #include "base/check.h"
@@ -11,8 +10,8 @@
 namespace scant::base {
 namespace {
 
-constexpr size_t kAlignment = 64;                   // a cache line, and the widest vector
-constexpr size_t kHugePage = size_t{2} << 20;       // x86-64 and most arm64
+constexpr size_t kAlignment = 64;              // a cache line, and the widest vector
+constexpr size_t kHugePage = size_t{2} << 20;  // x86-64 and most arm64
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -24,7 +23,8 @@ Buffer::Buffer(size_t size) : size_(size) {
   void* memory = std::aligned_alloc(alignment, round_up(size, alignment));
   SCANT_CHECK(memory != nullptr, "out of memory");
   // A hint: without transparent huge pages the memory is merely slower.
-  if (alignment == kHugePage) static_cast<void>(madvise(memory, round_up(size, alignment), MADV_HUGEPAGE));
+  if (alignment == kHugePage)
+    static_cast<void>(madvise(memory, round_up(size, alignment), MADV_HUGEPAGE));
   data_ = static_cast<std::byte*>(memory);
 }
 

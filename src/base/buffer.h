@@ -1,4 +1,5 @@
-// Owned bytes: 64-byte aligned, huge pages from 2 MiB on, move-only. Views are scant::Bytes / MutableBytes.
+// Owned bytes: 64-byte aligned, huge pages from 2 MiB on, move-only. Views are scant::Bytes /
+// MutableBytes.
 #pragma once
 
 #include <cstddef>
@@ -29,11 +30,13 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Recycles buffers of one size, last in first out so that they stay warm in cache. One owner thread.
+// Recycles buffers of one size, last in first out so that they stay warm in cache. One owner
+// thread.
 class BufferPool {
  public:
-  BufferPool(size_t buffer_bytes, size_t keep_max) : buffer_bytes_(buffer_bytes), keep_max_(keep_max) {}
-  [[nodiscard]] Buffer take();       // size() == buffer_bytes()
+  BufferPool(size_t buffer_bytes, size_t keep_max)
+      : buffer_bytes_(buffer_bytes), keep_max_(keep_max) {}
+  [[nodiscard]] Buffer take();  // size() == buffer_bytes()
   void give(Buffer buffer);
   [[nodiscard]] size_t buffer_bytes() const { return buffer_bytes_; }
 

@@ -1,5 +1,6 @@
-// SCANT_CHECK: always on. A failed check is a programmer's error: it prints the condition with rank, seed and
-// commit, then aborts. Operating errors travel as Result<T> (scant/result.h) instead.
+// SCANT_CHECK: always on. A failed check is a programmer's error: it prints the condition with
+// rank, seed and commit, then aborts. Operating errors travel as Result<T> (scant/result.h)
+// instead.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +13,12 @@ void set_check_rank(int32_t rank);
 void set_check_seed(uint64_t seed);
 [[nodiscard]] std::string_view commit();  // the commit this build was made from, or "unknown"
 
-[[noreturn]] void check_failed(const char* file, int line, const char* condition, std::string_view detail);
+[[noreturn]] void check_failed(const char* file, int line, const char* condition,
+                               std::string_view detail);
 
 }  // namespace scant::base
 
-#define SCANT_CHECK(condition, ...)                                                                       \
-  (static_cast<bool>(condition)                                                                           \
-       ? static_cast<void>(0)                                                                             \
-       : ::scant::base::check_failed(__FILE__, __LINE__, #condition, ::std::string_view{__VA_ARGS__}))
+#define SCANT_CHECK(condition, ...)                                                           \
+  (static_cast<bool>(condition) ? static_cast<void>(0)                                        \
+                                : ::scant::base::check_failed(__FILE__, __LINE__, #condition, \
+                                                              ::std::string_view{__VA_ARGS__}))

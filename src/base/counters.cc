@@ -18,7 +18,8 @@ struct Entry {
 struct Registry {
   Mutex mutex;
   // Ordered by name, then labels: the order of the export.
-  std::map<std::pair<std::string, std::string>, std::unique_ptr<Entry>> entries SCANT_GUARDED_BY(mutex);
+  std::map<std::pair<std::string, std::string>, std::unique_ptr<Entry>> entries
+      SCANT_GUARDED_BY(mutex);
 };
 
 // Never destroyed: counters are added to until the last thread of the process ends.

@@ -1,5 +1,6 @@
-// Counters and gauges of one process, in one registry that can be printed and exported as Prometheus text.
-// Registration takes a lock and happens at start; adding is one relaxed atomic add and happens anywhere.
+// Counters and gauges of one process, in one registry that can be printed and exported as
+// Prometheus text. Registration takes a lock and happens at start; adding is one relaxed atomic add
+// and happens anywhere.
 #pragma once
 
 #include <atomic>
@@ -26,7 +27,8 @@ struct CounterRow {
   uint64_t value = 0;
 };
 
-// References stay valid for the life of the process. The same (name, labels) gives the same counter.
+// References stay valid for the life of the process. The same (name, labels) gives the same
+// counter.
 Counter& counter(std::string_view name, std::string_view help, std::string_view labels = {});
 [[nodiscard]] std::vector<CounterRow> counters_snapshot();
 [[nodiscard]] std::string counters_prometheus();

@@ -1,7 +1,8 @@
-// CRC32C. Long inputs on x86-64 are folded by carry-less multiplication 128 bytes at a time (Gopal et al., "Fast CRC
-// Computation for Generic Polynomials Using PCLMULQDQ", 2009, section on bit-reflected folding): a 16-byte lane moves
-// D bits ahead as lo*K(D+32) xor hi*K(D-32), K(n) = reflected(x^n mod P) << 1. The folded block is congruent to the
-// message, so the crc32 instruction finishes it. Constants are computed, not copied.
+// CRC32C. Long inputs on x86-64 are folded by carry-less multiplication 128 bytes at a time (Gopal
+// et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ", 2009, section on
+// bit-reflected folding): a 16-byte lane moves D bits ahead as lo*K(D+32) xor hi*K(D-32), K(n) =
+// reflected(x^n mod P) << 1. The folded block is congruent to the message, so the crc32 instruction
+// finishes it. Constants are computed, not copied.
 #include "base/crc.h"
 
 #include <array>
@@ -23,7 +24,8 @@ constexpr std::array<uint32_t, 256> make_table() {
   std::array<uint32_t, 256> table{};
   for (uint32_t i = 0; i < 256; ++i) {
     uint32_t value = i;
-    for (int bit = 0; bit < 8; ++bit) value = (value >> 1) ^ ((value & 1u) != 0 ? kPolynomialReflected : 0u);
+    for (int bit = 0; bit < 8; ++bit)
+      value = (value >> 1) ^ ((value & 1u) != 0 ? kPolynomialReflected : 0u);
     table[i] = value;
   }
   return table;
@@ -49,7 +51,8 @@ struct Implementation {
 // reflected(x^n mod P) << 1: multiplying by x in the reflected domain is a right shift.
 constexpr uint64_t fold_constant(unsigned n) {
   uint32_t value = 0x80000000u;  // x^0, reflected
-  for (unsigned i = 0; i < n; ++i) value = (value >> 1) ^ ((value & 1u) != 0 ? kPolynomialReflected : 0u);
+  for (unsigned i = 0; i < n; ++i)
+    value = (value >> 1) ^ ((value & 1u) != 0 ? kPolynomialReflected : 0u);
   return static_cast<uint64_t>(value) << 1;
 }
 
@@ -58,7 +61,8 @@ constexpr auto kFoldLow = static_cast<long long>(fold_constant(kBlock * 8 + 32))
 constexpr auto kFoldHigh = static_cast<long long>(fold_constant(kBlock * 8 - 32));
 constexpr size_t kFoldMin = 4 * kBlock;  // shorter inputs do not repay the set-up
 
-__attribute__((target("sse4.2"))) uint32_t update_sse42(const std::byte* data, size_t size, uint32_t crc) {
+__attribute__((target("sse4.2"))) uint32_t update_sse42(const std::byte* data, size_t size,
+                                                        uint32_t crc) {
   uint64_t wide = crc;
   while (size >= 8) {
     uint64_t word;
@@ -76,11 +80,13 @@ __attribute__((target("sse4.2"))) uint32_t update_sse42(const std::byte* data, s
   return narrow;
 }
 
-__attribute__((target("sse4.2,pclmul"), always_inline)) inline __m128i load128(const std::byte* from) {
+__attribute__((target("sse4.2,pclmul"), always_inline)) inline __m128i load128(
+    const std::byte* from) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 }
 
-__attribute__((target("sse4.2,pclmul"))) uint32_t update_pclmul(const std::byte* data, size_t size, uint32_t crc) {
+__attribute__((target("sse4.2,pclmul"))) uint32_t update_pclmul(const std::byte* data, size_t size,
+                                                                uint32_t crc) {
   if (size < kFoldMin) return update_sse42(data, size, crc);
   __m128i lanes[8];
   for (size_t i = 0; i < 8; ++i) lanes[i] = load128(data + 16 * i);
@@ -102,19 +108,22 @@ __attribute__((target("sse4.2,pclmul"))) uint32_t update_pclmul(const std::byte*
   return update_sse42(data, size, update_sse42(folded, kBlock, 0));
 }
 
-__attribute__((target("avx2,vpclmulqdq"), always_inline)) inline __m256i load256(const std::byte* from) {
+__attribute__((target("avx2,vpclmulqdq"), always_inline)) inline __m256i load256(
+    const std::byte* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
-__attribute__((target("avx2,vpclmulqdq"), always_inline)) inline __m256i fold256(__m256i lane, __m256i constants,
-                                                                                __m256i next) {
+__attribute__((target("avx2,vpclmulqdq"), always_inline)) inline __m256i fold256(__m256i lane,
+                                                                                 __m256i constants,
+                                                                                 __m256i next) {
   const __m256i low = _mm256_clmulepi64_epi128(lane, constants, 0x00);
   const __m256i high = _mm256_clmulepi64_epi128(lane, constants, 0x11);
   return _mm256_xor_si256(_mm256_xor_si256(low, high), next);
 }
 
-__attribute__((target("sse4.2,avx2,vpclmulqdq"))) uint32_t update_vpclmul(const std::byte* data, size_t size,
-                                                                         uint32_t crc) {
+__attribute__((target("sse4.2,avx2,vpclmulqdq"))) uint32_t update_vpclmul(const std::byte* data,
+                                                                          size_t size,
+                                                                          uint32_t crc) {
   if (size < kFoldMin) return update_sse42(data, size, crc);
   __m256i a = load256(data);
   __m256i b = load256(data + 32);
@@ -144,13 +153,15 @@ Implementation choose() {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("sse4.2")) return {update_table, "table"};
   if (!__builtin_cpu_supports("pclmul")) return {update_sse42, "sse4.2"};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq")) return {update_vpclmul, "vpclmul"};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq"))
+    return {update_vpclmul, "vpclmul"};
   return {update_pclmul, "pclmul"};
 }
 
 #elif defined(__aarch64__)
 
-__attribute__((target("+crc"))) uint32_t update_armv8(const std::byte* data, size_t size, uint32_t crc) {
+__attribute__((target("+crc"))) uint32_t update_armv8(const std::byte* data, size_t size,
+                                                      uint32_t crc) {
   while (size >= 8) {
     uint64_t word;
     std::memcpy(&word, data, 8);
@@ -185,9 +196,13 @@ const Implementation& implementation() {
 
 }  // namespace
 
-uint32_t crc32c(Bytes data, uint32_t crc) { return ~implementation().update(data.data(), data.size(), ~crc); }
+uint32_t crc32c(Bytes data, uint32_t crc) {
+  return ~implementation().update(data.data(), data.size(), ~crc);
+}
 
-uint32_t crc32c_reference(Bytes data, uint32_t crc) { return ~update_table(data.data(), data.size(), ~crc); }
+uint32_t crc32c_reference(Bytes data, uint32_t crc) {
+  return ~update_table(data.data(), data.size(), ~crc);
+}
 
 const char* crc32c_implementation() { return implementation().name; }
 

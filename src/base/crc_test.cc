@@ -1,9 +1,9 @@
-// CRC32C against RFC 3720's vectors and, for every length and alignment that changes a code path, the table.
+// CRC32C against RFC 3720's vectors and, for every length and alignment that changes a code path,
+// the table.
 #include "base/crc.h"
 
-#include <gtest/gtest.h>
-
 #include <cstring>
+#include <gtest/gtest.h>
 #include <vector>
 
 #include "base/rng.h"
@@ -11,7 +11,9 @@
 namespace scant::base {
 namespace {
 
-std::vector<std::byte> filled(size_t size, uint8_t value) { return std::vector<std::byte>(size, std::byte{value}); }
+std::vector<std::byte> filled(size_t size, uint8_t value) {
+  return std::vector<std::byte>(size, std::byte{value});
+}
 
 TEST(Crc32c, Rfc3720Vectors) {
   EXPECT_EQ(crc32c(filled(32, 0x00)), 0x8A9136AAu);
@@ -30,11 +32,13 @@ TEST(Crc32c, EqualsTheTableAtEveryLengthAndAlignment) {
   for (auto& byte : data) byte = static_cast<std::byte>(rng.next());
   for (size_t length = 0; length < 1100; ++length) {
     const Bytes view = Bytes(data).subspan(length % 33, length);
-    ASSERT_EQ(crc32c(view), crc32c_reference(view)) << "length " << length << " with " << crc32c_implementation();
+    ASSERT_EQ(crc32c(view), crc32c_reference(view))
+        << "length " << length << " with " << crc32c_implementation();
   }
   for (size_t offset = 0; offset < 64; ++offset) {
     const Bytes view = Bytes(data).subspan(offset, 4096);
-    ASSERT_EQ(crc32c(view, 0xDEADBEEFu), crc32c_reference(view, 0xDEADBEEFu)) << "offset " << offset;
+    ASSERT_EQ(crc32c(view, 0xDEADBEEFu), crc32c_reference(view, 0xDEADBEEFu))
+        << "offset " << offset;
   }
 }
 
@@ -44,7 +48,8 @@ TEST(Crc32c, Chains) {
   for (auto& byte : data) byte = static_cast<std::byte>(rng.next());
   const uint32_t whole = crc32c(data);
   for (size_t cut = 0; cut <= data.size(); cut += 37) {
-    EXPECT_EQ(crc32c(Bytes(data).subspan(cut), crc32c(Bytes(data).first(cut))), whole) << "cut " << cut;
+    EXPECT_EQ(crc32c(Bytes(data).subspan(cut), crc32c(Bytes(data).first(cut))), whole)
+        << "cut " << cut;
   }
 }
 

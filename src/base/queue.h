@@ -1,4 +1,5 @@
-// A bounded multi-producer queue: the one place where threads of Scant hand things over under a lock.
+// A bounded multi-producer queue: the one place where threads of Scant hand things over under a
+// lock.
 #pragma once
 
 #include <condition_variable>

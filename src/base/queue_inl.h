@@ -1,4 +1,5 @@
-// Bodies of BoundedQueue. A condition variable waits on the annotated mutex itself, so the analysis sees each access.
+// Bodies of BoundedQueue. A condition variable waits on the annotated mutex itself, so the analysis
+// sees each access.
 #pragma once
 
 #include <chrono>

@@ -7,16 +7,26 @@ namespace scant {
 
 const char* name(ErrorCode code) {
   switch (code) {
-    case ErrorCode::invalid_argument: return "invalid_argument";
-    case ErrorCode::mismatch: return "mismatch";
-    case ErrorCode::peer_lost: return "peer_lost";
-    case ErrorCode::timeout: return "timeout";
-    case ErrorCode::refused: return "refused";
-    case ErrorCode::corrupt: return "corrupt";
-    case ErrorCode::resource: return "resource";
-    case ErrorCode::io: return "io";
-    case ErrorCode::closed: return "closed";
-    case ErrorCode::unsupported: return "unsupported";
+    case ErrorCode::invalid_argument:
+      return "invalid_argument";
+    case ErrorCode::mismatch:
+      return "mismatch";
+    case ErrorCode::peer_lost:
+      return "peer_lost";
+    case ErrorCode::timeout:
+      return "timeout";
+    case ErrorCode::refused:
+      return "refused";
+    case ErrorCode::corrupt:
+      return "corrupt";
+    case ErrorCode::resource:
+      return "resource";
+    case ErrorCode::io:
+      return "io";
+    case ErrorCode::closed:
+      return "closed";
+    case ErrorCode::unsupported:
+      return "unsupported";
   }
   return "unknown";
 }

@@ -1,5 +1,5 @@
-// A counter-based generator from SplitMix64's finaliser (Steele, Lea, Flood 2014): three rounds mix seed, stream and
-// counter. Not cryptographic; secrets come from libsodium.
+// A counter-based generator from SplitMix64's finaliser (Steele, Lea, Flood 2014): three rounds mix
+// seed, stream and counter. Not cryptographic; secrets come from libsodium.
 #include "base/rng.h"
 
 #include "base/check.h"

@@ -1,4 +1,5 @@
-// Counter-based random numbers: the n-th draw of a (seed, stream) is a pure function, whatever thread asks.
+// Counter-based random numbers: the n-th draw of a (seed, stream) is a pure function, whatever
+// thread asks.
 #pragma once
 
 #include <cstdint>

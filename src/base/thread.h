@@ -1,4 +1,5 @@
-// Named threads that are always joined. A thread starts in start(), never in a constructor of a data class.
+// Named threads that are always joined. A thread starts in start(), never in a constructor of a
+// data class.
 #pragma once
 
 #include <functional>

@@ -1,4 +1,5 @@
-// Clang's thread-safety annotations, and the one mutex type that carries them. Other compilers see plain code.
+// Clang's thread-safety annotations, and the one mutex type that carries them. Other compilers see
+// plain code.
 #pragma once
 
 #include <mutex>

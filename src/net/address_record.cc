@@ -10,7 +10,9 @@ namespace {
 constexpr std::string_view kFirstLine = "scant 1";
 constexpr size_t kFieldBytesMax = 256;
 
-Error corrupt(const std::string& what) { return Error{ErrorCode::corrupt, 0, kNoRank, "address record: " + what}; }
+Error corrupt(const std::string& what) {
+  return Error{ErrorCode::corrupt, 0, kNoRank, "address record: " + what};
+}
 
 bool printable(std::string_view text) {
   for (const char c : text) {
@@ -73,7 +75,8 @@ Result<AddressRecord> decode_address_record(std::string_view text) {
     if (space == std::string_view::npos || line.size() > kFieldBytesMax + 16 || !printable(line)) {
       return corrupt("malformed line");
     }
-    if (!apply(record, line.substr(0, space), line.substr(space + 1))) return corrupt("malformed value");
+    if (!apply(record, line.substr(0, space), line.substr(space + 1)))
+      return corrupt("malformed value");
   }
   if (record.world_size == 0) return corrupt("no world size");
   return record;

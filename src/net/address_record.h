@@ -1,5 +1,5 @@
-// What a rank publishes at the rendezvous so that others can find and name it. Text, one field a line, bounded;
-// grammar in docs/wire.md.
+// What a rank publishes at the rendezvous so that others can find and name it. Text, one field a
+// line, bounded; grammar in docs/wire.md.
 #pragma once
 
 #include <string>

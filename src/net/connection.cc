@@ -1,13 +1,12 @@
-// Framing over a stream socket. Checksums are computed on pieces that have just been, or are about to be, copied by the
-// kernel, so they read from cache.
+// Framing over a stream socket. Checksums are computed on pieces that have just been, or are about
+// to be, copied by the kernel, so they read from cache.
 #include "net/connection.h"
-
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <sys/uio.h>
 
 #include "base/check.h"
 #include "base/counters.h"
@@ -17,11 +16,13 @@ namespace scant::net {
 namespace {
 
 constexpr size_t kBufferBytes = 64 * 1024;  // many small frames in one call
-constexpr size_t kPieceBytes = 256 * 1024;  // stays in a second-level cache between copy and checksum
-constexpr size_t kVectorsMax = 64;          // 32 frames in one call
+constexpr size_t kPieceBytes =
+    256 * 1024;                     // stays in a second-level cache between copy and checksum
+constexpr size_t kVectorsMax = 64;  // 32 frames in one call
 
 base::Counter& corrupt_frames() {
-  static base::Counter& c = base::counter("scant_net_corrupt_frames_total", "Frames that failed a check");
+  static base::Counter& c =
+      base::counter("scant_net_corrupt_frames_total", "Frames that failed a check");
   return c;
 }
 
@@ -55,7 +56,8 @@ Result<size_t> Connection::flush(size_t budget, std::vector<uint64_t>& sent) {
       if (count + 2 > kVectorsMax || asked >= kPieceBytes) break;
       const size_t header_done = std::min(out.written, out.header.size());
       if (header_done < out.header.size()) {
-        vectors[count++] = {const_cast<std::byte*>(out.header.data()) + header_done, out.header.size() - header_done};
+        vectors[count++] = {const_cast<std::byte*>(out.header.data()) + header_done,
+                            out.header.size() - header_done};
       }
       const size_t payload_done = out.written - header_done;
       if (payload_done < out.payload.size()) {
@@ -109,7 +111,8 @@ Result<size_t> Connection::receive(size_t budget, bool& drained, bool& ended) {
   std::array<iovec, 2> vectors;
   size_t count = 0;
   const size_t missing = in_payload_ ? header_.length - received_ : 0;
-  const size_t direct = target_.empty() ? 0 : std::min({missing, kPieceBytes, std::max<size_t>(budget, 1)});
+  const size_t direct =
+      target_.empty() ? 0 : std::min({missing, kPieceBytes, std::max<size_t>(budget, 1)});
   if (direct > 0) vectors[count++] = {target_.data() + received_, direct};
   if (direct == missing || target_.empty()) vectors[count++] = {buffer_.data(), buffer_.size()};
   SCANT_CHECK(count > 0 && buffer_begin_ == buffer_end_);
@@ -198,7 +201,8 @@ Result<void> Connection::begin_frame(Rank peer, TransportSink& sink, Progress& p
   buffer_begin_ += kFrameHeaderBytes;
   if (header_.job != job_) return corrupt("frame of another job");
   if (header_.sequence != next_in_) {
-    return corrupt("frame " + std::to_string(header_.sequence) + " where " + std::to_string(next_in_) + " was due");
+    return corrupt("frame " + std::to_string(header_.sequence) + " where " +
+                   std::to_string(next_in_) + " was due");
   }
   ++next_in_;
   if (header_.type == FrameType::heartbeat || header_.type == FrameType::goodbye) {
@@ -214,7 +218,8 @@ Result<void> Connection::begin_frame(Rank peer, TransportSink& sink, Progress& p
     return {};
   }
   target_ = sink.on_header(peer, header_);
-  SCANT_CHECK(target_.empty() || target_.size() == header_.length, "the sink's memory has another size");
+  SCANT_CHECK(target_.empty() || target_.size() == header_.length,
+              "the sink's memory has another size");
   in_payload_ = true;
   return {};
 }
@@ -232,7 +237,8 @@ Result<void> Connection::end_frame(Rank peer, TransportSink& sink, Progress& pro
   in_payload_ = false;
   const MutableBytes payload = std::exchange(target_, {});
   if (payload.empty()) return {};
-  if (crc_ != header_.payload_crc) return corrupt("payload checksum of frame " + std::to_string(header_.sequence));
+  if (crc_ != header_.payload_crc)
+    return corrupt("payload checksum of frame " + std::to_string(header_.sequence));
   ++progress.frames;
   sink.on_frame(peer, header_, payload);
   return {};

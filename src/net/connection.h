@@ -1,5 +1,5 @@
-// One authenticated stream between two ranks: frames out through a queue, frames in through a small buffer or straight
-// into the memory that the sink names. Owner: the transport's thread.
+// One authenticated stream between two ranks: frames out through a queue, frames in through a small
+// buffer or straight into the memory that the sink names. Owner: the transport's thread.
 #pragma once
 
 #include <deque>
@@ -15,11 +15,12 @@ class Connection {
  public:
   Connection(Fd fd, int family, uint32_t job);
 
-  // Fills in job, sequence, length and checksums; `payload` stays the caller's until its token comes back.
+  // Fills in job, sequence, length and checksums; `payload` stays the caller's until its token
+  // comes back.
   void enqueue(FrameHeader header, Bytes payload, uint64_t token);
   [[nodiscard]] size_t queued_bytes() const { return queued_bytes_; }
-  // Writes until the queue is empty, the socket is full (blocked() turns true) or `budget` bytes went out.
-  // Appends the tokens of frames that are no longer read. Returns the bytes written.
+  // Writes until the queue is empty, the socket is full (blocked() turns true) or `budget` bytes
+  // went out. Appends the tokens of frames that are no longer read. Returns the bytes written.
   Result<size_t> flush(size_t budget, std::vector<uint64_t>& sent);
   [[nodiscard]] bool blocked() const { return blocked_; }
   void set_unblocked() { blocked_ = false; }
@@ -72,7 +73,7 @@ class Connection {
   bool goodbye_ = false;
   bool in_payload_ = false;
   FrameHeader header_;
-  MutableBytes target_;   // empty: the payload is discarded
+  MutableBytes target_;  // empty: the payload is discarded
   size_t received_ = 0;
   uint32_t crc_ = 0;
 };

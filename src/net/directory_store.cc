@@ -1,15 +1,15 @@
-// Rendezvous through a directory that every rank sees. A value is written to a file of its own and then renamed or
-// linked to its key, so a reader sees all of it or nothing. Waiting is polling: network file systems offer no more.
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
+// Rendezvous through a directory that every rank sees. A value is written to a file of its own and
+// then renamed or linked to its key, so a reader sees all of it or nothing. Waiting is polling:
+// network file systems offer no more.
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <fcntl.h>
 #include <string>
+#include <sys/stat.h>
 #include <thread>
+#include <unistd.h>
 
 #include "net/socket.h"
 #include "scant/store.h"
@@ -19,7 +19,8 @@ namespace {
 
 constexpr size_t kValueBytesMax = 64 * 1024;
 constexpr auto kPollFirst = std::chrono::milliseconds(1);
-constexpr auto kPollLast = std::chrono::milliseconds(50);  // bounds the load on a network file system
+constexpr auto kPollLast =
+    std::chrono::milliseconds(50);  // bounds the load on a network file system
 
 // Letters, digits and a few marks stand for themselves, everything else is %XX.
 std::string file_name(std::string_view key) {
@@ -27,7 +28,8 @@ std::string file_name(std::string_view key) {
   std::string name = "scant.";
   for (const char c : key) {
     const auto byte = static_cast<unsigned char>(c);
-    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                       c == '-' || c == '_';
     if (plain) {
       name += c;
     } else {
@@ -76,7 +78,8 @@ class DirectoryStore final : public Store {
       if (value || value.error().sys_errno != ENOENT) return value;
       const Time now = std::chrono::steady_clock::now();
       if (now >= deadline) {
-        return Error{ErrorCode::timeout, 0, kNoRank, "key '" + std::string(key) + "' did not appear in " + path_};
+        return Error{ErrorCode::timeout, 0, kNoRank,
+                     "key '" + std::string(key) + "' did not appear in " + path_};
       }
       std::this_thread::sleep_for(std::min<Duration>(pause, deadline - now));
       pause = std::min<Duration>(pause * 2, kPollLast);
@@ -84,15 +87,20 @@ class DirectoryStore final : public Store {
   }
 
  private:
-  static Error failed(const std::string& what) { return Error{ErrorCode::io, errno, kNoRank, what}; }
-  [[nodiscard]] std::string file_of(std::string_view key) const { return path_ + "/" + file_name(key); }
+  static Error failed(const std::string& what) {
+    return Error{ErrorCode::io, errno, kNoRank, what};
+  }
+  [[nodiscard]] std::string file_of(std::string_view key) const {
+    return path_ + "/" + file_name(key);
+  }
 
   Result<std::string> write_temporary(std::string_view value) {
     if (value.size() > kValueBytesMax) {
       return Error{ErrorCode::invalid_argument, 0, kNoRank, "value of more than 64 KiB"};
     }
     static std::atomic<uint64_t> serial{0};  // pairs with nothing: only makes names differ
-    const std::string name = path_ + "/.scant." + net::host_name() + "." + std::to_string(getpid()) + "." +
+    const std::string name = path_ + "/.scant." + net::host_name() + "." +
+                             std::to_string(getpid()) + "." +
                              std::to_string(serial.fetch_add(1, std::memory_order_relaxed));
     // Values include the job's secret: nobody else reads them.
     const net::Fd fd(open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));

@@ -20,12 +20,15 @@ bool known(uint8_t type) {
     case FrameType::request:
     case FrameType::credit:
     case FrameType::cancel:
-    case FrameType::propose: return true;
+    case FrameType::propose:
+      return true;
   }
   return false;
 }
 
-Error corrupt(const std::string& what) { return Error{ErrorCode::corrupt, 0, kNoRank, "frame header: " + what}; }
+Error corrupt(const std::string& what) {
+  return Error{ErrorCode::corrupt, 0, kNoRank, "frame header: " + what};
+}
 
 }  // namespace
 
@@ -59,13 +62,16 @@ EncodedHeader encode(const FrameHeader& header) {
 }
 
 Result<FrameHeader> decode(Bytes bytes) {
-  if (bytes.size() != kFrameHeaderBytes) return corrupt("has " + std::to_string(bytes.size()) + " bytes");
+  if (bytes.size() != kFrameHeaderBytes)
+    return corrupt("has " + std::to_string(bytes.size()) + " bytes");
   WireReader r(bytes);
   if (r.get<uint32_t>() != kFrameMagic) return corrupt("wrong magic");
   const auto version = r.get<uint8_t>();
-  if (version != kWireVersion) return corrupt("version " + std::to_string(version) + " is not understood");
+  if (version != kWireVersion)
+    return corrupt("version " + std::to_string(version) + " is not understood");
   WireReader checksum(bytes.subspan(kChecksumOffset));
-  if (checksum.get<uint32_t>() != base::crc32c(bytes.first(kChecksumOffset))) return corrupt("wrong checksum");
+  if (checksum.get<uint32_t>() != base::crc32c(bytes.first(kChecksumOffset)))
+    return corrupt("wrong checksum");
   const auto type = r.get<uint8_t>();
   if (!known(type)) return corrupt("unknown type " + std::to_string(type));
   FrameHeader header;

@@ -1,5 +1,5 @@
-// The frame: what travels between two authenticated peers. Grammar, example and downsides: docs/wire.md.
-// Encoding is explicit little-endian, never a memcpy of a struct.
+// The frame: what travels between two authenticated peers. Grammar, example and downsides:
+// docs/wire.md. Encoding is explicit little-endian, never a memcpy of a struct.
 #pragma once
 
 #include <array>
@@ -35,24 +35,24 @@ struct CallDescriptor {
   uint8_t algorithm = 0;  // sync::Algorithm
   uint16_t root = 0;      // group rank, 0 where none
   uint16_t group_size = 0;
-  uint64_t bytes = 0;     // of the call, or of this pair's part where parts may differ
+  uint64_t bytes = 0;  // of the call, or of this pair's part where parts may differ
   friend bool operator==(const CallDescriptor&, const CallDescriptor&) = default;
 };
 
 struct FrameHeader {
   FrameType type = FrameType::heartbeat;
   uint16_t flags = 0;
-  uint32_t job = 0;       // hash of the job's name; filled by the transport
+  uint32_t job = 0;  // hash of the job's name; filled by the transport
   uint32_t epoch = 0;
-  uint64_t sequence = 0;  // per connection, from 0, no gaps; filled by the transport
-  uint32_t length = 0;    // payload bytes, at most kFramePayloadBytesMax
+  uint64_t sequence = 0;     // per connection, from 0, no gaps; filled by the transport
+  uint32_t length = 0;       // payload bytes, at most kFramePayloadBytesMax
   uint32_t payload_crc = 0;  // crc32c; filled by the transport
   uint32_t group = 0;
   uint32_t operation = 0;  // sequence number within (group) or (group, peer, tag)
   uint32_t slot = 0;       // ordinal of this transfer within the operation and the pair
   uint32_t tag = 0;        // point-to-point tag
   CallDescriptor call;
-  uint32_t credit = 0;     // eager bytes consumed from the receiver of this frame, modulo 2^32
+  uint32_t credit = 0;  // eager bytes consumed from the receiver of this frame, modulo 2^32
   // header crc32c stands in the last four bytes of the encoding
 };
 

@@ -1,9 +1,8 @@
 // The handshake's messages and states; docs/wire.md gives their layout.
 #include "net/handshake.h"
 
-#include <sodium.h>
-
 #include <algorithm>
+#include <sodium.h>
 
 #include "base/check.h"
 #include "net/wire.h"
@@ -20,7 +19,9 @@ constexpr uint16_t kHandshakeVersion = 1;
 static_assert(kMacBytes == crypto_auth_hmacsha256_BYTES);
 static_assert(kSecretBytes == crypto_auth_hmacsha256_KEYBYTES);
 
-const unsigned char* raw(const std::byte* bytes) { return reinterpret_cast<const unsigned char*>(bytes); }
+const unsigned char* raw(const std::byte* bytes) {
+  return reinterpret_cast<const unsigned char*>(bytes);
+}
 unsigned char* raw(std::byte* bytes) { return reinterpret_cast<unsigned char*>(bytes); }
 
 void initialise_sodium() { SCANT_CHECK(sodium_init() >= 0, "libsodium cannot start"); }
@@ -41,19 +42,25 @@ Secret random_secret() {
 JobHash hash_job(std::string_view job) {
   initialise_sodium();
   JobHash hash;
-  crypto_generichash(raw(hash.data()), hash.size(), reinterpret_cast<const unsigned char*>(job.data()), job.size(),
-                     nullptr, 0);
+  crypto_generichash(raw(hash.data()), hash.size(),
+                     reinterpret_cast<const unsigned char*>(job.data()), job.size(), nullptr, 0);
   return hash;
 }
 
 const char* name(Refusal refusal) {
   switch (refusal) {
-    case Refusal::none: return "none";
-    case Refusal::duplicate: return "that rank is connected already";
-    case Refusal::world_size: return "the world sizes differ";
-    case Refusal::destination: return "another rank was expected at this address";
-    case Refusal::rank: return "the rank is out of range";
-    case Refusal::lane: return "the connection number is out of range";
+    case Refusal::none:
+      return "none";
+    case Refusal::duplicate:
+      return "that rank is connected already";
+    case Refusal::world_size:
+      return "the world sizes differ";
+    case Refusal::destination:
+      return "another rank was expected at this address";
+    case Refusal::rank:
+      return "the rank is out of range";
+    case Refusal::lane:
+      return "the connection number is out of range";
   }
   return "unknown";
 }
@@ -67,7 +74,8 @@ Handshake Handshake::connector(const Secret& secret, const JobHash& job, const I
   return handshake;
 }
 
-Handshake Handshake::acceptor(const Secret& secret, const JobHash& job, Rank self, uint32_t world_size) {
+Handshake Handshake::acceptor(const Secret& secret, const JobHash& job, Rank self,
+                              uint32_t world_size) {
   Handshake handshake(secret, job);
   handshake.self_ = self;
   handshake.world_size_ = world_size;
@@ -79,24 +87,31 @@ Handshake Handshake::acceptor(const Secret& secret, const JobHash& job, Rank sel
 
 size_t Handshake::wanted() const {
   switch (state_) {
-    case State::wants_hello: return kHelloBytes;
-    case State::wants_challenge: return kChallengeBytes;
-    case State::wants_proof: return kProofBytes;
-    case State::wants_verdict: return kVerdictBytes;
+    case State::wants_hello:
+      return kHelloBytes;
+    case State::wants_challenge:
+      return kChallengeBytes;
+    case State::wants_proof:
+      return kProofBytes;
+    case State::wants_verdict:
+      return kVerdictBytes;
     case State::deciding:
     case State::finished:
-    case State::failed: return 0;
+    case State::failed:
+      return 0;
   }
   return 0;
 }
 
-// Every MAC covers its role, both identities, both nonces (the acceptor's is zero in the hello) and the code.
+// Every MAC covers its role, both identities, both nonces (the acceptor's is zero in the hello) and
+// the code.
 Handshake::Mac Handshake::mac(std::string_view label, uint32_t code) const {
   std::array<std::byte, 16 + 20 + sizeof(JobHash) + 2 * kNonceBytes + 4> text{};
   WireWriter w(text);
   SCANT_CHECK(label.size() <= 16);
   std::array<std::byte, 16> padded{};
-  std::transform(label.begin(), label.end(), padded.begin(), [](char c) { return static_cast<std::byte>(c); });
+  std::transform(label.begin(), label.end(), padded.begin(),
+                 [](char c) { return static_cast<std::byte>(c); });
   w.put_bytes(padded);
   w.put(static_cast<uint32_t>(identity_.source));
   w.put(static_cast<uint32_t>(identity_.destination));
@@ -142,11 +157,16 @@ std::vector<std::byte> Handshake::start() {
 Result<void> Handshake::feed(Bytes message, std::vector<std::byte>& out) {
   SCANT_CHECK(message.size() == wanted() && !message.empty());
   switch (state_) {
-    case State::wants_hello: return on_hello(message, out);
-    case State::wants_challenge: return on_challenge(message, out);
-    case State::wants_proof: return on_proof(message);
-    case State::wants_verdict: return on_verdict(message);
-    default: return fail("no message was expected");
+    case State::wants_hello:
+      return on_hello(message, out);
+    case State::wants_challenge:
+      return on_challenge(message, out);
+    case State::wants_proof:
+      return on_proof(message);
+    case State::wants_verdict:
+      return on_verdict(message);
+    default:
+      return fail("no message was expected");
   }
 }
 
@@ -195,14 +215,16 @@ Result<void> Handshake::on_challenge(Bytes message, std::vector<std::byte>& out)
 Result<void> Handshake::on_proof(Bytes message) {
   WireReader r(message);
   if (r.get<uint32_t>() != kProofMagic) return fail("not a proof");
-  if (!equal(r.get_bytes(kMacBytes), mac("proof"))) return fail("proof that does not answer the challenge");
+  if (!equal(r.get_bytes(kMacBytes), mac("proof")))
+    return fail("proof that does not answer the challenge");
   state_ = State::deciding;
   return {};
 }
 
 Result<void> Handshake::decide(Refusal refusal, std::vector<std::byte>& out) {
   SCANT_CHECK(state_ == State::deciding);
-  if (refusal == Refusal::none && identity_.world_size != world_size_) refusal = Refusal::world_size;
+  if (refusal == Refusal::none && identity_.world_size != world_size_)
+    refusal = Refusal::world_size;
   if (refusal == Refusal::none && identity_.destination != self_) refusal = Refusal::destination;
   const auto code = static_cast<uint32_t>(refusal);
   std::vector<std::byte> reply(kVerdictBytes);
@@ -222,7 +244,8 @@ Result<void> Handshake::on_verdict(Bytes message) {
   WireReader r(message);
   if (r.get<uint32_t>() != kVerdictMagic) return fail("not a verdict");
   const auto code = r.get<uint32_t>();
-  if (!equal(r.get_bytes(kMacBytes), mac("verdict", code))) return fail("verdict without the job's secret");
+  if (!equal(r.get_bytes(kMacBytes), mac("verdict", code)))
+    return fail("verdict without the job's secret");
   if (code != 0) {
     state_ = State::failed;
     return Error{ErrorCode::refused, 0, identity_.destination,

@@ -1,6 +1,7 @@
-// Mutual authentication of two ranks as a protocol core without I/O: bytes in, bytes out, a verdict. Four messages of
-// fixed size (docs/wire.md, Handshake); each carries an HMAC-SHA-256 under the job's secret, so a stranger is refused at
-// its first message and a replayed hello cannot answer the fresh challenge. Owner: whoever drives the connection.
+// Mutual authentication of two ranks as a protocol core without I/O: bytes in, bytes out, a
+// verdict. Four messages of fixed size (docs/wire.md, Handshake); each carries an HMAC-SHA-256
+// under the job's secret, so a stranger is refused at its first message and a replayed hello cannot
+// answer the fresh challenge. Owner: whoever drives the connection.
 #pragma once
 
 #include <array>
@@ -37,7 +38,14 @@ struct Identity {
   uint8_t lanes = 1;
 };
 
-enum class Refusal : uint32_t { none = 0, duplicate = 1, world_size = 2, destination = 3, rank = 4, lane = 5 };
+enum class Refusal : uint32_t {
+  none = 0,
+  duplicate = 1,
+  world_size = 2,
+  destination = 3,
+  rank = 4,
+  lane = 5
+};
 [[nodiscard]] const char* name(Refusal refusal);
 
 // Both ends: feed() consumes exactly wanted() bytes at a time and appends what to send to `out`.
@@ -46,21 +54,32 @@ class Handshake {
   // The connecting end knows whom it wants.
   static Handshake connector(const Secret& secret, const JobHash& job, const Identity& identity);
   // The accepting end learns who came; `self` and `world_size` are its own.
-  static Handshake acceptor(const Secret& secret, const JobHash& job, Rank self, uint32_t world_size);
+  static Handshake acceptor(const Secret& secret, const JobHash& job, Rank self,
+                            uint32_t world_size);
 
   [[nodiscard]] size_t wanted() const;  // bytes of the next message; 0 when finished
   // Bytes to send before anything arrives: the connector's hello.
   [[nodiscard]] std::vector<std::byte> start();
-  // One whole message. An error ends the handshake; `out` may still hold a refusal for an authenticated peer.
+  // One whole message. An error ends the handshake; `out` may still hold a refusal for an
+  // authenticated peer.
   Result<void> feed(Bytes message, std::vector<std::byte>& out);
   [[nodiscard]] bool finished() const { return state_ == State::finished; }
-  // The acceptor, once the proof holds and before the verdict: who it is. The owner answers through decide().
+  // The acceptor, once the proof holds and before the verdict: who it is. The owner answers through
+  // decide().
   [[nodiscard]] bool awaits_decision() const { return state_ == State::deciding; }
   [[nodiscard]] const Identity& identity() const { return identity_; }
   Result<void> decide(Refusal refusal, std::vector<std::byte>& out);
 
  private:
-  enum class State { wants_hello, wants_challenge, wants_proof, deciding, wants_verdict, finished, failed };
+  enum class State {
+    wants_hello,
+    wants_challenge,
+    wants_proof,
+    deciding,
+    wants_verdict,
+    finished,
+    failed
+  };
   using Mac = std::array<std::byte, kMacBytes>;
 
   Handshake(const Secret& secret, const JobHash& job) : secret_(secret), job_(job) {}

@@ -1,4 +1,5 @@
-// Who is alive, as arithmetic: times in, a decision out. No socket, clock or lock. One object per peer.
+// Who is alive, as arithmetic: times in, a decision out. No socket, clock or lock. One object per
+// peer.
 #pragma once
 
 #include "scant/types.h"
@@ -17,16 +18,20 @@ class Liveness {
   }
   void on_sent(Time now) { sent_ = now; }
 
-  [[nodiscard]] Duration interval() const { return timeout_ / 5; }  // four heartbeats may be late before a loss
+  [[nodiscard]] Duration interval() const {
+    return timeout_ / 5;
+  }  // four heartbeats may be late before a loss
   [[nodiscard]] bool heartbeat_due(Time now) const { return now - sent_ >= interval(); }
-  [[nodiscard]] bool lost(Time now) const { return now - heard_ > (spoke_ ? timeout_ : first_word_); }
+  [[nodiscard]] bool lost(Time now) const {
+    return now - heard_ > (spoke_ ? timeout_ : first_word_);
+  }
   [[nodiscard]] Duration silent_for(Time now) const { return now - heard_; }
   [[nodiscard]] Time next_event() const {
     const Time judge = heard_ + (spoke_ ? timeout_ : first_word_) + Duration(1);
     return std::min(judge, sent_ + interval());
   }
-  // This process did not run for a while (stopped, suspended): what peers sent meanwhile is not yet read, so everyone
-  // gets half a timeout from now.
+  // This process did not run for a while (stopped, suspended): what peers sent meanwhile is not yet
+  // read, so everyone gets half a timeout from now.
   void forgive(Time now) { heard_ = std::max(heard_, now - timeout_ / 2); }
 
  private:

@@ -2,6 +2,11 @@
 #include "net/socket.h"
 
 #include <arpa/inet.h>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <fstream>
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netdb.h>
@@ -11,17 +16,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <array>
-#include <cerrno>
-#include <cstddef>
-#include <cstring>
-#include <fstream>
-
 namespace scant::net {
 namespace {
 
-constexpr int kBacklog = 1024;               // every rank may connect at once
-constexpr int kUnixBufferBytes = 1 << 20;    // the default of 208 KiB stalls a sender of 256 KiB segments
+constexpr int kBacklog = 1024;  // every rank may connect at once
+constexpr int kUnixBufferBytes =
+    1 << 20;  // the default of 208 KiB stalls a sender of 256 KiB segments
 
 Error failed(const std::string& what) { return Error{ErrorCode::io, errno, kNoRank, what}; }
 
@@ -34,8 +34,10 @@ uint16_t bound_port(int fd) {
   sockaddr_storage storage{};
   socklen_t length = sizeof(storage);
   if (getsockname(fd, reinterpret_cast<sockaddr*>(&storage), &length) != 0) return 0;
-  if (storage.ss_family == AF_INET) return ntohs(reinterpret_cast<const sockaddr_in*>(&storage)->sin_port);
-  if (storage.ss_family == AF_INET6) return ntohs(reinterpret_cast<const sockaddr_in6*>(&storage)->sin6_port);
+  if (storage.ss_family == AF_INET)
+    return ntohs(reinterpret_cast<const sockaddr_in*>(&storage)->sin_port);
+  if (storage.ss_family == AF_INET6)
+    return ntohs(reinterpret_cast<const sockaddr_in6*>(&storage)->sin6_port);
   return 0;
 }
 
@@ -44,7 +46,8 @@ Result<Listener> listen_on(const SocketAddress& address, const std::string& what
   listener.fd = Fd(socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!listener.fd.open()) return failed("cannot open a socket for " + what);
   if (address.family() == AF_INET6) set_option(listener.fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, 0);
-  if (bind(listener.fd.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length) != 0) {
+  if (bind(listener.fd.get(), reinterpret_cast<const sockaddr*>(&address.storage),
+           address.length) != 0) {
     return failed("cannot bind " + what);
   }
   if (::listen(listener.fd.get(), kBacklog) != 0) return failed("cannot listen on " + what);
@@ -63,8 +66,10 @@ Result<SocketAddress> ip_address(const std::string& host, uint16_t port) {
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
   addrinfo* found = nullptr;
-  if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0 || found == nullptr) {
-    return Error{ErrorCode::invalid_argument, 0, kNoRank, "'" + host + "' is not a numeric address"};
+  if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0 ||
+      found == nullptr) {
+    return Error{ErrorCode::invalid_argument, 0, kNoRank,
+                 "'" + host + "' is not a numeric address"};
   }
   SocketAddress address;
   std::memcpy(&address.storage, found->ai_addr, found->ai_addrlen);
@@ -78,7 +83,8 @@ SocketAddress unix_address(const std::string& abstract_name) {
   auto* un = reinterpret_cast<sockaddr_un*>(&address.storage);
   un->sun_family = AF_UNIX;
   const size_t length = std::min(abstract_name.size(), sizeof(un->sun_path) - 1);
-  std::memcpy(un->sun_path + 1, abstract_name.data(), length);  // the leading zero byte makes it abstract
+  std::memcpy(un->sun_path + 1, abstract_name.data(),
+              length);  // the leading zero byte makes it abstract
   address.length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + length);
   return address;
 }
@@ -91,7 +97,8 @@ Result<Listener> listen_tcp(const std::string& host, uint16_t port) {
     return listen_on(address.value(), what);
   }
   auto both = listen_on(ip_address("::", port).value(), what);
-  if (both || (both.error().sys_errno != EAFNOSUPPORT && both.error().sys_errno != EADDRNOTAVAIL)) return both;
+  if (both || (both.error().sys_errno != EAFNOSUPPORT && both.error().sys_errno != EADDRNOTAVAIL))
+    return both;
   return listen_on(ip_address("0.0.0.0", port).value(), what);
 }
 
@@ -103,7 +110,8 @@ Result<Fd> begin_connect(const SocketAddress& address) {
   Fd fd(socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd.open()) return failed("cannot open a socket");
   tune(fd.get(), address.family());
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length) != 0 &&
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length) !=
+          0 &&
       errno != EINPROGRESS) {
     return failed("cannot connect");
   }
@@ -126,7 +134,9 @@ void tune(int fd, int family) {
   set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
-bool is_interface(const std::string& name) { return !name.empty() && if_nametoindex(name.c_str()) != 0; }
+bool is_interface(const std::string& name) {
+  return !name.empty() && if_nametoindex(name.c_str()) != 0;
+}
 
 std::vector<std::string> local_addresses(const std::string& interface) {
   std::vector<std::string> addresses;
@@ -134,7 +144,8 @@ std::vector<std::string> local_addresses(const std::string& interface) {
   if (getifaddrs(&list) != 0) return addresses;
   for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
     if (entry->ifa_addr == nullptr || (entry->ifa_flags & IFF_UP) == 0) continue;
-    const bool wanted = interface.empty() ? (entry->ifa_flags & IFF_LOOPBACK) == 0 : interface == entry->ifa_name;
+    const bool wanted =
+        interface.empty() ? (entry->ifa_flags & IFF_LOOPBACK) == 0 : interface == entry->ifa_name;
     const int family = entry->ifa_addr->sa_family;
     if (!wanted || (family != AF_INET && family != AF_INET6)) continue;
     if (family == AF_INET6 &&
@@ -144,7 +155,8 @@ std::vector<std::string> local_addresses(const std::string& interface) {
     std::array<char, NI_MAXHOST> host{};
     const auto length =
         static_cast<socklen_t>(family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
-    if (getnameinfo(entry->ifa_addr, length, host.data(), host.size(), nullptr, 0, NI_NUMERICHOST) == 0) {
+    if (getnameinfo(entry->ifa_addr, length, host.data(), host.size(), nullptr, 0,
+                    NI_NUMERICHOST) == 0) {
       addresses.emplace_back(host.data());
     }
   }

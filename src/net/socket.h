@@ -1,9 +1,8 @@
 // Sockets as owned descriptors, and the few calls the transport makes on them. No policy here.
 #pragma once
 
-#include <sys/socket.h>
-
 #include <string>
+#include <sys/socket.h>
 #include <utility>
 #include <vector>
 
@@ -57,7 +56,8 @@ struct Listener {
 // No delay, keep-alive, buffers: what every connection between ranks wants.
 void tune(int fd, int family);
 
-// Addresses of this machine that others may reach: global ones, without loopback. With `interface`: of that one only.
+// Addresses of this machine that others may reach: global ones, without loopback. With `interface`:
+// of that one only.
 [[nodiscard]] std::vector<std::string> local_addresses(const std::string& interface);
 [[nodiscard]] bool is_interface(const std::string& name);
 [[nodiscard]] std::string host_name();

@@ -1,14 +1,14 @@
-// The event loop: flush what was queued, wait, read, write, keep peers alive and judge the silent ones.
+// The event loop: flush what was queued, wait, read, write, keep peers alive and judge the silent
+// ones.
 #include "net/tcp_transport.h"
-
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "base/check.h"
 #include "base/counters.h"
@@ -16,8 +16,10 @@
 namespace scant::net {
 namespace {
 
-constexpr size_t kQueuedBytesMax = 768 * 1024;      // of one peer; enough to keep a socket full between two polls
-constexpr size_t kReadBudget = size_t{2} << 20;     // of one connection in one round, so that nobody starves
+constexpr size_t kQueuedBytesMax =
+    768 * 1024;  // of one peer; enough to keep a socket full between two polls
+constexpr size_t kReadBudget = size_t{2}
+                               << 20;  // of one connection in one round, so that nobody starves
 constexpr size_t kUnlimited = SIZE_MAX;
 constexpr uint64_t kEventKey = UINT64_MAX;
 constexpr int kEventsMax = 64;
@@ -25,10 +27,12 @@ constexpr int kEventsMax = 64;
 struct NetCounters {
   base::Counter& sent_bytes =
       base::counter("scant_net_sent_bytes_total", "Bytes written to sockets after authentication");
-  base::Counter& received_bytes =
-      base::counter("scant_net_received_bytes_total", "Bytes read from sockets after authentication");
-  base::Counter& sent_frames = base::counter("scant_net_sent_frames_total", "Frames queued for sending");
-  base::Counter& received_frames = base::counter("scant_net_received_frames_total", "Whole frames delivered");
+  base::Counter& received_bytes = base::counter("scant_net_received_bytes_total",
+                                                "Bytes read from sockets after authentication");
+  base::Counter& sent_frames =
+      base::counter("scant_net_sent_frames_total", "Frames queued for sending");
+  base::Counter& received_frames =
+      base::counter("scant_net_received_frames_total", "Whole frames delivered");
   base::Counter& heartbeats = base::counter("scant_net_heartbeats_total", "Heartbeats queued");
   base::Counter& lost = base::counter("scant_net_peers_lost_total", "Peers reported lost");
 };
@@ -42,13 +46,15 @@ uint64_t key_of(Rank peer, size_t lane) { return static_cast<uint64_t>(peer) << 
 
 std::string seconds(Duration duration) {
   std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), "%.1f s", std::chrono::duration<double>(duration).count());
+  std::snprintf(text.data(), text.size(), "%.1f s",
+                std::chrono::duration<double>(duration).count());
   return text.data();
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Transport>> TcpTransport::create(Store& store, const CommunicatorOptions& options) {
+Result<std::unique_ptr<Transport>> TcpTransport::create(Store& store,
+                                                        const CommunicatorOptions& options) {
   Fd epoll(epoll_create1(EPOLL_CLOEXEC));
   Fd event(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!epoll.open() || !event.open()) {
@@ -56,27 +62,36 @@ Result<std::unique_ptr<Transport>> TcpTransport::create(Store& store, const Comm
   }
   auto established = bootstrap_tcp(store, options);
   if (!established) return established.error();
-  return std::unique_ptr<Transport>(std::make_unique<TcpTransport>(options, std::move(established).value(),
-                                                                   std::move(epoll), std::move(event)));
+  return std::unique_ptr<Transport>(std::make_unique<TcpTransport>(
+      options, std::move(established).value(), std::move(epoll), std::move(event)));
 }
 
-TcpTransport::TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll, Fd event)
-    : rank_(options.rank), job_(established.job), peer_timeout_(options.peer_timeout),
-      rate_limit_(options.rate_limit_bytes_per_second), epoll_(std::move(epoll)), event_(std::move(event)),
+TcpTransport::TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll,
+                           Fd event)
+    : rank_(options.rank),
+      job_(established.job),
+      peer_timeout_(options.peer_timeout),
+      rate_limit_(options.rate_limit_bytes_per_second),
+      epoll_(std::move(epoll)),
+      event_(std::move(event)),
       peers_(established.peers.size()) {
   const Time started = now();
   rate_filled_ = last_tick_ = next_tick_ = started;
   for (size_t r = 0; r < peers_.size(); ++r) {
     Peer& peer = peers_[r];
     Established::Peer& from = established.peers[r];
-    peer.info = {static_cast<Rank>(r), from.record.host, from.record.pid, from.address, true, Duration::zero()};
-    peer.liveness = Liveness(peer_timeout_, std::max<Duration>(options.connect_timeout, peer_timeout_), started);
+    peer.info = {static_cast<Rank>(r), from.record.host, from.record.pid, from.address, true,
+                 Duration::zero()};
+    peer.liveness = Liveness(peer_timeout_,
+                             std::max<Duration>(options.connect_timeout, peer_timeout_), started);
     for (Established::Lane& lane : from.lanes) {
       peer.lanes.push_back(std::make_unique<Connection>(std::move(lane.fd), lane.family, job_));
       watch(*peer.lanes.back(), static_cast<Rank>(r), peer.lanes.size() - 1, true);
     }
     peer.up = !peer.lanes.empty();
-    if (peer.up) send(static_cast<Rank>(r), FrameHeader{}, {}, 0);  // the first word: everyone is connected here
+    if (peer.up)
+      send(static_cast<Rank>(r), FrameHeader{}, {},
+           0);  // the first word: everyone is connected here
   }
   epoll_event interest{};
   interest.events = EPOLLIN;
@@ -93,7 +108,8 @@ void TcpTransport::watch(Connection& connection, Rank peer, size_t lane, bool fi
   epoll_event interest{};
   interest.events = output ? EPOLLIN | EPOLLOUT : EPOLLIN;
   interest.data.u64 = key_of(peer, lane);
-  SCANT_CHECK(epoll_ctl(epoll_.get(), first ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, connection.fd(), &interest) == 0);
+  SCANT_CHECK(epoll_ctl(epoll_.get(), first ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, connection.fd(),
+                        &interest) == 0);
   connection.watches_output = output;
 }
 
@@ -134,7 +150,8 @@ size_t TcpTransport::send_budget() {
   const Time at = now();
   const auto rate = static_cast<double>(rate_limit_);
   const double burst = std::max(16384.0, rate / 200);  // 5 ms of sending
-  rate_tokens_ = std::min(burst, rate_tokens_ + rate * std::chrono::duration<double>(at - rate_filled_).count());
+  rate_tokens_ = std::min(
+      burst, rate_tokens_ + rate * std::chrono::duration<double>(at - rate_filled_).count());
   rate_filled_ = at;
   return rate_tokens_ > 0 ? static_cast<size_t>(rate_tokens_) + 1 : 0;
 }
@@ -148,7 +165,8 @@ void TcpTransport::flush_peer(Rank rank, TransportSink* sink) {
     if (budget == 0) break;
     const auto written = lane.flush(budget, sent_);
     if (!written) {
-      // What the peer sent before it went away is still to be read; the read that finds the end reports it.
+      // What the peer sent before it went away is still to be read; the read that finds the end
+      // reports it.
       lane.drop_queue(sent_);
       if (sink != nullptr) read_peer(rank, i, *sink);
       if (peer.up && sink != nullptr) peer_down(rank, lost(rank, written.error()), sink);
@@ -170,7 +188,8 @@ bool TcpTransport::flush_dirty(TransportSink* sink) {
     flush_peer(rank, sink);
     Peer& peer = peers_[static_cast<size_t>(rank)];
     bool waits = false;  // for budget, not for the socket: epoll will not tell
-    for (const auto& lane : peer.lanes) waits = waits || (lane->queued_bytes() > 0 && !lane->blocked());
+    for (const auto& lane : peer.lanes)
+      waits = waits || (lane->queued_bytes() > 0 && !lane->blocked());
     if (peer.up && waits && !peer.dirty) {
       peer.dirty = true;
       dirty_.push_back(rank);
@@ -194,7 +213,8 @@ void TcpTransport::poll(Time deadline, TransportSink& sink) {
     handled = deliver_sent(sink) || handled;
     const Time at = now();
     Time until = std::min(deadline, next_tick_);
-    if (!dirty_.empty() && rate_limit_ != 0) until = std::min<Time>(until, at + std::chrono::milliseconds(1));
+    if (!dirty_.empty() && rate_limit_ != 0)
+      until = std::min<Time>(until, at + std::chrono::milliseconds(1));
     sleeping_.store(true, std::memory_order_seq_cst);
     const bool woken = wake_pending_.exchange(false, std::memory_order_seq_cst);
     int timeout_ms = 0;
@@ -252,9 +272,11 @@ bool TcpTransport::read_peer(Rank rank, size_t index, TransportSink& sink) {
   if (progress.value().bytes > 0) peer.liveness.on_heard(now());
   const auto goodbye = [](const auto& lane) { return lane->said_goodbye(); };
   if (std::all_of(peer.lanes.begin(), peer.lanes.end(), goodbye)) {
-    peer_down(rank, Error{ErrorCode::closed, 0, rank, "rank " + std::to_string(rank) + " (host " + peer.info.host +
-                                                          ") has left the job"},
-              &sink);
+    peer_down(
+        rank,
+        Error{ErrorCode::closed, 0, rank,
+              "rank " + std::to_string(rank) + " (host " + peer.info.host + ") has left the job"},
+        &sink);
     return true;
   }
   if (progress.value().ended) {
@@ -263,7 +285,10 @@ bool TcpTransport::read_peer(Rank rank, size_t index, TransportSink& sink) {
       for (const auto& lane : peer.lanes) {
         if (lane != peer.lanes[index]) static_cast<void>(lane->read(rank, sink, kUnlimited));
       }
-      peer_down(rank, lost(rank, Error{ErrorCode::peer_lost, 0, rank, "its connection closed without goodbye"}), &sink);
+      peer_down(
+          rank,
+          lost(rank, Error{ErrorCode::peer_lost, 0, rank, "its connection closed without goodbye"}),
+          &sink);
       return true;
     }
     epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.lanes[index]->fd(), nullptr);
@@ -284,7 +309,8 @@ bool TcpTransport::tick(TransportSink& sink) {
     const auto rank = static_cast<Rank>(r);
     if (stalled) peer.liveness.forgive(at);
     if (peer.liveness.lost(at)) {
-      peer_down(rank, lost(rank, Error{ErrorCode::peer_lost, 0, rank, "nothing was heard from it"}), &sink);
+      peer_down(rank, lost(rank, Error{ErrorCode::peer_lost, 0, rank, "nothing was heard from it"}),
+                &sink);
       handled = true;
       continue;
     }
@@ -306,8 +332,9 @@ Error TcpTransport::lost(Rank rank, const Error& cause) const {
   error.sys_errno = cause.sys_errno;
   error.peer = rank;
   error.message = "rank " + std::to_string(rank) + " (host " + peer.info.host + ", pid " +
-                  std::to_string(peer.info.pid) + ", " + peer.info.address + ") is lost: " + cause.message +
-                  "; last heard " + seconds(peer.liveness.silent_for(now())) + " ago";
+                  std::to_string(peer.info.pid) + ", " + peer.info.address +
+                  ") is lost: " + cause.message + "; last heard " +
+                  seconds(peer.liveness.silent_for(now())) + " ago";
   return error;
 }
 
@@ -360,8 +387,8 @@ void TcpTransport::close(Time deadline) {
   sent_.clear();
 }
 
-// Flushes and reads until every peer has ended its side. Closing a socket that holds unread bytes would reset the
-// connection and could destroy what the peer has not read yet.
+// Flushes and reads until every peer has ended its side. Closing a socket that holds unread bytes
+// would reset the connection and could destroy what the peer has not read yet.
 void TcpTransport::drain_goodbyes(Time deadline) {
   class Discard final : public TransportSink {
    public:
@@ -391,8 +418,8 @@ void TcpTransport::drain_goodbyes(Time deadline) {
     if (!open || at >= deadline) return;
     std::array<epoll_event, kEventsMax> events;
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - at).count();
-    const int count =
-        epoll_wait(epoll_.get(), events.data(), kEventsMax, static_cast<int>(std::min<int64_t>(left, 1000)));
+    const int count = epoll_wait(epoll_.get(), events.data(), kEventsMax,
+                                 static_cast<int>(std::min<int64_t>(left, 1000)));
     for (int i = 0; i < count; ++i) {
       const uint64_t key = events[static_cast<size_t>(i)].data.u64;
       if (key == kEventKey) {
@@ -401,7 +428,8 @@ void TcpTransport::drain_goodbyes(Time deadline) {
         continue;
       }
       Peer& peer = peers_[key >> 8];
-      if (peer.up && (events[static_cast<size_t>(i)].events & EPOLLOUT) != 0) peer.lanes[key & 0xFF]->set_unblocked();
+      if (peer.up && (events[static_cast<size_t>(i)].events & EPOLLOUT) != 0)
+        peer.lanes[key & 0xFF]->set_unblocked();
     }
   }
 }

@@ -1,5 +1,6 @@
-// The transport over stream sockets: TCP between hosts, unix sockets between ranks of one network namespace. One epoll
-// loop, level-triggered. Owner: one thread; only wake() may be called from others.
+// The transport over stream sockets: TCP between hosts, unix sockets between ranks of one network
+// namespace. One epoll loop, level-triggered. Owner: one thread; only wake() may be called from
+// others.
 #pragma once
 
 #include <atomic>
@@ -25,19 +26,21 @@ struct Established {
   };
   struct Peer {
     AddressRecord record;
-    std::string address;       // the one in use, for messages
+    std::string address;  // the one in use, for messages
     std::vector<Lane> lanes;
   };
   uint32_t job = 0;
-  std::vector<Peer> peers;     // by rank; this rank's own has no lanes
+  std::vector<Peer> peers;  // by rank; this rank's own has no lanes
 };
 
-// Listens, publishes, connects and authenticates; blocks until everyone is there or names who is missing.
+// Listens, publishes, connects and authenticates; blocks until everyone is there or names who is
+// missing.
 [[nodiscard]] Result<Established> bootstrap_tcp(Store& store, const CommunicatorOptions& options);
 
 class TcpTransport final : public Transport {
  public:
-  static Result<std::unique_ptr<Transport>> create(Store& store, const CommunicatorOptions& options);
+  static Result<std::unique_ptr<Transport>> create(Store& store,
+                                                   const CommunicatorOptions& options);
   TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll, Fd event);
   ~TcpTransport() override;
 

@@ -43,7 +43,8 @@ class WireReader {
       ok_ = false;
       return 0;
     }
-    for (size_t i = 0; i < sizeof(T); ++i) value |= std::to_integer<uint64_t>(in_[used_++]) << (8 * i);
+    for (size_t i = 0; i < sizeof(T); ++i)
+      value |= std::to_integer<uint64_t>(in_[used_++]) << (8 * i);
     return static_cast<T>(value);
   }
   Bytes get_bytes(size_t count) {

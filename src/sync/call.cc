@@ -9,28 +9,44 @@ namespace scant::sync {
 
 const char* name(OpKind kind) {
   switch (kind) {
-    case OpKind::all_reduce: return "all_reduce";
-    case OpKind::reduce: return "reduce";
-    case OpKind::reduce_scatter: return "reduce_scatter";
-    case OpKind::all_gather: return "all_gather";
-    case OpKind::broadcast: return "broadcast";
-    case OpKind::gather: return "gather";
-    case OpKind::scatter: return "scatter";
-    case OpKind::all_to_all: return "all_to_all";
-    case OpKind::send: return "send";
-    case OpKind::recv: return "recv";
-    case OpKind::barrier: return "barrier";
+    case OpKind::all_reduce:
+      return "all_reduce";
+    case OpKind::reduce:
+      return "reduce";
+    case OpKind::reduce_scatter:
+      return "reduce_scatter";
+    case OpKind::all_gather:
+      return "all_gather";
+    case OpKind::broadcast:
+      return "broadcast";
+    case OpKind::gather:
+      return "gather";
+    case OpKind::scatter:
+      return "scatter";
+    case OpKind::all_to_all:
+      return "all_to_all";
+    case OpKind::send:
+      return "send";
+    case OpKind::recv:
+      return "recv";
+    case OpKind::barrier:
+      return "barrier";
   }
   return "unknown";
 }
 
 const char* name(Algorithm algorithm) {
   switch (algorithm) {
-    case Algorithm::direct: return "direct";
-    case Algorithm::halving_doubling: return "halving_doubling";
-    case Algorithm::recursive_doubling: return "recursive_doubling";
-    case Algorithm::tree: return "tree";
-    case Algorithm::ring: return "ring";
+    case Algorithm::direct:
+      return "direct";
+    case Algorithm::halving_doubling:
+      return "halving_doubling";
+    case Algorithm::recursive_doubling:
+      return "recursive_doubling";
+    case Algorithm::tree:
+      return "tree";
+    case Algorithm::ring:
+      return "ring";
   }
   return "unknown";
 }
@@ -49,8 +65,9 @@ class Validator {
     check_shapes();
     check_elements();
     if (problem_.empty()) return {};
-    return Error{ErrorCode::invalid_argument, 0, kNoRank,
-                 std::string(name(call_.kind)) + " on rank " + std::to_string(rank_) + ": " + problem_};
+    return Error{
+        ErrorCode::invalid_argument, 0, kNoRank,
+        std::string(name(call_.kind)) + " on rank " + std::to_string(rank_) + ": " + problem_};
   }
 
  private:
@@ -62,7 +79,8 @@ class Validator {
     const bool reduces = call_.kind == OpKind::all_reduce || call_.kind == OpKind::reduce ||
                          call_.kind == OpKind::reduce_scatter;
     if (reduces && !reduce_defined(call_.dtype, call_.reduce)) {
-      fail(std::string("op ") + name(call_.reduce) + " is not defined for dtype " + name(call_.dtype));
+      fail(std::string("op ") + name(call_.reduce) + " is not defined for dtype " +
+           name(call_.dtype));
     }
   }
 
@@ -72,8 +90,8 @@ class Validator {
     if (any_source) return;
     const char* argument = pair ? "peer" : "root";
     if (call_.root < 0 || call_.root >= static_cast<Rank>(parts_)) {
-      fail(std::string(argument) + " " + std::to_string(call_.root) + " is out of range for a group of " +
-           std::to_string(parts_));
+      fail(std::string(argument) + " " + std::to_string(call_.root) +
+           " is out of range for a group of " + std::to_string(parts_));
     } else if (pair && is_root_) {
       fail("peer " + std::to_string(call_.root) + " is this rank itself");
     }
@@ -81,7 +99,8 @@ class Validator {
 
   void want(const char* argument, size_t have, size_t expected) {
     if (have == expected) return;
-    fail(std::string(argument) + " has " + std::to_string(have) + " parts, needs " + std::to_string(expected));
+    fail(std::string(argument) + " has " + std::to_string(have) + " parts, needs " +
+         std::to_string(expected));
   }
 
   void want_equal(const char* left, size_t left_bytes, const char* right, size_t right_bytes) {
@@ -94,17 +113,39 @@ class Validator {
     const size_t in = call_.inputs.size();
     const size_t out = call_.outputs.size();
     switch (call_.kind) {
-      case OpKind::all_reduce: shape(in, 1, out, 1); break;
-      case OpKind::reduce: shape(in, 1, out, is_root_ ? 1 : out > 1 ? 1 : out); break;
-      case OpKind::reduce_scatter: shape(in, parts_, out, 1); break;
-      case OpKind::all_gather: shape(in, 1, out, parts_); break;
-      case OpKind::broadcast: shape(in, 0, out, 1); break;
-      case OpKind::gather: shape(in, 1, out, is_root_ ? parts_ : 0); break;
-      case OpKind::scatter: shape(in, is_root_ ? parts_ : 0, out, 1); break;
-      case OpKind::all_to_all: shape(in, parts_, out, parts_); break;
-      case OpKind::send: shape(in, 1, out, 0); break;
-      case OpKind::recv: shape(in, 0, out, 1); break;
-      case OpKind::barrier: shape(in, 0, out, 0); break;
+      case OpKind::all_reduce:
+        shape(in, 1, out, 1);
+        break;
+      case OpKind::reduce:
+        shape(in, 1, out, is_root_ ? 1 : out > 1 ? 1 : out);
+        break;
+      case OpKind::reduce_scatter:
+        shape(in, parts_, out, 1);
+        break;
+      case OpKind::all_gather:
+        shape(in, 1, out, parts_);
+        break;
+      case OpKind::broadcast:
+        shape(in, 0, out, 1);
+        break;
+      case OpKind::gather:
+        shape(in, 1, out, is_root_ ? parts_ : 0);
+        break;
+      case OpKind::scatter:
+        shape(in, is_root_ ? parts_ : 0, out, 1);
+        break;
+      case OpKind::all_to_all:
+        shape(in, parts_, out, parts_);
+        break;
+      case OpKind::send:
+        shape(in, 1, out, 0);
+        break;
+      case OpKind::recv:
+        shape(in, 0, out, 1);
+        break;
+      case OpKind::barrier:
+        shape(in, 0, out, 0);
+        break;
     }
     if (problem_.empty()) check_own_part();
   }
@@ -119,20 +160,29 @@ class Validator {
     const auto in = [this](size_t i) { return call_.inputs[i].size(); };
     const auto out = [this](size_t i) { return call_.outputs[i].size(); };
     switch (call_.kind) {
-      case OpKind::all_reduce: want_equal("input", in(0), "output", out(0)); break;
+      case OpKind::all_reduce:
+        want_equal("input", in(0), "output", out(0));
+        break;
       case OpKind::reduce:
         if (is_root_) want_equal("input", in(0), "output", out(0));
         break;
-      case OpKind::reduce_scatter: want_equal("this rank's input part", in(own), "output", out(0)); break;
-      case OpKind::all_gather: want_equal("input", in(0), "this rank's output part", out(own)); break;
+      case OpKind::reduce_scatter:
+        want_equal("this rank's input part", in(own), "output", out(0));
+        break;
+      case OpKind::all_gather:
+        want_equal("input", in(0), "this rank's output part", out(own));
+        break;
       case OpKind::gather:
         if (is_root_) want_equal("input", in(0), "this rank's output part", out(own));
         break;
       case OpKind::scatter:
         if (is_root_) want_equal("this rank's input part", in(own), "output", out(0));
         break;
-      case OpKind::all_to_all: want_equal("this rank's input part", in(own), "its output part", out(own)); break;
-      default: break;
+      case OpKind::all_to_all:
+        want_equal("this rank's input part", in(own), "its output part", out(own));
+        break;
+      default:
+        break;
     }
   }
 
@@ -140,8 +190,8 @@ class Validator {
     const size_t element = size_bytes(call_.dtype);
     const auto check = [&](const char* argument, size_t bytes) {
       if (bytes % element != 0) {
-        fail(std::string(argument) + " of " + std::to_string(bytes) + " bytes is not a whole number of " +
-             name(call_.dtype) + " elements");
+        fail(std::string(argument) + " of " + std::to_string(bytes) +
+             " bytes is not a whole number of " + name(call_.dtype) + " elements");
       }
     };
     for (const Bytes part : call_.inputs) check("input", part.size());

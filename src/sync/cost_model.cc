@@ -1,5 +1,6 @@
-// Coefficients of each algorithm, the choice among them, and the fit. Only + - * / and integer logarithms, so that
-// equal inputs give equal choices on every machine. docs/collectives.md has the coefficients as a table.
+// Coefficients of each algorithm, the choice among them, and the fit. Only + - * / and integer
+// logarithms, so that equal inputs give equal choices on every machine. docs/collectives.md has the
+// coefficients as a table.
 #include "sync/cost_model.h"
 
 #include <algorithm>
@@ -17,7 +18,8 @@ struct Coefficients {
   double reduced = 0;
 };
 
-constexpr double kExtraMessage = 0.25;  // a further message of one step, in steps: it costs a call, not a round trip
+constexpr double kExtraMessage =
+    0.25;  // a further message of one step, in steps: it costs a call, not a round trip
 constexpr double kSegment = 256.0 * 1024;
 constexpr size_t kSamplesMax = 256;
 
@@ -29,14 +31,18 @@ Coefficients all_reduce(Algorithm algorithm, double p, int size, double n) {
   const double core = static_cast<double>(1 << log2_floor(size));
   const bool folds = core < p;
   switch (algorithm) {
-    case Algorithm::direct: return {1 + kExtraMessage * (p - 2), (p - 1) * n, (p - 1) * n};
+    case Algorithm::direct:
+      return {1 + kExtraMessage * (p - 2), (p - 1) * n, (p - 1) * n};
     case Algorithm::recursive_doubling:
-      return {rounds + (folds ? 2 : 0), (rounds + (folds ? 2 : 0)) * n, (rounds + (folds ? 1 : 0)) * n};
+      return {rounds + (folds ? 2 : 0), (rounds + (folds ? 2 : 0)) * n,
+              (rounds + (folds ? 1 : 0)) * n};
     case Algorithm::halving_doubling: {
       const double share = (core - 1) / core;
-      return {2 * rounds + (folds ? 2 : 0), (2 * share + (folds ? 2 : 0)) * n, (share + (folds ? 1 : 0)) * n};
+      return {2 * rounds + (folds ? 2 : 0), (2 * share + (folds ? 2 : 0)) * n,
+              (share + (folds ? 1 : 0)) * n};
     }
-    default: return {2 * (p - 1), 2 * (p - 1) / p * n, (p - 1) / p * n};
+    default:
+      return {2 * (p - 1), 2 * (p - 1) / p * n, (p - 1) / p * n};
   }
 }
 
@@ -48,13 +54,15 @@ Coefficients coefficients(OpKind kind, Algorithm algorithm, int size, uint64_t b
   const double segment = std::min(n, kSegment);
   const Coefficients one_step = {1 + kExtraMessage * (p - 2), (p - 1) / p * n, 0};
   switch (kind) {
-    case OpKind::all_reduce: return all_reduce(algorithm, p, size, n);
+    case OpKind::all_reduce:
+      return all_reduce(algorithm, p, size, n);
     case OpKind::broadcast:
       if (algorithm == Algorithm::tree) return {levels, n * std::max(1.0, levels), 0};
       if (algorithm == Algorithm::ring) return {p - 1, n + (p - 2) * segment, 0};
       return {1 + kExtraMessage * (p - 2), (p - 1) * n, 0};
     case OpKind::reduce:
-      if (algorithm == Algorithm::tree) return {levels, n * std::max(1.0, levels), n * std::max(1.0, levels)};
+      if (algorithm == Algorithm::tree)
+        return {levels, n * std::max(1.0, levels), n * std::max(1.0, levels)};
       if (algorithm == Algorithm::ring) return {p - 1, n + (p - 2) * segment, n};
       return {1 + kExtraMessage * (p - 2), (p - 1) * n, (p - 1) * n};
     case OpKind::reduce_scatter:
@@ -63,8 +71,10 @@ Coefficients coefficients(OpKind kind, Algorithm algorithm, int size, uint64_t b
     case OpKind::all_gather:
       if (algorithm == Algorithm::ring) return {p - 1, (p - 1) / p * n, 0};
       return one_step;
-    case OpKind::barrier: return {levels, 0, 0};
-    default: return one_step;
+    case OpKind::barrier:
+      return {levels, 0, 0};
+    default:
+      return one_step;
   }
 }
 
@@ -73,7 +83,8 @@ Coefficients coefficients(OpKind kind, Algorithm algorithm, int size, uint64_t b
 double CostModel::predict_s(OpKind kind, Algorithm algorithm, int size, uint64_t bytes) const {
   if (size <= 1) return 0;
   const Coefficients c = coefficients(kind, algorithm, size, bytes);
-  return agreed_.alpha_s * c.steps + agreed_.beta_s_per_byte * c.bytes + agreed_.gamma_s_per_byte * c.reduced;
+  return agreed_.alpha_s * c.steps + agreed_.beta_s_per_byte * c.bytes +
+         agreed_.gamma_s_per_byte * c.reduced;
 }
 
 Algorithm CostModel::choose(OpKind kind, int size, uint64_t bytes) const {
@@ -81,24 +92,28 @@ Algorithm CostModel::choose(OpKind kind, int size, uint64_t bytes) const {
   SCANT_CHECK(!candidates.empty());
   Algorithm best = candidates.front();
   for (const Algorithm algorithm : candidates) {
-    if (predict_s(kind, algorithm, size, bytes) < predict_s(kind, best, size, bytes)) best = algorithm;
+    if (predict_s(kind, algorithm, size, bytes) < predict_s(kind, best, size, bytes))
+      best = algorithm;
   }
   return best;
 }
 
-void CostModel::observe(OpKind kind, Algorithm algorithm, int size, uint64_t bytes, double seconds) {
+void CostModel::observe(OpKind kind, Algorithm algorithm, int size, uint64_t bytes,
+                        double seconds) {
   if (size <= 1 || seconds <= 0 || kind == OpKind::send || kind == OpKind::recv) return;
   const uint64_t key = static_cast<uint64_t>(kind) | static_cast<uint64_t>(algorithm) << 8 |
-                       static_cast<uint64_t>(std::bit_width(bytes)) << 16 | static_cast<uint64_t>(size) << 32;
+                       static_cast<uint64_t>(std::bit_width(bytes)) << 16 |
+                       static_cast<uint64_t>(size) << 32;
   const Coefficients c = coefficients(kind, algorithm, size, bytes);
-  auto sample = std::find_if(samples_.begin(), samples_.end(), [key](const Sample& s) { return s.key == key; });
+  auto sample = std::find_if(samples_.begin(), samples_.end(),
+                             [key](const Sample& s) { return s.key == key; });
   if (sample == samples_.end()) {
     if (samples_.size() >= kSamplesMax) samples_.erase(samples_.begin());
     samples_.push_back({key, c.steps, c.bytes, c.reduced, seconds});
     return;
   }
-  // The lower envelope rises by a 32nd with every slower run, so that a link that became slow is noticed within some
-  // dozens of runs, and a single late peer is not.
+  // The lower envelope rises by a 32nd with every slower run, so that a link that became slow is
+  // noticed within some dozens of runs, and a single late peer is not.
   constexpr double kForget = 1.0 + 1.0 / 32;
   const double risen = sample->seconds * kForget;
   *sample = {key, c.steps, c.bytes, c.reduced, std::min(seconds, risen)};
@@ -112,7 +127,8 @@ CostParameters CostModel::measured() const {
   double st = 0;
   double bt = 0;
   for (const Sample& sample : samples_) {
-    const double rest = std::max(sample.seconds - agreed_.gamma_s_per_byte * sample.reduced, sample.seconds / 16);
+    const double rest =
+        std::max(sample.seconds - agreed_.gamma_s_per_byte * sample.reduced, sample.seconds / 16);
     const double weight = 1 / (sample.seconds * sample.seconds);
     ss += weight * sample.steps * sample.steps;
     sb += weight * sample.steps * sample.bytes;
@@ -122,8 +138,8 @@ CostParameters CostModel::measured() const {
   }
   CostParameters fit = agreed_;
   if (samples_.empty()) return fit;
-  // The parameters in force count as one weak observation of each kind, so that a workload of a single size, which
-  // cannot tell steps from bytes, moves both only as far as it must.
+  // The parameters in force count as one weak observation of each kind, so that a workload of a
+  // single size, which cannot tell steps from bytes, moves both only as far as it must.
   constexpr double kPriorWeight = 1e-2;
   const double prior_s = kPriorWeight / (agreed_.alpha_s * agreed_.alpha_s);
   const double prior_b = kPriorWeight / (agreed_.beta_s_per_byte * agreed_.beta_s_per_byte);

@@ -1,6 +1,7 @@
-// α–β cost model: T(algorithm) = α·steps + β·bytes on the critical path + γ·bytes reduced, fitted from live
-// measurements. All ranks must choose alike, so a choice only ever uses *agreed* parameters: every rank measures on its
-// own, and the engine averages the measurements over the group at fixed sequence numbers (docs/collectives.md).
+// α–β cost model: T(algorithm) = α·steps + β·bytes on the critical path + γ·bytes reduced, fitted
+// from live measurements. All ranks must choose alike, so a choice only ever uses *agreed*
+// parameters: every rank measures on its own, and the engine averages the measurements over the
+// group at fixed sequence numbers (docs/collectives.md).
 #pragma once
 
 #include <cstdint>
@@ -11,9 +12,9 @@
 namespace scant::sync {
 
 struct CostParameters {
-  double alpha_s = 30e-6;                 // one message, end to end
-  double beta_s_per_byte = 1.0 / 1.5e9;   // one byte on this rank's link
-  double gamma_s_per_byte = 1.0 / 8e9;    // one byte combined
+  double alpha_s = 30e-6;                // one message, end to end
+  double beta_s_per_byte = 1.0 / 1.5e9;  // one byte on this rank's link
+  double gamma_s_per_byte = 1.0 / 8e9;   // one byte combined
 };
 
 class CostModel {
@@ -33,10 +34,11 @@ class CostModel {
   [[nodiscard]] CostParameters agreed() const { return agreed_; }
 
  private:
-  // The fastest recent run of one (kind, algorithm, size, magnitude of bytes): late peers only make runs slower.
+  // The fastest recent run of one (kind, algorithm, size, magnitude of bytes): late peers only make
+  // runs slower.
   struct Sample {
     uint64_t key = 0;
-    double steps = 0;    // coefficients of alpha, beta and gamma in predict_s
+    double steps = 0;  // coefficients of alpha, beta and gamma in predict_s
     double bytes = 0;
     double reduced = 0;
     double seconds = 0;  // decaying minimum

@@ -1,5 +1,6 @@
-// Direct algorithms: each pair exchanges its bytes once. One step; the choice for few or small bytes, and the only one
-// where every pair has bytes of its own (all_to_all) or one rank has all (gather, scatter).
+// Direct algorithms: each pair exchanges its bytes once. One step; the choice for few or small
+// bytes, and the only one where every pair has bytes of its own (all_to_all) or one rank has all
+// (gather, scatter).
 #include "base/check.h"
 #include "sync/schedule_builder.h"
 
@@ -10,7 +11,9 @@ uint32_t part_of(Rank rank) { return static_cast<uint32_t>(rank); }
 
 // The i-th peer after this rank, so that no receiver is everyone's first target.
 Rank after(const ScheduleBuilder& b, int distance) { return (b.rank() + distance) % b.size(); }
-Rank before(const ScheduleBuilder& b, int distance) { return (b.rank() + b.size() - distance) % b.size(); }
+Rank before(const ScheduleBuilder& b, int distance) {
+  return (b.rank() + b.size() - distance) % b.size();
+}
 
 // Everyone's value of one segment lands in scratch; `own` is this rank's.
 std::vector<ScheduleBuilder::Operand> receive_all(ScheduleBuilder& b, Ref own, uint64_t bytes) {
@@ -54,17 +57,20 @@ void reduce_scatter(ScheduleBuilder& b) {
     }
   }
   for (const Region piece : b.segments({0, b.input().output_bytes[0]})) {
-    const auto operands = receive_all(b, at(Space::input, piece.begin, part_of(b.rank())), piece.bytes());
+    const auto operands =
+        receive_all(b, at(Space::input, piece.begin, part_of(b.rank())), piece.bytes());
     b.reduce_in_order(operands, piece.begin, piece.bytes(), {});
   }
 }
 
 void send_parts(ScheduleBuilder& b, Rank peer, Space space, uint32_t part, uint64_t bytes) {
-  for (const Region piece : b.segments({0, bytes})) b.send(peer, at(space, piece.begin, part), piece.bytes());
+  for (const Region piece : b.segments({0, bytes}))
+    b.send(peer, at(space, piece.begin, part), piece.bytes());
 }
 
 void receive_parts(ScheduleBuilder& b, Rank peer, Space space, uint32_t part, uint64_t bytes) {
-  for (const Region piece : b.segments({0, bytes})) b.receive(peer, at(space, piece.begin, part), piece.bytes());
+  for (const Region piece : b.segments({0, bytes}))
+    b.receive(peer, at(space, piece.begin, part), piece.bytes());
 }
 
 void all_gather(ScheduleBuilder& b) {
@@ -79,13 +85,16 @@ void all_gather(ScheduleBuilder& b) {
 
 void broadcast(ScheduleBuilder& b) {
   const ScheduleInput& input = b.input();
-  if (b.rank() != input.root) return receive_parts(b, input.root, Space::output, 0, input.output_bytes[0]);
-  for (int d = 1; d < b.size(); ++d) send_parts(b, after(b, d), Space::output, 0, input.output_bytes[0]);
+  if (b.rank() != input.root)
+    return receive_parts(b, input.root, Space::output, 0, input.output_bytes[0]);
+  for (int d = 1; d < b.size(); ++d)
+    send_parts(b, after(b, d), Space::output, 0, input.output_bytes[0]);
 }
 
 void gather(ScheduleBuilder& b) {
   const ScheduleInput& input = b.input();
-  if (b.rank() != input.root) return send_parts(b, input.root, Space::input, 0, input.input_bytes[0]);
+  if (b.rank() != input.root)
+    return send_parts(b, input.root, Space::input, 0, input.input_bytes[0]);
   b.copy_part(at(Space::input, 0), at(Space::output, 0, part_of(b.rank())), input.input_bytes[0]);
   for (int d = 1; d < b.size(); ++d) {
     const uint32_t part = part_of(after(b, d));
@@ -95,7 +104,8 @@ void gather(ScheduleBuilder& b) {
 
 void scatter(ScheduleBuilder& b) {
   const ScheduleInput& input = b.input();
-  if (b.rank() != input.root) return receive_parts(b, input.root, Space::output, 0, input.output_bytes[0]);
+  if (b.rank() != input.root)
+    return receive_parts(b, input.root, Space::output, 0, input.output_bytes[0]);
   b.copy_part(at(Space::input, 0, part_of(b.rank())), at(Space::output, 0), input.output_bytes[0]);
   for (int d = 1; d < b.size(); ++d) {
     const uint32_t part = part_of(after(b, d));
@@ -119,15 +129,24 @@ void all_to_all(ScheduleBuilder& b) {
 
 void direct_schedule(ScheduleBuilder& builder) {
   switch (builder.input().kind) {
-    case OpKind::all_reduce: return all_reduce(builder);
-    case OpKind::reduce: return reduce(builder);
-    case OpKind::reduce_scatter: return reduce_scatter(builder);
-    case OpKind::all_gather: return all_gather(builder);
-    case OpKind::broadcast: return broadcast(builder);
-    case OpKind::gather: return gather(builder);
-    case OpKind::scatter: return scatter(builder);
-    case OpKind::all_to_all: return all_to_all(builder);
-    default: SCANT_CHECK(false, "no direct schedule for this kind");
+    case OpKind::all_reduce:
+      return all_reduce(builder);
+    case OpKind::reduce:
+      return reduce(builder);
+    case OpKind::reduce_scatter:
+      return reduce_scatter(builder);
+    case OpKind::all_gather:
+      return all_gather(builder);
+    case OpKind::broadcast:
+      return broadcast(builder);
+    case OpKind::gather:
+      return gather(builder);
+    case OpKind::scatter:
+      return scatter(builder);
+    case OpKind::all_to_all:
+      return all_to_all(builder);
+    default:
+      SCANT_CHECK(false, "no direct schedule for this kind");
   }
 }
 

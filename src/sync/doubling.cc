@@ -1,5 +1,6 @@
-// Recursive doubling (whole vectors, fewest steps) and halving-doubling (halves, fewest bytes in 2 log2(P) steps) for
-// all_reduce, and the dissemination barrier. Groups that are no power of two are folded (schedule_builder.h).
+// Recursive doubling (whole vectors, fewest steps) and halving-doubling (halves, fewest bytes in 2
+// log2(P) steps) for all_reduce, and the dissemination barrier. Groups that are no power of two are
+// folded (schedule_builder.h).
 #include <algorithm>
 
 #include "base/check.h"
@@ -21,7 +22,8 @@ struct State {
 
 State initial(const ScheduleBuilder& b) {
   State state;
-  for (const Region region : b.segments({0, b.input().input_bytes[0]})) state.pieces.push_back({region, kNoStep});
+  for (const Region region : b.segments({0, b.input().input_bytes[0]}))
+    state.pieces.push_back({region, kNoStep});
   return state;
 }
 
@@ -38,12 +40,15 @@ void folded(ScheduleBuilder& b, const State& state) {
   }
 }
 
-bool stands_for_two(const ScheduleBuilder& b, const Fold& fold) { return b.rank() < 2 * fold.remainder; }
+bool stands_for_two(const ScheduleBuilder& b, const Fold& fold) {
+  return b.rank() < 2 * fold.remainder;
+}
 
 void take_folded_value(ScheduleBuilder& b, State& state) {
   for (Piece& piece : state.pieces) {
-    piece.written = b.receive_reduce(b.rank() + 1, at(Space::input, piece.region.begin),
-                                     at(Space::output, piece.region.begin), piece.region.bytes(), false, false);
+    piece.written =
+        b.receive_reduce(b.rank() + 1, at(Space::input, piece.region.begin),
+                         at(Space::output, piece.region.begin), piece.region.bytes(), false, false);
   }
   state.space = Space::output;
 }
@@ -59,26 +64,28 @@ void recursive_doubling_all_reduce(ScheduleBuilder& b) {
     const Rank partner = fold.group_rank(other);
     StepIds sends;
     for (const Piece& piece : state.pieces) {
-      sends.push_back(
-          b.send(partner, at(state.space, piece.region.begin), piece.region.bytes(), {piece.written}));
+      sends.push_back(b.send(partner, at(state.space, piece.region.begin), piece.region.bytes(),
+                             {piece.written}));
     }
     for (size_t i = 0; i < state.pieces.size(); ++i) {
       Piece& piece = state.pieces[i];
-      piece.written = b.receive_reduce(partner, at(state.space, piece.region.begin),
-                                       at(Space::output, piece.region.begin), piece.region.bytes(), other < me,
-                                       distance * 2 == fold.core, {sends[i], piece.written});
+      piece.written = b.receive_reduce(
+          partner, at(state.space, piece.region.begin), at(Space::output, piece.region.begin),
+          piece.region.bytes(), other < me, distance * 2 == fold.core, {sends[i], piece.written});
     }
     state.space = Space::output;
   }
   if (!stands_for_two(b, fold)) return;
   for (const Piece& piece : state.pieces) {
-    b.send(b.rank() + 1, at(Space::output, piece.region.begin), piece.region.bytes(), {piece.written});
+    b.send(b.rank() + 1, at(Space::output, piece.region.begin), piece.region.bytes(),
+           {piece.written});
   }
 }
 
 class HalvingDoubling {
  public:
-  explicit HalvingDoubling(ScheduleBuilder& b) : b_(b), fold_(b.size()), me_(fold_.core_rank(b.rank())) {}
+  explicit HalvingDoubling(ScheduleBuilder& b)
+      : b_(b), fold_(b.size()), me_(fold_.core_rank(b.rank())) {}
 
   void build() {
     State state = initial(b_);
@@ -95,22 +102,24 @@ class HalvingDoubling {
  private:
   struct Level {
     Rank partner = kNoRank;
-    Region given;        // the half that the partner completes
-    StepIds given_sends; // by segment of `given`
+    Region given;         // the half that the partner completes
+    StepIds given_sends;  // by segment of `given`
   };
 
   [[nodiscard]] uint64_t bytes() const { return b_.input().input_bytes[0]; }
 
   // Core ranks [first, first + count) own this stretch of the vector.
   [[nodiscard]] Region owned_by(int first, int count) const {
-    return {b_.chunk(bytes(), first, fold_.core).begin, b_.chunk(bytes(), first + count - 1, fold_.core).end};
+    return {b_.chunk(bytes(), first, fold_.core).begin,
+            b_.chunk(bytes(), first + count - 1, fold_.core).end};
   }
 
   // The steps that wrote any byte of `region`.
   [[nodiscard]] StepIds writers(Region region) const {
     StepIds ids;
     for (const Piece& piece : pieces_) {
-      if (piece.region.begin < region.end && region.begin < piece.region.end) ids.push_back(piece.written);
+      if (piece.region.begin < region.end && region.begin < piece.region.end)
+        ids.push_back(piece.written);
     }
     return ids;
   }
@@ -135,8 +144,8 @@ class HalvingDoubling {
       std::vector<Piece> kept;
       for (const Region piece : b_.segments(owned_by(first, half))) {
         kept.push_back({piece, b_.receive_reduce(level.partner, at(space_, piece.begin),
-                                                 at(Space::output, piece.begin), piece.bytes(), other < me_, half == 1,
-                                                 writers(piece))});
+                                                 at(Space::output, piece.begin), piece.bytes(),
+                                                 other < me_, half == 1, writers(piece))});
       }
       pieces_ = std::move(kept);
       space_ = Space::output;
@@ -154,8 +163,9 @@ class HalvingDoubling {
       std::vector<Piece> arrived;
       const auto segments = b_.segments(level->given);
       for (size_t i = 0; i < segments.size(); ++i) {
-        arrived.push_back({segments[i], b_.receive(level->partner, at(Space::output, segments[i].begin),
-                                                   segments[i].bytes(), {level->given_sends[i]})});
+        arrived.push_back(
+            {segments[i], b_.receive(level->partner, at(Space::output, segments[i].begin),
+                                     segments[i].bytes(), {level->given_sends[i]})});
       }
       pieces_.insert(pieces_.end(), arrived.begin(), arrived.end());
       std::sort(pieces_.begin(), pieces_.end(),

@@ -10,7 +10,8 @@ namespace scant::sync {
 
 ScheduleBuilder::ScheduleBuilder(const ScheduleInput& input)
     : input_(input),
-      segment_bytes_(std::max<uint64_t>(input.segment_bytes / input.element_bytes, 1) * input.element_bytes) {}
+      segment_bytes_(std::max<uint64_t>(input.segment_bytes / input.element_bytes, 1) *
+                     input.element_bytes) {}
 
 Region ScheduleBuilder::chunk(uint64_t bytes, int index, int count) const {
   const uint64_t elements = bytes / input_.element_bytes;
@@ -35,7 +36,8 @@ std::vector<Region> ScheduleBuilder::segments(Region region) const {
 uint32_t ScheduleBuilder::add(Step step, const StepIds& after) {
   StepIds waits;
   for (const uint32_t id : after) {
-    if (id != kNoStep && std::find(waits.begin(), waits.end(), id) == waits.end()) waits.push_back(id);
+    if (id != kNoStep && std::find(waits.begin(), waits.end(), id) == waits.end())
+      waits.push_back(id);
   }
   // A step names at most three others: empty copies join the rest.
   while (waits.size() > step.after.size()) {
@@ -69,8 +71,8 @@ uint32_t ScheduleBuilder::receive(Rank peer, Ref to, uint64_t bytes, const StepI
   return add(step, after);
 }
 
-uint32_t ScheduleBuilder::receive_reduce(Rank peer, Ref own, Ref to, uint64_t bytes, bool received_first, bool finish,
-                                         const StepIds& after) {
+uint32_t ScheduleBuilder::receive_reduce(Rank peer, Ref own, Ref to, uint64_t bytes,
+                                         bool received_first, bool finish, const StepIds& after) {
   Step step;
   step.kind = Step::Kind::receive_reduce;
   step.peer = peer;
@@ -91,7 +93,8 @@ uint32_t ScheduleBuilder::copy(Ref from, Ref to, uint64_t bytes, const StepIds& 
   return add(step, after);
 }
 
-uint32_t ScheduleBuilder::reduce(Ref left, Ref right, Ref to, uint64_t bytes, bool finish, const StepIds& after) {
+uint32_t ScheduleBuilder::reduce(Ref left, Ref right, Ref to, uint64_t bytes, bool finish,
+                                 const StepIds& after) {
   Step step;
   step.kind = Step::Kind::reduce;
   step.a = left;
@@ -113,9 +116,10 @@ uint64_t ScheduleBuilder::reserve_scratch(uint64_t bytes) {
   return begin;
 }
 
-void ScheduleBuilder::reduce_in_order(const std::vector<Operand>& operands, uint64_t offset, uint64_t bytes,
-                                      const StepIds& overwrites) {
-  // In place, this rank's own value lies in the output until it is used, so partial results wait in scratch.
+void ScheduleBuilder::reduce_in_order(const std::vector<Operand>& operands, uint64_t offset,
+                                      uint64_t bytes, const StepIds& overwrites) {
+  // In place, this rank's own value lies in the output until it is used, so partial results wait in
+  // scratch.
   const bool through_scratch = input_.in_place && operands.size() > 2;
   const Ref result = at(Space::output, offset);
   const Ref partial = through_scratch ? at(Space::scratch, reserve_scratch(bytes)) : result;
@@ -136,7 +140,8 @@ Schedule ScheduleBuilder::finish() {
   for (Step& step : schedule_.steps) {
     const auto peer = static_cast<size_t>(step.peer);
     if (step.kind == Step::Kind::send) step.slot = sent[peer]++;
-    if (step.kind == Step::Kind::receive || step.kind == Step::Kind::receive_reduce) step.slot = received[peer]++;
+    if (step.kind == Step::Kind::receive || step.kind == Step::Kind::receive_reduce)
+      step.slot = received[peer]++;
   }
   return std::move(schedule_);
 }
@@ -158,17 +163,22 @@ Rank Fold::group_rank(int core_rank) const {
 std::vector<Algorithm> algorithms_for(OpKind kind) {
   switch (kind) {
     case OpKind::all_reduce:
-      return {Algorithm::ring, Algorithm::halving_doubling, Algorithm::recursive_doubling, Algorithm::direct};
+      return {Algorithm::ring, Algorithm::halving_doubling, Algorithm::recursive_doubling,
+              Algorithm::direct};
     case OpKind::reduce:
-    case OpKind::broadcast: return {Algorithm::tree, Algorithm::ring, Algorithm::direct};
+    case OpKind::broadcast:
+      return {Algorithm::tree, Algorithm::ring, Algorithm::direct};
     case OpKind::reduce_scatter:
-    case OpKind::all_gather: return {Algorithm::ring, Algorithm::direct};
+    case OpKind::all_gather:
+      return {Algorithm::ring, Algorithm::direct};
     case OpKind::gather:
     case OpKind::scatter:
     case OpKind::all_to_all:
     case OpKind::send:
-    case OpKind::recv: return {Algorithm::direct};
-    case OpKind::barrier: return {Algorithm::recursive_doubling};
+    case OpKind::recv:
+      return {Algorithm::direct};
+    case OpKind::barrier:
+      return {Algorithm::recursive_doubling};
   }
   return {};
 }
@@ -178,7 +188,8 @@ namespace {
 // A group of one: the own part moves, nothing else happens.
 void alone(ScheduleBuilder& builder) {
   const ScheduleInput& input = builder.input();
-  if (input.kind == OpKind::broadcast || input.kind == OpKind::barrier || input.input_bytes.empty()) return;
+  if (input.kind == OpKind::broadcast || input.kind == OpKind::barrier || input.input_bytes.empty())
+    return;
   builder.copy_part(at(Space::input, 0), at(Space::output, 0), input.input_bytes[0]);
 }
 
@@ -193,11 +204,21 @@ Schedule make_schedule(const ScheduleInput& input) {
     return builder.finish();
   }
   switch (input.algorithm) {
-    case Algorithm::direct: direct_schedule(builder); break;
-    case Algorithm::ring: ring_schedule(builder); break;
-    case Algorithm::tree: tree_schedule(builder); break;
-    case Algorithm::recursive_doubling: recursive_doubling_schedule(builder); break;
-    case Algorithm::halving_doubling: halving_doubling_schedule(builder); break;
+    case Algorithm::direct:
+      direct_schedule(builder);
+      break;
+    case Algorithm::ring:
+      ring_schedule(builder);
+      break;
+    case Algorithm::tree:
+      tree_schedule(builder);
+      break;
+    case Algorithm::recursive_doubling:
+      recursive_doubling_schedule(builder);
+      break;
+    case Algorithm::halving_doubling:
+      halving_doubling_schedule(builder);
+      break;
   }
   return builder.finish();
 }

@@ -1,6 +1,7 @@
-// A schedule is what one rank does in one collective: a list of steps with dependencies, computed by a pure function
-// of (algorithm, group rank, group size, byte counts). It holds no addresses and does no I/O; the engine runs it.
-// docs/collectives.md has the table of steps and bytes, and tests hold schedules to it.
+// A schedule is what one rank does in one collective: a list of steps with dependencies, computed
+// by a pure function of (algorithm, group rank, group size, byte counts). It holds no addresses and
+// does no I/O; the engine runs it. docs/collectives.md has the table of steps and bytes, and tests
+// hold schedules to it.
 #pragma once
 
 #include <array>
@@ -37,27 +38,28 @@ struct Step {
   Ref a;
   Ref b;
   Ref destination;
-  uint64_t bytes = 0;           // at most the segment size for steps that communicate
-  std::array<uint32_t, 3> after = {kNoStep, kNoStep, kNoStep};  // steps that must be complete before this one starts;
-                                // a send is complete when its bytes are no longer read
+  uint64_t bytes = 0;  // at most the segment size for steps that communicate
+  std::array<uint32_t, 3> after = {
+      kNoStep, kNoStep, kNoStep};  // steps that must be complete before this one starts;
+                                   // a send is complete when its bytes are no longer read
 };
 
 struct Schedule {
-  std::vector<Step> steps;    // topologically ordered: after[] refers backwards
+  std::vector<Step> steps;  // topologically ordered: after[] refers backwards
   uint64_t scratch_bytes = 0;
 };
 
 struct ScheduleInput {
   OpKind kind = OpKind::all_reduce;
   Algorithm algorithm = Algorithm::ring;
-  Rank rank = 0;                       // group rank
+  Rank rank = 0;  // group rank
   int size = 1;
   Rank root = 0;
   uint32_t element_bytes = 1;
-  bool in_place = false;               // input and output are the same memory
-  std::vector<uint64_t> input_bytes;   // per part of this rank's call
+  bool in_place = false;              // input and output are the same memory
+  std::vector<uint64_t> input_bytes;  // per part of this rank's call
   std::vector<uint64_t> output_bytes;
-  uint64_t segment_bytes = 256 * 1024; // multiple of element_bytes is the generator's duty
+  uint64_t segment_bytes = 256 * 1024;  // multiple of element_bytes is the generator's duty
 };
 
 // Which algorithms can serve this kind (first is the safest default).
@@ -65,7 +67,10 @@ struct ScheduleInput {
 [[nodiscard]] Schedule make_schedule(const ScheduleInput& input);
 
 // The formula of docs/collectives.md: messages and payload bytes this rank sends.
-struct Traffic { uint64_t messages = 0; uint64_t bytes = 0; };
+struct Traffic {
+  uint64_t messages = 0;
+  uint64_t bytes = 0;
+};
 [[nodiscard]] Traffic traffic(const Schedule& schedule);
 
 }  // namespace scant::sync

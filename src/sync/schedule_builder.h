@@ -1,5 +1,5 @@
-// What the schedule generators share: adding steps, cutting regions into segments, splitting a vector among ranks.
-// Used while one schedule is built; nothing of it outlives make_schedule.
+// What the schedule generators share: adding steps, cutting regions into segments, splitting a
+// vector among ranks. Used while one schedule is built; nothing of it outlives make_schedule.
 #pragma once
 
 #include <initializer_list>
@@ -28,30 +28,33 @@ class ScheduleBuilder {
 
   // Chunk `index` of `count` nearly equal chunks of `bytes`, cut between elements.
   [[nodiscard]] Region chunk(uint64_t bytes, int index, int count) const;
-  // Cuts at multiples of the segment size from the buffer's start, so that the pieces of a part of a region lie within
-  // pieces of the region.
+  // Cuts at multiples of the segment size from the buffer's start, so that the pieces of a part of
+  // a region lie within pieces of the region.
   [[nodiscard]] std::vector<Region> segments(Region region) const;
 
   uint32_t send(Rank peer, Ref from, uint64_t bytes, const StepIds& after = {});
   uint32_t receive(Rank peer, Ref to, uint64_t bytes, const StepIds& after = {});
-  uint32_t receive_reduce(Rank peer, Ref own, Ref to, uint64_t bytes, bool received_first, bool finish,
-                          const StepIds& after = {});
+  uint32_t receive_reduce(Rank peer, Ref own, Ref to, uint64_t bytes, bool received_first,
+                          bool finish, const StepIds& after = {});
   uint32_t copy(Ref from, Ref to, uint64_t bytes, const StepIds& after = {});
-  uint32_t reduce(Ref left, Ref right, Ref to, uint64_t bytes, bool finish, const StepIds& after = {});
+  uint32_t reduce(Ref left, Ref right, Ref to, uint64_t bytes, bool finish,
+                  const StepIds& after = {});
   // Copies a whole part in one step; nothing when it is empty.
   void copy_part(Ref from, Ref to, uint64_t bytes);
 
   // Reserves scratch; returns where it begins.
   uint64_t reserve_scratch(uint64_t bytes);
 
-  // Combines the group's values in rank order into output part 0: the one reduction that `direct` algorithms share.
-  // value(q) is where the value of rank q lies, arrived(q) the step that brings it (kNoStep for this rank's own).
-  // `overwrites` are sends that read what the last reduction overwrites.
+  // Combines the group's values in rank order into output part 0: the one reduction that `direct`
+  // algorithms share. value(q) is where the value of rank q lies, arrived(q) the step that brings
+  // it (kNoStep for this rank's own). `overwrites` are sends that read what the last reduction
+  // overwrites.
   struct Operand {
     Ref where;
     uint32_t arrived = kNoStep;
   };
-  void reduce_in_order(const std::vector<Operand>& operands, uint64_t offset, uint64_t bytes, const StepIds& overwrites);
+  void reduce_in_order(const std::vector<Operand>& operands, uint64_t offset, uint64_t bytes,
+                       const StepIds& overwrites);
 
   [[nodiscard]] Schedule finish();
 
@@ -63,7 +66,9 @@ class ScheduleBuilder {
   Schedule schedule_;
 };
 
-[[nodiscard]] inline Ref at(Space space, uint64_t offset, uint32_t part = 0) { return Ref{space, part, offset}; }
+[[nodiscard]] inline Ref at(Space space, uint64_t offset, uint32_t part = 0) {
+  return Ref{space, part, offset};
+}
 
 void direct_schedule(ScheduleBuilder& builder);
 void ring_schedule(ScheduleBuilder& builder);
@@ -71,8 +76,8 @@ void tree_schedule(ScheduleBuilder& builder);
 void recursive_doubling_schedule(ScheduleBuilder& builder);
 void halving_doubling_schedule(ScheduleBuilder& builder);
 
-// Folding a group onto the largest power of two within it: the first 2·remainder ranks pair up, each even one stands
-// for both. docs/collectives.md, "Folding".
+// Folding a group onto the largest power of two within it: the first 2·remainder ranks pair up,
+// each even one stands for both. docs/collectives.md, "Folding".
 struct Fold {
   int core = 1;       // the power of two
   int remainder = 0;  // size - core

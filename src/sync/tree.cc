@@ -1,5 +1,6 @@
-// Binomial trees for broadcast and reduce: log2(P) levels, each segment on its own way. Places count from the root; the
-// children of place v are v + 2^k for each 2^k below v's lowest set bit (below P for the root).
+// Binomial trees for broadcast and reduce: log2(P) levels, each segment on its own way. Places
+// count from the root; the children of place v are v + 2^k for each 2^k below v's lowest set bit
+// (below P for the root).
 #include "base/check.h"
 #include "sync/schedule_builder.h"
 
@@ -37,7 +38,8 @@ void broadcast(ScheduleBuilder& b) {
   }
 }
 
-// A node combines its own value with its children's in the order of their places, so operands stand in place order.
+// A node combines its own value with its children's in the order of their places, so operands stand
+// in place order.
 void reduce(ScheduleBuilder& b) {
   const Node node = node_of(b);
   const uint64_t bytes = b.input().input_bytes[0];
@@ -47,9 +49,11 @@ void reduce(ScheduleBuilder& b) {
     Ref value = at(Space::input, piece.begin);
     StepIds combined;
     for (size_t i = 0; i < node.children.size(); ++i) {
-      const Ref to = is_root ? at(Space::output, piece.begin) : at(Space::scratch, scratch + piece.begin);
+      const Ref to =
+          is_root ? at(Space::output, piece.begin) : at(Space::scratch, scratch + piece.begin);
       const bool last = is_root && i + 1 == node.children.size();
-      combined = {b.receive_reduce(node.children[i], value, to, piece.bytes(), false, last, combined)};
+      combined = {
+          b.receive_reduce(node.children[i], value, to, piece.bytes(), false, last, combined)};
       value = to;
     }
     if (!is_root) b.send(node.parent, value, piece.bytes(), combined);
@@ -60,9 +64,12 @@ void reduce(ScheduleBuilder& b) {
 
 void tree_schedule(ScheduleBuilder& builder) {
   switch (builder.input().kind) {
-    case OpKind::broadcast: return broadcast(builder);
-    case OpKind::reduce: return reduce(builder);
-    default: SCANT_CHECK(false, "no tree schedule for this kind");
+    case OpKind::broadcast:
+      return broadcast(builder);
+    case OpKind::reduce:
+      return reduce(builder);
+    default:
+      SCANT_CHECK(false, "no tree schedule for this kind");
   }
 }
 
