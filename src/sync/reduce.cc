@@ -38,8 +38,10 @@ bool reduce_defined(DType dtype, ReduceOp op) {
     case DType::i8:
     case DType::i32:
     case DType::i64:
-    case DType::u8: return true;
-    case DType::boolean: return op != ReduceOp::average;
+    case DType::u8:
+      return true;
+    case DType::boolean:
+      return op != ReduceOp::average;
   }
   return false;
 }

@@ -1,5 +1,5 @@
-// The plain meaning of reduce.h, one element at a time: what the SIMD kernels are tested against, and what runs on a CPU
-// that has none of their instruction sets.
+// The plain meaning of reduce.h, one element at a time: what the SIMD kernels are tested against,
+// and what runs on a CPU that has none of their instruction sets.
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -24,8 +24,8 @@ void store(std::byte* to, T value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
-// Floats. NaN is recognised from its bits, and operands that are NaN never reach the hardware's own payload rules, which
-// differ between x86 and Arm.
+// Floats. NaN is recognised from its bits, and operands that are NaN never reach the hardware's own
+// payload rules, which differ between x86 and Arm.
 template <typename F>
 using BitsOf = std::conditional_t<sizeof(F) == 4, uint32_t, uint64_t>;
 template <typename F>
@@ -33,7 +33,8 @@ constexpr int kMantissaBits = sizeof(F) == 4 ? 23 : 52;
 template <typename F>
 constexpr auto kQuietBit = static_cast<BitsOf<F>>(BitsOf<F>{1} << (kMantissaBits<F> - 1));
 template <typename F>
-constexpr auto kInfinity = static_cast<BitsOf<F>>(static_cast<BitsOf<F>>(~BitsOf<F>{0} << (kMantissaBits<F> + 1)) >> 1);
+constexpr auto kInfinity =
+    static_cast<BitsOf<F>>(static_cast<BitsOf<F>>(~BitsOf<F>{0} << (kMantissaBits<F> + 1)) >> 1);
 
 template <typename F>
 BitsOf<F> bits(F value) {
@@ -54,11 +55,16 @@ template <typename F>
 F arithmetic(ReduceOp op, F a, F b) {
   switch (op) {
     case ReduceOp::sum:
-    case ReduceOp::average: return a + b;
-    case ReduceOp::product: return a * b;
-    case ReduceOp::min: return a < b || (a == b && std::signbit(a)) ? a : b;
-    case ReduceOp::max: return a > b || (a == b && !std::signbit(a)) ? a : b;
-    default: break;
+    case ReduceOp::average:
+      return a + b;
+    case ReduceOp::product:
+      return a * b;
+    case ReduceOp::min:
+      return a < b || (a == b && std::signbit(a)) ? a : b;
+    case ReduceOp::max:
+      return a > b || (a == b && !std::signbit(a)) ? a : b;
+    default:
+      break;
   }
   base::check_failed(__FILE__, __LINE__, "reduce_defined(dtype, op)", name(op));
 }
@@ -114,7 +120,8 @@ struct F16 {  // IEEE binary16: 5 bits of exponent, 10 of mantissa
     if (is_nan(value)) return static_cast<uint16_t>(sign | 0x7E00u | ((magnitude >> 13) & 0x3FFu));
     const auto exponent = static_cast<int>(magnitude >> 23);
     if (exponent >= 127 + 16) return static_cast<uint16_t>(sign | 0x7C00u);
-    if (exponent <= 127 - 15) {  // below 2^-14: a multiple of 2^-24, value = mantissa * 2^(exponent - 150)
+    if (exponent <=
+        127 - 15) {  // below 2^-14: a multiple of 2^-24, value = mantissa * 2^(exponent - 150)
       const uint32_t mantissa = exponent == 0 ? 0 : (magnitude & 0x7FFFFFu) | 0x800000u;
       return static_cast<uint16_t>(sign | shift_right_to_even(mantissa, 126 - exponent));
     }
@@ -124,14 +131,16 @@ struct F16 {  // IEEE binary16: 5 bits of exponent, 10 of mantissa
 };
 
 template <typename F>
-void combine_float_array(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to, size_t bytes) {
+void combine_float_array(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to,
+                         size_t bytes) {
   for (size_t i = 0; i < bytes; i += sizeof(F)) {
     store(to + i, combine_floats(op, load<F>(a + i), load<F>(b + i)));
   }
 }
 
 template <typename Half>
-void combine_half_array(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to, size_t bytes) {
+void combine_half_array(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to,
+                        size_t bytes) {
   for (size_t i = 0; i < bytes; i += 2) {
     const float left = Half::widen(load<uint16_t>(a + i));
     const float right = Half::widen(load<uint16_t>(b + i));
@@ -139,7 +148,8 @@ void combine_half_array(ReduceOp op, const std::byte* a, const std::byte* b, std
   }
 }
 
-// Integers. Sums and products are taken without sign and at least 32 bits wide, where overflow is defined.
+// Integers. Sums and products are taken without sign and at least 32 bits wide, where overflow is
+// defined.
 template <typename T>
 T combine_integers(ReduceOp op, T a, T b) {
   using Unsigned = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -147,19 +157,27 @@ T combine_integers(ReduceOp op, T a, T b) {
   const auto right = static_cast<Unsigned>(b);
   switch (op) {
     case ReduceOp::sum:
-    case ReduceOp::average: return static_cast<T>(left + right);
-    case ReduceOp::product: return static_cast<T>(left * right);
-    case ReduceOp::min: return a < b ? a : b;
-    case ReduceOp::max: return a > b ? a : b;
-    case ReduceOp::bit_and: return static_cast<T>(left & right);
-    case ReduceOp::bit_or: return static_cast<T>(left | right);
-    case ReduceOp::bit_xor: return static_cast<T>(left ^ right);
+    case ReduceOp::average:
+      return static_cast<T>(left + right);
+    case ReduceOp::product:
+      return static_cast<T>(left * right);
+    case ReduceOp::min:
+      return a < b ? a : b;
+    case ReduceOp::max:
+      return a > b ? a : b;
+    case ReduceOp::bit_and:
+      return static_cast<T>(left & right);
+    case ReduceOp::bit_or:
+      return static_cast<T>(left | right);
+    case ReduceOp::bit_xor:
+      return static_cast<T>(left ^ right);
   }
   return a;
 }
 
 template <typename T>
-void combine_integer_array(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to, size_t bytes) {
+void combine_integer_array(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to,
+                           size_t bytes) {
   for (size_t i = 0; i < bytes; i += sizeof(T)) {
     store(to + i, combine_integers(op, load<T>(a + i), load<T>(b + i)));
   }
@@ -169,17 +187,22 @@ bool combine_booleans(ReduceOp op, bool a, bool b) {
   switch (op) {
     case ReduceOp::sum:
     case ReduceOp::max:
-    case ReduceOp::bit_or: return a || b;
+    case ReduceOp::bit_or:
+      return a || b;
     case ReduceOp::product:
     case ReduceOp::min:
-    case ReduceOp::bit_and: return a && b;
-    case ReduceOp::bit_xor: return a != b;
-    case ReduceOp::average: break;
+    case ReduceOp::bit_and:
+      return a && b;
+    case ReduceOp::bit_xor:
+      return a != b;
+    case ReduceOp::average:
+      break;
   }
   base::check_failed(__FILE__, __LINE__, "reduce_defined(dtype, op)", name(op));
 }
 
-void combine_boolean_array(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to, size_t bytes) {
+void combine_boolean_array(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to,
+                           size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) {
     to[i] = std::byte{combine_booleans(op, a[i] != std::byte{0}, b[i] != std::byte{0})};
   }
@@ -187,7 +210,8 @@ void combine_boolean_array(ReduceOp op, const std::byte* a, const std::byte* b, 
 
 template <typename F>
 void divide_float_array(std::byte* data, size_t bytes, int divisor) {
-  for (size_t i = 0; i < bytes; i += sizeof(F)) store(data + i, divide_float(load<F>(data + i), divisor));
+  for (size_t i = 0; i < bytes; i += sizeof(F))
+    store(data + i, divide_float(load<F>(data + i), divisor));
 }
 
 template <typename Half>
@@ -209,29 +233,47 @@ void divide_integer_array(std::byte* data, size_t bytes, int divisor) {
 void combine_scalar(DType dtype, ReduceOp op, const std::byte* a, const std::byte* b,
                     std::byte* destination, size_t bytes) {
   switch (dtype) {
-    case DType::f32: return combine_float_array<float>(op, a, b, destination, bytes);
-    case DType::f64: return combine_float_array<double>(op, a, b, destination, bytes);
-    case DType::bf16: return combine_half_array<Bf16>(op, a, b, destination, bytes);
-    case DType::f16: return combine_half_array<F16>(op, a, b, destination, bytes);
-    case DType::i8: return combine_integer_array<int8_t>(op, a, b, destination, bytes);
-    case DType::i32: return combine_integer_array<int32_t>(op, a, b, destination, bytes);
-    case DType::i64: return combine_integer_array<int64_t>(op, a, b, destination, bytes);
-    case DType::u8: return combine_integer_array<uint8_t>(op, a, b, destination, bytes);
-    case DType::boolean: return combine_boolean_array(op, a, b, destination, bytes);
+    case DType::f32:
+      return combine_float_array<float>(op, a, b, destination, bytes);
+    case DType::f64:
+      return combine_float_array<double>(op, a, b, destination, bytes);
+    case DType::bf16:
+      return combine_half_array<Bf16>(op, a, b, destination, bytes);
+    case DType::f16:
+      return combine_half_array<F16>(op, a, b, destination, bytes);
+    case DType::i8:
+      return combine_integer_array<int8_t>(op, a, b, destination, bytes);
+    case DType::i32:
+      return combine_integer_array<int32_t>(op, a, b, destination, bytes);
+    case DType::i64:
+      return combine_integer_array<int64_t>(op, a, b, destination, bytes);
+    case DType::u8:
+      return combine_integer_array<uint8_t>(op, a, b, destination, bytes);
+    case DType::boolean:
+      return combine_boolean_array(op, a, b, destination, bytes);
   }
 }
 
 void divide_scalar(DType dtype, std::byte* data, size_t bytes, int divisor) {
   switch (dtype) {
-    case DType::f32: return divide_float_array<float>(data, bytes, divisor);
-    case DType::f64: return divide_float_array<double>(data, bytes, divisor);
-    case DType::bf16: return divide_half_array<Bf16>(data, bytes, divisor);
-    case DType::f16: return divide_half_array<F16>(data, bytes, divisor);
-    case DType::i8: return divide_integer_array<int8_t>(data, bytes, divisor);
-    case DType::i32: return divide_integer_array<int32_t>(data, bytes, divisor);
-    case DType::i64: return divide_integer_array<int64_t>(data, bytes, divisor);
-    case DType::u8: return divide_integer_array<uint8_t>(data, bytes, divisor);
-    case DType::boolean: break;
+    case DType::f32:
+      return divide_float_array<float>(data, bytes, divisor);
+    case DType::f64:
+      return divide_float_array<double>(data, bytes, divisor);
+    case DType::bf16:
+      return divide_half_array<Bf16>(data, bytes, divisor);
+    case DType::f16:
+      return divide_half_array<F16>(data, bytes, divisor);
+    case DType::i8:
+      return divide_integer_array<int8_t>(data, bytes, divisor);
+    case DType::i32:
+      return divide_integer_array<int32_t>(data, bytes, divisor);
+    case DType::i64:
+      return divide_integer_array<int64_t>(data, bytes, divisor);
+    case DType::u8:
+      return divide_integer_array<uint8_t>(data, bytes, divisor);
+    case DType::boolean:
+      break;
   }
   base::check_failed(__FILE__, __LINE__, "reduce_defined(dtype, average)", name(dtype));
 }

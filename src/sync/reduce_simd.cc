@@ -1,7 +1,8 @@
-// SIMD kernels for reduce.h, compiled once for each instruction set (Highway's foreach_target). Every kernel sees vectors
-// of bytes and works within its lanes, so the loop, its tail and unaligned arrays are written once, for all dtypes.
-// The choice at run time is our own: Highway's would need libhwy, which Debian ships as a shared library only, and a
-// wheel must be self-contained. Highway is therefore used as headers alone.
+// SIMD kernels for reduce.h, compiled once for each instruction set (Highway's foreach_target).
+// Every kernel sees vectors of bytes and works within its lanes, so the loop, its tail and
+// unaligned arrays are written once, for all dtypes. The choice at run time is our own: Highway's
+// would need libhwy, which Debian ships as a shared library only, and a wheel must be
+// self-contained. Highway is therefore used as headers alone.
 #include "sync/reduce_simd.h"
 
 #include <cstdint>
@@ -63,16 +64,17 @@ HWY_NOINLINE void for_each(const Kernel kernel, const std::byte* a, const std::b
   }
 }
 
-// Floats. Hardware chooses NaN payloads in its own way, so a vector that holds a NaN, which is rare, is mended: the left
-// operand made quiet, else the right one, else the canonical NaN.
+// Floats. Hardware chooses NaN payloads in its own way, so a vector that holds a NaN, which is
+// rare, is mended: the left operand made quiet, else the right one, else the canonical NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V mend_nan(D d, V a, V b, V result, hn::Mask<D> nan) {
   if (HWY_LIKELY(hn::AllFalse(d, nan))) return result;
   using Bits = hwy::MakeUnsigned<hn::TFromD<D>>;
   const hn::RebindToUnsigned<D> du;
   const V quiet = hn::BitCast(d, hn::Set(du, Bits{1} << (sizeof(Bits) == 4 ? 22 : 51)));
-  const V made = hn::BitCast(d, hn::Set(du, sizeof(Bits) == 4 ? static_cast<Bits>(0x7FC00000u)
-                                                              : static_cast<Bits>(0x7FF8000000000000u)));
+  const V made =
+      hn::BitCast(d, hn::Set(du, sizeof(Bits) == 4 ? static_cast<Bits>(0x7FC00000u)
+                                                   : static_cast<Bits>(0x7FF8000000000000u)));
   const V right = hn::IfThenElse(hn::IsNaN(b), hn::Or(b, quiet), made);
   const V fixed = hn::IfThenElse(hn::IsNaN(a), hn::Or(a, quiet), right);
   return hn::IfThenElse(nan, fixed, result);
@@ -111,7 +113,8 @@ struct Max {
   }
 };
 
-// x / divisor; the right operand is not used. Multiplying by 2^-k rounds exactly as dividing by 2^k does.
+// x / divisor; the right operand is not used. Multiplying by 2^-k rounds exactly as dividing by 2^k
+// does.
 struct Divide {
   explicit Divide(int by)
       : divisor(by), reciprocal((by & (by - 1)) == 0 ? 1.0 / static_cast<double>(by) : 0.0) {}
@@ -135,11 +138,13 @@ struct Float {
   }
 };
 
-// Two bf16 in each 32-bit lane: the upper one is an f32 once the lower is masked off, the lower one once it is shifted up.
+// Two bf16 in each 32-bit lane: the upper one is an f32 once the lower is masked off, the lower one
+// once it is shifted up.
 template <class Op>
 struct Bf16 {
   Op op;
-  // Nearest even in the upper 16 bits. A quiet NaN made by mend_nan has zeros below and stays itself.
+  // Nearest even in the upper 16 bits. A quiet NaN made by mend_nan has zeros below and stays
+  // itself.
   static HWY_INLINE hn::Vec<Du32> round(hn::Vec<Df32> wide) {
     const auto bits = hn::BitCast(Du32(), wide);
     const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(Du32(), 1u));
@@ -151,9 +156,12 @@ struct Bf16 {
     const auto upper_bits = hn::Set(du, 0xFFFF0000u);
     const auto a = hn::BitCast(du, a8);
     const auto b = hn::BitCast(du, b8);
-    const auto upper = op(d, hn::BitCast(d, hn::And(a, upper_bits)), hn::BitCast(d, hn::And(b, upper_bits)));
-    const auto lower = op(d, hn::BitCast(d, hn::ShiftLeft<16>(a)), hn::BitCast(d, hn::ShiftLeft<16>(b)));
-    return hn::BitCast(D8(), hn::Or(hn::And(round(upper), upper_bits), hn::ShiftRight<16>(round(lower))));
+    const auto upper =
+        op(d, hn::BitCast(d, hn::And(a, upper_bits)), hn::BitCast(d, hn::And(b, upper_bits)));
+    const auto lower =
+        op(d, hn::BitCast(d, hn::ShiftLeft<16>(a)), hn::BitCast(d, hn::ShiftLeft<16>(b)));
+    return hn::BitCast(D8(),
+                       hn::Or(hn::And(round(upper), upper_bits), hn::ShiftRight<16>(round(lower))));
   }
 };
 
@@ -167,10 +175,12 @@ struct F16 {
     const hn::Half<decltype(d16)> half;
     const auto a = hn::BitCast(d16, a8);
     const auto b = hn::BitCast(d16, b8);
-    const auto lower = op(d, hn::PromoteTo(d, hn::LowerHalf(half, a)), hn::PromoteTo(d, hn::LowerHalf(half, b)));
+    const auto lower =
+        op(d, hn::PromoteTo(d, hn::LowerHalf(half, a)), hn::PromoteTo(d, hn::LowerHalf(half, b)));
     const auto upper =
         op(d, hn::PromoteTo(d, hn::UpperHalf(half, a)), hn::PromoteTo(d, hn::UpperHalf(half, b)));
-    return hn::BitCast(D8(), hn::Combine(d16, hn::DemoteTo(half, upper), hn::DemoteTo(half, lower)));
+    return hn::BitCast(D8(),
+                       hn::Combine(d16, hn::DemoteTo(half, upper), hn::DemoteTo(half, lower)));
   }
 };
 
@@ -192,7 +202,8 @@ struct IntegerProduct {
 };
 
 template <>
-struct IntegerProduct<uint8_t> {  // there is no 8-bit multiplication: the two bytes of each 16-bit lane in turn
+struct IntegerProduct<uint8_t> {  // there is no 8-bit multiplication: the two bytes of each 16-bit
+                                  // lane in turn
   HWY_INLINE V8 operator()(V8 a8, V8 b8) const {
     const hn::Repartition<uint16_t, D8> d;
     const auto a = hn::BitCast(d, a8);
@@ -237,13 +248,15 @@ struct Boolean {
   HWY_INLINE V8 operator()(V8 a, V8 b) const { return op(truth(a), truth(b)); }
 };
 
-// Truncating division through floats is exact: with |x| < 2^p, x / d lies at least 1/d from the integer above it, more
-// than a rounding to p bits can move it. p is 24 for bytes in f32 and 53 for i32 in f64.
+// Truncating division through floats is exact: with |x| < 2^p, x / d lies at least 1/d from the
+// integer above it, more than a rounding to p bits can move it. p is 24 for bytes in f32 and 53 for
+// i32 in f64.
 template <bool kSigned>
 struct DivideBytes {
   float divisor;
   template <int kShift>
-  HWY_INLINE hn::Vec<Du32> quarter(hn::Vec<Du32> v) const {  // the byte at bit kShift, divided, in its place
+  HWY_INLINE hn::Vec<Du32> quarter(
+      hn::Vec<Du32> v) const {  // the byte at bit kShift, divided, in its place
     const auto top = hn::ShiftLeft<24 - kShift>(v);
     const auto x = kSigned ? hn::ShiftRight<24>(hn::BitCast(Di32(), top))
                            : hn::BitCast(Di32(), hn::ShiftRight<24>(top));
@@ -273,14 +286,20 @@ struct DivideI32 {
 };
 
 template <template <class> class Widened>
-void combine_halves(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to, size_t bytes) {
+void combine_halves(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to,
+                    size_t bytes) {
   switch (op) {
     case ReduceOp::sum:
-    case ReduceOp::average: return for_each(Widened<Sum>{}, a, b, to, bytes);
-    case ReduceOp::product: return for_each(Widened<Product>{}, a, b, to, bytes);
-    case ReduceOp::min: return for_each(Widened<Min>{}, a, b, to, bytes);
-    case ReduceOp::max: return for_each(Widened<Max>{}, a, b, to, bytes);
-    default: return combine_scalar(DType::f32, op, a, b, to, bytes);  // aborts: not defined
+    case ReduceOp::average:
+      return for_each(Widened<Sum>{}, a, b, to, bytes);
+    case ReduceOp::product:
+      return for_each(Widened<Product>{}, a, b, to, bytes);
+    case ReduceOp::min:
+      return for_each(Widened<Min>{}, a, b, to, bytes);
+    case ReduceOp::max:
+      return for_each(Widened<Max>{}, a, b, to, bytes);
+    default:
+      return combine_scalar(DType::f32, op, a, b, to, bytes);  // aborts: not defined
   }
 }
 
@@ -290,59 +309,89 @@ template <class Op>
 using Float64 = Float<double, Op>;
 
 template <typename T>
-void combine_integers(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to, size_t bytes) {
+void combine_integers(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to,
+                      size_t bytes) {
   using Unsigned = hwy::MakeUnsigned<T>;
   switch (op) {
     case ReduceOp::sum:
-    case ReduceOp::average: return for_each(IntegerSum<Unsigned>{}, a, b, to, bytes);
-    case ReduceOp::product: return for_each(IntegerProduct<Unsigned>{}, a, b, to, bytes);
-    case ReduceOp::min: return for_each(IntegerMin<T>{}, a, b, to, bytes);
-    case ReduceOp::max: return for_each(IntegerMax<T>{}, a, b, to, bytes);
-    case ReduceOp::bit_and: return for_each(BitAnd{}, a, b, to, bytes);
-    case ReduceOp::bit_or: return for_each(BitOr{}, a, b, to, bytes);
-    case ReduceOp::bit_xor: return for_each(BitXor{}, a, b, to, bytes);
+    case ReduceOp::average:
+      return for_each(IntegerSum<Unsigned>{}, a, b, to, bytes);
+    case ReduceOp::product:
+      return for_each(IntegerProduct<Unsigned>{}, a, b, to, bytes);
+    case ReduceOp::min:
+      return for_each(IntegerMin<T>{}, a, b, to, bytes);
+    case ReduceOp::max:
+      return for_each(IntegerMax<T>{}, a, b, to, bytes);
+    case ReduceOp::bit_and:
+      return for_each(BitAnd{}, a, b, to, bytes);
+    case ReduceOp::bit_or:
+      return for_each(BitOr{}, a, b, to, bytes);
+    case ReduceOp::bit_xor:
+      return for_each(BitXor{}, a, b, to, bytes);
   }
 }
 
-void combine_booleans(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to, size_t bytes) {
+void combine_booleans(ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to,
+                      size_t bytes) {
   switch (op) {
     case ReduceOp::sum:
     case ReduceOp::max:
-    case ReduceOp::bit_or: return for_each(Boolean<BitOr>{}, a, b, to, bytes);
+    case ReduceOp::bit_or:
+      return for_each(Boolean<BitOr>{}, a, b, to, bytes);
     case ReduceOp::product:
     case ReduceOp::min:
-    case ReduceOp::bit_and: return for_each(Boolean<BitAnd>{}, a, b, to, bytes);
-    case ReduceOp::bit_xor: return for_each(Boolean<BitXor>{}, a, b, to, bytes);
-    case ReduceOp::average: return combine_scalar(DType::boolean, op, a, b, to, bytes);  // aborts
+    case ReduceOp::bit_and:
+      return for_each(Boolean<BitAnd>{}, a, b, to, bytes);
+    case ReduceOp::bit_xor:
+      return for_each(Boolean<BitXor>{}, a, b, to, bytes);
+    case ReduceOp::average:
+      return combine_scalar(DType::boolean, op, a, b, to, bytes);  // aborts
   }
 }
 
 }  // namespace
 
-void combine(DType dtype, ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to, size_t bytes) {
+void combine(DType dtype, ReduceOp op, const std::byte* a, const std::byte* b, std::byte* to,
+             size_t bytes) {
   switch (dtype) {
-    case DType::f32: return combine_halves<Float32>(op, a, b, to, bytes);
-    case DType::f64: return combine_halves<Float64>(op, a, b, to, bytes);
-    case DType::bf16: return combine_halves<Bf16>(op, a, b, to, bytes);
-    case DType::f16: return combine_halves<F16>(op, a, b, to, bytes);
-    case DType::i8: return combine_integers<int8_t>(op, a, b, to, bytes);
-    case DType::i32: return combine_integers<int32_t>(op, a, b, to, bytes);
-    case DType::i64: return combine_integers<int64_t>(op, a, b, to, bytes);
-    case DType::u8: return combine_integers<uint8_t>(op, a, b, to, bytes);
-    case DType::boolean: return combine_booleans(op, a, b, to, bytes);
+    case DType::f32:
+      return combine_halves<Float32>(op, a, b, to, bytes);
+    case DType::f64:
+      return combine_halves<Float64>(op, a, b, to, bytes);
+    case DType::bf16:
+      return combine_halves<Bf16>(op, a, b, to, bytes);
+    case DType::f16:
+      return combine_halves<F16>(op, a, b, to, bytes);
+    case DType::i8:
+      return combine_integers<int8_t>(op, a, b, to, bytes);
+    case DType::i32:
+      return combine_integers<int32_t>(op, a, b, to, bytes);
+    case DType::i64:
+      return combine_integers<int64_t>(op, a, b, to, bytes);
+    case DType::u8:
+      return combine_integers<uint8_t>(op, a, b, to, bytes);
+    case DType::boolean:
+      return combine_booleans(op, a, b, to, bytes);
   }
 }
 
 void divide(DType dtype, std::byte* data, size_t bytes, int divisor) {
   const auto single = static_cast<float>(divisor);
   switch (dtype) {
-    case DType::f32: return for_each(Float32<Divide>{Divide(divisor)}, data, data, data, bytes);
-    case DType::f64: return for_each(Float64<Divide>{Divide(divisor)}, data, data, data, bytes);
-    case DType::bf16: return for_each(Bf16<Divide>{Divide(divisor)}, data, data, data, bytes);
-    case DType::f16: return for_each(F16<Divide>{Divide(divisor)}, data, data, data, bytes);
-    case DType::i8: return for_each(DivideBytes<true>{single}, data, data, data, bytes);
-    case DType::u8: return for_each(DivideBytes<false>{single}, data, data, data, bytes);
-    case DType::i32: return for_each(DivideI32{static_cast<double>(divisor)}, data, data, data, bytes);
+    case DType::f32:
+      return for_each(Float32<Divide>{Divide(divisor)}, data, data, data, bytes);
+    case DType::f64:
+      return for_each(Float64<Divide>{Divide(divisor)}, data, data, data, bytes);
+    case DType::bf16:
+      return for_each(Bf16<Divide>{Divide(divisor)}, data, data, data, bytes);
+    case DType::f16:
+      return for_each(F16<Divide>{Divide(divisor)}, data, data, data, bytes);
+    case DType::i8:
+      return for_each(DivideBytes<true>{single}, data, data, data, bytes);
+    case DType::u8:
+      return for_each(DivideBytes<false>{single}, data, data, data, bytes);
+    case DType::i32:
+      return for_each(DivideI32{static_cast<double>(divisor)}, data, data, data, bytes);
     case DType::i64:      // no vector division of this width exists
     case DType::boolean:  // aborts: not defined
       return divide_scalar(dtype, data, bytes, divisor);

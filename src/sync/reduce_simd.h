@@ -1,5 +1,5 @@
-// The implementations behind reduce.h, one for each kind of CPU this build knows. Internal: reduce.cc takes the first;
-// tests hold every one that runs here equal to the reference.
+// The implementations behind reduce.h, one for each kind of CPU this build knows. Internal:
+// reduce.cc takes the first; tests hold every one that runs here equal to the reference.
 #pragma once
 
 #include <span>
