@@ -96,15 +96,19 @@ class _Agent:
         self._hosts: list[str] = []
         self._exit_pipes: dict[int, int] = {}
 
-    def serve(self) -> None:
+    def serve(self, guardian_fd: int) -> None:
+        """Answer until told to close, or the lab's owner or the guardian is gone."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         poller = select.poll()
         poller.register(wake_read, select.POLLIN)
         poller.register(self._channel, select.POLLIN)
+        poller.register(guardian_fd, 0)  # POLLHUP is always reported
         while True:
             ready = dict(poller.poll())
+            if guardian_fd in ready:
+                return
             if wake_read in ready:
                 with suppress(BlockingIOError):
                     os.read(wake_read, 4096)
@@ -274,16 +278,12 @@ def _map_user() -> None:
 
 def _run_agent(channel: socket.socket, mode: str, guardian_read: int) -> None:
     """In the forked child: report readiness or the reason against it, then serve."""
-    system.die_with_parent(signal.SIGKILL)
-    gone = select.poll()
-    gone.register(guardian_read, 0)
-    if gone.poll(0):  # the guardian ended before the line above
-        return
+    isolated = mode != "loopback"
     system.set_process_name("lab-agent")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    isolated = mode != "loopback"
     try:
         if isolated:
+            system.die_with_parent(signal.SIGKILL)
             system.mount("none", "/", "", system.MS_REC | system.MS_PRIVATE)
             system.mount("proc", "/proc", "proc")
         else:
@@ -293,7 +293,9 @@ def _run_agent(channel: socket.socket, mode: str, guardian_read: int) -> None:
         return
     send_message(channel, {"ok": None})
     with suppress(EOFError, ConnectionError):
-        _Agent(channel, isolated).serve()
+        _Agent(channel, isolated).serve(guardian_read)
+    if not isolated:
+        _kill_descendants()
 
 
 def _kill_descendants() -> None:

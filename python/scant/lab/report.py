@@ -42,7 +42,7 @@ class ReportFile:
                 raise UsageError(f"{name}: {os.strerror(errno.EACCES)}")
             self._fd = self._open()
             # Written, not only allocated: some file systems find out that they are full at write.
-            os.write(self._fd, bytes(_RESERVED_BYTES))
+            _write_all(self._fd, bytes(_RESERVED_BYTES))
             os.fsync(self._fd)
         except OSError as error:
             self.abandon()
@@ -63,9 +63,7 @@ class ReportFile:
         """Write and publish under the path, replacing an older report at once or not at all."""
         data = json.dumps(report, indent=1).encode() + b"\n"
         os.lseek(self._fd, 0, os.SEEK_SET)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        _write_all(self._fd, data)
         os.ftruncate(self._fd, len(data))
         if self._spare is None:
             self._spare = self._path.parent / f".{self._path.name}.{os.getpid()}"
@@ -87,6 +85,12 @@ class ReportFile:
         if self._spare is not None:
             with suppress(OSError):
                 self._spare.unlink()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def honest_notes(lab: Lab, counters: Sequence[LinkCounters]) -> list[str]:
