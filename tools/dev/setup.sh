@@ -1,4 +1,5 @@
-# Sourced by ./dev: what a bare Debian 12 lacks. Each function is quick when there is nothing to do.
+# Sourced by ./dev: what a bare Debian 12 lacks. Each function is quick when there is nothing to do. A step that fails
+# ends the script by "|| exit": errexit does not hold inside functions whose status is looked at.
 
 packages_of() {
   case $1 in
@@ -44,9 +45,9 @@ apt_install() {
   fi
   export DEBIAN_FRONTEND=noninteractive
   # The lists may be absent or stale: refresh them once, only when something is to be installed.
-  step apt-update "package lists" "${as_root[@]}" apt-get update
+  step apt-update "package lists" "${as_root[@]}" apt-get update || exit 1
   step apt-install "apt-get install $*" "${as_root[@]}" \
-    env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" || exit 1
 }
 
 python=${PYTHON:-python3}
@@ -72,24 +73,24 @@ make_venv() {
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
       die "Python 3.10 or newer is needed; $python is $("$python" -V 2>&1)"
     if "$python" -c "$has_torch" 2>/dev/null; then
-      step venv "Python environment .venv beside the installed torch" "$python" -m venv --system-site-packages .venv
+      step venv "Python environment .venv beside the installed torch" "$python" -m venv --system-site-packages .venv || exit 1
       # An active virtual environment is not the "system": point at its packages by name.
       .venv/bin/python -c "$has_torch" 2>/dev/null ||
         "$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
           >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/scant_parent.pth"
     else
-      step venv "Python environment .venv" "$python" -m venv .venv
+      step venv "Python environment .venv" "$python" -m venv .venv || exit 1
     fi
   fi
   local stamp=.venv/.scant-requirements want
   want=$(sha256sum <tools/requirements.txt)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     step pip-tools "Python packages of tools/requirements.txt" \
-      .venv/bin/python -m pip install -r tools/requirements.txt
+      .venv/bin/python -m pip install -r tools/requirements.txt || exit 1
     echo "$want" >"$stamp"
   fi
   if ! .venv/bin/python -c "$has_torch" 2>/dev/null; then
-    step pip-torch "torch 2.13.0 (large)" .venv/bin/python -m pip install torch==2.13.0
+    step pip-torch "torch 2.13.0 (large)" .venv/bin/python -m pip install torch==2.13.0 || exit 1
   fi
 }
 
@@ -104,7 +105,7 @@ install_scant() {
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     rm -f "$stamp"
     CMAKE_BUILD_PARALLEL_LEVEL=$jobs step pip-scant "Python package scant" \
-      .venv/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall .
+      .venv/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall . || exit 1
     echo "$want" >"$stamp"
   fi
 }
@@ -116,6 +117,6 @@ build_preset() {
 configure_and_build() {
   local preset=$1
   [ -f "build/$preset/build.ninja" ] ||
-    step "configure-$preset" "configure $preset" cmake --preset "$preset"
-  step "build-$preset" "build $preset" cmake --build --preset "$preset" -j "$jobs"
+    step "configure-$preset" "configure $preset" cmake --preset "$preset" || exit 1
+  step "build-$preset" "build $preset" cmake --build --preset "$preset" -j "$jobs" || exit 1
 }
