@@ -1,7 +1,7 @@
-// The engine: runs schedules as a protocol core without I/O, clock or thread. It matches frames to operations by
-// (group, sequence, slot), holds early frames within a credit window, reports mismatches, enforces deadlines and
-// carries operations through the loss of a peer. State tables: docs/engine.md.
-// Owner: one thread (the I/O thread, or the simulator).
+// The engine: runs schedules as a protocol core without I/O, clock or thread. It matches frames to
+// operations by (group, sequence, slot), holds early frames within a credit window, reports
+// mismatches, enforces deadlines and carries operations through the loss of a peer. State tables:
+// docs/engine.md. Owner: one thread (the I/O thread, or the simulator).
 #pragma once
 
 #include <functional>
@@ -17,14 +17,15 @@
 namespace scant::sync {
 
 struct EngineOptions {
-  Rank rank = 0;                 // world rank, equal to the transport's; later epochs renumber
+  Rank rank = 0;  // world rank, equal to the transport's; later epochs renumber
   int size = 1;
   uint32_t epoch = 1;
   Duration operation_timeout = std::chrono::minutes(30);
   uint64_t segment_bytes = 256 * 1024;
   uint64_t eager_bytes = 256 * 1024;      // of one operation and pair that may go before `ready`
   uint32_t eager_window_bytes = 4 << 20;  // unexpected bytes a peer may have outstanding here
-  Duration probe_after = std::chrono::milliseconds(100);  // then ask the peers that are still awaited
+  Duration probe_after =
+      std::chrono::milliseconds(100);  // then ask the peers that are still awaited
   uint32_t agree_first = 16;   // collective of each group that agrees on cost parameters; 0: never
   uint32_t agree_every = 128;  // and again after so many
 };
@@ -53,14 +54,15 @@ class Engine final : public net::TransportSink {
   void on_sent(uint64_t token) override;
   void on_peer_down(Rank peer, const Error& error) override;
 
-  void set_now(Time now);                 // before any event of one poll round
-  void on_timer(Time now);                // deadlines
+  void set_now(Time now);   // before any event of one poll round
+  void on_timer(Time now);  // deadlines
   [[nodiscard]] Time next_deadline() const;
   // Peers that have something to send, then their next frame (priority: oldest operation first).
   [[nodiscard]] const std::vector<Rank>& pending_peers() const;
   std::optional<OutFrame> poll_transmit(Rank peer);
 
-  // Membership. begin_shrink proposes; the outcome arrives through `done` with the survivors (old world ranks).
+  // Membership. begin_shrink proposes; the outcome arrives through `done` with the survivors (old
+  // world ranks).
   using ShrinkDone = std::function<void(Result<std::vector<Rank>> survivors)>;
   void begin_shrink(Time now, Time deadline, ShrinkDone done);
 
@@ -75,8 +77,9 @@ class Engine final : public net::TransportSink {
   [[nodiscard]] uint32_t epoch() const;
   [[nodiscard]] Rank rank() const;  // in this epoch
   [[nodiscard]] int size() const;
-  [[nodiscard]] size_t buffers_out() const;  // pooled buffers that someone holds
-  [[nodiscard]] size_t early_operations() const;  // heard of, not begun here
+  [[nodiscard]] Rank rank_of(Rank station) const;  // in this epoch; kNoRank: left behind
+  [[nodiscard]] size_t buffers_out() const;        // pooled buffers that someone holds
+  [[nodiscard]] size_t early_operations() const;   // heard of, not begun here
 
   struct Impl;  // engine_impl.h
 

@@ -126,8 +126,7 @@ void Engine::Impl::mismatch(Operation& op, Rank station, const net::FrameHeader&
   const Rank rank = op.group->rank_of[static_cast<size_t>(station)];
   const net::CallDescriptor mine =
       rank == kNoRank ? op.descriptor : descriptor_for(op, rank, !they_send);
-  std::string text =
-      both_calls(rank_name(station), theirs.call, rank_name(self), mine, op.key);
+  std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine, op.key);
   if (*detail != '\0') {
     text += detail;
   } else if (agree(theirs.call, mine)) {
@@ -141,8 +140,7 @@ void Engine::Impl::refuse_late(Rank station, const net::FrameHeader& theirs,
                                const HistoryRecord& mine) {
   counters.mismatches.add();
   const OpKey key{theirs.group, theirs.operation, 0, kNoRank, false};
-  std::string text =
-      both_calls(rank_name(station), theirs.call, rank_name(self), mine.call, key);
+  std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine.call, key);
   if (theirs.call == mine.call) text += "; the sizes of their parts differ";
   Error error{ErrorCode::mismatch, 0, station, std::move(text)};
   net::FrameHeader header;
@@ -174,7 +172,8 @@ void Engine::Impl::expire(Operation& op) {
       const Channel& channel = op.channels[i];
       if (channel.receives_left == 0 && channel.sends_left == 0) continue;
       // Who still owes bytes is to blame before who did not take ours.
-      if (culprit == kNoRank || (channel.receives_left > 0 && count == 0)) culprit = channel.station;
+      if (culprit == kNoRank || (channel.receives_left > 0 && count == 0))
+        culprit = channel.station;
       if (channel.receives_left > 0) ++count;
       awaited += (awaited.empty() ? "" : ", ") + rank_name(channel.station);
     }
@@ -184,7 +183,9 @@ void Engine::Impl::expire(Operation& op) {
     awaited = "the ranks' agreement on cost parameters";
   }
   Error error{ErrorCode::timeout, 0, culprit, ""};
-  error.message = describe(op.descriptor, false) + ", " + ordinal_text(op.key, op.state == OpState::unbound) + ", did not complete within " + duration_text(op.deadline - op.begun) +
+  error.message = describe(op.descriptor, false) + ", " +
+                  ordinal_text(op.key, op.state == OpState::unbound) +
+                  ", did not complete within " + duration_text(op.deadline - op.begun) +
                   "; awaited: " + awaited;
   fail(op, std::move(error), Notify::group);
 }
@@ -293,6 +294,10 @@ void Engine::Impl::on_transport_closed(const Error& error) {
   }
   for (Sent& entry : sent) entry = Sent{};
   clear_early();
+  if (membership.shrinking()) {
+    membership.abandon();
+    end_shrink(error);
+  }
 }
 
 }  // namespace scant::sync

@@ -49,8 +49,8 @@ void Engine::Impl::ask_awaited(Operation& op) {
     if (channel.sends_left == 0 || channel.granted || channel.requested) continue;
     channel.requested = true;
     counters.request.add();
-    queue_control(channel.station, header_for(op, net::FrameType::request,
-                                              op.plan->peers[i].rank, true));
+    queue_control(channel.station,
+                  header_for(op, net::FrameType::request, op.plan->peers[i].rank, true));
   }
 }
 
@@ -146,6 +146,7 @@ size_t Engine::operations_in_flight() const { return impl_->in_flight.size(); }
 uint32_t Engine::epoch() const { return impl_->epoch_now(); }
 Rank Engine::rank() const { return impl_->rank_of[static_cast<size_t>(impl_->self)]; }
 int Engine::size() const { return static_cast<int>(impl_->station_of.size()); }
+Rank Engine::rank_of(Rank station) const { return impl_->rank_of.at(static_cast<size_t>(station)); }
 size_t Engine::buffers_out() const { return impl_->pool.out(); }
 size_t Engine::early_operations() const { return impl_->early.size(); }
 
