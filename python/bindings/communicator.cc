@@ -23,6 +23,9 @@ Duration from_seconds(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
 }
 
+// An operation reports by its deadline plus the time that a frame in progress may take; Work::wait allows 30 s for it.
+constexpr Duration kReportGrace = std::chrono::seconds(60);
+
 Bytes input(uintptr_t address, size_t size) { return {reinterpret_cast<const std::byte*>(address), size}; }
 MutableBytes output(uintptr_t address, size_t size) { return {reinterpret_cast<std::byte*>(address), size}; }
 
@@ -103,6 +106,7 @@ class PythonCommunicator {
     auto created = without_gil([&] { return Communicator::create(python_store, options); });
     python_store.rethrow_interrupt();
     rank_ = options.rank;
+    operation_timeout_ = options.operation_timeout;
     if (!created) raise(created.error(), rank_);
     communicator_ = std::move(created).value();
     add_callback_groups();
@@ -157,9 +161,10 @@ class PythonCommunicator {
     add_callback_groups();
   }
 
-  PythonWork wrap(Work work, nb::object keep) const {
+  PythonWork wrap(Work work, double timeout_s, nb::object keep) const {
     sweep_orphans();
-    return {std::move(work), rank_, std::move(keep)};
+    const Duration timeout = timeout_s > 0 ? from_seconds(timeout_s) : operation_timeout_;
+    return {std::move(work), rank_, timeout + kReportGrace, std::move(keep)};
   }
 
   template <typename T>
@@ -177,6 +182,7 @@ class PythonCommunicator {
 
   std::unique_ptr<Communicator> communicator_;
   std::map<GroupId, GroupId> callback_groups_;
+  Duration operation_timeout_{};
   Rank rank_ = kNoRank;
   uint32_t generation_ = fork_generation();
 };
@@ -240,21 +246,21 @@ void bind_reductions(Class& cls) {
   cls.def("all_reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
                            GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().all_reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), options),
+    return self.wrap(self.get().all_reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), options), timeout_s,
                      std::move(keep));
   });
   cls.def("reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
                        Rank root, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     // Address 0: this rank is not the root and gets no output.
-    return self.wrap(self.get().reduce(input(in, bytes), output(out, out == 0 ? 0 : bytes), type, reduce_op(op), root, options),
+    return self.wrap(self.get().reduce(input(in, bytes), output(out, out == 0 ? 0 : bytes), type, reduce_op(op), root, options), timeout_s,
                      std::move(keep));
   });
   cls.def("reduce_scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,
                                int dtype, int op, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(
-        self.get().reduce_scatter(part_list<Bytes>(in), output(out, bytes), type, reduce_op(op), options),
+        self.get().reduce_scatter(part_list<Bytes>(in), output(out, bytes), type, reduce_op(op), options), timeout_s,
         std::move(keep));
   });
   cls.def("reduce_scatter_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
@@ -262,7 +268,7 @@ void bind_reductions(Class& cls) {
                                      nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().reduce_scatter(equal_parts<Bytes>(in, part_bytes, parts), output(out, part_bytes),
-                                               type, reduce_op(op), options),
+                                               type, reduce_op(op), options), timeout_s,
                      std::move(keep));
   });
 }
@@ -271,37 +277,37 @@ void bind_moves(Class& cls) {
   cls.def("all_gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out, int dtype,
                            GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().all_gather(input(in, bytes), part_list<MutableBytes>(out), type, options),
+    return self.wrap(self.get().all_gather(input(in, bytes), part_list<MutableBytes>(out), type, options), timeout_s,
                      std::move(keep));
   });
   cls.def("all_gather_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
                                  size_t parts, int dtype, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(self.get().all_gather(input(in, part_bytes), equal_parts<MutableBytes>(out, part_bytes, parts),
-                                           type, options),
+                                           type, options), timeout_s,
                      std::move(keep));
   });
   cls.def("broadcast", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank root,
                           GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().broadcast(output(data, bytes), type, root, options), std::move(keep));
+    return self.wrap(self.get().broadcast(output(data, bytes), type, root, options), timeout_s, std::move(keep));
   });
   cls.def("gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out, int dtype,
                        Rank root, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().gather(input(in, bytes), part_list<MutableBytes>(out), type, root, options),
+    return self.wrap(self.get().gather(input(in, bytes), part_list<MutableBytes>(out), type, root, options), timeout_s,
                      std::move(keep));
   });
   cls.def("scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes, int dtype,
                         Rank root, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().scatter(part_list<Bytes>(in), output(out, bytes), type, root, options),
+    return self.wrap(self.get().scatter(part_list<Bytes>(in), output(out, bytes), type, root, options), timeout_s,
                      std::move(keep));
   });
   cls.def("all_to_all", [](const PythonCommunicator& self, const nb::list& in, const nb::list& out, int dtype,
                            GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().all_to_all(part_list<Bytes>(in), part_list<MutableBytes>(out), type, options),
+    return self.wrap(self.get().all_to_all(part_list<Bytes>(in), part_list<MutableBytes>(out), type, options), timeout_s,
                      std::move(keep));
   });
 }
@@ -310,15 +316,15 @@ void bind_pairs(Class& cls) {
   cls.def("send", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank peer, uint32_t tag,
                      GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.pair_how(dtype, group, timeout_s);
-    return self.wrap(self.get().send(input(data, bytes), type, peer, tag, options), std::move(keep));
+    return self.wrap(self.get().send(input(data, bytes), type, peer, tag, options), timeout_s, std::move(keep));
   });
   cls.def("recv", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank peer, uint32_t tag,
                      GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.pair_how(dtype, group, timeout_s);
-    return self.wrap(self.get().recv(output(data, bytes), type, peer, tag, options), std::move(keep));
+    return self.wrap(self.get().recv(output(data, bytes), type, peer, tag, options), timeout_s, std::move(keep));
   });
   cls.def("barrier", [](const PythonCommunicator& self, GroupId group, double timeout_s) {
-    return self.wrap(self.get().barrier(self.options(group, timeout_s)), nb::none());
+    return self.wrap(self.get().barrier(self.options(group, timeout_s)), timeout_s, nb::none());
   });
 }
 

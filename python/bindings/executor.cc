@@ -59,7 +59,7 @@ void Executor::post_when_done(const std::vector<const PythonWork*>& works, uint6
                               .callback = true,
                               .waiting = works.size() + 1};
   if (chain != 0) chains_[chain].push_back(task);
-  for (const PythonWork* work : works) work->work().on_done(&on_work_done, task);
+  for (const PythonWork* work : works) work->on_done(&on_work_done, task);
   on_work_done(task);
 }
 

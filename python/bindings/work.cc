@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "errors.h"
+#include "gil.h"
 
 namespace scant::python {
 namespace {
@@ -24,29 +25,66 @@ constexpr Duration kSignalSlice = std::chrono::milliseconds(50);
 
 }  // namespace
 
+Watch::Node Watch::closed_{};
+
+void Watch::add(Callback callback, void* context) {
+  auto* const node = new Node{callback, context, nullptr};
+  Node* head = head_.load(std::memory_order_acquire);
+  do {
+    if (head == &closed_) {
+      delete node;
+      callback(context);
+      return;
+    }
+    node->next = head;
+  } while (!head_.compare_exchange_weak(head, node, std::memory_order_acq_rel, std::memory_order_acquire));
+}
+
+void Watch::fire(void* watch) {
+  auto* const self = static_cast<Watch*>(watch);
+  Node* node = self->head_.exchange(&closed_, std::memory_order_acq_rel);
+  while (node != nullptr) {
+    Node* const next = node->next;
+    node->callback(node->context);
+    delete node;
+    node = next;
+  }
+  self->release();
+}
+
+void Watch::release() {
+  if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+}
+
 PythonWork::~PythonWork() {
+  if (watch_ != nullptr) watch_->release();
   if (keep_.is_valid() && work_.valid() && !work_.done()) {
     orphans().push_back({std::move(work_), std::move(keep_)});
   }
 }
 
+void PythonWork::on_done(Watch::Callback callback, void* context) const {
+  if (watch_ == nullptr) {
+    watch_ = new Watch;
+    work_.on_done(&Watch::fire, watch_);
+  }
+  watch_->add(callback, context);
+}
+
 void PythonWork::wait(double timeout_s) {
-  using Clock = std::chrono::steady_clock;
-  const bool limited = timeout_s > 0;
-  const auto limit = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_s));
-  const auto deadline = Clock::now() + (limited ? limit : Duration::zero());
+  auto deadline = limit_;
+  if (timeout_s > 0) {
+    const std::chrono::duration<double> timeout(timeout_s);
+    deadline = std::min(deadline, Clock::now() + std::chrono::duration_cast<Clock::duration>(timeout));
+  }
   while (!work_.done()) {
-    Duration slice = kSignalSlice;
-    if (limited) {
-      slice = std::min<Duration>(slice, deadline - Clock::now());
-      if (slice <= Duration::zero()) {
-        raise({.code = ErrorCode::timeout, .message = "wait: the operation is still running"}, rank_);
-      }
+    const Duration slice = std::min<Duration>(kSignalSlice, deadline - Clock::now());
+    if (slice <= Duration::zero()) {
+      raise({.code = ErrorCode::timeout, .message = "wait: the operation is still running"}, rank_);
     }
-    {
-      const nb::gil_scoped_release release;
-      (void)work_.wait(slice);  // the outcome is read below; a slice that ends is not one
-    }
+    const auto outcome = without_gil([&] { return work_.wait(slice); });
+    // A timeout is the end of the slice; another error says that waiting is of no use, as in a forked child.
+    if (!work_.done() && !outcome && outcome.error().code != ErrorCode::timeout) raise(outcome.error(), rank_);
     if (!work_.done() && PyErr_CheckSignals() != 0) throw nb::python_error();
   }
   keep_ = nb::object();

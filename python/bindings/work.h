@@ -5,17 +5,50 @@
 
 #include <nanobind/nanobind.h>
 
+#include <atomic>
+#include <chrono>
+#include <utility>
+
 #include "scant/communicator.h"
 
 namespace scant::python {
 
 namespace nb = nanobind;
 
+// Who wants to know that an operation is done. scant::Work takes one callback; this hands it to any number.
+// Owner: add() any thread; fire() the I/O thread, once. Two references: the PythonWork's and the callback's.
+class Watch {
+ public:
+  using Callback = void (*)(void* context);
+
+  // Calls back once when the operation is done, at once when it is done already.
+  void add(Callback callback, void* context);
+  static void fire(void* watch);
+  void release();
+
+ private:
+  struct Node {
+    Callback callback;
+    void* context;
+    Node* next;
+  };
+  static Node closed_;
+
+  std::atomic<Node*> head_{nullptr};  // newest first; &closed_ after fire()
+  std::atomic<int> references_{2};
+};
+
 class PythonWork {
  public:
-  PythonWork(Work work, Rank rank, nb::object keep)
-      : work_(std::move(work)), keep_(std::move(keep)), rank_(rank) {}
-  PythonWork(PythonWork&&) noexcept = default;
+  // `limit`: the operation ends by itself before that much time has passed; waiting longer is pointless.
+  PythonWork(Work work, Rank rank, Duration limit, nb::object keep)
+      : work_(std::move(work)), keep_(std::move(keep)), limit_(Clock::now() + limit), rank_(rank) {}
+  PythonWork(PythonWork&& other) noexcept
+      : work_(std::move(other.work_)),
+        keep_(std::move(other.keep_)),
+        watch_(std::exchange(other.watch_, nullptr)),
+        limit_(other.limit_),
+        rank_(other.rank_) {}
   PythonWork& operator=(PythonWork&&) = delete;
   PythonWork(const PythonWork&) = delete;
   PythonWork& operator=(const PythonWork&) = delete;
@@ -28,11 +61,15 @@ class PythonWork {
   // The exception that wait() would raise, or None. Of an operation that is not done: None.
   [[nodiscard]] nb::object error() const;
   [[nodiscard]] Rank source() const { return work_.source(); }
-  [[nodiscard]] const Work& work() const { return work_; }
+  void on_done(Watch::Callback callback, void* context) const;
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   Work work_;
   nb::object keep_;
+  mutable Watch* watch_ = nullptr;
+  Clock::time_point limit_;
   Rank rank_;
 };
 
