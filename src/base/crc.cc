@@ -1,4 +1,4 @@
-// CRC32C. Long inputs on x86-64 are folded by carry-less multiplication 128 bytes at a time (Gopal
+// CRC32C. Long inputs are folded by carry-less multiplication 128 bytes at a time (Gopal
 // et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ", 2009, section on
 // bit-reflected folding): a 16-byte lane moves D bits ahead as lo*K(D+32) xor hi*K(D-32), K(n) =
 // reflected(x^n mod P) << 1. The folded block is congruent to the message, so the crc32 instruction
@@ -11,7 +11,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
-#include <arm_acle.h>
+#include <arm_neon.h>
+#include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
@@ -32,21 +33,12 @@ constexpr std::array<uint32_t, 256> make_table() {
 }
 constexpr auto kTable = make_table();
 
-using Function = uint32_t (*)(const std::byte*, size_t, uint32_t);  // on the inverted crc
-
 uint32_t update_table(const std::byte* data, size_t size, uint32_t crc) {
   for (size_t i = 0; i < size; ++i) {
     crc = (crc >> 8) ^ kTable[(crc ^ std::to_integer<uint32_t>(data[i])) & 0xFFu];
   }
   return crc;
 }
-
-struct Implementation {
-  Function update;
-  const char* name;
-};
-
-#if defined(__x86_64__)
 
 // reflected(x^n mod P) << 1: multiplying by x in the reflected domain is a right shift.
 constexpr uint64_t fold_constant(unsigned n) {
@@ -57,9 +49,17 @@ constexpr uint64_t fold_constant(unsigned n) {
 }
 
 constexpr size_t kBlock = 128;  // bytes a fold step moves ahead
-constexpr auto kFoldLow = static_cast<long long>(fold_constant(kBlock * 8 + 32));
-constexpr auto kFoldHigh = static_cast<long long>(fold_constant(kBlock * 8 - 32));
+constexpr uint64_t kFoldLow = fold_constant(kBlock * 8 + 32);
+constexpr uint64_t kFoldHigh = fold_constant(kBlock * 8 - 32);
 constexpr size_t kFoldMin = 4 * kBlock;  // shorter inputs do not repay the set-up
+
+struct Implementations {
+  Crc32cImplementation list[4];
+  size_t count = 0;
+  void add(Crc32cImplementation implementation) { list[count++] = implementation; }
+};
+
+#if defined(__x86_64__)
 
 __attribute__((target("sse4.2"))) uint32_t update_sse42(const std::byte* data, size_t size,
                                                         uint32_t crc) {
@@ -91,7 +91,8 @@ __attribute__((target("sse4.2,pclmul"))) uint32_t update_pclmul(const std::byte*
   __m128i lanes[8];
   for (size_t i = 0; i < 8; ++i) lanes[i] = load128(data + 16 * i);
   lanes[0] = _mm_xor_si128(lanes[0], _mm_cvtsi32_si128(static_cast<int>(crc)));
-  const __m128i constants = _mm_set_epi64x(kFoldHigh, kFoldLow);
+  const __m128i constants =
+      _mm_set_epi64x(static_cast<long long>(kFoldHigh), static_cast<long long>(kFoldLow));
   data += kBlock;
   size -= kBlock;
   while (size >= kBlock) {
@@ -130,7 +131,8 @@ __attribute__((target("sse4.2,avx2,vpclmulqdq"))) uint32_t update_vpclmul(const 
   __m256i c = load256(data + 64);
   __m256i d = load256(data + 96);
   a = _mm256_xor_si256(a, _mm256_set_epi32(0, 0, 0, 0, 0, 0, 0, static_cast<int>(crc)));
-  const __m256i constants = _mm256_set_epi64x(kFoldHigh, kFoldLow, kFoldHigh, kFoldLow);
+  const __m256i constants = _mm256_broadcastsi128_si256(
+      _mm_set_epi64x(static_cast<long long>(kFoldHigh), static_cast<long long>(kFoldLow)));
   data += kBlock;
   size -= kBlock;
   while (size >= kBlock) {
@@ -149,61 +151,113 @@ __attribute__((target("sse4.2,avx2,vpclmulqdq"))) uint32_t update_vpclmul(const 
   return update_sse42(data, size, update_sse42(folded, kBlock, 0));
 }
 
-Implementation choose() {
+Implementations find() {
+  Implementations found;
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("sse4.2")) return {update_table, "table"};
-  if (!__builtin_cpu_supports("pclmul")) return {update_sse42, "sse4.2"};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq"))
-    return {update_vpclmul, "vpclmul"};
-  return {update_pclmul, "pclmul"};
+  const bool crc = __builtin_cpu_supports("sse4.2");
+  const bool fold = crc && __builtin_cpu_supports("pclmul");
+  if (fold && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq")) {
+    found.add({"vpclmul", update_vpclmul});
+  }
+  if (fold) found.add({"pclmul", update_pclmul});
+  if (crc) found.add({"sse4.2", update_sse42});
+  found.add({"table", update_table});
+  return found;
 }
 
 #elif defined(__aarch64__)
 
-__attribute__((target("+crc"))) uint32_t update_armv8(const std::byte* data, size_t size,
-                                                      uint32_t crc) {
+// The compilers spell targets differently, and arm_acle.h declares its crc32 functions only in
+// builds whose baseline has them.
+#if defined(__clang__)
+#define SCANT_TARGET_CRC __attribute__((target("crc")))
+#define SCANT_TARGET_FOLD __attribute__((target("crc,aes")))
+#define SCANT_CRC32C_WORD __builtin_arm_crc32cd
+#define SCANT_CRC32C_BYTE __builtin_arm_crc32cb
+#else
+#define SCANT_TARGET_CRC __attribute__((target("+crc")))
+#define SCANT_TARGET_FOLD __attribute__((target("+crc+crypto")))
+#define SCANT_CRC32C_WORD __builtin_aarch64_crc32cx
+#define SCANT_CRC32C_BYTE __builtin_aarch64_crc32cb
+#endif
+
+SCANT_TARGET_CRC uint32_t update_armv8(const std::byte* data, size_t size, uint32_t crc) {
   while (size >= 8) {
     uint64_t word;
     std::memcpy(&word, data, 8);
-    crc = __crc32cd(crc, word);
+    crc = SCANT_CRC32C_WORD(crc, word);
     data += 8;
     size -= 8;
   }
   while (size > 0) {
-    crc = __crc32cb(crc, std::to_integer<uint8_t>(*data));
+    crc = SCANT_CRC32C_BYTE(crc, std::to_integer<uint8_t>(*data));
     ++data;
     --size;
   }
   return crc;
 }
 
-Implementation choose() {
-  constexpr unsigned long kHwcapCrc32 = 1UL << 7;  // Linux arm64 HWCAP_CRC32
-  if ((getauxval(AT_HWCAP) & kHwcapCrc32) != 0) return {update_armv8, "armv8"};
-  return {update_table, "table"};
+SCANT_TARGET_FOLD uint32_t update_pmull(const std::byte* data, size_t size, uint32_t crc) {
+  if (size < kFoldMin) return update_armv8(data, size, crc);
+  const auto load = [](const std::byte* from) {
+    return vreinterpretq_u64_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(from)));
+  };
+  uint64x2_t lanes[8];
+  for (size_t i = 0; i < 8; ++i) lanes[i] = load(data + 16 * i);
+  lanes[0] = veorq_u64(lanes[0], vsetq_lane_u64(crc, vdupq_n_u64(0), 0));
+  data += kBlock;
+  size -= kBlock;
+  while (size >= kBlock) {
+    for (size_t i = 0; i < 8; ++i) {
+      const poly128_t low = vmull_p64(vgetq_lane_u64(lanes[i], 0), kFoldLow);
+      const poly128_t high = vmull_p64(vgetq_lane_u64(lanes[i], 1), kFoldHigh);
+      lanes[i] = veorq_u64(veorq_u64(vreinterpretq_u64_p128(low), vreinterpretq_u64_p128(high)),
+                           load(data + 16 * i));
+    }
+    data += kBlock;
+    size -= kBlock;
+  }
+  std::byte folded[kBlock];
+  std::memcpy(folded, lanes, kBlock);
+  return update_armv8(data, size, update_armv8(folded, kBlock, 0));
+}
+
+Implementations find() {
+  Implementations found;
+  const unsigned long capabilities = getauxval(AT_HWCAP);
+  const bool crc = (capabilities & HWCAP_CRC32) != 0;
+  if (crc && (capabilities & HWCAP_PMULL) != 0) found.add({"pmull", update_pmull});
+  if (crc) found.add({"armv8", update_armv8});
+  found.add({"table", update_table});
+  return found;
 }
 
 #else
 
-Implementation choose() { return {update_table, "table"}; }
+Implementations find() {
+  Implementations found;
+  found.add({"table", update_table});
+  return found;
+}
 
 #endif
 
-const Implementation& implementation() {
-  static const Implementation chosen = choose();
-  return chosen;
-}
-
 }  // namespace
 
+std::span<const Crc32cImplementation> crc32c_implementations() {
+  static const Implementations found = find();
+  return {found.list, found.count};
+}
+
 uint32_t crc32c(Bytes data, uint32_t crc) {
-  return ~implementation().update(data.data(), data.size(), ~crc);
+  static const auto update = crc32c_implementations().front().update;
+  return ~update(data.data(), data.size(), ~crc);
 }
 
 uint32_t crc32c_reference(Bytes data, uint32_t crc) {
   return ~update_table(data.data(), data.size(), ~crc);
 }
 
-const char* crc32c_implementation() { return implementation().name; }
+const char* crc32c_implementation() { return crc32c_implementations().front().name; }
 
 }  // namespace scant::base

@@ -47,8 +47,8 @@ std::deque<T> BoundedQueue<T>::drain() {
 
 template <typename T>
 std::optional<T> BoundedQueue<T>::pop(Duration timeout) {
-  const auto start = std::chrono::steady_clock::now();
-  const auto deadline = timeout == Duration::max() ? kNever : Time(start + timeout);
+  const Time now = std::chrono::steady_clock::now();
+  const Time deadline = timeout >= kNever - now ? kNever : now + timeout;
   MutexLock lock(mutex_);
   while (items_.empty() && !closed_) {
     if (deadline == kNever) {

@@ -17,7 +17,9 @@ class Thread {
   Thread(const Thread&) = delete;
   Thread& operator=(const Thread&) = delete;
 
-  // `name` is cut to 15 characters by Linux; `cpu` -1 leaves it unpinned.
+  // Returns once the thread is named and pinned; after an error `body` has not run and never will.
+  // Linux cuts `name` to 15 characters; `cpu` -1 leaves the thread unpinned. The thread takes no
+  // asynchronous signals.
   Result<void> start(const std::string& name, std::function<void()> body, int cpu = -1);
   void join();
   [[nodiscard]] bool running() const { return thread_.joinable(); }

@@ -169,18 +169,23 @@ struct Bf16 {
 template <class Op>
 struct F16 {
   Op op;
+  using D16 = hn::Repartition<uint16_t, D8>;
+  using HalfBits = hn::Half<D16>;
+  using Half = hn::Rebind<hwy::float16_t, HalfBits>;
+  static HWY_INLINE hn::Vec<Df32> widen(hn::Vec<HalfBits> bits) {
+    return hn::PromoteTo(Df32(), hn::BitCast(Half(), bits));
+  }
+  static HWY_INLINE hn::Vec<HalfBits> narrow(hn::Vec<Df32> wide) {
+    return hn::BitCast(HalfBits(), hn::DemoteTo(Half(), wide));
+  }
   HWY_INLINE V8 operator()(V8 a8, V8 b8) const {
-    const Df32 d;
-    const hn::Repartition<hwy::float16_t, D8> d16;
-    const hn::Half<decltype(d16)> half;
+    const D16 d16;
+    const HalfBits half;
     const auto a = hn::BitCast(d16, a8);
     const auto b = hn::BitCast(d16, b8);
-    const auto lower =
-        op(d, hn::PromoteTo(d, hn::LowerHalf(half, a)), hn::PromoteTo(d, hn::LowerHalf(half, b)));
-    const auto upper =
-        op(d, hn::PromoteTo(d, hn::UpperHalf(half, a)), hn::PromoteTo(d, hn::UpperHalf(half, b)));
-    return hn::BitCast(D8(),
-                       hn::Combine(d16, hn::DemoteTo(half, upper), hn::DemoteTo(half, lower)));
+    const auto lower = op(Df32(), widen(hn::LowerHalf(half, a)), widen(hn::LowerHalf(half, b)));
+    const auto upper = op(Df32(), widen(hn::UpperHalf(half, a)), widen(hn::UpperHalf(half, b)));
+    return hn::BitCast(D8(), hn::Combine(d16, narrow(upper), narrow(lower)));
   }
 };
 
