@@ -141,6 +141,8 @@ class _Agent:
                 return
             pipe = self._exit_pipes.pop(pid, None)
             if pipe is None:
+                if self._network is not None:
+                    self._network.process_ended(pid)
                 continue
             with suppress(BrokenPipeError):
                 os.write(pipe, pack_exit(status, usage.ru_utime, usage.ru_stime))

@@ -28,6 +28,7 @@ from scant.lab.units import parse_delay, parse_duration, parse_rate, parse_share
 EXIT_USAGE = 2
 EXIT_LAB = 1
 EXIT_NOT_FOUND = 127
+EXIT_INTERRUPTED = 130
 
 _EPILOG = """examples:
   scant lab -n 4 --rate 1gbit --delay 2ms --loss 0.1% -- python train.py
@@ -307,3 +308,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LabError as error:
         print(f"scant lab: {error}", file=sys.stderr)
         return EXIT_LAB
+    except KeyboardInterrupt:  # before the ranks ran; later the runner passes it on
+        return EXIT_INTERRUPTED

@@ -29,12 +29,20 @@ from scant.lab.network import HOST_INTERFACE, LinkCounters, Methods, host_addres
 from scant.lab.options import HOSTS_MAX, LinkOptions
 from scant.lab.relay import RelayCounters
 
-_AGENT = "import sys; from scant.lab.agent import main; sys.exit(main(sys.argv))"
+_PACKAGE = str(Path(__file__).resolve().parents[2])  # the folder that holds scant/
+_IMPORT = "import sys; sys.path.append(sys.argv.pop(1)); "
+_AGENT = _IMPORT + "from scant.lab.agent import main; sys.exit(main(sys.argv))"
 MASTER_PORT = 29500
 _CLOSE_SECONDS = 10.0
 _REQUEST_SECONDS = 120.0
 
 Command = Sequence[str] | Callable[[int], Sequence[str]]
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Run a module's main(argv) of this very package, installed or not, as a rank."""
+    code = f"{_IMPORT}from {module} import main; sys.exit(main(sys.argv))"
+    return [sys.executable, "-c", code, _PACKAGE, *arguments]
 
 
 class RankProcess:
@@ -243,15 +251,20 @@ class Lab:
             raise LabError("sys.executable is empty: the lab cannot start its agent")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         life_read, self._life_fd = os.pipe2(os.O_CLOEXEC)
-        env = dict(os.environ)
-        package = str(Path(__file__).resolve().parents[2])
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (package, env.get("PYTHONPATH"))))
         fds = (theirs.fileno(), life_read)
         try:
             self._guardian = subprocess.Popen(
-                [sys.executable, "-c", _AGENT, *map(str, fds), mode, "--owner", str(os.getpid())],
+                [
+                    sys.executable,
+                    "-c",
+                    _AGENT,
+                    _PACKAGE,
+                    *map(str, fds),
+                    mode,
+                    "--owner",
+                    str(os.getpid()),
+                ],
                 pass_fds=fds,
-                env=env,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )

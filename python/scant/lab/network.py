@@ -132,6 +132,7 @@ class Network:
         self._methods = methods
         self._ipv6 = ipv6
         self._seed = seed
+        self._broken = ""
         self._hosts = [_Host(index, options) for index, options in enumerate(links)]
         self._build_switch()
         for host in self._hosts:
@@ -280,6 +281,8 @@ class Network:
             )
 
     def counters(self) -> list[LinkCounters]:
+        if self._broken:
+            raise LabError(self._broken)
         ports = self._reader.read()
         found = []
         for host in self._hosts:
@@ -295,9 +298,11 @@ class Network:
             )
         return found
 
-    def relay_processes(self) -> dict[int, int]:
-        """Process id to host of every relay."""
-        return {h.relay.process: h.index for h in self._hosts if h.relay is not None}
+    def process_ended(self, process: int) -> None:
+        """Take note when it was a relay: its link is dead, which must not pass for a result."""
+        for host in self._hosts:
+            if host.relay is not None and host.relay.process == process:
+                self._broken = f"the relay of host {host.index} has ended: its link is dead"
 
     def close(self) -> None:
         for host in self._hosts:

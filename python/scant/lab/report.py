@@ -192,11 +192,21 @@ def build_report(
         "ipv6": lab.ipv6,
         "seed": lab.seed,
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "congestion_control": _congestion_control(),
         "links": links,
         "ranks": [_rank_result(p, p.rank in scripted) for p in lab.processes],
         "events": events,
         "notes": honest_notes(lab, counters),
     }
+
+
+def _congestion_control() -> str | None:
+    """The default that new namespaces inherit."""
+    try:
+        path = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

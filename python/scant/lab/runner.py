@@ -141,13 +141,12 @@ class Runner:
         try:
             self._start(command)
             self._loop()
+            self.counters = self._lab.counters()
         except BrokenPipeError:  # nobody reads the output any more
             self._exit_code = 128 + signal.SIGPIPE
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         finally:
-            with suppress(LabError):
-                self.counters = self._lab.counters()
             self.seconds = time.monotonic() - self._begin
             with suppress(OSError):
                 self._terminal.clear()

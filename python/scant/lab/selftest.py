@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 from scant.lab.errors import LabError
-from scant.lab.lab import Lab, RankProcess
+from scant.lab.lab import Lab, RankProcess, python_command
 from scant.lab.options import LinkOptions
 from scant.lab.units import format_duration, format_rate, format_share
 
@@ -70,11 +68,9 @@ class Measured:
 def _start_probe(
     lab: Lab, seconds: float, trips: int, datagrams: int, size: int = 1
 ) -> list[RankProcess]:
-    package = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "-m", "scant.lab.probe", str(seconds), str(trips), str(datagrams)]
+    numbers = (seconds, trips, datagrams, size)
     return lab.run(
-        [*command, str(size)],
-        env={"PYTHONPATH": package},
+        python_command("scant.lab.probe", *map(str, numbers)),
         ranks=[0, 1],
         stdout=subprocess.PIPE,
     )
