@@ -158,9 +158,11 @@ class _Agent:
         require_tools()
         options = [link_from_json(link) for link in links]
         self._network = Network(options, Methods(**methods), ipv6, seed)
-        self._hosts = [
-            f"{host_address(host, ipv6)} {host_name(host)}\n" for host in range(len(options))
-        ]
+        for host in range(len(options)):
+            address, name = host_address(host, ipv6), host_name(host)
+            self._hosts.append(f"{address} {name}\n")
+            if not ipv6:  # dual-stack sockets, as torch's, look up the mapped address
+                self._hosts.append(f"::ffff:{address} {name}\n")
 
     def _do_set_link(self, host: int, link: dict[str, Any]) -> None:
         assert self._network is not None
