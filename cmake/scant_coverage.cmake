@@ -1,4 +1,5 @@
-# `cmake --workflow coverage` ends here: build/coverage/coverage.html and a table of lines, from what the tests ran.
+# `cmake --workflow coverage` ends here: build/coverage/coverage.html and a table of lines, from
+# what the tests ran.
 find_program(SCANT_GCOVR gcovr)
 if(SCANT_GCOVR)
   add_custom_target(coverage_report

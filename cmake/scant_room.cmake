@@ -1,6 +1,6 @@
-# A room is one static library whose headers are seen only by the rooms that name it in USES. Each room gets an include
-# root of its own (build/rooms/<room>/, holding one symbolic link), so an include upwards does not compile;
-# tests/include_order proves that it does not.
+# A room is one static library whose headers are seen only by the rooms that name it in USES. Each
+# room gets an include root of its own (build/rooms/<room>/, holding one symbolic link), so an
+# include upwards does not compile; tests/include_order proves that it does not.
 
 find_package(Threads REQUIRED)
 

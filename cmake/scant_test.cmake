@@ -1,10 +1,12 @@
-# Tests and fuzzers. Every test has exactly one kind as its CTest label; a slow one also has the label "long".
+# Tests and fuzzers. Every test has exactly one kind as its CTest label; a slow one also has the
+# label "long".
 
 if(SCANT_TESTS)
   find_package(GTest REQUIRED)
 endif()
 
-# scant_test(<name> LABEL unit|property|sim|e2e|fuzz|long SOURCES a_test.cc ... USES base ... LINK target ...)
+# scant_test(<name> LABEL unit|property|sim|e2e|fuzz|long SOURCES a_test.cc ... USES base ...
+#            LINK target ...)
 # e2e tests measure real deadlines, so CTest gives them the machine to themselves.
 function(scant_test name)
   if(NOT SCANT_TESTS)
@@ -26,9 +28,10 @@ function(scant_test name)
   endif()
 endfunction()
 
-# scant_fuzzer(<name> SOURCES a_fuzz.cc USES net ...): LLVMFuzzerTestOneInput plus tests/fuzz/corpus/<name>/.
-# In the fuzz preset it is a libFuzzer program, replayed on its corpus (label fuzz) and run for a minute (label long).
-# Elsewhere the same code replays the corpus as an ordinary test, with any compiler and sanitizer.
+# scant_fuzzer(<name> SOURCES a_fuzz.cc USES net ...): LLVMFuzzerTestOneInput plus
+# tests/fuzz/corpus/<name>/. In the fuzz preset it is a libFuzzer program, replayed on its corpus
+# (label fuzz) and run for a minute (label long). Elsewhere the same code replays the corpus as an
+# ordinary test, with any compiler and sanitizer.
 function(scant_fuzzer name)
   cmake_parse_arguments(F "" "" "SOURCES;USES" ${ARGN})
   set(corpus ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${name})

@@ -1,4 +1,5 @@
-# Sourced by ./dev: ./dev check and ./dev format. Every check runs, whatever an earlier one said; the end lists failures.
+# Sourced by ./dev: ./dev check and ./dev format. Every check runs, whatever an earlier one said;
+# the end lists failures.
 
 cc_files() { git ls-files --cached --others --exclude-standard -- '*.cc' '*.h'; }
 python_roots() {

@@ -1,4 +1,5 @@
-# Sourced by ./dev: words on the screen, logged steps, locks. Expects $root and the repository as working directory.
+# Sourced by ./dev: words on the screen, logged steps, locks. Expects $root and the repository as
+# working directory.
 logs=$root/build/logs
 jobs=${JOBS:-$(nproc)}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -20,8 +21,8 @@ die() {
   exit 1
 }
 
-# step NAME "what it does" command...: runs it with its output in build/logs/NAME.log; shows time while it runs and
-# the end of the log when it fails.
+# step NAME "what it does" command...: runs it with its output in build/logs/NAME.log; shows time
+# while it runs and the end of the log when it fails.
 step() {
   local name=$1 words=$2 begin=$SECONDS status=0 log=$logs/$1.log spinner=''
   shift 2

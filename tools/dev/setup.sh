@@ -1,5 +1,6 @@
-# Sourced by ./dev: what a bare Debian 12 lacks. Each function is quick when there is nothing to do. A step that fails
-# ends the script by "|| exit": errexit does not hold inside functions whose status is looked at.
+# Sourced by ./dev: what a bare Debian 12 lacks. Each function is quick when there is nothing to do.
+# A step that fails ends the script by "|| exit": errexit does not hold inside functions whose
+# status is looked at.
 
 packages_of() {
   case $1 in
@@ -15,7 +16,8 @@ packages_of() {
   esac
 }
 
-# setup_packages group...: installs what is missing, as root or through sudo; says what to install where it cannot.
+# setup_packages group...: installs what is missing, as root or through sudo; says what to install
+# where it cannot.
 setup_packages() {
   local group package missing=()
   if ! python_can_build; then set -- "$@" python; fi
@@ -67,7 +69,8 @@ setup_venv() {
   locked make_venv
 }
 
-# .venv with the tools of tools/requirements.txt and a torch: one that is installed already, if it is new enough.
+# .venv with the tools of tools/requirements.txt and a torch: one that is installed already, if it
+# is new enough.
 make_venv() {
   if [ ! -x .venv/bin/python ]; then
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
@@ -98,7 +101,8 @@ setup_scant() {
   locked install_scant
 }
 
-# The Python package, built in build/wheel and installed into .venv; again only when one of its inputs changed.
+# The Python package, built in build/wheel and installed into .venv; again only when one of its
+# inputs changed.
 install_scant() {
   local stamp=.venv/.scant-package want
   want=$(hash_of include src python cmake CMakeLists.txt pyproject.toml sim/CMakeLists.txt)
