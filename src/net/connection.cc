@@ -34,14 +34,18 @@ Error corrupt(const std::string& what) {
 }  // namespace
 
 Connection::Connection(Fd fd, int family, uint32_t job)
-    : fd_(std::move(fd)), family_(family), job_(job), buffer_(kBufferBytes) {}
+    : fd_(std::move(fd)),
+      family_(family),
+      crosses_wire_(family != AF_UNIX),
+      job_(job),
+      buffer_(kBufferBytes) {}
 
 void Connection::enqueue(FrameHeader header, Bytes payload, uint64_t token) {
   SCANT_CHECK(payload.size() <= kFramePayloadBytesMax, "a frame's payload is too long");
   header.job = job_;
   header.sequence = next_out_++;
   header.length = static_cast<uint32_t>(payload.size());
-  header.payload_crc = payload.empty() ? 0 : base::crc32c(payload);
+  header.payload_crc = payload.empty() || !crosses_wire_ ? 0 : base::crc32c(payload);
   queue_.push_back(Out{encode(header), payload, token, 0});
   queued_bytes_ += queue_.back().bytes();
 }
@@ -136,7 +140,7 @@ Result<size_t> Connection::receive(size_t budget, bool& drained, bool& ended) {
   drained = got < asked;
   const size_t to_target = std::min(got, direct);
   if (to_target > 0) {
-    crc_ = base::crc32c(Bytes(target_.data() + received_, to_target), crc_);
+    if (crosses_wire_) crc_ = base::crc32c(Bytes(target_.data() + received_, to_target), crc_);
     received_ += to_target;
   }
   buffer_begin_ = 0;
@@ -228,7 +232,7 @@ void Connection::take_payload(Bytes bytes) {
   if (bytes.empty()) return;
   if (!target_.empty()) {
     std::memcpy(target_.data() + received_, bytes.data(), bytes.size());
-    crc_ = base::crc32c(bytes, crc_);
+    if (crosses_wire_) crc_ = base::crc32c(bytes, crc_);
   }
   received_ += bytes.size();
 }

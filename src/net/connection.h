@@ -59,6 +59,8 @@ class Connection {
 
   Fd fd_;
   int family_;
+  bool
+      crosses_wire_;  // payloads of unix sockets stay in this kernel's memory and carry no checksum
   uint32_t job_;
 
   std::deque<Out> queue_;
