@@ -2,6 +2,8 @@
 // peer.
 #pragma once
 
+#include <algorithm>
+
 #include "scant/types.h"
 
 namespace scant::net {
@@ -22,14 +24,13 @@ class Liveness {
     return timeout_ / 5;
   }  // four heartbeats may be late before a loss
   [[nodiscard]] bool heartbeat_due(Time now) const { return now - sent_ >= interval(); }
-  [[nodiscard]] bool lost(Time now) const {
-    return now - heard_ > (spoke_ ? timeout_ : first_word_);
+  // Lost from this moment on, unless something is heard.
+  [[nodiscard]] Time lost_at() const {
+    return heard_ + (spoke_ ? timeout_ : first_word_) + Duration(1);
   }
+  [[nodiscard]] bool lost(Time now) const { return now >= lost_at(); }
   [[nodiscard]] Duration silent_for(Time now) const { return now - heard_; }
-  [[nodiscard]] Time next_event() const {
-    const Time judge = heard_ + (spoke_ ? timeout_ : first_word_) + Duration(1);
-    return std::min(judge, sent_ + interval());
-  }
+  [[nodiscard]] Time next_event() const { return std::min(lost_at(), sent_ + interval()); }
   // This process did not run for a while (stopped, suspended): what peers sent meanwhile is not yet
   // read, so everyone gets half a timeout from now.
   void forgive(Time now) { heard_ = std::max(heard_, now - timeout_ / 2); }
