@@ -24,7 +24,7 @@ from lab_support import (
     why_no_namespaces,
 )
 
-from scant.lab import Lab, LabError
+from scant.lab import Lab, LabError, LinkOptions
 
 # Where there are no namespaces the same promises hold on loopback.
 MODES = ["loopback"] if why_no_namespaces() else ["auto", "loopback"]
@@ -383,6 +383,55 @@ def test_loopback_refuses_delay_and_loss() -> None:
     for arguments in (["--delay", "1ms"], ["--loss", "1%"], ["--at", "1s rate 0 1mbit"]):
         done = run_lab("--mode", "loopback", *arguments, "--", "true")
         assert done.returncode == 1 and "namespaces" in done.stderr
+
+
+def _refused_namespaces(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``scant lab`` where neither root's nor a user's namespaces may be made."""
+    script = (
+        'echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set -sys_admin "$@"'
+    )
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"]
+    return subprocess.run(
+        [*command, sys.executable, *arguments],
+        env=lab_environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+
+def test_falls_back_to_loopback_with_a_notice() -> None:
+    try:
+        trial = _refused_namespaces("-c", "pass")
+    except FileNotFoundError as error:
+        pytest.skip(f"{error.filename} is missing")
+    if trial.returncode != 0:
+        pytest.skip(f"a user namespace without further ones: {trial.stderr.strip()}")
+    words = ("-m", "scant.lab", "-n", "1", "--rate", "8mbit")
+    done = _refused_namespaces(*words, "--", "sh", "-c", "echo $SCANT_RATE_LIMIT")
+    assert done.returncode == 0 and done.stdout == "[0] 1000000\n"
+    assert "NOTICE" in done.stderr and "Operation not permitted" in done.stderr
+    done = _refused_namespaces(*words, "--delay", "1ms", "--", "true")
+    assert done.returncode == 1 and "--delay" in done.stderr
+
+
+@needs_namespaces
+def test_dead_relay_is_an_error_not_a_result() -> None:
+    link = LinkOptions(rate_bits_per_second=10**8, delay_seconds=0.001)
+    with Lab(2, link, delay_method="relay") as lab:
+        assert lab.counters()[1].relay is not None
+        agent = _child(lab.agent_pid)
+        os.kill(_child(agent), signal.SIGKILL)
+
+        def noticed() -> bool:
+            try:
+                lab.counters()
+            except LabError as error:
+                return "relay of host 0" in str(error)
+            return False
+
+        wait_until(noticed, "the dead relay noticed")
 
 
 def test_check_and_clean() -> None:

@@ -188,6 +188,8 @@ def _open_lab(arguments: argparse.Namespace, plan: _Plan) -> Lab:
             if arguments.mode != "auto" or not str(error).startswith("no network namespaces"):
                 raise
             _say(f"{error}")
+            _say("run as root, or allow user namespaces (user.max_user_namespaces; on Ubuntu also")
+            _say("kernel.apparmor_restrict_unprivileged_userns=0), for shaped links")
     shaped = any(link.delay_seconds or link.loss.mean for link in plan.links)
     if shaped or any(event.needs_isolation() for event in plan.events):
         raise LabError(

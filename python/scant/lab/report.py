@@ -103,7 +103,7 @@ def honest_notes(lab: Lab, counters: Sequence[LinkCounters]) -> list[str]:
     notes = [
         "bytes are Ethernet frames with all headers, without preamble and checksum; "
         "frames of segmentation offload are counted as the wire frames that they stand for",
-        "after idling, a link lets 0.25 ms of its rate (at least 3 frames) pass at once",
+        "after idling, a link lets 0.3 ms of its rate (at least 3 frames) pass at once",
     ]
     if any(link.loss for link in counters):
         notes.append(
