@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 from ranks import RANK, SIZE, raises, run_cases
 
 import scant
 
-sys.modules["torch"] = None  # type: ignore[assignment]
+BLOCKED: dict[str, Any] = sys.modules
+BLOCKED["torch"] = None
 
 comm = scant.Communicator.from_env(operation_timeout=30.0)
 
@@ -22,7 +24,7 @@ def rank_array(rank: int, count: int, dtype: str) -> np.ndarray:
 
 
 def case_torch_is_not_there() -> None:
-    assert sys.modules["torch"] is None
+    assert BLOCKED["torch"] is None
     assert not any(name.startswith("torch.") for name in sys.modules)
 
 

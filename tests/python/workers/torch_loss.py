@@ -40,7 +40,7 @@ def train() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     step = 0
     if victim == RANK and place == "backward":
-        middle = model.module[4].weight  # type: ignore[union-attr, index]
+        middle = model.module[4].weight
         middle.register_hook(lambda _: die() if step == DEADLY_STEP else None)
     for step in range(STEPS):
         optimizer.zero_grad()

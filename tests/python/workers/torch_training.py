@@ -264,7 +264,7 @@ def case_fsdp2_divide_factor_and_hsdp() -> None:
 
     model = nn.Linear(8, 8)
     fully_shard(model)
-    model.set_gradient_divide_factor(2.0)  # type: ignore[attr-defined]
+    model.set_gradient_divide_factor(2.0)
     model(torch.ones(1, 8)).sum().backward()
     grads = [p.grad.full_tensor() for p in model.parameters()]
     for grad in grads:
