@@ -9,7 +9,6 @@
 #include <sys/uio.h>
 
 #include "base/check.h"
-#include "base/counters.h"
 #include "base/crc.h"
 
 namespace scant::net {
@@ -20,15 +19,9 @@ constexpr size_t kPieceBytes =
     256 * 1024;                     // stays in a second-level cache between copy and checksum
 constexpr size_t kVectorsMax = 64;  // 32 frames in one call
 
-base::Counter& corrupt_frames() {
-  static base::Counter& c =
-      base::counter("scant_net_corrupt_frames_total", "Frames that failed a check");
-  return c;
-}
-
-Error corrupt(const std::string& what) {
-  corrupt_frames().add();
-  return Error{ErrorCode::corrupt, 0, kNoRank, what};
+Content content_of(FrameType type) {
+  const bool alive = type == FrameType::heartbeat || type == FrameType::goodbye;
+  return alive ? Content::keep_alive : Content::frames;
 }
 
 }  // namespace
@@ -37,6 +30,7 @@ Connection::Connection(Fd fd, int family, uint32_t job)
     : fd_(std::move(fd)),
       family_(family),
       crosses_wire_(family != AF_UNIX),
+      kind_(family == AF_UNIX ? PathKind::unix_socket : PathKind::tcp),
       job_(job),
       buffer_(kBufferBytes) {}
 
@@ -46,7 +40,8 @@ void Connection::enqueue(FrameHeader header, Bytes payload, uint64_t token) {
   header.sequence = next_out_++;
   header.length = static_cast<uint32_t>(payload.size());
   header.payload_crc = payload.empty() || !crosses_wire_ ? 0 : base::crc32c(payload);
-  queue_.push_back(Out{encode(header), payload, token, 0});
+  queue_.push_back(Out{encode(header), payload, token, content_of(header.type), 0});
+  if (queue_.back().content == Content::frames) frames_counter(Direction::sent, kind_).add();
   queued_bytes_ += queue_.back().bytes();
 }
 
@@ -96,6 +91,7 @@ void Connection::advance(size_t written, std::vector<uint64_t>& sent) {
     const size_t step = std::min(written, out.bytes() - out.written);
     out.written += step;
     written -= step;
+    bytes_counter(Direction::sent, kind_, out.content).add(step);
     if (out.written < out.bytes()) return;
     if (out.token != 0) sent.push_back(out.token);
     queue_.pop_front();
@@ -142,6 +138,7 @@ Result<size_t> Connection::receive(size_t budget, bool& drained, bool& ended) {
   if (to_target > 0) {
     if (crosses_wire_) crc_ = base::crc32c(Bytes(target_.data() + received_, to_target), crc_);
     received_ += to_target;
+    bytes_counter(Direction::received, kind_, Content::frames).add(to_target);
   }
   buffer_begin_ = 0;
   buffer_end_ = got - to_target;
@@ -197,20 +194,18 @@ Result<void> Connection::parse(Rank peer, TransportSink& sink, Progress& progres
 
 Result<void> Connection::begin_frame(Rank peer, TransportSink& sink, Progress& progress) {
   const auto decoded = decode(Bytes(buffer_.data() + buffer_begin_, kFrameHeaderBytes));
-  if (!decoded) {
-    corrupt_frames().add();
-    return decoded.error();
-  }
+  if (!decoded) return broken(decoded.error().message);
   header_ = decoded.value();
   buffer_begin_ += kFrameHeaderBytes;
-  if (header_.job != job_) return corrupt("frame of another job");
+  bytes_counter(Direction::received, kind_, content_of(header_.type)).add(kFrameHeaderBytes);
+  if (header_.job != job_) return broken("frame of another job");
   if (header_.sequence != next_in_) {
-    return corrupt("frame " + std::to_string(header_.sequence) + " where " +
-                   std::to_string(next_in_) + " was due");
+    return broken("frame " + std::to_string(header_.sequence) + " where " +
+                  std::to_string(next_in_) + " was due");
   }
   ++next_in_;
   if (header_.type == FrameType::heartbeat || header_.type == FrameType::goodbye) {
-    if (header_.length != 0) return corrupt("a heartbeat or goodbye with a payload");
+    if (header_.length != 0) return broken("a heartbeat or goodbye with a payload");
     goodbye_ = goodbye_ || header_.type == FrameType::goodbye;
     return {};
   }
@@ -218,6 +213,7 @@ Result<void> Connection::begin_frame(Rank peer, TransportSink& sink, Progress& p
   crc_ = 0;
   if (header_.length == 0) {
     ++progress.frames;
+    frames_counter(Direction::received, kind_).add();
     sink.on_frame(peer, header_, {});
     return {};
   }
@@ -235,6 +231,13 @@ void Connection::take_payload(Bytes bytes) {
     if (crosses_wire_) crc_ = base::crc32c(bytes, crc_);
   }
   received_ += bytes.size();
+  bytes_counter(Direction::received, kind_, Content::frames).add(bytes.size());
+}
+
+Error Connection::broken(const std::string& what) {
+  corrupt_ = true;
+  corrupt_counter().add();
+  return Error{ErrorCode::corrupt, 0, kNoRank, what};
 }
 
 Result<void> Connection::end_frame(Rank peer, TransportSink& sink, Progress& progress) {
@@ -242,8 +245,9 @@ Result<void> Connection::end_frame(Rank peer, TransportSink& sink, Progress& pro
   const MutableBytes payload = std::exchange(target_, {});
   if (payload.empty()) return {};
   if (crc_ != header_.payload_crc)
-    return corrupt("payload checksum of frame " + std::to_string(header_.sequence));
+    return broken("payload checksum of frame " + std::to_string(header_.sequence));
   ++progress.frames;
+  frames_counter(Direction::received, kind_).add();
   sink.on_frame(peer, header_, payload);
   return {};
 }

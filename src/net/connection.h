@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "net/net_counters.h"
 #include "net/socket.h"
 #include "net/transport.h"
 
@@ -35,7 +36,7 @@ class Connection {
   // Reads at most about `budget` bytes and delivers whole frames.
   Result<Progress> read(Rank peer, TransportSink& sink, size_t budget);
   [[nodiscard]] bool said_goodbye() const { return goodbye_; }
-  [[nodiscard]] bool mid_frame() const { return in_payload_ || buffer_begin_ != buffer_end_; }
+  [[nodiscard]] bool corrupt() const { return corrupt_; }  // nothing more can be read from it
 
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] int family() const { return family_; }
@@ -46,6 +47,7 @@ class Connection {
     EncodedHeader header;
     Bytes payload;
     uint64_t token = 0;
+    Content content = Content::frames;
     size_t written = 0;  // of header and payload together
     [[nodiscard]] size_t bytes() const { return header.size() + payload.size(); }
   };
@@ -56,11 +58,13 @@ class Connection {
   Result<void> begin_frame(Rank peer, TransportSink& sink, Progress& progress);
   void take_payload(Bytes bytes);
   Result<void> end_frame(Rank peer, TransportSink& sink, Progress& progress);
+  Error broken(const std::string& what);
 
   Fd fd_;
   int family_;
-  bool
-      crosses_wire_;  // payloads of unix sockets stay in this kernel's memory and carry no checksum
+  // Payloads of unix sockets stay in this kernel's memory and carry no checksum.
+  bool crosses_wire_;
+  PathKind kind_;
   uint32_t job_;
 
   std::deque<Out> queue_;
@@ -73,6 +77,7 @@ class Connection {
   size_t buffer_end_ = 0;
   uint64_t next_in_ = 0;
   bool goodbye_ = false;
+  bool corrupt_ = false;
   bool in_payload_ = false;
   FrameHeader header_;
   MutableBytes target_;  // empty: the payload is discarded

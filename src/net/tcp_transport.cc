@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdio>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/check.h"
-#include "base/counters.h"
+#include "net/net_counters.h"
+#include "net/peer_text.h"
 
 namespace scant::net {
 namespace {
@@ -24,37 +24,18 @@ constexpr size_t kUnlimited = SIZE_MAX;
 constexpr uint64_t kEventKey = UINT64_MAX;
 constexpr int kEventsMax = 64;
 
-struct NetCounters {
-  base::Counter& sent_bytes =
-      base::counter("scant_net_sent_bytes_total", "Bytes written to sockets after authentication");
-  base::Counter& received_bytes = base::counter("scant_net_received_bytes_total",
-                                                "Bytes read from sockets after authentication");
-  base::Counter& sent_frames =
-      base::counter("scant_net_sent_frames_total", "Frames queued for sending");
-  base::Counter& received_frames =
-      base::counter("scant_net_received_frames_total", "Whole frames delivered");
-  base::Counter& heartbeats = base::counter("scant_net_heartbeats_total", "Heartbeats queued");
-  base::Counter& lost = base::counter("scant_net_peers_lost_total", "Peers reported lost");
-};
-
-NetCounters& counters() {
-  static NetCounters instance;
-  return instance;
-}
-
 uint64_t key_of(Rank peer, size_t lane) { return static_cast<uint64_t>(peer) << 8 | lane; }
-
-std::string seconds(Duration duration) {
-  std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), "%.1f s",
-                std::chrono::duration<double>(duration).count());
-  return text.data();
-}
 
 }  // namespace
 
+const base::Clock& TcpTransport::monotonic_clock() {
+  static const base::MonotonicClock clock;
+  return clock;
+}
+
 Result<std::unique_ptr<Transport>> TcpTransport::create(Store& store,
-                                                        const CommunicatorOptions& options) {
+                                                        const CommunicatorOptions& options,
+                                                        const base::Clock& clock) {
   Fd epoll(epoll_create1(EPOLL_CLOEXEC));
   Fd event(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!epoll.open() || !event.open()) {
@@ -63,12 +44,13 @@ Result<std::unique_ptr<Transport>> TcpTransport::create(Store& store,
   auto established = bootstrap_tcp(store, options);
   if (!established) return established.error();
   return std::unique_ptr<Transport>(std::make_unique<TcpTransport>(
-      options, std::move(established).value(), std::move(epoll), std::move(event)));
+      options, std::move(established).value(), std::move(epoll), std::move(event), clock));
 }
 
 TcpTransport::TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll,
-                           Fd event)
-    : rank_(options.rank),
+                           Fd event, const base::Clock& clock)
+    : clock_(&clock),
+      rank_(options.rank),
       job_(established.job),
       peer_timeout_(options.peer_timeout),
       rate_limit_(options.rate_limit_bytes_per_second),
@@ -89,15 +71,15 @@ TcpTransport::TcpTransport(const CommunicatorOptions& options, Established estab
       watch(*peer.lanes.back(), static_cast<Rank>(r), peer.lanes.size() - 1, true);
     }
     peer.up = !peer.lanes.empty();
-    if (peer.up)
-      send(static_cast<Rank>(r), FrameHeader{}, {},
-           0);  // the first word: everyone is connected here
+    // The first word: everyone is connected here. An error is found again by the first poll.
+    if (!peer.up) continue;
+    peer.lanes.front()->enqueue(FrameHeader{}, {}, 0);
+    static_cast<void>(peer.lanes.front()->flush(kUnlimited, sent_));
   }
   epoll_event interest{};
   interest.events = EPOLLIN;
   interest.data.u64 = kEventKey;
   SCANT_CHECK(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, event_.get(), &interest) == 0);
-  flush_dirty(nullptr);
 }
 
 TcpTransport::~TcpTransport() = default;
@@ -138,7 +120,6 @@ void TcpTransport::send(Rank rank, const FrameHeader& header, Bytes payload, uin
     return;
   }
   lane_for(peer).enqueue(header, payload, token);
-  counters().sent_frames.add();
   if (!peer.dirty) {
     peer.dirty = true;
     dirty_.push_back(rank);
@@ -156,7 +137,7 @@ size_t TcpTransport::send_budget() {
   return rate_tokens_ > 0 ? static_cast<size_t>(rate_tokens_) + 1 : 0;
 }
 
-void TcpTransport::flush_peer(Rank rank, TransportSink* sink) {
+void TcpTransport::flush_peer(Rank rank, TransportSink& sink) {
   Peer& peer = peers_[static_cast<size_t>(rank)];
   for (size_t i = 0; peer.up && i < peer.lanes.size(); ++i) {
     Connection& lane = *peer.lanes[i];
@@ -164,22 +145,14 @@ void TcpTransport::flush_peer(Rank rank, TransportSink* sink) {
     const size_t budget = send_budget();
     if (budget == 0) break;
     const auto written = lane.flush(budget, sent_);
-    if (!written) {
-      // What the peer sent before it went away is still to be read; the read that finds the end
-      // reports it.
-      lane.drop_queue(sent_);
-      if (sink != nullptr) read_peer(rank, i, *sink);
-      if (peer.up && sink != nullptr) peer_down(rank, lost(rank, written.error()), sink);
-      return;
-    }
-    counters().sent_bytes.add(written.value());
+    if (!written) return peer_failed(rank, written.error(), sink);
     if (rate_limit_ != 0) rate_tokens_ -= static_cast<double>(written.value());
     if (written.value() > 0) peer.liveness.on_sent(now());
     watch(lane, rank, i, false);
   }
 }
 
-bool TcpTransport::flush_dirty(TransportSink* sink) {
+bool TcpTransport::flush_dirty(TransportSink& sink) {
   if (dirty_.empty()) return false;
   std::vector<Rank> work;
   work.swap(dirty_);
@@ -207,9 +180,11 @@ bool TcpTransport::deliver_sent(TransportSink& sink) {
 }
 
 void TcpTransport::poll(Time deadline, TransportSink& sink) {
+  SCANT_CHECK(!polling_, "poll() from within the sink");
+  polling_ = true;
   bool handled = false;
-  while (!handled) {
-    flush_dirty(&sink);
+  for (;;) {
+    flush_dirty(sink);
     handled = deliver_sent(sink) || handled;
     const Time at = now();
     Time until = std::min(deadline, next_tick_);
@@ -225,8 +200,9 @@ void TcpTransport::poll(Time deadline, TransportSink& sink) {
     handled = handle_events(timeout_ms, sink) || handled || woken;
     if (now() >= next_tick_) handled = tick(sink) || handled;
     handled = deliver_sent(sink) || handled;
-    if (now() >= deadline) return;
+    if (handled || now() >= deadline) break;
   }
+  polling_ = false;
 }
 
 bool TcpTransport::handle_events(int timeout_ms, TransportSink& sink) {
@@ -249,7 +225,7 @@ bool TcpTransport::handle_events(int timeout_ms, TransportSink& sink) {
     if (!peer.up) continue;
     if ((event.events & EPOLLOUT) != 0) {
       peer.lanes[lane]->set_unblocked();
-      flush_peer(rank, &sink);
+      flush_peer(rank, sink);
       handled = true;
     }
     if (peer.up && (event.events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0) {
@@ -262,38 +238,43 @@ bool TcpTransport::handle_events(int timeout_ms, TransportSink& sink) {
 // True when a frame was delivered or the peer went down.
 bool TcpTransport::read_peer(Rank rank, size_t index, TransportSink& sink) {
   Peer& peer = peers_[static_cast<size_t>(rank)];
-  const auto progress = peer.lanes[index]->read(rank, sink, kReadBudget);
+  Connection& lane = *peer.lanes[index];
+  const auto progress = lane.read(rank, sink, kReadBudget);
   if (!progress) {
-    peer_down(rank, lost(rank, progress.error()), &sink);
+    peer_failed(rank, progress.error(), sink);
     return true;
   }
-  counters().received_bytes.add(progress.value().bytes);
-  counters().received_frames.add(progress.value().frames);
   if (progress.value().bytes > 0) peer.liveness.on_heard(now());
-  const auto goodbye = [](const auto& lane) { return lane->said_goodbye(); };
+  const auto goodbye = [](const auto& each) { return each->said_goodbye(); };
   if (std::all_of(peer.lanes.begin(), peer.lanes.end(), goodbye)) {
-    peer_down(
-        rank,
-        Error{ErrorCode::closed, 0, rank,
-              "rank " + std::to_string(rank) + " (host " + peer.info.host + ") has left the job"},
-        &sink);
+    peer_down(rank, peer_left(peer.info), sink);
     return true;
   }
   if (progress.value().ended) {
-    if (!peer.lanes[index]->said_goodbye()) {
-      // Deliver what is whole on the other connections before the loss is told.
-      for (const auto& lane : peer.lanes) {
-        if (lane != peer.lanes[index]) static_cast<void>(lane->read(rank, sink, kUnlimited));
-      }
-      peer_down(
-          rank,
-          lost(rank, Error{ErrorCode::peer_lost, 0, rank, "its connection closed without goodbye"}),
-          &sink);
+    if (!lane.said_goodbye()) {
+      peer_failed(rank, Error{ErrorCode::peer_lost, 0, rank, "it closed without goodbye"}, sink);
       return true;
     }
-    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, peer.lanes[index]->fd(), nullptr);
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, lane.fd(), nullptr);
   }
   return progress.value().frames > 0;
+}
+
+// One connection failed, so the peer is lost; what is whole on the others is delivered first.
+void TcpTransport::peer_failed(Rank rank, const Error& cause, TransportSink& sink) {
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  for (const auto& lane : peer.lanes) {
+    // A connection that failed already gives its error again, or nothing.
+    if (lane->corrupt()) continue;
+    const auto rest = lane->read(rank, sink, kUnlimited);
+    if (rest && rest.value().bytes > 0) peer.liveness.on_heard(now());
+  }
+  const auto goodbye = [](const auto& lane) { return lane->said_goodbye(); };
+  const bool left = std::all_of(peer.lanes.begin(), peer.lanes.end(), goodbye);
+  peer_down(
+      rank,
+      left ? peer_left(peer.info) : peer_lost(peer.info, cause, peer.liveness.silent_for(now())),
+      sink);
 }
 
 // Heartbeats and judgement; runs at least ten times in a peer_timeout.
@@ -309,8 +290,7 @@ bool TcpTransport::tick(TransportSink& sink) {
     const auto rank = static_cast<Rank>(r);
     if (stalled) peer.liveness.forgive(at);
     if (peer.liveness.lost(at)) {
-      peer_down(rank, lost(rank, Error{ErrorCode::peer_lost, 0, rank, "nothing was heard from it"}),
-                &sink);
+      peer_failed(rank, Error{ErrorCode::peer_lost, 0, rank, "nothing was heard from it"}, sink);
       handled = true;
       continue;
     }
@@ -318,24 +298,11 @@ bool TcpTransport::tick(TransportSink& sink) {
                                   [](const auto& lane) { return lane->queued_bytes() == 0; });
     if (idle && peer.liveness.heartbeat_due(at)) {
       send(rank, FrameHeader{}, {}, 0);
-      counters().heartbeats.add();
+      heartbeats_counter().add();
     }
   }
-  flush_dirty(&sink);
+  flush_dirty(sink);
   return handled;
-}
-
-Error TcpTransport::lost(Rank rank, const Error& cause) const {
-  const Peer& peer = peers_[static_cast<size_t>(rank)];
-  Error error;
-  error.code = cause.code == ErrorCode::corrupt ? ErrorCode::corrupt : ErrorCode::peer_lost;
-  error.sys_errno = cause.sys_errno;
-  error.peer = rank;
-  error.message = "rank " + std::to_string(rank) + " (host " + peer.info.host + ", pid " +
-                  std::to_string(peer.info.pid) + ", " + peer.info.address +
-                  ") is lost: " + cause.message + "; last heard " +
-                  seconds(peer.liveness.silent_for(now())) + " ago";
-  return error;
 }
 
 void TcpTransport::close_lanes(Peer& peer) {
@@ -345,14 +312,14 @@ void TcpTransport::close_lanes(Peer& peer) {
   peer.info.alive = false;
 }
 
-void TcpTransport::peer_down(Rank rank, Error error, TransportSink* sink) {
+void TcpTransport::peer_down(Rank rank, const Error& error, TransportSink& sink) {
   Peer& peer = peers_[static_cast<size_t>(rank)];
   SCANT_CHECK(peer.up);
-  if (error.code != ErrorCode::closed) counters().lost.add();
+  if (error.code != ErrorCode::closed) lost_counter().add();
   close_lanes(peer);
   // Memory of frames in the queue is free before the owner hears of the loss.
-  deliver_sent(*sink);
-  sink->on_peer_down(rank, error);
+  deliver_sent(sink);
+  sink.on_peer_down(rank, error);
 }
 
 void TcpTransport::wake() {
@@ -363,6 +330,7 @@ void TcpTransport::wake() {
 }
 
 void TcpTransport::forget(Rank rank) {
+  SCANT_CHECK(!polling_, "forget() from within the sink");
   Peer& peer = peers_[static_cast<size_t>(rank)];
   if (peer.up) close_lanes(peer);
 }
@@ -377,6 +345,7 @@ std::vector<PeerInfo> TcpTransport::peers() const {
 }
 
 void TcpTransport::close(Time deadline) {
+  SCANT_CHECK(!polling_, "close() from within the sink");
   for (size_t r = 0; r < peers_.size(); ++r) {
     FrameHeader goodbye;
     goodbye.type = FrameType::goodbye;

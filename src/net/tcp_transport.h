@@ -39,9 +39,12 @@ struct Established {
 
 class TcpTransport final : public Transport {
  public:
-  static Result<std::unique_ptr<Transport>> create(Store& store,
-                                                   const CommunicatorOptions& options);
-  TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll, Fd event);
+  // `clock` is the transport's for heartbeats, judgement and rate; a test may bring its own, the
+  // bootstrap always waits in real time. It must outlive the transport.
+  static Result<std::unique_ptr<Transport>> create(Store& store, const CommunicatorOptions& options,
+                                                   const base::Clock& clock = monotonic_clock());
+  TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll, Fd event,
+               const base::Clock& clock);
   ~TcpTransport() override;
 
   [[nodiscard]] Rank rank() const override { return rank_; }
@@ -51,11 +54,12 @@ class TcpTransport final : public Transport {
   void poll(Time deadline, TransportSink& sink) override;
   void wake() override;
   void forget(Rank peer) override;
-  [[nodiscard]] Time now() const override { return clock_.now(); }
+  [[nodiscard]] Time now() const override { return clock_->now(); }
   [[nodiscard]] std::vector<PeerInfo> peers() const override;
   void close(Time deadline) override;
 
  private:
+  static const base::Clock& monotonic_clock();
   struct Peer {
     std::vector<std::unique_ptr<Connection>> lanes;
     Liveness liveness{Duration(0), Duration(0), Time{}};
@@ -65,20 +69,20 @@ class TcpTransport final : public Transport {
   };
 
   void watch(Connection& connection, Rank peer, size_t lane, bool first);
-  bool flush_dirty(TransportSink* sink);
-  void flush_peer(Rank peer, TransportSink* sink);
+  bool flush_dirty(TransportSink& sink);
+  void flush_peer(Rank peer, TransportSink& sink);
   bool deliver_sent(TransportSink& sink);
   bool handle_events(int timeout_ms, TransportSink& sink);
   bool read_peer(Rank peer, size_t lane, TransportSink& sink);
   bool tick(TransportSink& sink);
-  void peer_down(Rank peer, Error error, TransportSink* sink);
+  void peer_failed(Rank peer, const Error& cause, TransportSink& sink);
+  void peer_down(Rank peer, const Error& error, TransportSink& sink);
   void close_lanes(Peer& peer);
   [[nodiscard]] size_t send_budget();
-  [[nodiscard]] Error lost(Rank peer, const Error& cause) const;
   Connection& lane_for(Peer& peer);
   void drain_goodbyes(Time deadline);
 
-  base::MonotonicClock clock_;
+  const base::Clock* clock_;
   Rank rank_;
   uint32_t job_;
   Duration peer_timeout_;
@@ -92,6 +96,7 @@ class TcpTransport final : public Transport {
   std::vector<uint64_t> sent_;
   Time next_tick_;
   Time last_tick_;
+  bool polling_ = false;
   std::atomic<bool> wake_pending_{false};  // set by wake(), cleared by poll(); pairs with sleeping_
   std::atomic<bool> sleeping_{false};      // set by poll() before it looks at wake_pending_
 };
