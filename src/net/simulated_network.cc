@@ -89,7 +89,9 @@ std::vector<Rank> SimulatedNetwork::take_runnable() {
   std::vector<Rank> due;
   due.swap(runnable_);
   for (const Rank rank : due) host(rank).runnable = false;
-  std::erase_if(due, [this](Rank rank) { return host(rank).dead || host(rank).stopped; });
+  std::erase_if(due, [this](Rank rank) {
+    return host(rank).dead || host(rank).stopped || endpoint(rank).closed_;
+  });
   for (size_t i = due.size(); i > 1; --i) std::swap(due[i - 1], due[rng_.below(i)]);
   return due;
 }
