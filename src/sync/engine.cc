@@ -1,4 +1,5 @@
-// Submission, the running of steps, outcomes and timers. The other parts of the engine: engine_impl.h.
+// Submission, the running of steps, outcomes and timers. The other parts of the engine:
+// engine_impl.h.
 #include "sync/engine.h"
 
 #include <algorithm>
@@ -12,9 +13,11 @@
 namespace scant::sync {
 namespace {
 
-// Above this size the agreement on cost parameters goes by recursive doubling: direct would be P² messages.
+// Above this size the agreement on cost parameters goes by recursive doubling: direct would be P²
+// messages.
 constexpr int kAgreementDirectMax = 16;
-// Collectives between the agreement and the first that uses it, so that nobody waits for it in ordinary traffic.
+// Collectives between the agreement and the first that uses it, so that nobody waits for it in
+// ordinary traffic.
 constexpr uint32_t kAgreementLead = 32;
 
 base::Counter& outcome_counter(OpKind kind, const std::optional<Error>& error) {
@@ -27,7 +30,8 @@ base::Counter& outcome_counter(OpKind kind, const std::optional<Error>& error) {
   if (counter == nullptr) {
     const std::string labels = std::string("{kind=\"") + name(kind) + "\",outcome=\"" +
                                (error ? name(error->code) : "ok") + "\"}";
-    counter = &base::counter("scant_engine_operations_total", "Operations by kind and outcome", labels);
+    counter =
+        &base::counter("scant_engine_operations_total", "Operations by kind and outcome", labels);
     slot.store(counter, std::memory_order_release);
   }
   return *counter;
@@ -38,9 +42,11 @@ base::Counter& outcome_counter(OpKind kind, const std::optional<Error>& error) {
 EngineCounters::EngineCounters()
     : stale(base::counter("scant_engine_stale_frames_total", "Frames of an older epoch, dropped")),
       late(base::counter("scant_engine_late_frames_total", "Frames of operations that had ended")),
-      mismatches(base::counter("scant_engine_mismatches_total", "Calls that differed between ranks")),
+      mismatches(
+          base::counter("scant_engine_mismatches_total", "Calls that differed between ranks")),
       eager(base::counter("scant_engine_eager_frames_total", "Data frames sent on credit")),
-      request(base::counter("scant_engine_request_frames_total", "Requests for permission to send")),
+      request(
+          base::counter("scant_engine_request_frames_total", "Requests for permission to send")),
       ready(base::counter("scant_engine_ready_frames_total", "Permissions to send given")),
       credit(base::counter("scant_engine_credit_frames_total", "Frames that only return credit")),
       cancel(base::counter("scant_engine_cancel_frames_total", "Cancellations sent")),
@@ -60,7 +66,7 @@ Engine::Impl::Impl(const EngineOptions& given, CostModel model)
   for (Rank rank = 0; rank < given.size; ++rank) {
     station_of.push_back(rank);
     rank_of.push_back(rank);
-    peers.push_back(std::make_unique<Peer>(given.eager_window_bytes));
+    peers.emplace_back();
   }
   SCANT_CHECK(add_group(kWorldGroup, station_of).ok());
 }
@@ -121,7 +127,8 @@ void Engine::Impl::submit(Call call, Done done) {
   submit_collective(*group, op);
 }
 
-// Every collective takes its sequence, even one that fails here, or the ranks would no longer count alike.
+// Every collective takes its sequence, even one that fails here, or the ranks would no longer count
+// alike.
 void Engine::Impl::submit_collective(Group& group, Operation& op) {
   if (!op.internal && group.size() > 1 && options.agree_first != 0 &&
       group.next_sequence % options.agree_every == options.agree_first % options.agree_every &&
@@ -131,8 +138,8 @@ void Engine::Impl::submit_collective(Group& group, Operation& op) {
   op.key = OpKey{group.id, group.next_sequence++, 0, kNoRank, false};
   const Result<void> valid = validate(op.call, group.rank, group.size());
   if (valid) fill_descriptor(op, group.size());
-  const bool waits = !group.deferred.empty() ||
-                     (group.agreement_pending && op.key.sequence >= group.adopt_from);
+  const bool waits =
+      !group.deferred.empty() || (group.agreement_pending && op.key.sequence >= group.adopt_from);
   if (waits) {
     group.deferred.push_back(&op);
   } else {
@@ -241,8 +248,8 @@ void Engine::Impl::begin(Operation& op) {
 
 void Engine::Impl::choose_algorithm(Operation& op, const Group& group) {
   if (op.internal) {
-    op.algorithm = group.size() <= kAgreementDirectMax ? Algorithm::direct
-                                                       : Algorithm::recursive_doubling;
+    op.algorithm =
+        group.size() <= kAgreementDirectMax ? Algorithm::direct : Algorithm::recursive_doubling;
   } else if (op.point_to_point() || parts_may_differ(op.call.kind)) {
     op.algorithm = Algorithm::direct;  // no rank knows all sizes, so nothing else would be agreed
   } else {
@@ -278,7 +285,8 @@ void Engine::Impl::make_ready(Operation& op, uint32_t index) {
       return;
     }
     case Step::Kind::copy:
-      if (step.bytes > 0) std::memmove(op.address(step.destination), op.address(step.a), step.bytes);
+      if (step.bytes > 0)
+        std::memmove(op.address(step.destination), op.address(step.a), step.bytes);
       return complete(op, index);
     case Step::Kind::reduce:
       if (step.bytes > 0) combine(op, step, op.address(step.a), op.address(step.b));

@@ -1,6 +1,6 @@
-// The inside of the engine, shared by engine.cc (submission, timers), receive.cc, transmit.cc, point_to_point.cc,
-// failure.cc and epoch.cc. Ranks: `station` is the transport's numbering, `world` this epoch's, `group` a group's own.
-// Owner: one thread. Limits: docs/engine.md.
+// The inside of the engine, shared by engine.cc (submission, timers), receive.cc, transmit.cc,
+// point_to_point.cc, failure.cc and epoch.cc. Ranks: `station` is the transport's numbering,
+// `world` this epoch's, `group` a group's own. Owner: one thread. Limits: docs/engine.md.
 #pragma once
 
 #include <atomic>
@@ -40,21 +40,21 @@ struct Mailbox {
 
 struct Group {
   GroupId id = kWorldGroup;
-  std::vector<Rank> stations;   // by group rank
-  std::vector<Rank> rank_of;    // by station; kNoRank: no member
-  Rank rank = kNoRank;          // this rank's
+  std::vector<Rank> stations;  // by group rank
+  std::vector<Rank> rank_of;   // by station; kNoRank: no member
+  Rank rank = kNoRank;         // this rank's
   CostModel model;
-  uint32_t next_sequence = 0;   // of the next collective submitted
-  uint32_t next_start = 0;      // of the next collective that begins
-  std::deque<Operation*> deferred;  // null: ended while it waited
+  uint32_t next_sequence = 0;        // of the next collective submitted
+  uint32_t next_start = 0;           // of the next collective that begins
+  std::deque<Operation*> deferred;   // null: ended while it waited
   uint32_t adopt_from = UINT32_MAX;  // the sequence from which `adopted` holds
   bool agreement_pending = false;
   std::optional<CostParameters> adopted;
   std::optional<Error> agreement_error;
-  std::optional<Error> lost;      // the first member lost, not merely closed
+  std::optional<Error> lost;  // the first member lost, not merely closed
   bool some_closed = false;
   std::optional<Error> late_mismatch;
-  std::vector<HistoryRecord> history;  // by sequence modulo kHistoryRecords
+  std::vector<HistoryRecord> history;     // by sequence modulo kHistoryRecords
   std::map<uint32_t, Mailbox> mailboxes;  // by tag
 
   [[nodiscard]] int size() const { return static_cast<int>(stations.size()); }
@@ -77,7 +77,8 @@ struct Peer {
   explicit Peer(uint32_t window_bytes) : credit(window_bytes) {}
   Credit credit;
   std::optional<Error> down;
-  std::deque<OutControl> control;
+  std::vector<OutControl> control;  // from `control_head`
+  size_t control_head = 0;
   std::vector<Channel*> runnable;  // oldest operation last
   std::vector<Channel*> blocked;   // stopped by the window; oldest last
   std::vector<Incoming> incoming;
@@ -111,7 +112,8 @@ enum class Age : uint8_t { early, waiting, running, late };  // of the operation
 struct Engine::Impl {
   Impl(const EngineOptions& given, CostModel model);
 
-  // Every public entry opens a scope; outcomes are reported when the outermost closes, so that a callback may submit.
+  // Every public entry opens a scope; outcomes are reported when the outermost closes, so that a
+  // callback may submit.
   class Scope {
    public:
     explicit Scope(Impl& impl) : impl_(impl) { ++impl_.depth; }
@@ -223,7 +225,16 @@ struct Engine::Impl {
   void end_shrink(Result<std::vector<Rank>> outcome);
 
   [[nodiscard]] uint32_t epoch_now() const { return membership.epoch(); }
-  [[nodiscard]] Peer& peer(Rank station) { return *peers[static_cast<size_t>(station)]; }
+  // Made when first needed: of a large world, a rank talks to few.
+  [[nodiscard]] Peer& peer(Rank station) {
+    std::unique_ptr<Peer>& known = peers[static_cast<size_t>(station)];
+    if (!known) known = std::make_unique<Peer>(options.eager_window_bytes);
+    return *known;
+  }
+  [[nodiscard]] const Error* down(Rank station) const {
+    const std::unique_ptr<Peer>& known = peers[static_cast<size_t>(station)];
+    return known && known->down ? &*known->down : nullptr;
+  }
   [[nodiscard]] bool is_member(Rank station) const {
     return rank_of[static_cast<size_t>(station)] != kNoRank;
   }
@@ -231,9 +242,9 @@ struct Engine::Impl {
   EngineOptions options;
   CostModel initial_model;
   Time now{};
-  Rank self;                        // station
-  std::vector<Rank> station_of;     // by world rank of this epoch
-  std::vector<Rank> rank_of;        // by station
+  Rank self;                                 // station
+  std::vector<Rank> station_of;              // by world rank of this epoch
+  std::vector<Rank> rank_of;                 // by station
   std::vector<std::unique_ptr<Peer>> peers;  // by station
   std::vector<Rank> pending;
   std::map<GroupId, std::unique_ptr<Group>> groups;
@@ -266,10 +277,9 @@ struct Engine::Impl {
   };
   std::vector<Timer> timers;  // a heap; entries of ended operations are skipped and swept
   [[nodiscard]] static bool live(const Timer& timer) {
-    return timer.op->age == timer.age &&
-           (timer.op->state == OpState::running ||
-            (!timer.probe &&
-             (timer.op->state == OpState::deferred || timer.op->state == OpState::unbound)));
+    return timer.op->age == timer.age && (timer.op->state == OpState::running ||
+                                          (!timer.probe && (timer.op->state == OpState::deferred ||
+                                                            timer.op->state == OpState::unbound)));
   }
 
   Membership membership;

@@ -1,4 +1,5 @@
-// Groups and epochs: the membership protocol's frames, and what changes when a new epoch begins (docs/engine.md).
+// Groups and epochs: the membership protocol's frames, and what changes when a new epoch begins
+// (docs/engine.md).
 #include <algorithm>
 
 #include "base/check.h"
@@ -24,12 +25,12 @@ Result<void> Engine::Impl::add_group(GroupId id, const std::vector<Rank>& statio
                    "group: member " + rank_name(stations[i]) + " is named twice"};
     }
     rank = static_cast<Rank>(i);
-    const std::optional<Error>& down = peer(stations[i]).down;
-    if (!down) continue;
-    if (down->code == ErrorCode::closed) {
+    const Error* error = down(stations[i]);
+    if (error == nullptr) continue;
+    if (error->code == ErrorCode::closed) {
       group->some_closed = true;
     } else if (!group->lost) {
-      group->lost = *down;
+      group->lost = *error;
     }
   }
   group->rank = group->rank_of[static_cast<size_t>(self)];
@@ -54,7 +55,7 @@ void Engine::Impl::begin_shrink(Time deadline, ShrinkDone done) {
   shrink_deadline = deadline;
   std::vector<bool> live(peers.size());
   for (size_t i = 0; i < peers.size(); ++i) {
-    live[i] = is_member(static_cast<Rank>(i)) && !peers[i]->down;
+    live[i] = is_member(static_cast<Rank>(i)) && down(static_cast<Rank>(i)) == nullptr;
   }
   membership.begin(live);
   send_proposal();

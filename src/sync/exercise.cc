@@ -1,9 +1,10 @@
 #include "sync/exercise.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
-#include "base/check.h"
+#include "base/crc.h"
 
 namespace scant::sync {
 namespace {
@@ -23,21 +24,31 @@ double load_as(const std::byte* at) {
 
 void store(DType dtype, std::byte* at, double value) {
   switch (dtype) {
-    case DType::f32: return store_as<float>(at, value);
-    case DType::f64: return store_as<double>(at, value);
-    case DType::i32: return store_as<int32_t>(at, value);
-    case DType::i64: return store_as<int64_t>(at, value);
-    default: return store_as<uint8_t>(at, value);
+    case DType::f32:
+      return store_as<float>(at, value);
+    case DType::f64:
+      return store_as<double>(at, value);
+    case DType::i32:
+      return store_as<int32_t>(at, value);
+    case DType::i64:
+      return store_as<int64_t>(at, value);
+    default:
+      return store_as<uint8_t>(at, value);
   }
 }
 
 double load(DType dtype, const std::byte* at) {
   switch (dtype) {
-    case DType::f32: return load_as<float>(at);
-    case DType::f64: return load_as<double>(at);
-    case DType::i32: return load_as<int32_t>(at);
-    case DType::i64: return load_as<int64_t>(at);
-    default: return load_as<uint8_t>(at);
+    case DType::f32:
+      return load_as<float>(at);
+    case DType::f64:
+      return load_as<double>(at);
+    case DType::i32:
+      return load_as<int32_t>(at);
+    case DType::i64:
+      return load_as<int64_t>(at);
+    default:
+      return load_as<uint8_t>(at);
   }
 }
 
@@ -46,14 +57,14 @@ double load(DType dtype, const std::byte* at) {
 std::string ExerciseSpec::to_string() const {
   return std::string(name(kind)) + " " + name(dtype) + " " + name(reduce) + " root " +
          std::to_string(root) + " size " + std::to_string(size) + " elements " +
-         std::to_string(elements) + (uneven ? " uneven" : "") + (in_place ? " in place" : "") +
-         " seed " + std::to_string(seed);
+         std::to_string(elements) + (uneven ? " uneven" : "") + (fractions ? " fractions" : "") +
+         (in_place ? " in place" : "") + " seed " + std::to_string(seed);
 }
 
 ExerciseSpec random_spec(base::Rng& rng, int size, uint64_t elements_max) {
   static constexpr OpKind kKinds[] = {
-      OpKind::all_reduce, OpKind::reduce,  OpKind::reduce_scatter, OpKind::all_gather,
-      OpKind::broadcast,  OpKind::gather,  OpKind::scatter,        OpKind::all_to_all,
+      OpKind::all_reduce, OpKind::reduce,    OpKind::reduce_scatter, OpKind::all_gather,
+      OpKind::broadcast,  OpKind::gather,    OpKind::scatter,        OpKind::all_to_all,
       OpKind::barrier,    OpKind::all_reduce};
   static constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::i32, DType::i64};
   static constexpr ReduceOp kOps[] = {ReduceOp::sum, ReduceOp::min, ReduceOp::max,
@@ -69,6 +80,9 @@ ExerciseSpec random_spec(base::Rng& rng, int size, uint64_t elements_max) {
   spec.elements = rng.chance(0.08) ? 0 : 1 + rng.below(bound);
   spec.uneven = rng.chance(0.5);
   spec.in_place = rng.chance(0.5);
+  spec.fractions =
+      spec.kind == OpKind::all_reduce && (spec.dtype == DType::f32 || spec.dtype == DType::f64) &&
+      (spec.reduce == ReduceOp::sum || spec.reduce == ReduceOp::average) && rng.chance(0.5);
   spec.seed = rng.next();
   return spec;
 }
@@ -104,14 +118,36 @@ int64_t Exercise::value(Rank from, Rank to, uint64_t element) const {
   return static_cast<int64_t>(base::random_at(spec_.seed, stream, element) % 13) - 3;
 }
 
+// Fractions spread over seven orders of magnitude, so that the order of additions shows in the last
+// bits.
+double Exercise::typed_value(Rank from, Rank to, uint64_t element) const {
+  const auto whole = static_cast<double>(value(from, to, element));
+  if (!spec_.fractions) return whole;
+  const double scale =
+      base::random_at(spec_.seed, 3, element + static_cast<uint64_t>(from)) % 2 == 0 ? 1e-5 : 1e2;
+  const double fine = (whole + 4.1) / 3 * scale;
+  return spec_.dtype == DType::f32 ? static_cast<float>(fine) : fine;
+}
+
 double Exercise::reduced(Rank part, uint64_t element) const {
+  if (spec_.fractions) {
+    double sum = 0;
+    for (Rank rank = 0; rank < spec_.size; ++rank) sum += typed_value(rank, part, element);
+    return spec_.reduce == ReduceOp::average ? sum / spec_.size : sum;
+  }
   int64_t result = value(0, part, element);
   for (Rank rank = 1; rank < spec_.size; ++rank) {
     const int64_t next = value(rank, part, element);
     switch (spec_.reduce) {
-      case ReduceOp::min: result = std::min(result, next); break;
-      case ReduceOp::max: result = std::max(result, next); break;
-      default: result += next; break;
+      case ReduceOp::min:
+        result = std::min(result, next);
+        break;
+      case ReduceOp::max:
+        result = std::max(result, next);
+        break;
+      default:
+        result += next;
+        break;
     }
   }
   if (spec_.reduce != ReduceOp::average) return static_cast<double>(result);
@@ -128,7 +164,7 @@ void Exercise::fill(std::vector<std::byte>& buffer, Rank from, Rank to, uint64_t
   const size_t element = size_bytes(spec_.dtype);
   buffer.resize(elements * element);
   for (uint64_t i = 0; i < elements; ++i) {
-    store(spec_.dtype, buffer.data() + i * element, static_cast<double>(value(from, to, i)));
+    store(spec_.dtype, buffer.data() + i * element, typed_value(from, to, i));
   }
 }
 
@@ -158,18 +194,34 @@ Call Exercise::call(Rank rank) {
       in(0);
       if (root) out(0, 0);
       break;
-    case OpKind::reduce_scatter: each(in); out(0, rank); break;
-    case OpKind::all_gather: in(0); each([&](Rank from) { out(from, 0); }); break;
+    case OpKind::reduce_scatter:
+      each(in);
+      out(0, rank);
+      break;
+    case OpKind::all_gather:
+      in(0);
+      each([&](Rank from) { out(from, 0); });
+      break;
     case OpKind::broadcast:
       out(0, 0);
       if (root) fill(own.outputs[0], rank, 0, spec_.elements);
       break;
-    case OpKind::gather: in(0); if (root) each([&](Rank from) { out(from, 0); }); break;
-    case OpKind::scatter: if (root) each(in); out(spec_.root, rank); break;
-    case OpKind::all_to_all: each(in); each([&](Rank from) { out(from, rank); }); break;
+    case OpKind::gather:
+      in(0);
+      if (root) each([&](Rank from) { out(from, 0); });
+      break;
+    case OpKind::scatter:
+      if (root) each(in);
+      out(spec_.root, rank);
+      break;
+    case OpKind::all_to_all:
+      each(in);
+      each([&](Rank from) { out(from, rank); });
+      break;
     case OpKind::send:
     case OpKind::recv:
-    case OpKind::barrier: break;
+    case OpKind::barrier:
+      break;
   }
   Call call;
   call.kind = spec_.kind;
@@ -188,9 +240,10 @@ std::string Exercise::compare(const std::vector<std::byte>& buffer, Rank from, R
   for (uint64_t i = 0; i < buffer.size() / element; ++i) {
     const double want = reduction ? reduced(to, i) : static_cast<double>(value(from, to, i));
     const double have = load(spec_.dtype, buffer.data() + i * element);
-    if (want != have) {
-      return "element " + std::to_string(i) + " of the part from " + std::to_string(from) +
-             " is " + std::to_string(have) + ", should be " + std::to_string(want);
+    const double slack = spec_.fractions ? 1e-5 * std::abs(want) : 0;
+    if (!(std::abs(want - have) <= slack)) {
+      return "element " + std::to_string(i) + " of the part from " + std::to_string(from) + " is " +
+             std::to_string(have) + ", should be " + std::to_string(want);
     }
   }
   return {};
@@ -203,18 +256,39 @@ std::string Exercise::verify(Rank rank) const {
     std::string wrong;
     switch (spec_.kind) {
       case OpKind::all_reduce:
-      case OpKind::reduce: wrong = compare(own.outputs[i], 0, 0, true); break;
-      case OpKind::reduce_scatter: wrong = compare(own.outputs[i], 0, rank, true); break;
+      case OpKind::reduce:
+        wrong = compare(own.outputs[i], 0, 0, true);
+        break;
+      case OpKind::reduce_scatter:
+        wrong = compare(own.outputs[i], 0, rank, true);
+        break;
       case OpKind::all_gather:
-      case OpKind::gather: wrong = compare(own.outputs[i], other, 0, false); break;
-      case OpKind::broadcast: wrong = compare(own.outputs[i], spec_.root, 0, false); break;
-      case OpKind::scatter: wrong = compare(own.outputs[i], spec_.root, rank, false); break;
-      case OpKind::all_to_all: wrong = compare(own.outputs[i], other, rank, false); break;
-      default: break;
+      case OpKind::gather:
+        wrong = compare(own.outputs[i], other, 0, false);
+        break;
+      case OpKind::broadcast:
+        wrong = compare(own.outputs[i], spec_.root, 0, false);
+        break;
+      case OpKind::scatter:
+        wrong = compare(own.outputs[i], spec_.root, rank, false);
+        break;
+      case OpKind::all_to_all:
+        wrong = compare(own.outputs[i], other, rank, false);
+        break;
+      default:
+        break;
     }
     if (!wrong.empty()) return "rank " + std::to_string(rank) + ": " + wrong;
   }
   return {};
+}
+
+uint32_t Exercise::digest(Rank rank) const {
+  uint32_t crc = 0;
+  for (const auto& buffer : buffers_[static_cast<size_t>(rank)].outputs) {
+    crc = base::crc32c(buffer, crc);
+  }
+  return crc;
 }
 
 void Exercise::drop(Rank rank) { buffers_[static_cast<size_t>(rank)] = Buffers{}; }

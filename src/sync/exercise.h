@@ -1,5 +1,6 @@
-// Test support: one operation on all ranks of a group with a known answer. Values are small integers, so that every
-// dtype's sum is exact and the answer does not depend on the order of reduction.
+// Test support: one operation on all ranks of a group with a known answer. Values are small
+// integers, so that every dtype's sum is exact and the answer does not depend on the order of
+// reduction.
 #pragma once
 
 #include <string>
@@ -16,9 +17,11 @@ struct ExerciseSpec {
   ReduceOp reduce = ReduceOp::sum;
   Rank root = 0;
   int size = 1;
-  uint64_t elements = 1;    // of the whole vector, or of the largest part
-  bool uneven = false;      // parts differ in size
-  bool in_place = false;    // all_reduce
+  uint64_t elements = 1;  // of the whole vector, or of the largest part
+  bool uneven = false;    // parts differ in size
+  bool fractions =
+      false;  // all_reduce of f32 or f64: sums that round, equal on all ranks all the same
+  bool in_place = false;  // all_reduce
   uint64_t seed = 0;
   [[nodiscard]] std::string to_string() const;
 };
@@ -33,6 +36,8 @@ class Exercise {
   [[nodiscard]] Call call(Rank rank);
   // Empty when the rank's outputs are what they should be.
   [[nodiscard]] std::string verify(Rank rank) const;
+  // Of the rank's outputs.
+  [[nodiscard]] uint32_t digest(Rank rank) const;
   // Frees the rank's buffers: an engine that still writes there is caught by the address sanitizer.
   void drop(Rank rank);
 
@@ -43,6 +48,7 @@ class Exercise {
   };
   [[nodiscard]] uint64_t part_elements(Rank from, Rank to) const;
   [[nodiscard]] int64_t value(Rank from, Rank to, uint64_t element) const;
+  [[nodiscard]] double typed_value(Rank from, Rank to, uint64_t element) const;
   [[nodiscard]] double reduced(Rank part, uint64_t element) const;
   void fill(std::vector<std::byte>& buffer, Rank from, Rank to, uint64_t elements) const;
   [[nodiscard]] std::string compare(const std::vector<std::byte>& buffer, Rank from, Rank to,

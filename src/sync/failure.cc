@@ -213,6 +213,7 @@ void Engine::Impl::on_peer_down(Rank station, const Error& given) {
   unmark_pending(station);
   drop_incoming(gone);
   gone.control.clear();
+  gone.control_head = 0;
   for (std::vector<Channel*>* listed : {&gone.runnable, &gone.blocked}) {
     for (Channel* channel : *listed) channel->listing = Channel::Listing::none;
     listed->clear();
@@ -260,7 +261,7 @@ void Engine::Impl::fail_by_loss(Operation& op, Rank station, const Error& error)
     case OpState::unbound: {
       const auto& stations = op.group->stations;
       const bool nobody_left = std::all_of(stations.begin(), stations.end(), [&](Rank other) {
-        return other == self || peer(other).down.has_value();
+        return other == self || down(other) != nullptr;
       });
       if (op.call.root == kAnySource ? !closed || nobody_left : op.call.root == rank) {
         fail(op, error, Notify::nobody);
@@ -278,15 +279,17 @@ void Engine::Impl::fail_if_unreachable(Operation& op) {
   if (!op.group->some_closed && !op.group->lost) return;
   for (size_t i = 0; i < op.plan->peers.size(); ++i) {
     const Channel& channel = op.channels[i];
-    const std::optional<Error>& down = peer(channel.station).down;
-    if (down && (channel.receives_left > 0 || channel.sends_left > 0)) {
-      return fail(op, *down, Notify::group, channel.station);
+    const Error* error = down(channel.station);
+    if (error != nullptr && (channel.receives_left > 0 || channel.sends_left > 0)) {
+      return fail(op, *error, Notify::group, channel.station);
     }
   }
 }
 
 void Engine::Impl::on_transport_closed(const Error& error) {
-  for (auto& from : peers) drop_incoming(*from);
+  for (auto& from : peers) {
+    if (from) drop_incoming(*from);
+  }
   for (Operation* op : by_age()) {
     fail(*op, error, Notify::nobody);
     op->sends_busy = 0;

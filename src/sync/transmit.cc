@@ -1,4 +1,5 @@
-// The sending half of the engine: which frame goes to a peer next, under the rules of credit (docs/engine.md).
+// The sending half of the engine: which frame goes to a peer next, under the rules of credit
+// (docs/engine.md).
 #include <algorithm>
 
 #include "base/check.h"
@@ -42,9 +43,8 @@ void Engine::Impl::unmark_pending(Rank station) {
   to.pending_index = SIZE_MAX;
 }
 
-void Engine::Impl::queue_control(Rank station, FrameHeader header,
-                                 std::vector<std::byte> payload) {
-  if (station == self || peer(station).down) return;
+void Engine::Impl::queue_control(Rank station, FrameHeader header, std::vector<std::byte> payload) {
+  if (station == self || down(station) != nullptr) return;
   header.length = static_cast<uint32_t>(payload.size());
   peer(station).control.push_back(OutControl{header, std::move(payload)});
   mark_pending(station);
@@ -64,9 +64,9 @@ void Engine::Impl::list(Channel& channel, Channel::Listing where) {
   if (to.down) return;
   channel.listing = where;
   std::vector<Channel*>& into = where == Channel::Listing::runnable ? to.runnable : to.blocked;
-  const auto at = std::lower_bound(
-      into.begin(), into.end(), channel.op->age,
-      [](const Channel* listed, uint64_t age) { return listed->op->age > age; });
+  const auto at =
+      std::lower_bound(into.begin(), into.end(), channel.op->age,
+                       [](const Channel* listed, uint64_t age) { return listed->op->age > age; });
   into.insert(at, &channel);
   if (where == Channel::Listing::runnable) mark_pending(channel.station);
 }
@@ -157,8 +157,11 @@ std::optional<OutFrame> Engine::Impl::poll_transmit(Rank station) {
   std::optional<OutFrame> frame;
   if (to.down) return frame;
   if (!to.control.empty()) {
-    OutControl control = std::move(to.control.front());
-    to.control.pop_front();
+    OutControl control = std::move(to.control[to.control_head]);
+    if (++to.control_head == to.control.size()) {
+      to.control.clear();
+      to.control_head = 0;
+    }
     frame.emplace();
     frame->header = control.header;
     if (!control.payload.empty()) {
