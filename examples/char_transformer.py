@@ -1,0 +1,138 @@
+"""A character transformer of 3.2 million parameters, trained with DistributedDataParallel.
+
+An ordinary torchrun script: only ``--backend`` names the library that moves the gradients.
+
+    torchrun --nproc-per-node 2 examples/char_transformer.py --backend scant
+
+The text is Python's own standard library, which every machine has. Rank 0 writes a JSON line a
+step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import resource
+import sysconfig
+import time
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+TEXT_BYTES = 2_000_000
+
+
+def load_text() -> torch.Tensor:
+    """The first bytes of the standard library's sources, in the order of their names."""
+    folder = pathlib.Path(sysconfig.get_path("stdlib"))
+    text = bytearray()
+    for file in sorted(folder.glob("*.py")):
+        text += file.read_bytes()
+        if len(text) >= TEXT_BYTES:
+            break
+    return torch.frombuffer(text[:TEXT_BYTES], dtype=torch.uint8).long()
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each behind a norm and beside a residual path."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.feed = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.feed(self.norm2(x))
+
+
+class CharTransformer(nn.Module):
+    """Bytes in, a distribution over the next byte out."""
+
+    def __init__(self, width: int = 256, layers: int = 4, heads: int = 4, block: int = 64) -> None:
+        super().__init__()
+        self.token = nn.Embedding(256, width)
+        self.position = nn.Parameter(0.02 * torch.randn(block, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 256, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.token(tokens) + self.position[: tokens.shape[1]]
+        return self.head(self.norm(self.blocks(x)))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a character transformer.")
+    parser.add_argument("--backend", default="gloo", help="gloo, scant, …")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=8, help="sequences of a rank and step")
+    parser.add_argument("--block", type=int, default=64, help="bytes of a sequence")
+    parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's learning rate")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log", help="file for one JSON line a step; default: standard output")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train; every rank draws its own samples, the gradients are averaged."""
+    arguments = parse()
+    if arguments.backend == "scant":
+        import scant.torch  # noqa: F401  (registers the backend)
+    torch.set_num_threads(1)
+    dist.init_process_group(arguments.backend)
+    rank = dist.get_rank()
+    torch.manual_seed(arguments.seed)
+    text = load_text()
+    model = DistributedDataParallel(CharTransformer(block=arguments.block))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate)
+    draw = torch.Generator().manual_seed(arguments.seed * 1000 + rank)
+    path = pathlib.Path(arguments.log if rank == 0 and arguments.log else "/dev/stdout")
+    log = path.open("w")  # noqa: SIM115  (until the process ends)
+    start = time.perf_counter()
+    for step in range(arguments.steps):
+        began = time.perf_counter()
+        at = torch.randint(len(text) - arguments.block - 1, (arguments.batch,), generator=draw)
+        window = torch.stack([text[i : i + arguments.block + 1] for i in at.tolist()])
+        logits = model(window[:, :-1])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        if rank == 0:
+            now = time.perf_counter()
+            row = {
+                "step": step,
+                "loss": round(float(mean) / dist.get_world_size(), 5),
+                "step_s": round(now - began, 6),
+                "wall_s": round(now - start, 6),
+            }
+            print(json.dumps(row), file=log, flush=True)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = torch.tensor([usage.ru_utime + usage.ru_stime])
+    dist.all_reduce(cpu)
+    if rank == 0:
+        peak = usage.ru_maxrss * 1024
+        print(json.dumps({"cpu_s": round(float(cpu), 3), "peak_bytes": peak}), file=log, flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What a run of the demo measured, the table of two runs and the page that shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+from scant.report import Page, Series, bar_plot, line_plot
+
+WARM_UP_STEPS = 3  # the first steps build buckets and connections
+
+
+@dataclasses.dataclass
+class Run:
+    """One backend's training."""
+
+    backend: str
+    rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    sent_bytes: list[int] = dataclasses.field(default_factory=list)  # by host, from the kernel
+    cpu_s: float = 0.0  # of all ranks together
+
+    @staticmethod
+    def from_json(entry: dict[str, Any]) -> Run:
+        return Run(**{field.name: entry[field.name] for field in dataclasses.fields(Run)})
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def step_s(self) -> list[float]:
+        return [row["step_s"] for row in self.rows[WARM_UP_STEPS:]] or [0.0]
+
+    def quartiles(self) -> tuple[float, float, float]:
+        values = self.step_s
+        if len(values) < 2:
+            return values[0], values[0], values[0]
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+        return low, middle, high
+
+    @property
+    def mb_per_step(self) -> float | None:
+        """Sent by an average host; unknown where the lab has no counters."""
+        if not self.sent_bytes or not self.rows:
+            return None
+        return statistics.mean(self.sent_bytes) / len(self.rows) / 1e6
+
+    @property
+    def final_loss(self) -> float:
+        tail = [row["loss"] for row in self.rows[-10:]]
+        return statistics.mean(tail) if tail else float("nan")
+
+
+def _megabytes(run: Run) -> str:
+    return "–" if run.mb_per_step is None else f"{run.mb_per_step:.2f}"
+
+
+def table(runs: list[Run]) -> tuple[list[str], list[list[str]]]:
+    """Ratios to the first run, then absolutes."""
+    base = runs[0]
+    head = ["", *(run.backend for run in runs)]
+    median = [run.quartiles()[1] for run in runs]
+
+    def ratio(values: list[float]) -> list[str]:
+        return [f"{values[0] / value:.2f}×" if value else "–" for value in values]
+
+    rows = [
+        [f"step time, {base.backend} ÷ this", *ratio(median)],
+        [f"CPU, {base.backend} ÷ this", *ratio([run.cpu_s for run in runs])],
+        ["step, median (quartiles), ms"]
+        + ["{1:.0f} ({0:.0f}–{2:.0f})".format(*(1e3 * q for q in run.quartiles())) for run in runs],
+        ["sent by a host, MB a step", *(_megabytes(run) for run in runs)],
+        ["CPU of all ranks, s", *(f"{run.cpu_s:.1f}" for run in runs)],
+        ["loss, mean of the last 10 steps", *(f"{run.final_loss:.3f}" for run in runs)],
+        ["steps", *(str(len(run.rows)) for run in runs)],
+    ]
+    return head, rows
+
+
+def render(head: list[str], rows: list[list[str]]) -> str:
+    """The table for a terminal."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    out = []
+    for line in lines:
+        first = line[0].ljust(widths[0])
+        rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+        out.append("  ".join([first, *rest]).rstrip())
+    return "\n".join(out)
+
+
+def _ecdf(run: Run) -> Series:
+    values = sorted(1e3 * s for s in run.step_s)
+    share = [100 * (i + 1) / len(values) for i in range(len(values))]
+    return Series(run.backend, values, share)
+
+
+def build_page(runs: list[Run], setting: str) -> Page:
+    """The report: table, loss over time, bytes, step times, and the numbers themselves."""
+    page = Page("Scant demo: " + " against ".join(run.backend for run in runs), setting)
+    head, rows = table(runs)
+    page.table(head, rows)
+    page.text(
+        "The runs came one after the other, with the same seed, data and model. Both move plain "
+        "dense f32: expect equal loss and bytes, and, where the link is the limit, equal time."
+    )
+    page.heading("Loss against time")
+    curves = [
+        Series(r.backend, [row["wall_s"] for row in r.rows], [row["loss"] for row in r.rows])
+        for r in runs
+    ]
+    page.plot(line_plot("Loss against time", curves, "seconds", "loss, nats a byte"))
+    page.heading("Step time, share of steps that are faster")
+    page.plot(line_plot("Step times", [_ecdf(run) for run in runs], "milliseconds", "% of steps"))
+    known = [run for run in runs if run.mb_per_step is not None]
+    if known:
+        page.heading("Bytes that a host sent, as its kernel counted them")
+        page.plot(
+            bar_plot(
+                "Bytes",
+                [r.backend for r in known],
+                [r.mb_per_step or 0.0 for r in known],
+                "MB a step",
+            )
+        )
+    page.data("runs", [run.to_json() for run in runs])
+    return page

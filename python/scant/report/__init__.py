@@ -1,0 +1,8 @@
+"""Self-contained HTML pages with plots, drawn by the standard library alone."""
+
+from __future__ import annotations
+
+from scant.report.page import Page
+from scant.report.plot import Series, bar_plot, line_plot
+
+__all__ = ["Page", "Series", "bar_plot", "line_plot"]
