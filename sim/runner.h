@@ -64,6 +64,7 @@ class Runner {
   [[nodiscard]] std::vector<Rank> expected_survivors(Rank rank) const;
   [[nodiscard]] bool healthy(Rank rank) const;
   void close_all();
+  void complain_of_hangs();
   void complain(Rank rank, const std::string& what);
 
   Scenario scenario_;
