@@ -83,6 +83,8 @@ def test_interrupt_ends_a_wait(tmp_path: Path) -> None:
     script.write_text(
         "import os, signal, threading, time\n"
         "import numpy as np, scant\n"
+        # A program started in the background by a script inherits an ignored SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "comm = scant.Communicator.from_env()\n"
         "if comm.rank == 0:\n"
         "    pid, sent = os.getpid(), time.monotonic()\n"
