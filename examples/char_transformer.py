@@ -103,7 +103,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate)
     draw = torch.Generator().manual_seed(arguments.seed * 1000 + rank)
     path = pathlib.Path(arguments.log if rank == 0 and arguments.log else "/dev/stdout")
-    log = path.open("w")  # noqa: SIM115  (until the process ends)
+    log = path.open("w")
     start = time.perf_counter()
     for step in range(arguments.steps):
         began = time.perf_counter()

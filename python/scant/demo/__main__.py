@@ -95,7 +95,7 @@ def train(lab: Lab, backend: str, arguments: argparse.Namespace, folder: pathlib
             seen = offset
             offset = read_rows(log, run, offset)
             heard = time.monotonic() if offset != seen else heard
-            sent = None
+            sent: float | None = None
             if lab.isolated:
                 sent = sum(now[0] - was[0] for now, was in zip(lab.bytes(), before, strict=True))
                 sent = sent / lab.hosts / 1e6
