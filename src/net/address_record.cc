@@ -67,7 +67,7 @@ Result<AddressRecord> decode_address_record(std::string_view text) {
     const std::string_view line = text.substr(0, end);
     text = end == std::string_view::npos ? std::string_view{} : text.substr(end + 1);
     if (first) {
-      if (line != kFirstLine) return corrupt("unknown version");
+      if (line != kFirstLine) return corrupt("not of this version");
       first = false;
       continue;
     }

@@ -131,8 +131,9 @@ Handshake::Mac Handshake::mac(std::string_view label, uint32_t code) const {
   return out;
 }
 
-Error Handshake::fail(const std::string& why) {
+Error Handshake::fail(const char* why) {
   state_ = State::failed;
+  failure_ = why;
   return Error{ErrorCode::refused, 0, identity_.source, why};
 }
 
@@ -174,7 +175,7 @@ Result<void> Handshake::on_hello(Bytes message, std::vector<std::byte>& out) {
   WireReader r(message);
   if (r.get<uint32_t>() != kHelloMagic) return fail("not a hello");
   const auto version = r.get<uint16_t>();
-  if (version != kHandshakeVersion) return fail("hello of version " + std::to_string(version));
+  if (version != kHandshakeVersion) return fail("hello of another version");
   identity_.lane = r.get<uint8_t>();
   identity_.lanes = r.get<uint8_t>();
   identity_.source = static_cast<Rank>(r.get<uint32_t>());
@@ -234,7 +235,7 @@ Result<void> Handshake::decide(Refusal refusal, std::vector<std::byte>& out) {
   w.put_bytes(mac("verdict", code));
   out.insert(out.end(), reply.begin(), reply.end());
   if (refusal != Refusal::none) {
-    return fail("rank " + std::to_string(identity_.source) + " was refused: " + name(refusal));
+    return fail(name(refusal));
   }
   state_ = State::finished;
   return {};
@@ -247,10 +248,15 @@ Result<void> Handshake::on_verdict(Bytes message) {
   if (!equal(r.get_bytes(kMacBytes), mac("verdict", code)))
     return fail("verdict without the job's secret");
   if (code != 0) {
-    state_ = State::failed;
-    return Error{ErrorCode::refused, 0, identity_.destination,
-                 "rank " + std::to_string(identity_.destination) + " refused rank " +
-                     std::to_string(identity_.source) + ": " + name(static_cast<Refusal>(code))};
+    const auto refusal = static_cast<Refusal>(code);
+    Error error = fail(name(refusal));
+    refused_by_peer_ = true;
+    if (refusal == Refusal::world_size) error.code = ErrorCode::mismatch;
+    error.peer = identity_.destination;
+    error.message = "rank " + std::to_string(identity_.destination) + " refused rank " +
+                    std::to_string(identity_.source) + " of " +
+                    std::to_string(identity_.world_size) + ": " + failure_;
+    return error;
   }
   state_ = State::finished;
   return {};

@@ -68,6 +68,10 @@ class Handshake {
   // decide().
   [[nodiscard]] bool awaits_decision() const { return state_ == State::deciding; }
   [[nodiscard]] const Identity& identity() const { return identity_; }
+  // After an error: its cause as one of a few constants, for counters.
+  [[nodiscard]] const char* failure() const { return failure_; }
+  // After an error at the connecting end: the refusal came from who holds the secret.
+  [[nodiscard]] bool refused_by_peer() const { return refused_by_peer_; }
   Result<void> decide(Refusal refusal, std::vector<std::byte>& out);
 
  private:
@@ -88,11 +92,13 @@ class Handshake {
   Result<void> on_challenge(Bytes message, std::vector<std::byte>& out);
   Result<void> on_proof(Bytes message);
   Result<void> on_verdict(Bytes message);
-  Error fail(const std::string& why);
+  Error fail(const char* why);
 
   Secret secret_;
   JobHash job_;
   State state_ = State::failed;
+  const char* failure_ = "";
+  bool refused_by_peer_ = false;
   Identity identity_;
   Rank self_ = kNoRank;
   uint32_t world_size_ = 0;

@@ -69,7 +69,7 @@ Result<SocketAddress> ip_address(const std::string& host, uint16_t port) {
   if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0 ||
       found == nullptr) {
     return Error{ErrorCode::invalid_argument, 0, kNoRank,
-                 "'" + host + "' is not a numeric address"};
+                 "'" + host + "' is neither a numeric address nor an interface of this host"};
   }
   SocketAddress address;
   std::memcpy(&address.storage, found->ai_addr, found->ai_addrlen);
@@ -123,6 +123,23 @@ int pending_error(int fd) {
   socklen_t length = sizeof(error);
   if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0) return errno;
   return error;
+}
+
+std::string peer_address(int fd) {
+  sockaddr_storage storage{};
+  socklen_t length = sizeof(storage);
+  std::array<char, NI_MAXHOST> host{};
+  std::array<char, NI_MAXSERV> port{};
+  if (getpeername(fd, reinterpret_cast<sockaddr*>(&storage), &length) != 0 ||
+      getnameinfo(reinterpret_cast<const sockaddr*>(&storage), length, host.data(), host.size(),
+                  port.data(), port.size(), NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+    return "?";
+  }
+  std::string address = host.data();
+  constexpr std::string_view kMapped = "::ffff:";  // IPv4 at a socket of both families
+  if (address.starts_with(kMapped)) address.erase(0, kMapped.size());
+  const bool is_v6 = address.find(':') != std::string::npos;
+  return (is_v6 ? "[" + address + "]:" : address + ":") + port.data();
 }
 
 void tune(int fd, int family) {

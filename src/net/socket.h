@@ -53,6 +53,8 @@ struct Listener {
 // Begins a connection; it is established or refused when the descriptor becomes writable.
 [[nodiscard]] Result<Fd> begin_connect(const SocketAddress& address);
 [[nodiscard]] int pending_error(int fd);
+// Who is at the other end: "10.0.0.2:4711", "[fd00::2]:4711", or "?" when it is gone.
+[[nodiscard]] std::string peer_address(int fd);
 // No delay, keep-alive, buffers: what every connection between ranks wants.
 void tune(int fd, int family);
 

@@ -10,28 +10,13 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "net/address_record.h"
 #include "net/connection.h"
 #include "net/liveness.h"
+#include "net/mesh.h"
 #include "net/transport.h"
 #include "scant/store.h"
 
 namespace scant::net {
-
-// What the bootstrap hands over: authenticated sockets and who is behind them.
-struct Established {
-  struct Lane {
-    Fd fd;
-    int family = 0;
-  };
-  struct Peer {
-    AddressRecord record;
-    std::string address;  // the one in use, for messages
-    std::vector<Lane> lanes;
-  };
-  uint32_t job = 0;
-  std::vector<Peer> peers;  // by rank; this rank's own has no lanes
-};
 
 // Listens, publishes, connects and authenticates; blocks until everyone is there or names who is
 // missing.
