@@ -62,6 +62,10 @@ TEST(BufferPool, GivesTheWarmestBackAndKeepsNoMoreThanItsLimit) {
   EXPECT_EQ(warmest.data(), second);  // the third was one too many
   EXPECT_EQ(next.data(), first);
   EXPECT_EQ(pool.take().size(), 1024u);
+}
+
+TEST(BufferPoolDeathTest, RefusesABufferOfAnotherSize) {
+  BufferPool pool(1024, 2);
   EXPECT_DEATH(pool.give(Buffer(1)), "another size");
 }
 
@@ -193,6 +197,10 @@ TEST(Rng, BoundsHoldAtTheEdges) {
   }
   EXPECT_FALSE(rng.chance(0.0));
   EXPECT_TRUE(rng.chance(1.0));
+}
+
+TEST(RngDeathTest, HasNoNumberBelowZero) {
+  Rng rng(3);
   EXPECT_DEATH(rng.below(0), "bound > 0");
 }
 
@@ -259,6 +267,9 @@ TEST(Counters, EscapeLabelsAndMarkGauges) {
                                        labels + " 5\n"),
             std::string::npos)
       << counters_prometheus();
+}
+
+TEST(CountersDeathTest, RefuseNamesThatPrometheusRefuses) {
   EXPECT_DEATH(counter("2nd name", "help"), "2nd name");
   EXPECT_DEATH(static_cast<void>(render_labels({{"a:b", "x"}})), "a:b");
 }
