@@ -1,7 +1,6 @@
 #include "buffers.h"
 
 #include <nanobind/ndarray.h>
-
 #include <optional>
 
 #include "errors.h"
@@ -61,8 +60,10 @@ nb::tuple describe(const Array& array) {
 }  // namespace
 
 void bind_buffers(nb::module_& module) {
-  module.def("read_view", [](const nb::ndarray<nb::ro, nb::device::cpu>& array) { return describe(array); });
-  module.def("write_view", [](const nb::ndarray<nb::device::cpu>& array) { return describe(array); });
+  module.def("read_view",
+             [](const nb::ndarray<nb::ro, nb::device::cpu>& array) { return describe(array); });
+  module.def("write_view",
+             [](const nb::ndarray<nb::device::cpu>& array) { return describe(array); });
 }
 
 }  // namespace scant::python

@@ -1,10 +1,9 @@
 #include "communicator.h"
 
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
-
 #include <map>
 #include <memory>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -23,11 +22,16 @@ Duration from_seconds(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
 }
 
-// An operation reports by its deadline plus the time that a frame in progress may take; Work::wait allows 30 s for it.
+// An operation reports by its deadline plus the time that a frame in progress may take; Work::wait
+// allows 30 s for it.
 constexpr Duration kReportGrace = std::chrono::seconds(60);
 
-Bytes input(uintptr_t address, size_t size) { return {reinterpret_cast<const std::byte*>(address), size}; }
-MutableBytes output(uintptr_t address, size_t size) { return {reinterpret_cast<std::byte*>(address), size}; }
+Bytes input(uintptr_t address, size_t size) {
+  return {reinterpret_cast<const std::byte*>(address), size};
+}
+MutableBytes output(uintptr_t address, size_t size) {
+  return {reinterpret_cast<std::byte*>(address), size};
+}
 
 // [(address, bytes), ...]
 template <typename Span>
@@ -37,7 +41,8 @@ std::vector<Span> part_list(const nb::list& parts) {
   for (nb::handle part : parts) {
     const auto pair = nb::cast<nb::tuple>(part);
     using Pointer = typename Span::pointer;
-    result.emplace_back(reinterpret_cast<Pointer>(nb::cast<uintptr_t>(pair[0])), nb::cast<size_t>(pair[1]));
+    result.emplace_back(reinterpret_cast<Pointer>(nb::cast<uintptr_t>(pair[0])),
+                        nb::cast<size_t>(pair[1]));
   }
   return result;
 }
@@ -48,7 +53,8 @@ std::vector<Span> equal_parts(uintptr_t address, size_t part_bytes, size_t count
   std::vector<Span> result;
   result.reserve(count);
   for (size_t i = 0; i < count; ++i) {
-    result.emplace_back(reinterpret_cast<typename Span::pointer>(address + i * part_bytes), part_bytes);
+    result.emplace_back(reinterpret_cast<typename Span::pointer>(address + i * part_bytes),
+                        part_bytes);
   }
   return result;
 }
@@ -125,13 +131,15 @@ class PythonCommunicator {
 
   [[nodiscard]] Communicator& get() const {
     if (generation_ != fork_generation()) {
-      raise({.code = ErrorCode::closed, .message = "the communicator belongs to the process that forked this one"},
+      raise({.code = ErrorCode::closed,
+             .message = "the communicator belongs to the process that forked this one"},
             rank_);
     }
     return *communicator_;
   }
 
-  // Operations submitted by callbacks of futures go to a twin of the group (see Executor::in_callback).
+  // Operations submitted by callbacks of futures go to a twin of the group (see
+  // Executor::in_callback).
   [[nodiscard]] CallOptions options(GroupId group, double timeout_s) const {
     if (Executor::in_callback()) {
       const auto twin = callback_groups_.find(group);
@@ -210,15 +218,13 @@ void bind_life(Class& cls) {
   cls.def_prop_ro("size", [](const PythonCommunicator& self) { return self.get().size(); });
   cls.def_prop_ro("epoch", [](const PythonCommunicator& self) { return self.get().epoch(); });
   cls.def("peers", &peer_list);
-  cls.def(
-      "make_group",
-      &PythonCommunicator::make_group,
-      nb::arg("members"), nb::arg("key"));
+  cls.def("make_group", &PythonCommunicator::make_group, nb::arg("members"), nb::arg("key"));
   cls.def(
       "shrink",
       [](PythonCommunicator& self, double timeout_s) {
         Communicator& native = self.get();
-        auto survivors = self.unwrap(without_gil([&] { return native.shrink(from_seconds(timeout_s)); }));
+        auto survivors =
+            self.unwrap(without_gil([&] { return native.shrink(from_seconds(timeout_s)); }));
         self.renumber();
         return survivors;
       },
@@ -243,85 +249,103 @@ void bind_life(Class& cls) {
 }
 
 void bind_reductions(Class& cls) {
-  cls.def("all_reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
-                           GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().all_reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), options), timeout_s,
-                     std::move(keep));
-  });
-  cls.def("reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype, int op,
-                       Rank root, GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = self.how(dtype, group, timeout_s);
-    // Address 0: this rank is not the root and gets no output.
-    return self.wrap(self.get().reduce(input(in, bytes), output(out, out == 0 ? 0 : bytes), type, reduce_op(op), root, options), timeout_s,
-                     std::move(keep));
-  });
-  cls.def("reduce_scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,
-                               int dtype, int op, GroupId group, double timeout_s, nb::object keep) {
+  cls.def("all_reduce", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out,
+                           size_t bytes, int dtype, int op, GroupId group, double timeout_s,
+                           nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(
-        self.get().reduce_scatter(part_list<Bytes>(in), output(out, bytes), type, reduce_op(op), options), timeout_s,
-        std::move(keep));
+        self.get().all_reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), options),
+        timeout_s, std::move(keep));
   });
-  cls.def("reduce_scatter_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
-                                     size_t parts, int dtype, int op, GroupId group, double timeout_s,
-                                     nb::object keep) {
-    const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().reduce_scatter(equal_parts<Bytes>(in, part_bytes, parts), output(out, part_bytes),
-                                               type, reduce_op(op), options), timeout_s,
-                     std::move(keep));
-  });
+  cls.def("reduce",
+          [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype,
+             int op, Rank root, GroupId group, double timeout_s, nb::object keep) {
+            const auto [type, options] = self.how(dtype, group, timeout_s);
+            // Address 0: this rank is not the root and gets no output.
+            return self.wrap(self.get().reduce(input(in, bytes), output(out, out == 0 ? 0 : bytes),
+                                               type, reduce_op(op), root, options),
+                             timeout_s, std::move(keep));
+          });
+  cls.def("reduce_scatter",
+          [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,
+             int dtype, int op, GroupId group, double timeout_s, nb::object keep) {
+            const auto [type, options] = self.how(dtype, group, timeout_s);
+            return self.wrap(self.get().reduce_scatter(part_list<Bytes>(in), output(out, bytes),
+                                                       type, reduce_op(op), options),
+                             timeout_s, std::move(keep));
+          });
+  cls.def("reduce_scatter_equal",
+          [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
+             size_t parts, int dtype, int op, GroupId group, double timeout_s, nb::object keep) {
+            const auto [type, options] = self.how(dtype, group, timeout_s);
+            return self.wrap(
+                self.get().reduce_scatter(equal_parts<Bytes>(in, part_bytes, parts),
+                                          output(out, part_bytes), type, reduce_op(op), options),
+                timeout_s, std::move(keep));
+          });
 }
 
 void bind_moves(Class& cls) {
-  cls.def("all_gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out, int dtype,
-                           GroupId group, double timeout_s, nb::object keep) {
+  cls.def("all_gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes,
+                           const nb::list& out, int dtype, GroupId group, double timeout_s,
+                           nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().all_gather(input(in, bytes), part_list<MutableBytes>(out), type, options), timeout_s,
+    return self.wrap(
+        self.get().all_gather(input(in, bytes), part_list<MutableBytes>(out), type, options),
+        timeout_s, std::move(keep));
+  });
+  cls.def("all_gather_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out,
+                                 size_t part_bytes, size_t parts, int dtype, GroupId group,
+                                 double timeout_s, nb::object keep) {
+    const auto [type, options] = self.how(dtype, group, timeout_s);
+    return self.wrap(
+        self.get().all_gather(input(in, part_bytes),
+                              equal_parts<MutableBytes>(out, part_bytes, parts), type, options),
+        timeout_s, std::move(keep));
+  });
+  cls.def("broadcast", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype,
+                          Rank root, GroupId group, double timeout_s, nb::object keep) {
+    const auto [type, options] = self.how(dtype, group, timeout_s);
+    return self.wrap(self.get().broadcast(output(data, bytes), type, root, options), timeout_s,
                      std::move(keep));
   });
-  cls.def("all_gather_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
-                                 size_t parts, int dtype, GroupId group, double timeout_s, nb::object keep) {
+  cls.def(
+      "gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out,
+                   int dtype, Rank root, GroupId group, double timeout_s, nb::object keep) {
+        const auto [type, options] = self.how(dtype, group, timeout_s);
+        return self.wrap(
+            self.get().gather(input(in, bytes), part_list<MutableBytes>(out), type, root, options),
+            timeout_s, std::move(keep));
+      });
+  cls.def("scatter",
+          [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,
+             int dtype, Rank root, GroupId group, double timeout_s, nb::object keep) {
+            const auto [type, options] = self.how(dtype, group, timeout_s);
+            return self.wrap(
+                self.get().scatter(part_list<Bytes>(in), output(out, bytes), type, root, options),
+                timeout_s, std::move(keep));
+          });
+  cls.def("all_to_all", [](const PythonCommunicator& self, const nb::list& in, const nb::list& out,
+                           int dtype, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().all_gather(input(in, part_bytes), equal_parts<MutableBytes>(out, part_bytes, parts),
-                                           type, options), timeout_s,
-                     std::move(keep));
-  });
-  cls.def("broadcast", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank root,
-                          GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().broadcast(output(data, bytes), type, root, options), timeout_s, std::move(keep));
-  });
-  cls.def("gather", [](const PythonCommunicator& self, uintptr_t in, size_t bytes, const nb::list& out, int dtype,
-                       Rank root, GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().gather(input(in, bytes), part_list<MutableBytes>(out), type, root, options), timeout_s,
-                     std::move(keep));
-  });
-  cls.def("scatter", [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes, int dtype,
-                        Rank root, GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().scatter(part_list<Bytes>(in), output(out, bytes), type, root, options), timeout_s,
-                     std::move(keep));
-  });
-  cls.def("all_to_all", [](const PythonCommunicator& self, const nb::list& in, const nb::list& out, int dtype,
-                           GroupId group, double timeout_s, nb::object keep) {
-    const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().all_to_all(part_list<Bytes>(in), part_list<MutableBytes>(out), type, options), timeout_s,
-                     std::move(keep));
+    return self.wrap(
+        self.get().all_to_all(part_list<Bytes>(in), part_list<MutableBytes>(out), type, options),
+        timeout_s, std::move(keep));
   });
 }
 
 void bind_pairs(Class& cls) {
-  cls.def("send", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank peer, uint32_t tag,
-                     GroupId group, double timeout_s, nb::object keep) {
+  cls.def("send", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype,
+                     Rank peer, uint32_t tag, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.pair_how(dtype, group, timeout_s);
-    return self.wrap(self.get().send(input(data, bytes), type, peer, tag, options), timeout_s, std::move(keep));
+    return self.wrap(self.get().send(input(data, bytes), type, peer, tag, options), timeout_s,
+                     std::move(keep));
   });
-  cls.def("recv", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype, Rank peer, uint32_t tag,
-                     GroupId group, double timeout_s, nb::object keep) {
+  cls.def("recv", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype,
+                     Rank peer, uint32_t tag, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.pair_how(dtype, group, timeout_s);
-    return self.wrap(self.get().recv(output(data, bytes), type, peer, tag, options), timeout_s, std::move(keep));
+    return self.wrap(self.get().recv(output(data, bytes), type, peer, tag, options), timeout_s,
+                     std::move(keep));
   });
   cls.def("barrier", [](const PythonCommunicator& self, GroupId group, double timeout_s) {
     return self.wrap(self.get().barrier(self.options(group, timeout_s)), timeout_s, nb::none());

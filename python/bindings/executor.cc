@@ -1,9 +1,8 @@
 #include "executor.h"
 
-#include <nanobind/stl/string.h>
-
 #include <map>
 #include <memory>
+#include <nanobind/stl/string.h>
 #include <utility>
 
 #include "errors.h"
@@ -19,7 +18,8 @@ thread_local bool t_in_callback = false;
 bool Executor::in_callback() { return t_in_callback; }
 
 Executor& Executor::named(const std::string& name) {
-  static auto* const executors = new std::map<std::pair<uint32_t, std::string>, Executor*>;  // guarded by the GIL
+  static auto* const executors =
+      new std::map<std::pair<uint32_t, std::string>, Executor*>;  // guarded by the GIL
   Executor*& executor = (*executors)[{fork_generation(), name}];
   if (executor == nullptr) executor = new Executor(name);
   return *executor;
@@ -36,7 +36,8 @@ void Executor::push(Task* task) {
   Task* head = head_.load(std::memory_order_relaxed);
   do {
     task->next = head;
-  } while (!head_.compare_exchange_weak(head, task, std::memory_order_release, std::memory_order_relaxed));
+  } while (!head_.compare_exchange_weak(head, task, std::memory_order_release,
+                                        std::memory_order_relaxed));
   head_.notify_one();
 }
 
@@ -47,10 +48,15 @@ void Executor::on_work_done(void* context) {
 
 void Executor::post(nb::callable callable) {
   start_once();
-  push(new Task{.executor = this, .callable = callable.release().ptr(), .chain = 0, .callback = false, .waiting = 0});
+  push(new Task{.executor = this,
+                .callable = callable.release().ptr(),
+                .chain = 0,
+                .callback = false,
+                .waiting = 0});
 }
 
-void Executor::post_when_done(const std::vector<const PythonWork*>& works, uint64_t chain, nb::callable callable) {
+void Executor::post_when_done(const std::vector<const PythonWork*>& works, uint64_t chain,
+                              nb::callable callable) {
   start_once();
   // One more than the operations: nothing runs before all callbacks are set.
   auto* const task = new Task{.executor = this,
@@ -81,7 +87,8 @@ void Executor::run_ready(Task* task) {
     return;
   }
   task->ready = true;
-  // A callable may let go of the GIL and tasks may be added behind meanwhile, so the chain is looked up each time.
+  // A callable may let go of the GIL and tasks may be added behind meanwhile, so the chain is
+  // looked up each time.
   const uint64_t chain = task->chain;
   for (auto found = chains_.find(chain); found != chains_.end(); found = chains_.find(chain)) {
     std::deque<Task*>& queue = found->second;
@@ -124,7 +131,8 @@ void Executor::run() {
 void Executor::stop() {
   stopped_ = true;
   if (!thread_.running()) return;
-  push(new Task{.executor = this, .callable = nullptr, .chain = 0, .callback = false, .waiting = 0});
+  push(
+      new Task{.executor = this, .callable = nullptr, .chain = 0, .callback = false, .waiting = 0});
   const nb::gil_scoped_release release;
   thread_.join();
 }

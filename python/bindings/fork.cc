@@ -1,13 +1,13 @@
 #include "fork.h"
 
-#include <pthread.h>
-
 #include <atomic>
+#include <pthread.h>
 
 namespace scant::python {
 namespace {
 
-std::atomic<uint32_t> generation_of_process{0};  // written in the child before any other thread exists there
+std::atomic<uint32_t> generation_of_process{
+    0};  // written in the child before any other thread exists there
 
 void in_child() { generation_of_process.fetch_add(1, std::memory_order_relaxed); }
 

@@ -1,5 +1,6 @@
-// After fork() the child has copies of handles whose threads exist in the parent only. Handles remember the generation
-// they were made in; the child must neither use nor destroy those of the parent.
+// After fork() the child has copies of handles whose threads exist in the parent only. Handles
+// remember the generation they were made in; the child must neither use nor destroy those of the
+// parent.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The extension module scant._scant. Its functions take raw addresses and codes; the checks that users see are in the
-// Python package around it.
+// The extension module scant._scant. Its functions take raw addresses and codes; the checks that
+// users see are in the Python package around it.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -40,7 +40,8 @@ nb::list names(int count) {
 NB_MODULE(_scant, module) {
   using namespace scant;
   using namespace scant::python;
-  // Works and communicators may legitimately outlive the interpreter in the hands of forgotten modules.
+  // Works and communicators may legitimately outlive the interpreter in the hands of forgotten
+  // modules.
   nb::set_leak_warnings(false);
   module.attr("commit") = std::string(base::commit());
   module.attr("dtype_names") = names<DType>(kDTypeCount);

@@ -42,7 +42,8 @@ class DirectoryStore {
       const auto wait = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(slice));
       auto done = without_gil([&] { return store_->get(key, wait); });
       if (done) return to_bytes(done.value());
-      if (done.error().code != ErrorCode::timeout || left <= kSliceSeconds) raise(done.error(), kNoRank);
+      if (done.error().code != ErrorCode::timeout || left <= kSliceSeconds)
+        raise(done.error(), kNoRank);
       if (PyErr_CheckSignals() != 0) throw nb::python_error();
     }
   }
@@ -77,7 +78,8 @@ Result<bool> PythonStore::set_if_absent(std::string_view key, std::string_view v
   } catch (const nb::python_error& exception) {
     return remember(exception);
   } catch (const nb::cast_error&) {
-    return Error{.code = ErrorCode::invalid_argument, .message = "store: set_if_absent() did not return a bool"};
+    return Error{.code = ErrorCode::invalid_argument,
+                 .message = "store: set_if_absent() did not return a bool"};
   }
 }
 
@@ -90,7 +92,8 @@ Result<std::string> PythonStore::get(std::string_view key, Duration timeout) {
   } catch (const nb::python_error& exception) {
     return remember(exception);
   } catch (const nb::cast_error&) {
-    return Error{.code = ErrorCode::invalid_argument, .message = "store: get() did not return bytes"};
+    return Error{.code = ErrorCode::invalid_argument,
+                 .message = "store: get() did not return bytes"};
   }
 }
 

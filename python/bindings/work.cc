@@ -14,7 +14,8 @@ struct Orphan {
   nb::object keep;
 };
 
-// Guarded by the GIL. Never destroyed: at interpreter exit the I/O thread may still write into these buffers.
+// Guarded by the GIL. Never destroyed: at interpreter exit the I/O thread may still write into
+// these buffers.
 std::vector<Orphan>& orphans() {
   static auto* const list = new std::vector<Orphan>;
   return *list;
@@ -37,7 +38,8 @@ void Watch::add(Callback callback, void* context) {
       return;
     }
     node->next = head;
-  } while (!head_.compare_exchange_weak(head, node, std::memory_order_acq_rel, std::memory_order_acquire));
+  } while (!head_.compare_exchange_weak(head, node, std::memory_order_acq_rel,
+                                        std::memory_order_acquire));
 }
 
 void Watch::fire(void* watch) {
@@ -75,7 +77,8 @@ void PythonWork::wait(double timeout_s) {
   auto deadline = limit_;
   if (timeout_s > 0) {
     const std::chrono::duration<double> timeout(timeout_s);
-    deadline = std::min(deadline, Clock::now() + std::chrono::duration_cast<Clock::duration>(timeout));
+    deadline =
+        std::min(deadline, Clock::now() + std::chrono::duration_cast<Clock::duration>(timeout));
   }
   while (!work_.done()) {
     const Duration slice = std::min<Duration>(kSignalSlice, deadline - Clock::now());
@@ -83,8 +86,10 @@ void PythonWork::wait(double timeout_s) {
       raise({.code = ErrorCode::timeout, .message = "wait: the operation is still running"}, rank_);
     }
     const auto outcome = without_gil([&] { return work_.wait(slice); });
-    // A timeout is the end of the slice; another error says that waiting is of no use, as in a forked child.
-    if (!work_.done() && !outcome && outcome.error().code != ErrorCode::timeout) raise(outcome.error(), rank_);
+    // A timeout is the end of the slice; another error says that waiting is of no use, as in a
+    // forked child.
+    if (!work_.done() && !outcome && outcome.error().code != ErrorCode::timeout)
+      raise(outcome.error(), rank_);
     if (!work_.done() && PyErr_CheckSignals() != 0) throw nb::python_error();
   }
   keep_ = nb::object();
@@ -104,8 +109,8 @@ void sweep_orphans() {
   if (list.empty()) return;
   // Moved out first: releasing a buffer can run Python code that comes back here.
   std::vector<Orphan> finished;
-  const auto split =
-      std::partition(list.begin(), list.end(), [](const Orphan& orphan) { return !orphan.work.done(); });
+  const auto split = std::partition(list.begin(), list.end(),
+                                    [](const Orphan& orphan) { return !orphan.work.done(); });
   std::move(split, list.end(), std::back_inserter(finished));
   list.erase(split, list.end());
 }

@@ -1,12 +1,11 @@
-// Python's handle on one operation. It holds the objects that own the operation's buffers until the operation is done,
-// even when the program drops the handle earlier.
-// Owner: any thread that holds the GIL.
+// Python's handle on one operation. It holds the objects that own the operation's buffers until the
+// operation is done, even when the program drops the handle earlier. Owner: any thread that holds
+// the GIL.
 #pragma once
-
-#include <nanobind/nanobind.h>
 
 #include <atomic>
 #include <chrono>
+#include <nanobind/nanobind.h>
 #include <utility>
 
 #include "scant/communicator.h"
@@ -15,8 +14,9 @@ namespace scant::python {
 
 namespace nb = nanobind;
 
-// Who wants to know that an operation is done. scant::Work takes one callback; this hands it to any number.
-// Owner: add() any thread; fire() the I/O thread, once. Two references: the PythonWork's and the callback's.
+// Who wants to know that an operation is done. scant::Work takes one callback; this hands it to any
+// number. Owner: add() any thread; fire() the I/O thread, once. Two references: the PythonWork's
+// and the callback's.
 class Watch {
  public:
   using Callback = void (*)(void* context);
@@ -40,7 +40,8 @@ class Watch {
 
 class PythonWork {
  public:
-  // `limit`: the operation ends by itself before that much time has passed; waiting longer is pointless.
+  // `limit`: the operation ends by itself before that much time has passed; waiting longer is
+  // pointless.
   PythonWork(Work work, Rank rank, Duration limit, nb::object keep)
       : work_(std::move(work)), keep_(std::move(keep)), limit_(Clock::now() + limit), rank_(rank) {}
   PythonWork(PythonWork&& other) noexcept
@@ -55,8 +56,9 @@ class PythonWork {
   ~PythonWork();
 
   [[nodiscard]] bool done() const { return work_.done(); }
-  // Waits without the GIL and lets signal handlers run. timeout_s 0: until the operation's own deadline.
-  // Raises the operation's error; TimeoutError when timeout_s passes first (the operation goes on).
+  // Waits without the GIL and lets signal handlers run. timeout_s 0: until the operation's own
+  // deadline. Raises the operation's error; TimeoutError when timeout_s passes first (the operation
+  // goes on).
   void wait(double timeout_s);
   // The exception that wait() would raise, or None. Of an operation that is not done: None.
   [[nodiscard]] nb::object error() const;
@@ -73,7 +75,8 @@ class PythonWork {
   Rank rank_;
 };
 
-// Drops the buffers of finished operations whose handles are gone. Called at each submission; cheap when there are none.
+// Drops the buffers of finished operations whose handles are gone. Called at each submission; cheap
+// when there are none.
 void sweep_orphans();
 
 void bind_work(nb::module_& module);
