@@ -1,0 +1,386 @@
+"""Collectives through torch.distributed: gloo against scant, in one run, in blocks A B B A.
+
+    ./dev bench collectives --quick
+    ./dev bench collectives --ranks 4 --networks loopback 1gbit --operations all_reduce
+
+Every rank initialises both backends over the same hosts; results are checked before anything is
+timed. The ratio is gloo's time ÷ scant's: above 1 scant is faster. CPU counts user and system time
+of all ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import harness
+
+BACKENDS = ("gloo", "scant")
+ORDER = ("gloo", "scant", "scant", "gloo")
+OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all")
+SIZES = (1 << 10, 1 << 16, 1 << 20, 16 << 20, 64 << 20)
+NETWORKS = ("loopback", "1gbit", "100mbit")
+BLOCK_S = {"quick": 0.05, "full": 0.4}  # about what one block takes
+SIZE_MAX = {"loopback": 64 << 20, "1gbit": 64 << 20, "100mbit": 4 << 20}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few sizes, short blocks")
+    parser.add_argument("--ranks", type=int, nargs="+", default=None, help="2 4 8")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=None)
+    parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=None)
+    parser.add_argument("--sizes", type=int, nargs="+", default=None, help="bytes")
+    parser.add_argument("--repeats", type=int, default=None, help="of the A B B A pattern")
+    parser.add_argument("--out", default="out/bench", help="folder for rows, table and plots")
+    parser.add_argument("--gate", action="store_true", help="fail when a stated figure is missed")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    arguments.ranks = arguments.ranks or ([2] if quick else [2, 4, 8])
+    arguments.networks = arguments.networks or (["loopback"] if quick else list(NETWORKS))
+    arguments.operations = arguments.operations or (
+        ["all_reduce", "broadcast"] if quick else list(OPERATIONS)
+    )
+    arguments.sizes = arguments.sizes or ([1 << 10, 1 << 20] if quick else list(SIZES))
+    arguments.repeats = arguments.repeats or (1 if quick else 3)
+    return arguments
+
+
+# ---- one rank -------------------------------------------------------------------------------
+
+
+def sent_bytes() -> int:
+    """What this host's interfaces sent, loopback aside, from the kernel."""
+    total = 0
+    for line in pathlib.Path("/proc/self/net/dev").read_text().splitlines()[2:]:
+        name, numbers = line.split(":", 1)
+        if name.strip() != "lo":
+            total += int(numbers.split()[8])
+    return total
+
+
+def make_call(
+    operation: str, size: int, group: Any
+) -> tuple[Callable[[], None], Callable[[], bool]]:
+    """The call to time, and a check that it does what it says."""
+    import torch
+    import torch.distributed as dist
+
+    world, rank = dist.get_world_size(), dist.get_rank()
+    count = max(world, size // 4 // world * world)
+    total = world * (world + 1) / 2
+    if operation == "all_reduce":
+        data = torch.zeros(count)
+
+        def check() -> bool:
+            data.fill_(rank + 1)
+            dist.all_reduce(data, group=group)
+            right = bool((data == total).all())
+            data.zero_()
+            return right
+
+        return lambda: dist.all_reduce(data, group=group), check
+    if operation == "broadcast":
+        data = torch.zeros(count)
+
+        def check() -> bool:
+            data.fill_(rank)
+            dist.broadcast(data, world - 1, group=group)
+            return bool((data == world - 1).all())
+
+        return lambda: dist.broadcast(data, world - 1, group=group), check
+    part, whole = torch.full((count // world,), float(rank + 1)), torch.zeros(count)
+    expected = torch.arange(1, world + 1).float().repeat_interleave(count // world)
+    if operation == "all_gather":
+
+        def run() -> None:
+            dist.all_gather_into_tensor(whole, part, group=group)
+
+        return run, lambda: (run(), bool((whole == expected).all()))[1]
+    if operation == "reduce_scatter":
+        source = torch.full((count,), float(rank + 1))
+        parts = list(source.chunk(world))
+
+        def run() -> None:
+            dist.reduce_scatter(part, parts, group=group)
+
+        return run, lambda: (run(), bool((part == total).all()))[1]
+    source = torch.full((count,), float(rank + 1))
+
+    def run() -> None:
+        dist.all_to_all_single(whole, source, group=group)
+
+    return run, lambda: (run(), bool((whole == expected).all()))[1]
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def block(call: Callable[[], None], count: int) -> dict[str, float]:
+    cpu, wire, began = cpu_seconds(), sent_bytes(), time.perf_counter()
+    for _ in range(count):
+        call()
+    return {
+        "seconds": (time.perf_counter() - began) / count,
+        "cpu": (cpu_seconds() - cpu) / count,
+        "wire": (sent_bytes() - wire) / count,
+    }
+
+
+def measure(
+    operation: str, size: int, groups: dict[str, Any], plan: dict[str, Any]
+) -> dict[str, Any]:
+    """Blocks of one case on this rank; every rank runs the same ones."""
+    import torch
+    import torch.distributed as dist
+
+    calls = {}
+    for backend in BACKENDS:
+        calls[backend], check = make_call(operation, size, groups[backend])
+        right = torch.tensor([0 if check() else 1])
+        dist.all_reduce(right, group=groups["gloo"])
+        if right.item():
+            return {"error": f"{backend}: wrong result on {int(right.item())} ranks"}
+        for _ in range(2):
+            calls[backend]()
+    probe = torch.tensor([max(block(calls[backend], 1)["seconds"] for backend in BACKENDS)])
+    dist.all_reduce(probe, op=dist.ReduceOp.MAX, group=groups["gloo"])
+    count = max(1, min(200, int(plan["block_s"] / float(probe))))
+    samples: dict[str, list[dict[str, float]]] = {backend: [] for backend in BACKENDS}
+    for backend in ORDER * plan["repeats"]:
+        dist.barrier(group=groups[backend])
+        samples[backend].append(block(calls[backend], count))
+    return {"count": count, "samples": samples}
+
+
+def work(plan: dict[str, Any]) -> None:
+    """A rank: measures every case and gives its numbers to rank 0."""
+    import torch
+    import torch.distributed as dist
+
+    import scant.torch  # noqa: F401  (registers the backend)
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    groups = {"gloo": dist.group.WORLD, "scant": dist.new_group(backend="scant")}
+    for operation in plan["operations"]:
+        for size in plan["sizes"]:
+            mine = measure(operation, size, groups, plan)
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, mine, group=groups["gloo"])
+            if dist.get_rank() == 0:
+                with pathlib.Path(plan["results"]).open("a") as file:
+                    line = {"operation": operation, "bytes": size, "ranks": everyone}
+                    print(json.dumps(line), file=file)
+    dist.destroy_process_group()
+
+
+# ---- the run --------------------------------------------------------------------------------
+
+
+def formula_bytes(operation: str, ranks: int, size: int) -> float:
+    """Payload that an average rank has to send."""
+    share = (ranks - 1) / ranks * size
+    return {"all_reduce": 2 * share}.get(operation, share)
+
+
+def to_row(found: dict[str, Any], network: str, ranks: int) -> harness.Row:
+    """One case of all ranks: the slowest rank's time, the CPU and wire bytes of all."""
+    row: harness.Row = {
+        "case": found["operation"],
+        "bytes": found["bytes"],
+        "ranks": ranks,
+        "network": network,
+    }
+    errors = [one["error"] for one in found["ranks"] if "error" in one]
+    if errors:
+        return {**row, "error": errors[0]}
+    seconds: dict[str, list[float]] = {}
+    cpu: dict[str, float] = {}
+    for backend in BACKENDS:
+        blocks = list(zip(*(one["samples"][backend] for one in found["ranks"]), strict=True))
+        seconds[backend] = [max(sample["seconds"] for sample in one) for one in blocks]
+        cpu[backend] = statistics.median(sum(sample["cpu"] for sample in one) for one in blocks)
+        wire = statistics.median(sum(sample["wire"] for sample in one) for one in blocks)
+        row[backend] = {
+            "seconds": harness.quantiles(seconds[backend]),
+            "samples": seconds[backend],
+            "cpu_s": cpu[backend],
+            "wire_bytes_per_rank": wire / ranks,
+        }
+    row["ratio"] = harness.quantiles(harness.ratios(seconds["gloo"], seconds["scant"]))
+    row["cpu_ratio"] = cpu["scant"] / cpu["gloo"] if cpu["gloo"] else None
+    row["formula_bytes_per_rank"] = formula_bytes(found["operation"], ranks, found["bytes"])
+    row["calls_per_block"] = found["ranks"][0]["count"]
+    return {**row, **harness.machine()}
+
+
+def run_network(
+    network: str, ranks: int, arguments: argparse.Namespace, recorder: harness.Recorder
+) -> None:
+    """All cases on one network with so many ranks."""
+    from scant.lab import Lab, LinkOptions
+    from scant.lab.units import parse_rate
+
+    sizes = [size for size in arguments.sizes if size <= SIZE_MAX[network]]
+    with tempfile.TemporaryDirectory() as folder:
+        results = pathlib.Path(folder) / "results"
+        plan = {
+            "operations": arguments.operations,
+            "sizes": sizes,
+            "repeats": arguments.repeats,
+            "block_s": BLOCK_S["quick" if arguments.quick else "full"],
+            "results": str(results),
+        }
+        command = [sys.executable, __file__, "--worker", json.dumps(plan)]
+        if network == "loopback":
+            lab = Lab(
+                1, LinkOptions(), processes_per_host=ranks
+            )  # one host: its ranks share a loopback
+        else:
+            lab = Lab(ranks, LinkOptions(rate_bits_per_second=parse_rate(network)))
+        with lab:
+            processes = lab.run(command, stdout=2)
+            codes = [process.wait(1800) for process in processes]
+        lines = results.read_text().splitlines() if results.exists() else []
+    for line in lines:
+        recorder.add(to_row(json.loads(line), network, ranks))
+    if any(codes):
+        recorder.add(
+            {"case": "run", "network": network, "ranks": ranks, "error": f"exit codes {codes}"}
+        )
+
+
+def table(rows: Sequence[harness.Row]) -> str:
+    """Ratios first; a row that scant loses says so."""
+    head = [
+        "network",
+        "ranks",
+        "operation",
+        "bytes",
+        "gloo ÷ scant (quartiles)",
+        "CPU scant ÷ gloo",
+    ]
+    head += ["gloo µs", "scant µs", "wire ÷ formula", ""]
+    lines = []
+    for row in rows:
+        if "error" in row:
+            lines.append(
+                [row["network"], str(row["ranks"]), row["case"], str(row.get("bytes", ""))]
+            )
+            lines[-1] += ["–"] * 5 + [row["error"]]
+            continue
+        low, middle, high = row["ratio"]
+        wire = row["scant"]["wire_bytes_per_rank"] / row["formula_bytes_per_rank"]
+        lines.append(
+            [
+                row["network"],
+                str(row["ranks"]),
+                row["case"],
+                f"{row['bytes']:,}",
+                f"{middle:.2f} ({low:.2f}–{high:.2f})",
+                "–" if row["cpu_ratio"] is None else f"{row['cpu_ratio']:.2f}",
+                f"{1e6 * row['gloo']['seconds'][1]:,.0f}",
+                f"{1e6 * row['scant']['seconds'][1]:,.0f}",
+                "–" if row["network"] == "loopback" else f"{wire:.3f}",
+                "loses" if middle < 0.98 else "",
+            ]
+        )
+    return harness.markdown(head, lines)
+
+
+def plots(rows: Sequence[harness.Row], folder: pathlib.Path) -> None:
+    """A page of ratios over size, one plot for each network and number of ranks."""
+    import math
+
+    from scant.report import Page, Series, line_plot
+
+    page = Page(
+        "Collectives: gloo's time ÷ scant's", "Above 1 scant is faster. Blocks A B B A in one run."
+    )
+    good = [row for row in rows if "ratio" in row]
+    for network, ranks in sorted({(row["network"], row["ranks"]) for row in good}):
+        chosen = [row for row in good if (row["network"], row["ranks"]) == (network, ranks)]
+        lines = []
+        for name in dict.fromkeys(row["case"] for row in chosen):
+            own = [row for row in chosen if row["case"] == name]
+            lines.append(
+                Series(
+                    name, [math.log2(row["bytes"]) for row in own], [row["ratio"][1] for row in own]
+                )
+            )
+        page.heading(f"{network}, {ranks} ranks")
+        page.plot(line_plot(network, lines, "log2 of bytes", "gloo ÷ scant", from_zero=True))
+    page.data("rows", rows)
+    page.write(folder / "collectives.html")
+
+
+def gate(rows: Sequence[harness.Row]) -> list[str]:
+    """What the stated figures for all_reduce miss."""
+    missed = []
+    for row in rows:
+        if "error" in row:
+            missed.append(f"{row['network']} {row['ranks']} ranks {row['case']}: {row['error']}")
+            continue
+        if row["case"] != "all_reduce" or row["network"] == "100mbit":
+            continue
+        size = row["bytes"]
+        least = 10 if size <= 1 << 10 else 5 if size <= 1 << 16 else 0.98
+        if size >= 1 << 20 and row["network"] == "loopback":
+            least = 1.5
+        if row["ratio"][1] < least:
+            missed.append(
+                f"{row['network']} {row['ranks']} ranks {size} B: {row['ratio'][1]:.2f} < {least}"
+            )
+        if size >= 1 << 20 and (row["cpu_ratio"] or 0) > 0.6:
+            missed.append(
+                f"{row['network']} {row['ranks']} ranks {size} B: CPU {row['cpu_ratio']:.2f} > 0.6"
+            )
+    if not any(row["case"] == "all_reduce" and "ratio" in row for row in rows):
+        missed.append("no all_reduce row")
+    return missed
+
+
+def main() -> int:
+    """Returns the exit status."""
+    arguments = parse()
+    if arguments.worker:
+        work(json.loads(arguments.worker))
+        return 0
+    folder = pathlib.Path(arguments.out)
+    recorder = harness.Recorder(folder / "collectives.jsonl")
+    try:
+        for network in arguments.networks:
+            for ranks in arguments.ranks:
+                print(f"collectives: {network}, {ranks} ranks", file=sys.stderr)
+                run_network(network, ranks, arguments, recorder)
+    finally:
+        recorder.close()
+        text = table(recorder.rows)
+        (folder / "collectives.md").write_text(text + "\n")
+        plots(recorder.rows, folder)
+        print(text)
+        print(f"rows, table and plots: {folder}/collectives.*", file=sys.stderr)
+    missed = gate(recorder.rows) if arguments.gate else []
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed or any("error" in row for row in recorder.rows) else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The demo and the benchmark, run small, so that they cannot rot."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from scant.lab import Lab, LinkOptions
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root for network namespaces")
+
+
+def test_demo_trains_both_backends_to_the_same_loss(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "out"
+    done = run("-m", "scant.demo", "--ranks", "2", "--steps", "6", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    recorded = json.loads((out / "demo.json").read_text())
+    gloo, scant = recorded["runs"]
+    assert len(gloo["rows"]) == len(scant["rows"]) == 6
+    for a, b in zip(gloo["rows"], scant["rows"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    assert scant["rows"][-1]["loss"] < scant["rows"][0]["loss"]
+    # Two ranks: the gradient once each way, 12.8 MB a step; DDP's start and headers come on top.
+    for entry in (gloo, scant):
+        for sent in entry["sent_bytes"]:
+            assert 6 * 12.8e6 < sent < 9 * 12.8e6 * 1.1
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_demo_refuses_an_unwritable_folder_before_it_trains(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("-m", "scant.demo", "--out", str(tmp_path / "file" / "out"), timeout=60)
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+
+
+def test_demo_names_the_rank_that_fails(tmp_path: pathlib.Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text("import sys; sys.exit('no model today')")
+    done = run(
+        "-m", "scant.demo", "--ranks", "2", "--script", str(script), "--out", str(tmp_path / "out")
+    )
+    assert done.returncode == 1
+    assert "failed" in done.stderr
+    assert "no model today" in done.stderr
+
+
+def test_benchmark_of_collectives_writes_rows_and_a_table(tmp_path: pathlib.Path) -> None:
+    done = run("bench/collectives.py", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "collectives.jsonl").read_text().splitlines()]
+    assert {(row["case"], row["bytes"]) for row in rows} == {
+        (case, size) for case in ("all_reduce", "broadcast") for size in (1 << 10, 1 << 20)
+    }
+    for row in rows:
+        assert len(row["gloo"]["samples"]) == len(row["scant"]["samples"]) == 2
+        assert row["ratio"][0] <= row["ratio"][1] <= row["ratio"][2]
+    assert "gloo ÷ scant" in (tmp_path / "collectives.md").read_text()
+
+
+REDUCE = """
+import numpy, scant, sys
+with scant.Communicator.from_env(scant.DirectoryStore(sys.argv[1])) as communicator:
+    data = numpy.ones(int(sys.argv[2]) // 4, numpy.float32)
+    for _ in range(int(sys.argv[3])):
+        communicator.all_reduce(data, "max")
+"""
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bytes_on_the_wire_follow_the_formula(tmp_path: pathlib.Path, ranks: int) -> None:
+    size, calls = 8 << 20, 12
+    with Lab(ranks, LinkOptions(rate_bits_per_second=10**9)) as lab:
+        script = tmp_path / "reduce.py"
+        script.write_text(REDUCE)
+        store = tmp_path / "store"
+        command = [sys.executable, str(script), str(store), str(size), str(calls)]
+        codes = [process.wait(120) for process in lab.run(command)]
+        sent = [up for up, _ in lab.bytes()]
+    assert codes == [0] * ranks
+    payload = calls * 2 * (ranks - 1) / ranks * size
+    # Stated framing: 72 bytes a frame of 256 KiB; 66 bytes of Ethernet, IPv4 and TCP (with
+    # timestamps) a segment of 1,448. At most one acknowledgement of 66 bytes for two segments
+    # goes the other way; heartbeats, handshakes and cost agreement are far below 1 %.
+    framed = payload * (1 + 72 / 262144) * (1514 / 1448)
+    acknowledgements = payload / 1448 / 2 * 66
+    for count in sent:
+        assert framed * 0.99 <= count <= framed * 1.01 + acknowledgements, sent

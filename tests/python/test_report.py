@@ -1,0 +1,87 @@
+"""The report's page and plots, and the demo's summary of two runs."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from scant.demo.summary import Run, build_page, render, table
+from scant.report import Page, Series, bar_plot, line_plot
+from scant.report.cli import main as report_main
+from scant.report.plot import ticks
+
+
+def make_run(backend: str, step_s: float, sent: list[int]) -> Run:
+    rows = [
+        {"step": i, "loss": 3.0 - 0.1 * i, "step_s": step_s, "wall_s": step_s * (i + 1)}
+        for i in range(12)
+    ]
+    return Run(backend, rows, sent, 2.0)
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert all(0.13 <= tick <= 0.87 for tick in ticks(0.13, 0.87))
+    assert ticks(5, 5) == [5]
+
+
+@pytest.mark.parametrize("name", ["plain", 'a <b> & "c"'])
+def test_plots_are_wellformed_whatever_the_names(name: str) -> None:
+    svg = line_plot(name, [Series(name, [1, 2, 3], [1.0, 4.0, 2.0])], name, name)
+    root = ElementTree.fromstring(svg)
+    assert len(root.findall(".//polyline")) == 1
+    assert len(ElementTree.fromstring(bar_plot(name, [name], [3.0], name)).findall("rect")) == 1
+    assert "no data" in line_plot(name, [], "x", "y")
+
+
+def test_a_point_lies_where_the_axes_say() -> None:
+    svg = line_plot("t", [Series("s", [0, 10], [0, 10])], "x", "y", from_zero=True)
+    found = re.search(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', svg)
+    assert found is not None
+    x0, y0, x1, y1 = map(float, found.groups())
+    assert (x0, x1) == (64.0, 704.0)
+    assert y0 == 274.0
+    assert y1 < y0
+
+
+def test_page_holds_everything_and_nothing_from_outside(tmp_path: pathlib.Path) -> None:
+    runs = [make_run("gloo", 0.5, [20_000_000] * 2), make_run("scant", 0.25, [10_000_000] * 2)]
+    build_page(runs, "two hosts").write(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert not re.search(r'(src|href)="', text)
+    embedded = re.search(r'id="runs">(.*?)</script>', text, re.DOTALL)
+    assert embedded is not None
+    assert [run["backend"] for run in json.loads(embedded[1])] == ["gloo", "scant"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
+
+
+def test_table_puts_ratios_first() -> None:
+    runs = [make_run("gloo", 0.5, [24_000_000] * 2), make_run("scant", 0.25, [])]
+    head, rows = table(runs)
+    assert head == ["", "gloo", "scant"]
+    assert rows[0] == ["step time, gloo ÷ this", "1.00×", "2.00×"]
+    assert rows[3][1:] == ["2.00", "–"]
+    assert "2.00×" in render(head, rows)
+
+
+def test_script_text_cannot_end_the_script() -> None:
+    page = Page("t", "l")
+    page.data("d", {"x": "</script><b>"})
+    assert "</script><b>" not in page.html()
+
+
+def test_cli_draws_a_recorded_run_and_names_a_broken_one(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = tmp_path / "demo.json"
+    recorded.write_text(json.dumps({"setting": "s", "runs": [make_run("gloo", 0.5, []).to_json()]}))
+    assert report_main([str(recorded), "-o", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").exists()
+    recorded.write_text("{")
+    assert report_main([str(recorded), "-o", str(tmp_path / "r2.html")]) == 1
+    assert "demo.json" in capsys.readouterr().err
+    assert not (tmp_path / "r2.html").exists()
