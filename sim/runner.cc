@@ -359,7 +359,10 @@ void Runner::shrink_and_go_on() {
     for (Rank rank = 0; rank < scenario_.size; ++rank) {
       if (healthy(rank) &&
           hosts_[static_cast<size_t>(rank)].survivors != expected_survivors(rank)) {
-        complain(rank, "shrink does not reach the expected set");
+        complain(rank,
+                 "shrink does not reach the expected set; epoch " +
+                     std::to_string(hosts_[static_cast<size_t>(rank)].engine->epoch()) +
+                     (hosts_[static_cast<size_t>(rank)].shrinking ? ", still shrinking" : ""));
       }
     }
     return;

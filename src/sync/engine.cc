@@ -331,15 +331,15 @@ void Engine::Impl::run_work() {
   working = false;
 }
 
-void Engine::Impl::record(Group& group, const Operation& op, bool well) {
+void Engine::Impl::record(Group& group, const Operation& op, std::optional<Error> error) {
   if (op.key.station != kNoRank || op.point_to_point()) return;
   group.history[op.key.sequence % kHistoryRecords] =
-      HistoryRecord{op.key.sequence, well, op.descriptor, op.parts_hash};
+      HistoryRecord{op.key.sequence, op.descriptor, op.parts_hash, std::move(error)};
 }
 
 void Engine::Impl::end_well(Operation& op) {
   Group& group = *op.group;
-  record(group, op, true);
+  record(group, op, std::nullopt);
   active.erase(op.key);
   if (!op.internal && !op.point_to_point() && !parts_may_differ(op.call.kind)) {
     const double seconds = std::chrono::duration<double>(now - op.begun).count();

@@ -25,9 +25,9 @@ namespace scant::sync {
 // How a collective ended, kept for the latest of each group to judge frames that come late.
 struct HistoryRecord {
   uint32_t sequence = UINT32_MAX;
-  bool well = false;
   net::CallDescriptor call;
   uint32_t parts_hash = 0;
+  std::optional<Error> error;  // how it failed; error.peer is a station
 };
 inline constexpr size_t kHistoryRecords = 256;
 
@@ -149,7 +149,7 @@ struct Engine::Impl {
   void ask_awaited(Operation& op);
   void choose_algorithm(Operation& op, const Group& group);
   void run_work();
-  void record(Group& group, const Operation& op, bool well);
+  void record(Group& group, const Operation& op, std::optional<Error> error);
   [[nodiscard]] Group* find_group(GroupId id);
   [[nodiscard]] Operation* find_active(const OpKey& key);
 
@@ -204,6 +204,7 @@ struct Engine::Impl {
   void drop_work(Operation& op);
   void mismatch(Operation& op, Rank station, const net::FrameHeader& theirs, const char* detail);
   void refuse_late(Rank station, const net::FrameHeader& theirs, const HistoryRecord& mine);
+  void cancel_late(Rank station, const HistoryRecord& mine, GroupId group, const Error& error);
   void on_late_mismatch(Group& group, const Error& error);
   void expire(Operation& op);
   void on_peer_down(Rank station, const Error& error);

@@ -55,8 +55,8 @@ void Engine::Impl::fail(Operation& op, Error error, Notify notify, Rank except) 
   const OpState was = op.state;
   if (group != nullptr) {
     notify_failure(op, error, notify, except);
+    record(*group, op, error);
     if (error.peer != kNoRank) error.peer = rank_of[static_cast<size_t>(error.peer)];
-    record(*group, op, false);
     if (was == OpState::deferred) {
       std::replace(group->deferred.begin(), group->deferred.end(), &op,
                    static_cast<Operation*>(nullptr));
@@ -142,17 +142,23 @@ void Engine::Impl::refuse_late(Rank station, const net::FrameHeader& theirs,
   const OpKey key{theirs.group, theirs.operation, 0, kNoRank, false};
   std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine.call, key);
   if (theirs.call == mine.call) text += "; the sizes of their parts differ";
-  Error error{ErrorCode::mismatch, 0, station, std::move(text)};
+  const Error error{ErrorCode::mismatch, 0, station, std::move(text)};
+  cancel_late(station, mine, theirs.group, error);
+  on_late_mismatch(*find_group(theirs.group), error);
+}
+
+// Tells one peer how a collective ended here.
+void Engine::Impl::cancel_late(Rank station, const HistoryRecord& mine, GroupId group,
+                               const Error& error) {
   net::FrameHeader header;
   header.type = net::FrameType::cancel;
   header.epoch = epoch_now();
-  header.group = theirs.group;
-  header.operation = theirs.operation;
+  header.group = group;
+  header.operation = mine.sequence;
   header.tag = mine.parts_hash;
   header.call = mine.call;
   counters.cancel.add();
   queue_control(station, header, encode_cancel(error));
-  on_late_mismatch(*find_group(theirs.group), error);
 }
 
 // This rank's part of the operation had succeeded; the next one tells.

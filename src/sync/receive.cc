@@ -1,4 +1,5 @@
-// The receiving half of the engine: where a payload goes when its header comes, and what a whole frame does.
+// The receiving half of the engine: where a payload goes when its header comes, and what a whole
+// frame does.
 #include <cstring>
 
 #include "base/check.h"
@@ -24,8 +25,8 @@ OpKey key_of(Rank station, const FrameHeader& header) {
 }
 
 bool same_frame(const FrameHeader& x, const FrameHeader& y) {
-  return x.type == y.type && x.group == y.group && x.operation == y.operation &&
-         x.slot == y.slot && x.tag == y.tag && x.flags == y.flags && x.epoch == y.epoch;
+  return x.type == y.type && x.group == y.group && x.operation == y.operation && x.slot == y.slot &&
+         x.tag == y.tag && x.flags == y.flags && x.epoch == y.epoch;
 }
 
 bool eager(const FrameHeader& header) {
@@ -79,7 +80,8 @@ void Engine::Impl::release(HeldFrame& frame) {
   if (eager(frame.header)) discharge(frame.station, charge_of(frame.header.length));
 }
 
-// `accepted`: the frame is to be delivered when it is whole. Otherwise everything about it is settled here.
+// `accepted`: the frame is to be delivered when it is whole. Otherwise everything about it is
+// settled here.
 MutableBytes Engine::Impl::admit_data(Rank station, const FrameHeader& header, bool& accepted) {
   HeldFrame frame{station, header, {}};
   const OpKey key = key_of(station, header);
@@ -347,7 +349,7 @@ void Engine::Impl::apply_cancel(Rank station, const OpKey& key, Error error) {
       if (key.station != kNoRank || error.code != ErrorCode::mismatch) return;
       Group& group = *find_group(key.group);
       const HistoryRecord& past = group.history[key.sequence % kHistoryRecords];
-      if (past.sequence == key.sequence && past.well) on_late_mismatch(group, error);
+      if (past.sequence == key.sequence && !past.error) on_late_mismatch(group, error);
       return;
     }
   }
@@ -358,7 +360,12 @@ void Engine::Impl::deliver_late(Rank station, const FrameHeader& header) {
   if ((header.flags & kFlagPointToPoint) != 0) return;
   const Group& group = *find_group(header.group);
   const HistoryRecord& past = group.history[header.operation % kHistoryRecords];
-  if (past.sequence != header.operation || !past.well) return;
+  if (past.sequence != header.operation) return;
+  if (past.error) {
+    // Whoever asks still waits, so our cancel did not reach it: its schedule differs from ours.
+    if (header.type != FrameType::data) cancel_late(station, past, header.group, *past.error);
+    return;
+  }
   if (header.type != FrameType::data) {
     net::CallDescriptor mine = past.call;
     if (parts_may_differ(static_cast<OpKind>(mine.kind))) mine.bytes = header.call.bytes;
