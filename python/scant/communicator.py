@@ -18,19 +18,11 @@ from types import TracebackType
 from typing import Any
 
 from scant import _scant, environment, lifetime, rendezvous
-from scant.codes import DType, ReduceOp
+from scant.arrays import dtype_name, empty_stack, movable, op_code, reducible, view
+from scant.codes import ReduceOp
 from scant.errors import Closed, InvalidArgument
 
 __all__ = ["Communicator", "Group", "Work"]
-
-_OP_NAMES = {op.name.lower(): op for op in ReduceOp} | {
-    "avg": ReduceOp.AVERAGE,
-    "mean": ReduceOp.AVERAGE,
-    "prod": ReduceOp.PRODUCT,
-    "and": ReduceOp.BIT_AND,
-    "or": ReduceOp.BIT_OR,
-    "xor": ReduceOp.BIT_XOR,
-}
 
 
 class Work:
@@ -66,59 +58,6 @@ class Work:
         return None if source < 0 else source
 
 
-def _view(array: Any, name: str, write: bool) -> tuple[int, int, int]:
-    """(address, bytes, dtype code or -1) of a contiguous array."""
-    try:
-        address, nbytes, dtype, contiguous = (
-            _scant.write_view(array) if write else _scant.read_view(array)
-        )
-    except TypeError as error:
-        if write:
-            flags = getattr(array, "flags", None)
-            if getattr(flags, "writeable", True) is False:
-                raise InvalidArgument(f"{name} is read-only") from error
-        kind = type(array).__name__
-        dtype_text = f" of {array.dtype}" if hasattr(array, "dtype") else ""
-        raise InvalidArgument(
-            f"{name} must be a {'writable ' if write else ''}CPU array with the buffer protocol "
-            f"or DLPack, got {kind}{dtype_text}"
-        ) from error
-    if not contiguous:
-        raise InvalidArgument(f"{name} is not contiguous: pass numpy.ascontiguousarray({name})")
-    return address, nbytes, dtype
-
-
-def _op(op: ReduceOp | str) -> int:
-    if isinstance(op, str):
-        found = _OP_NAMES.get(op.lower())
-        if found is None:
-            raise InvalidArgument(f"op {op!r} is none of {', '.join(sorted(_OP_NAMES))}")
-        return int(found)
-    return int(ReduceOp(op))
-
-
-def _reducible(dtype: int, array: Any, name: str) -> int:
-    if dtype < 0:
-        names = ", ".join(_scant.dtype_names)
-        raise InvalidArgument(
-            f"{name} has dtype {getattr(array, 'dtype', '?')}, which cannot be reduced; "
-            f"these can: {names}"
-        )
-    return dtype
-
-
-def _movable(dtype: int) -> int:
-    # What is only moved may have any dtype: it travels as bytes.
-    return int(DType.U8) if dtype < 0 else dtype
-
-
-def _empty_stack(count: int, like: Any) -> Any:
-    import numpy as np
-
-    model = np.asarray(like)
-    return np.empty((count, *model.shape), model.dtype)
-
-
 class _Collectives:
     """The operations, shared by a communicator and its groups."""
 
@@ -143,7 +82,8 @@ class _Collectives:
     def _same(self, a: tuple[int, int, int], b: tuple[int, int, int], text: str) -> None:
         if a[1] != b[1] or a[2] != b[2]:
             raise InvalidArgument(
-                f"{text} differ: {a[1]} and {b[1]} bytes, dtypes {_name(a[2])} and {_name(b[2])}",
+                f"{text} differ: {a[1]} bytes of {dtype_name(a[2])} and "
+                f"{b[1]} bytes of {dtype_name(b[2])}",
                 rank=self.rank,
             )
 
@@ -169,16 +109,16 @@ class _Collectives:
         ``async_op`` is set; so do all operations.
         """
         target = array if out is None else out
-        view = _view(target, "array" if out is None else "out", True)
-        source = view if out is None else _view(array, "array", False)
-        self._same(source, view, "array and out")
-        dtype = _reducible(view[2], target, "array")
+        target_view = view(target, "array" if out is None else "out", True)
+        source = target_view if out is None else view(array, "array", False)
+        self._same(source, target_view, "array and out")
+        dtype = reducible(target_view[2], target, "array")
         work = self._native().all_reduce(
             source[0],
-            view[0],
-            view[1],
+            target_view[0],
+            target_view[1],
             dtype,
-            _op(op),
+            op_code(op),
             self._group,
             timeout or 0.0,
             (array, target),
@@ -202,21 +142,21 @@ class _Collectives:
         self._root(root)
         if self.rank == root:
             target = array if out is None else out
-            view = _view(target, "array" if out is None else "out", True)
-            source = view if out is None else _view(array, "array", False)
-            self._same(source, view, "array and out")
-            address = view[0]
+            target_view = view(target, "array" if out is None else "out", True)
+            source = target_view if out is None else view(array, "array", False)
+            self._same(source, target_view, "array and out")
+            address = target_view[0]
         else:
             target = array
-            source = _view(array, "array", False)
+            source = view(array, "array", False)
             address = 0
-        dtype = _reducible(source[2], array, "array")
+        dtype = reducible(source[2], array, "array")
         work = self._native().reduce(
             source[0],
             address,
             source[1],
             dtype,
-            _op(op),
+            op_code(op),
             root,
             self._group,
             timeout or 0.0,
@@ -229,9 +169,9 @@ class _Collectives:
     ) -> Any:
         """Copy the root's array over everyone's."""
         self._root(root)
-        address, nbytes, dtype = _view(array, "array", self.rank != root)
+        address, nbytes, dtype = view(array, "array", self.rank != root)
         work = self._native().broadcast(
-            address, nbytes, _movable(dtype), root, self._group, timeout or 0.0, array
+            address, nbytes, movable(dtype), root, self._group, timeout or 0.0, array
         )
         return self._end(work, array, async_op)
 
@@ -248,12 +188,12 @@ class _Collectives:
         ``out`` is one array of ``size`` equal parts, or a list of ``size`` arrays, whose sizes may
         differ. Without it a new NumPy array of shape ``(size, *array.shape)`` is made.
         """
-        address, nbytes, dtype = _view(array, "array", False)
+        address, nbytes, dtype = view(array, "array", False)
         if out is None:
-            out = _empty_stack(self.size, array)
+            out = empty_stack(self.size, array)
         parts = self._parts(out, "out", True)
         work = self._native().all_gather(
-            address, nbytes, parts, _movable(dtype), self._group, timeout or 0.0, (array, out)
+            address, nbytes, parts, movable(dtype), self._group, timeout or 0.0, (array, out)
         )
         return self._end(work, out, async_op)
 
@@ -270,14 +210,14 @@ class _Collectives:
 
         ``arrays`` is one array of ``size`` equal parts or a list of ``size`` arrays.
         """
-        address, nbytes, dtype = _view(out, "out", True)
+        address, nbytes, dtype = view(out, "out", True)
         parts = self._parts(arrays, "arrays", False)
         work = self._native().reduce_scatter(
             parts,
             address,
             nbytes,
-            _reducible(dtype, out, "out"),
-            _op(op),
+            reducible(dtype, out, "out"),
+            op_code(op),
             self._group,
             timeout or 0.0,
             (arrays, out),
@@ -295,14 +235,14 @@ class _Collectives:
     ) -> Any:
         """Collect everyone's array at ``root``; ``out`` as in :meth:`all_gather`, there only."""
         self._root(root)
-        address, nbytes, dtype = _view(array, "array", False)
+        address, nbytes, dtype = view(array, "array", False)
         parts: list[tuple[int, int]] = []
         if self.rank == root:
             if out is None:
-                out = _empty_stack(self.size, array)
+                out = empty_stack(self.size, array)
             parts = self._parts(out, "out", True)
         work = self._native().gather(
-            address, nbytes, parts, _movable(dtype), root, self._group, timeout or 0.0, (array, out)
+            address, nbytes, parts, movable(dtype), root, self._group, timeout or 0.0, (array, out)
         )
         return self._end(work, out, async_op)
 
@@ -317,13 +257,13 @@ class _Collectives:
     ) -> Any:
         """Send part r of the root's ``arrays`` to rank r; ``arrays`` matters at the root only."""
         self._root(root)
-        address, nbytes, dtype = _view(out, "out", True)
+        address, nbytes, dtype = view(out, "out", True)
         parts = self._parts(arrays, "arrays", False) if self.rank == root else []
         work = self._native().scatter(
             parts,
             address,
             nbytes,
-            _movable(dtype),
+            movable(dtype),
             root,
             self._group,
             timeout or 0.0,
@@ -343,9 +283,9 @@ class _Collectives:
         sources = self._parts(arrays, "arrays", False)
         targets = self._parts(out, "out", True)
         first = arrays[0] if isinstance(arrays, (list, tuple)) else arrays
-        dtype = _view(first, "arrays", False)[2]
+        dtype = view(first, "arrays", False)[2]
         work = self._native().all_to_all(
-            sources, targets, _movable(dtype), self._group, timeout or 0.0, (arrays, out)
+            sources, targets, movable(dtype), self._group, timeout or 0.0, (arrays, out)
         )
         return self._end(work, out, async_op)
 
@@ -360,9 +300,9 @@ class _Collectives:
     ) -> Any:
         """Send an array to a peer that receives it with the same tag."""
         self._root(peer, "peer")
-        address, nbytes, dtype = _view(array, "array", False)
+        address, nbytes, dtype = view(array, "array", False)
         work = self._native().send(
-            address, nbytes, _movable(dtype), peer, tag, self._group, timeout or 0.0, array
+            address, nbytes, movable(dtype), peer, tag, self._group, timeout or 0.0, array
         )
         return self._end(work, array, async_op)
 
@@ -377,9 +317,9 @@ class _Collectives:
     ) -> Any:
         """Receive into an array from a peer, or from any when ``peer`` is None."""
         source = _scant.any_source if peer is None else self._root(peer, "peer")
-        address, nbytes, dtype = _view(array, "array", True)
+        address, nbytes, dtype = view(array, "array", True)
         work = self._native().recv(
-            address, nbytes, _movable(dtype), source, tag, self._group, timeout or 0.0, array
+            address, nbytes, movable(dtype), source, tag, self._group, timeout or 0.0, array
         )
         return self._end(work, array, async_op)
 
@@ -393,9 +333,9 @@ class _Collectives:
                 raise InvalidArgument(
                     f"{name} has {len(arrays)} arrays for {self.size} ranks", rank=self.rank
                 )
-            views = [_view(item, f"{name}[{i}]", write) for i, item in enumerate(arrays)]
+            views = [view(item, f"{name}[{i}]", write) for i, item in enumerate(arrays)]
             return [(address, nbytes) for address, nbytes, _ in views]
-        address, nbytes, _ = _view(arrays, name, write)
+        address, nbytes, _ = view(arrays, name, write)
         elements = getattr(arrays, "size", None)
         if nbytes % self.size or (isinstance(elements, int) and elements % self.size):
             raise InvalidArgument(
@@ -404,10 +344,6 @@ class _Collectives:
             )
         part = nbytes // self.size
         return [(address + i * part, part) for i in range(self.size)]
-
-
-def _name(dtype: int) -> str:
-    return _scant.dtype_names[dtype] if dtype >= 0 else "other"
 
 
 class Group(_Collectives):

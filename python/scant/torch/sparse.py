@@ -17,7 +17,7 @@ from scant.torch.tensors import movable, parts_of
 from scant.torch.work import ScantWork
 
 if TYPE_CHECKING:
-    from scant.torch.process_group import ProcessGroup
+    from scant.torch.group_core import GroupCore
 
 __all__ = ["all_reduce_sparse"]
 
@@ -36,7 +36,7 @@ def _header(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_sparse(
-    group: ProcessGroup, tensor: torch.Tensor, op: int, timeout_s: float
+    group: GroupCore, tensor: torch.Tensor, op: int, timeout_s: float
 ) -> ScantWork:
     """Replaces the tensor by the sum (or average) over all ranks, coalesced."""
     if tensor.layout is not torch.sparse_coo:

@@ -1,0 +1,77 @@
+"""What the communicator needs to know of an array: where its bytes lie and what they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scant import _scant
+from scant.codes import DType, ReduceOp
+from scant.errors import InvalidArgument
+
+__all__ = ["dtype_name", "empty_stack", "movable", "op_code", "reducible", "view"]
+
+_OP_NAMES = {op.name.lower(): op for op in ReduceOp} | {
+    "avg": ReduceOp.AVERAGE,
+    "mean": ReduceOp.AVERAGE,
+    "prod": ReduceOp.PRODUCT,
+    "and": ReduceOp.BIT_AND,
+    "or": ReduceOp.BIT_OR,
+    "xor": ReduceOp.BIT_XOR,
+}
+
+
+def view(array: Any, name: str, write: bool) -> tuple[int, int, int]:
+    """(address, bytes, dtype code or -1) of a contiguous array."""
+    try:
+        address, nbytes, dtype, contiguous = (
+            _scant.write_view(array) if write else _scant.read_view(array)
+        )
+    except TypeError as error:
+        if write:
+            flags = getattr(array, "flags", None)
+            if getattr(flags, "writeable", True) is False:
+                raise InvalidArgument(f"{name} is read-only") from error
+        kind = type(array).__name__
+        dtype_text = f" of {array.dtype}" if hasattr(array, "dtype") else ""
+        raise InvalidArgument(
+            f"{name} must be a {'writable ' if write else ''}CPU array with the buffer protocol "
+            f"or DLPack, got {kind}{dtype_text}"
+        ) from error
+    if not contiguous:
+        raise InvalidArgument(f"{name} is not contiguous: pass numpy.ascontiguousarray({name})")
+    return address, nbytes, dtype
+
+
+def op_code(op: ReduceOp | str) -> int:
+    if isinstance(op, str):
+        found = _OP_NAMES.get(op.lower())
+        if found is None:
+            raise InvalidArgument(f"op {op!r} is none of {', '.join(sorted(_OP_NAMES))}")
+        return int(found)
+    return int(ReduceOp(op))
+
+
+def reducible(dtype: int, array: Any, name: str) -> int:
+    if dtype < 0:
+        names = ", ".join(_scant.dtype_names)
+        raise InvalidArgument(
+            f"{name} has dtype {getattr(array, 'dtype', '?')}, which cannot be reduced; "
+            f"these can: {names}"
+        )
+    return dtype
+
+
+def movable(dtype: int) -> int:
+    # What is only moved may have any dtype: it travels as bytes.
+    return int(DType.U8) if dtype < 0 else dtype
+
+
+def empty_stack(count: int, like: Any) -> Any:
+    import numpy as np
+
+    model = np.asarray(like)
+    return np.empty((count, *model.shape), model.dtype)
+
+
+def dtype_name(dtype: int) -> str:
+    return _scant.dtype_names[dtype] if dtype >= 0 else "other"
