@@ -1,6 +1,7 @@
 // Collectives between the ranks of a job. Asynchronous: every call returns a Work to wait on.
-// Owner threads: any user thread may call; one I/O thread per Communicator owns sockets and protocol state.
-// Limits: 65,535 ranks, 2^31 operations in one group, buffers stay valid and untouched until their Work is done.
+// Owner threads: any user thread may call; one I/O thread per Communicator owns sockets and
+// protocol state. Limits: 65,535 ranks, 2^31 operations in one group, buffers stay valid and
+// untouched until their Work is done.
 #pragma once
 
 #include <memory>
@@ -16,16 +17,18 @@ namespace scant {
 struct CommunicatorOptions {
   Rank rank = kNoRank;
   int size = 0;
-  std::string job = "scant";        // peers of another job are refused
-  std::string address;              // what to bind and publish: an address, an interface name, or empty to choose
-  uint16_t port = 0;                // 0: any free port
+  std::string job = "scant";  // peers of another job are refused
+  std::string
+      address;        // what to bind and publish: an address, an interface name, or empty to choose
+  uint16_t port = 0;  // 0: any free port
   Duration connect_timeout = std::chrono::seconds(60);
   Duration operation_timeout = std::chrono::minutes(30);
   Duration peer_timeout = std::chrono::milliseconds(1500);  // silence after which a peer is lost
-  int connections_per_pair = 0;     // 0: chosen by measurement
-  bool same_host_sockets = true;    // unix sockets between ranks of one network namespace
-  int io_cpu = -1;                  // pin the I/O thread; -1: not pinned
-  // Applied in the transport when links cannot be shaped by the kernel (scant lab without root). 0: no limit.
+  int connections_per_pair = 0;                             // 0: chosen by measurement
+  bool same_host_sockets = true;  // unix sockets between ranks of one network namespace
+  int io_cpu = -1;                // pin the I/O thread; -1: not pinned
+  // Applied in the transport when links cannot be shaped by the kernel (scant lab without root). 0:
+  // no limit.
   uint64_t rate_limit_bytes_per_second = 0;
 };
 
@@ -42,12 +45,15 @@ class Work {
 
   [[nodiscard]] bool valid() const { return state_ != nullptr; }
   [[nodiscard]] bool done() const;
-  // Blocks until done; a zero timeout means the operation's own deadline. Returns the operation's outcome.
+  // Blocks until done; a zero timeout means the operation's own deadline. Returns the operation's
+  // outcome.
   Result<void> wait(Duration timeout = Duration::zero()) const;
-  // Calls `callback(context)` once when the operation is done: at once in the calling thread when it is done already,
-  // otherwise on the I/O thread, which it must not block. One callback for each operation; source() is set by then.
+  // Calls `callback(context)` once when the operation is done: at once in the calling thread when
+  // it is done already, otherwise on the I/O thread, which it must not block. One callback for each
+  // operation; source() is set by then.
   void on_done(void (*callback)(void* context), void* context) const;
-  // recv from any source: who sent it (group rank). kNoRank before completion and for other operations.
+  // recv from any source: who sent it (group rank). kNoRank before completion and for other
+  // operations.
   [[nodiscard]] Rank source() const;
   [[nodiscard]] State* state() const { return state_; }
 
@@ -76,7 +82,8 @@ struct PeerInfo {
 class Communicator {
  public:
   // Blocks until every rank is connected and authenticated, or names the ranks that are missing.
-  static Result<std::unique_ptr<Communicator>> create(Store& store, const CommunicatorOptions& options);
+  static Result<std::unique_ptr<Communicator>> create(Store& store,
+                                                      const CommunicatorOptions& options);
   ~Communicator();  // shutdown()
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
@@ -86,32 +93,37 @@ class Communicator {
   [[nodiscard]] uint32_t epoch() const;
   [[nodiscard]] std::vector<PeerInfo> peers() const;
 
-  // Every member calls it with the same ordered member list and the same key; no message is exchanged.
-  // A rank that is not in `members` must not call it.
+  // Every member calls it with the same ordered member list and the same key; no message is
+  // exchanged. A rank that is not in `members` must not call it.
   Result<GroupId> make_group(const std::vector<Rank>& members, std::string_view key);
 
-  // Roots and peers are ranks within the call's group. "parts" are one buffer for each rank of the group.
-  Work all_reduce(Bytes input, MutableBytes output, DType dtype, ReduceOp op, const CallOptions& options = {});
-  Work reduce(Bytes input, MutableBytes output, DType dtype, ReduceOp op, Rank root, const CallOptions& options = {});
+  // Roots and peers are ranks within the call's group. "parts" are one buffer for each rank of the
+  // group.
+  Work all_reduce(Bytes input, MutableBytes output, DType dtype, ReduceOp op,
+                  const CallOptions& options = {});
+  Work reduce(Bytes input, MutableBytes output, DType dtype, ReduceOp op, Rank root,
+              const CallOptions& options = {});
   Work reduce_scatter(std::vector<Bytes> input_parts, MutableBytes output, DType dtype, ReduceOp op,
                       const CallOptions& options = {});
-  Work all_gather(Bytes input, std::vector<MutableBytes> output_parts, DType dtype, const CallOptions& options = {});
+  Work all_gather(Bytes input, std::vector<MutableBytes> output_parts, DType dtype,
+                  const CallOptions& options = {});
   Work broadcast(MutableBytes data, DType dtype, Rank root, const CallOptions& options = {});
   Work gather(Bytes input, std::vector<MutableBytes> output_parts, DType dtype, Rank root,
               const CallOptions& options = {});  // output_parts: at the root only
   Work scatter(std::vector<Bytes> input_parts, MutableBytes output, DType dtype, Rank root,
                const CallOptions& options = {});  // input_parts: at the root only
-  Work all_to_all(std::vector<Bytes> input_parts, std::vector<MutableBytes> output_parts, DType dtype,
-                  const CallOptions& options = {});
-  // Parts may differ in size in all_gather and all_to_all, gather and scatter (the "_v" forms); each rank states what
-  // it expects and a sender that disagrees gives ErrorCode::mismatch on both.
+  Work all_to_all(std::vector<Bytes> input_parts, std::vector<MutableBytes> output_parts,
+                  DType dtype, const CallOptions& options = {});
+  // Parts may differ in size in all_gather and all_to_all, gather and scatter (the "_v" forms);
+  // each rank states what it expects and a sender that disagrees gives ErrorCode::mismatch on both.
   Work send(Bytes data, DType dtype, Rank peer, uint32_t tag = 0, const CallOptions& options = {});
   Work recv(MutableBytes data, DType dtype, Rank peer /* or kAnySource */, uint32_t tag = 0,
             const CallOptions& options = {});
   Work barrier(const CallOptions& options = {});
 
-  // After a loss: the survivors agree on who is left and go on as a new epoch with dense ranks. Blocks.
-  // Operations of the old epoch fail; its late traffic is dropped. Returns the old ranks of the survivors.
+  // After a loss: the survivors agree on who is left and go on as a new epoch with dense ranks.
+  // Blocks. Operations of the old epoch fail; its late traffic is dropped. Returns the old ranks of
+  // the survivors.
   Result<std::vector<Rank>> shrink(Duration timeout);
 
   // Flushes, says goodbye, closes. Pending operations end with ErrorCode::closed. Idempotent.

@@ -22,7 +22,8 @@ class Store {
   virtual Result<std::string> get(std::string_view key, Duration timeout) = 0;
 };
 
-// A directory that every rank sees (local, NFS, Lustre): one file a key, written beside and renamed.
+// A directory that every rank sees (local, NFS, Lustre): one file a key, written beside and
+// renamed.
 [[nodiscard]] Result<std::unique_ptr<Store>> open_directory_store(const std::string& path);
 
 }  // namespace scant
