@@ -164,6 +164,12 @@ Scenario make_scenario(uint64_t seed, int size) {
   scenario.network.link = draw_link(rng);
   scenario.network.datagram_bytes = 600 + rng.below(9000);
   scenario.network.heartbeat_traffic = rng.chance(0.2);
+  if (scenario.network.heartbeat_traffic) {
+    // Five heartbeats lost in a row are a loss by design; the scenario wants only the losses it
+    // plans.
+    scenario.network.link.loss = std::min(scenario.network.link.loss, 0.005);
+    scenario.network.link.corrupt = std::min(scenario.network.link.corrupt, 0.005);
+  }
   scenario.network.sent_when_acknowledged = rng.chance(0.4);
   if (scenario.size > 2 && rng.chance(0.4)) {
     for (uint64_t count = 1 + rng.below(2); count > 0; --count) {
