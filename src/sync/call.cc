@@ -1,6 +1,8 @@
 // Names of operations and the checks that one rank can make of its own call.
 #include "sync/call.h"
 
+#include <algorithm>
+#include <functional>
 #include <string>
 
 #include "sync/reduce.h"
@@ -64,6 +66,7 @@ class Validator {
     check_root();
     check_shapes();
     check_elements();
+    if (problem_.empty()) check_overlap();
     if (problem_.empty()) return {};
     return Error{
         ErrorCode::invalid_argument, 0, kNoRank,
@@ -196,6 +199,52 @@ class Validator {
     };
     for (const Bytes part : call_.inputs) check("input", part.size());
     for (const MutableBytes part : call_.outputs) check("output", part.size());
+  }
+
+  // Outputs may share memory with nothing, except that this rank's own output may be its own input.
+  void check_overlap() {
+    struct Stretch {
+      const std::byte* begin;
+      const std::byte* end;
+      bool output;
+      size_t part;
+    };
+    std::vector<Stretch> outputs;
+    for (size_t i = 0; i < call_.outputs.size(); ++i) {
+      const MutableBytes part = call_.outputs[i];
+      if (!part.empty()) outputs.push_back({part.data(), part.data() + part.size(), true, i});
+    }
+    if (outputs.empty()) return;
+    std::vector<Stretch> all = outputs;
+    const auto own = static_cast<size_t>(rank_);
+    for (size_t i = 0; i < call_.inputs.size(); ++i) {
+      const Bytes part = call_.inputs[i];
+      const bool is_own = call_.inputs.size() == 1 || i == own;
+      const size_t place = call_.outputs.size() == 1 ? 0 : own;
+      const bool in_place = is_own && place < call_.outputs.size() &&
+                            part.data() == call_.outputs[place].data() &&
+                            part.size() == call_.outputs[place].size();
+      if (!part.empty() && !in_place)
+        all.push_back({part.data(), part.data() + part.size(), false, i});
+    }
+    const std::less<const std::byte*> before;
+    std::sort(all.begin(), all.end(),
+              [&](const Stretch& x, const Stretch& y) { return before(x.begin, y.begin); });
+    const auto text = [](const Stretch& s) {
+      return std::string(s.output ? "output" : "input") + " part " + std::to_string(s.part);
+    };
+    // The furthest reach so far of any stretch, and of outputs: an overlap with an input matters
+    // only to an output.
+    const Stretch* furthest = nullptr;
+    const Stretch* furthest_output = nullptr;
+    for (const Stretch& now : all) {
+      const Stretch* earlier = now.output ? furthest : furthest_output;
+      if (earlier != nullptr && before(now.begin, earlier->end))
+        return fail(text(*earlier) + " and " + text(now) + " overlap in memory");
+      if (furthest == nullptr || before(furthest->end, now.end)) furthest = &now;
+      if (now.output && (furthest_output == nullptr || before(furthest_output->end, now.end)))
+        furthest_output = &now;
+    }
   }
 
   const Call& call_;

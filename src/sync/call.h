@@ -1,4 +1,5 @@
-// What a user asked for, as the engine sees it. Plain data; buffers belong to the user until the call is done.
+// What a user asked for, as the engine sees it. Plain data; buffers belong to the user until the
+// call is done.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +10,27 @@
 namespace scant::sync {
 
 enum class OpKind : uint8_t {
-  all_reduce = 1, reduce, reduce_scatter, all_gather, broadcast, gather, scatter, all_to_all, send, recv, barrier,
+  all_reduce = 1,
+  reduce,
+  reduce_scatter,
+  all_gather,
+  broadcast,
+  gather,
+  scatter,
+  all_to_all,
+  send,
+  recv,
+  barrier,
 };
 [[nodiscard]] const char* name(OpKind kind);
 
 enum class Algorithm : uint8_t {
-  direct = 1,       // every pair once: 1 step, most messages
-  halving_doubling, // all_reduce: recursive halving then doubling; any group size by folding the remainder in
+  direct = 1,          // every pair once: 1 step, most messages
+  halving_doubling,    // all_reduce: recursive halving then doubling; any group size by folding the
+                       // remainder in
   recursive_doubling,  // all_reduce, barrier, all_gather of small parts: log2(P) full exchanges
-  tree,             // broadcast, reduce, gather, scatter: binomial
-  ring,             // bandwidth-optimal, 2(P-1) or P-1 steps, pipelined in segments
+  tree,                // broadcast, reduce, gather, scatter: binomial
+  ring,                // bandwidth-optimal, 2(P-1) or P-1 steps, pipelined in segments
 };
 [[nodiscard]] const char* name(Algorithm algorithm);
 
@@ -26,16 +38,16 @@ struct Call {
   OpKind kind = OpKind::barrier;
   DType dtype = DType::u8;
   ReduceOp reduce = ReduceOp::sum;
-  Rank root = 0;            // group rank; for send/recv the peer's group rank or kAnySource
+  Rank root = 0;  // group rank; for send/recv the peer's group rank or kAnySource
   uint32_t tag = 0;
   GroupId group = kWorldGroup;
   Duration timeout{};
-  std::vector<Bytes> inputs;         // one, or one part per group rank
-  std::vector<MutableBytes> outputs; // one, or one part per group rank
+  std::vector<Bytes> inputs;          // one, or one part per group rank
+  std::vector<MutableBytes> outputs;  // one, or one part per group rank
 };
 
-// Checks what this rank alone can know: part counts, sizes divisible by the element, equal in and out, root in range,
-// reduce defined for the dtype. The message names the argument.
+// Checks what this rank alone can know: part counts, sizes divisible by the element, equal in and
+// out, root in range, reduce defined for the dtype. The message names the argument.
 [[nodiscard]] Result<void> validate(const Call& call, Rank group_rank, int group_size);
 
 }  // namespace scant::sync

@@ -17,9 +17,7 @@ uint32_t get_u32(Bytes in, size_t at) {
   return value;
 }
 
-Error corrupt(const char* what) {
-  return Error{ErrorCode::corrupt, 0, kNoRank, what};
-}
+Error corrupt(const char* what) { return Error{ErrorCode::corrupt, 0, kNoRank, what}; }
 
 bool has_reduce(OpKind kind) {
   return kind == OpKind::all_reduce || kind == OpKind::reduce || kind == OpKind::reduce_scatter;

@@ -1,5 +1,6 @@
-// Payloads of the engine's control frames (cancel, propose) and the sentences that name calls. Little-endian, checked
-// before use; grammar in docs/wire.md. Flags of FrameHeader as the engine uses them.
+// Payloads of the engine's control frames (cancel, propose) and the sentences that name calls.
+// Little-endian, checked before use; grammar in docs/wire.md. Flags of FrameHeader as the engine
+// uses them.
 #pragma once
 
 #include <string>
@@ -36,7 +37,8 @@ struct Proposal {
 // `stations`: how many the job started with; a payload of another size is corrupt.
 [[nodiscard]] Result<Proposal> decode_proposal(Bytes payload, size_t stations);
 
-// "all_reduce of 4,096 bytes f32 sum", "broadcast of 16 bytes u8 from root 2". Values off the wire may be unknown.
+// "all_reduce of 4,096 bytes f32 sum", "broadcast of 16 bytes u8 from root 2". Values off the wire
+// may be unknown.
 [[nodiscard]] std::string describe(const net::CallDescriptor& call, bool with_algorithm);
 [[nodiscard]] std::string with_commas(uint64_t value);
 

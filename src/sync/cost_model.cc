@@ -22,6 +22,10 @@ constexpr double kExtraMessage =
     0.25;  // a further message of one step, in steps: it costs a call, not a round trip
 constexpr double kSegment = 256.0 * 1024;
 constexpr size_t kSamplesMax = 256;
+// A slower run raises an envelope by at most this, so that one late peer changes next to nothing.
+constexpr double kForget = 1.0 + 1.0 / 16;
+// Observations after which an envelope that was not run again counts half.
+constexpr uint64_t kHalfLife = 256;
 
 int log2_floor(int value) { return std::bit_width(static_cast<unsigned>(value)) - 1; }
 int log2_ceil(int value) { return value <= 1 ? 0 : log2_floor(value - 1) + 1; }
@@ -70,6 +74,7 @@ Coefficients coefficients(OpKind kind, Algorithm algorithm, int size, uint64_t b
       return {one_step.steps, one_step.bytes, (p - 1) / p * n};
     case OpKind::all_gather:
       if (algorithm == Algorithm::ring) return {p - 1, (p - 1) / p * n, 0};
+      if (algorithm == Algorithm::recursive_doubling) return {levels, (p - 1) / p * n, n};
       return one_step;
     case OpKind::barrier:
       return {levels, 0, 0};
@@ -78,13 +83,24 @@ Coefficients coefficients(OpKind kind, Algorithm algorithm, int size, uint64_t b
   }
 }
 
+double predicted_s(const CostParameters& with, const Coefficients& c) {
+  return with.alpha_s * c.steps + with.beta_s_per_byte * c.bytes +
+         with.gamma_s_per_byte * c.reduced;
+}
+
+// Kinds whose every member works until the end, so that its time is the operation's. A run without
+// bytes is a barrier whatever its kind (docs/engine.md, Mismatch).
+bool tells_the_link(OpKind kind, uint64_t bytes) {
+  if (kind == OpKind::barrier) return true;
+  return bytes > 0 && (kind == OpKind::all_reduce || kind == OpKind::all_gather ||
+                       kind == OpKind::reduce_scatter);
+}
+
 }  // namespace
 
 double CostModel::predict_s(OpKind kind, Algorithm algorithm, int size, uint64_t bytes) const {
   if (size <= 1) return 0;
-  const Coefficients c = coefficients(kind, algorithm, size, bytes);
-  return agreed_.alpha_s * c.steps + agreed_.beta_s_per_byte * c.bytes +
-         agreed_.gamma_s_per_byte * c.reduced;
+  return predicted_s(agreed_, coefficients(kind, algorithm, size, bytes));
 }
 
 Algorithm CostModel::choose(OpKind kind, int size, uint64_t bytes) const {
@@ -100,23 +116,28 @@ Algorithm CostModel::choose(OpKind kind, int size, uint64_t bytes) const {
 
 void CostModel::observe(OpKind kind, Algorithm algorithm, int size, uint64_t bytes,
                         double seconds) {
-  if (size <= 1 || seconds <= 0 || kind == OpKind::send || kind == OpKind::recv) return;
+  if (size <= 1 || !(seconds > 0) || !tells_the_link(kind, bytes)) return;
   const uint64_t key = static_cast<uint64_t>(kind) | static_cast<uint64_t>(algorithm) << 8 |
                        static_cast<uint64_t>(std::bit_width(bytes)) << 16 |
                        static_cast<uint64_t>(size) << 32;
   const Coefficients c = coefficients(kind, algorithm, size, bytes);
+  ++observations_;
   auto sample = std::find_if(samples_.begin(), samples_.end(),
                              [key](const Sample& s) { return s.key == key; });
   if (sample == samples_.end()) {
-    if (samples_.size() >= kSamplesMax) samples_.erase(samples_.begin());
-    samples_.push_back({key, c.steps, c.bytes, c.reduced, seconds});
+    if (samples_.size() >= kSamplesMax) {
+      samples_.erase(std::min_element(
+          samples_.begin(), samples_.end(),
+          [](const Sample& x, const Sample& y) { return x.observed_at < y.observed_at; }));
+    }
+    samples_.push_back({key, observations_, c.steps, c.bytes, c.reduced, seconds});
     return;
   }
-  // The lower envelope rises by a 32nd with every slower run, so that a link that became slow is
-  // noticed within some dozens of runs, and a single late peer is not.
-  constexpr double kForget = 1.0 + 1.0 / 32;
-  const double risen = sample->seconds * kForget;
-  *sample = {key, c.steps, c.bytes, c.reduced, std::min(seconds, risen)};
+  // Runs of one magnitude differ in bytes: the envelope is that of seconds per predicted second.
+  const double before = predicted_s(agreed_, {sample->steps, sample->bytes, sample->reduced});
+  const double ratio = before > 0 ? predicted_s(agreed_, c) / before : 1;
+  const double risen = sample->seconds * kForget * ratio;
+  *sample = {key, observations_, c.steps, c.bytes, c.reduced, std::min(seconds, risen)};
 }
 
 // Least squares of relative errors in (alpha, beta), neither below zero.
@@ -129,7 +150,10 @@ CostParameters CostModel::measured() const {
   for (const Sample& sample : samples_) {
     const double rest =
         std::max(sample.seconds - agreed_.gamma_s_per_byte * sample.reduced, sample.seconds / 16);
-    const double weight = 1 / (sample.seconds * sample.seconds);
+    const uint64_t halvings =
+        std::min<uint64_t>((observations_ - sample.observed_at) / kHalfLife, 62);
+    const double weight =
+        1 / (sample.seconds * sample.seconds * static_cast<double>(uint64_t{1} << halvings));
     ss += weight * sample.steps * sample.steps;
     sb += weight * sample.steps * sample.bytes;
     bb += weight * sample.bytes * sample.bytes;

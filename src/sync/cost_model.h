@@ -27,7 +27,8 @@ class CostModel {
   // Deterministic in (agreed parameters, arguments): equal on all ranks.
   [[nodiscard]] Algorithm choose(OpKind kind, int size, uint64_t bytes) const;
 
-  // Local measurements, not used by choose() until agreed.
+  // Local measurements, not used by choose() until agreed. Operations that say nothing of the link
+  // (docs/collectives.md, Measuring) are ignored.
   void observe(OpKind kind, Algorithm algorithm, int size, uint64_t bytes, double seconds);
   [[nodiscard]] CostParameters measured() const;
   void set_agreed(CostParameters parameters) { agreed_ = parameters; }
@@ -38,7 +39,8 @@ class CostModel {
   // runs slower.
   struct Sample {
     uint64_t key = 0;
-    double steps = 0;  // coefficients of alpha, beta and gamma in predict_s
+    uint64_t observed_at = 0;  // value of observations_ at its last run
+    double steps = 0;          // coefficients of alpha, beta and gamma in predict_s
     double bytes = 0;
     double reduced = 0;
     double seconds = 0;  // decaying minimum
@@ -46,6 +48,7 @@ class CostModel {
 
   CostParameters agreed_;
   std::vector<Sample> samples_;
+  uint64_t observations_ = 0;
 };
 
 }  // namespace scant::sync

@@ -1,5 +1,5 @@
-// Credit arithmetic of one pair, modulo 2^32: how many eager bytes may still go to a peer, and how many of its eager
-// bytes this rank has used up and must tell it. Rules: docs/engine.md, Credit.
+// Credit arithmetic of one pair, modulo 2^32: how many eager bytes may still go to a peer, and how
+// many of its eager bytes this rank has used up and must tell it. Rules: docs/engine.md, Credit.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ class Credit {
   // Sending side.
   [[nodiscard]] bool fits(uint32_t charge) const { return sent_ - returned_ + charge <= window_; }
   void sent(uint32_t charge) { sent_ += charge; }
-  // A frame told `total` consumed bytes. Frames overtake one another: only what is newer counts, and a total beyond
-  // what was sent is ignored. True when the window opened.
+  // A frame told `total` consumed bytes. Frames overtake one another: only what is newer counts,
+  // and a total beyond what was sent is ignored. True when the window opened.
   bool returned(uint32_t total) {
     const uint32_t more = total - returned_;
     if (more == 0 || more > sent_ - returned_) return false;

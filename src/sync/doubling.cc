@@ -1,6 +1,6 @@
 // Recursive doubling (whole vectors, fewest steps) and halving-doubling (halves, fewest bytes in 2
-// log2(P) steps) for all_reduce, and the dissemination barrier. Groups that are no power of two are
-// folded (schedule_builder.h).
+// log2(P) steps) for all_reduce: groups that are no power of two are folded (schedule_builder.h).
+// all_gather and barrier in log2(P) rounds of dissemination, which serve any group.
 #include <algorithm>
 
 #include "base/check.h"
@@ -14,6 +14,16 @@ struct Piece {
   Region region;
   uint32_t written = kNoStep;
 };
+
+// The steps that wrote any byte of `region`; pieces are sorted and do not overlap.
+StepIds writers(const std::vector<Piece>& pieces, Region region) {
+  StepIds ids;
+  auto piece = std::partition_point(pieces.begin(), pieces.end(),
+                                    [&](const Piece& p) { return p.region.end <= region.begin; });
+  for (; piece != pieces.end() && piece->region.begin < region.end; ++piece)
+    ids.push_back(piece->written);
+  return ids;
+}
 
 struct State {
   Space space = Space::input;  // where this rank's current value lies
@@ -114,18 +124,8 @@ class HalvingDoubling {
             b_.chunk(bytes(), first + count - 1, fold_.core).end};
   }
 
-  // The steps that wrote any byte of `region`.
-  [[nodiscard]] StepIds writers(Region region) const {
-    StepIds ids;
-    for (const Piece& piece : pieces_) {
-      if (piece.region.begin < region.end && region.begin < piece.region.end)
-        ids.push_back(piece.written);
-    }
-    return ids;
-  }
-
   uint32_t send(Rank peer, Space space, Region piece) {
-    return b_.send(peer, at(space, piece.begin), piece.bytes(), writers(piece));
+    return b_.send(peer, at(space, piece.begin), piece.bytes(), writers(pieces_, piece));
   }
 
   void halve() {
@@ -145,7 +145,7 @@ class HalvingDoubling {
       for (const Region piece : b_.segments(owned_by(first, half))) {
         kept.push_back({piece, b_.receive_reduce(level.partner, at(space_, piece.begin),
                                                  at(Space::output, piece.begin), piece.bytes(),
-                                                 other < me_, half == 1, writers(piece))});
+                                                 other < me_, half == 1, writers(pieces_, piece))});
       }
       pieces_ = std::move(kept);
       space_ = Space::output;
@@ -181,6 +181,52 @@ class HalvingDoubling {
   std::vector<Level> levels_;
 };
 
+// Blocks wait in scratch in the order own, next, next but one, …: what goes out in a round is one
+// stretch from its start, what comes in lies right behind what is there.
+void all_gather(ScheduleBuilder& b) {
+  const auto& parts = b.input().output_bytes;
+  const auto part_at = [&](int place) {
+    return static_cast<uint32_t>((b.rank() + place) % b.size());
+  };
+  std::vector<uint64_t> begin = {0};  // of the block at each place
+  for (int place = 0; place < b.size(); ++place)
+    begin.push_back(begin.back() + parts[part_at(place)]);
+  const auto blocks = [&](int first, int count) {
+    return Region{begin[static_cast<size_t>(first)], begin[static_cast<size_t>(first + count)]};
+  };
+  const uint64_t scratch = b.reserve_scratch(begin.back());
+  const Region own = blocks(0, 1);
+  std::vector<Piece> pieces;
+  if (own.bytes() > 0) {
+    pieces.push_back({own, b.copy(at(Space::input, 0), at(Space::scratch, scratch), own.bytes())});
+  }
+  b.copy_part(at(Space::input, 0), at(Space::output, 0, part_at(0)), own.bytes());
+  for (int distance = 1; distance < b.size(); distance *= 2) {
+    const int count = std::min(distance, b.size() - distance);
+    // Both sides cut from the start of the stretch, which lies elsewhere at the other.
+    const Region out = blocks(0, count);
+    for (const Region piece : b.segments(out)) {
+      b.send(static_cast<Rank>(part_at(b.size() - distance)),
+             at(Space::scratch, scratch + piece.begin), piece.bytes(), writers(pieces, piece));
+    }
+    const Region in = blocks(distance, count);
+    for (const Region piece : b.segments({0, in.bytes()})) {
+      const Region where = {in.begin + piece.begin, in.begin + piece.end};
+      pieces.push_back(
+          {where, b.receive(static_cast<Rank>(part_at(distance)),
+                            at(Space::scratch, scratch + where.begin), where.bytes())});
+    }
+  }
+  for (int place = 1; place < b.size(); ++place) {
+    const Region block = blocks(place, 1);
+    for (const Region piece : b.segments({0, block.bytes()})) {
+      const Region where = {block.begin + piece.begin, block.begin + piece.end};
+      b.copy(at(Space::scratch, scratch + where.begin),
+             at(Space::output, piece.begin, part_at(place)), where.bytes(), writers(pieces, where));
+    }
+  }
+}
+
 // In round k everyone hears, through others, from the 2^(k+1) ranks before it.
 void barrier(ScheduleBuilder& b) {
   StepIds heard;
@@ -194,6 +240,7 @@ void barrier(ScheduleBuilder& b) {
 
 void recursive_doubling_schedule(ScheduleBuilder& builder) {
   if (builder.input().kind == OpKind::barrier) return barrier(builder);
+  if (builder.input().kind == OpKind::all_gather) return all_gather(builder);
   SCANT_CHECK(builder.input().kind == OpKind::all_reduce, "no recursive doubling for this kind");
   recursive_doubling_all_reduce(builder);
 }

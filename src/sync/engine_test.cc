@@ -1,5 +1,5 @@
-// The engine on a fake network that delivers frames in random order: right results for every collective, mismatches,
-// credit, deadlines.
+// The engine on a fake network that delivers frames in random order: right results for every
+// collective, mismatches, credit, deadlines.
 #include "sync/engine.h"
 
 #include <gtest/gtest.h>
@@ -64,9 +64,8 @@ TEST(Engine, SubgroupsRunBesideTheWorld) {
       const uint64_t which = network.rng().below(3);
       const std::vector<Rank> members = which == 0 ? odd : which == 1 ? rest : everyone(5);
       const GroupId group = which == 0 ? 7 : which == 1 ? 8 : kWorldGroup;
-      runs.emplace_back(network,
-                        random_spec(network.rng(), static_cast<int>(members.size()), 2000), group,
-                        members);
+      runs.emplace_back(network, random_spec(network.rng(), static_cast<int>(members.size()), 2000),
+                        group, members);
     }
     submit_all(network, runs);
     network.settle();
@@ -94,7 +93,8 @@ TEST(Engine, SmallCollectivesCostNoControlFrames) {
   EXPECT_EQ(network.frames(net::FrameType::credit), 0U);
 }
 
-// One rank runs far ahead of another: the window holds it back, requests are answered, nothing is lost.
+// One rank runs far ahead of another: the window holds it back, requests are answered, nothing is
+// lost.
 TEST(Engine, AFloodBeyondTheWindowIsBoundedAndEnds) {
   for (uint64_t seed = 0; seed < 10; ++seed) {
     FakeNetwork network(seed, 2, small_segments());

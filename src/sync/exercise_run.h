@@ -1,9 +1,9 @@
-// Test support: an exercise on a fake network, its ranks' outcomes, and what every test expects of them.
+// Test support: an exercise on a fake network, its ranks' outcomes, and what every test expects of
+// them.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <deque>
+#include <gtest/gtest.h>
 
 #include "sync/exercise.h"
 #include "sync/fake_network.h"
@@ -19,7 +19,8 @@ struct Outcome {
 // One exercise on a network: submits rank by rank and keeps the outcomes.
 class ExerciseRun {
  public:
-  ExerciseRun(FakeNetwork& network, const ExerciseSpec& spec, GroupId group, std::vector<Rank> members)
+  ExerciseRun(FakeNetwork& network, const ExerciseSpec& spec, GroupId group,
+              std::vector<Rank> members)
       : network_(network),
         exercise_(spec),
         group_(group),

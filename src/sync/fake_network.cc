@@ -163,9 +163,9 @@ void FakeNetwork::kill(Rank rank) {
   });
   for (Rank other = 0; other < size(); ++other) {
     if (other == rank || dead(other)) continue;
-    notices_.push_back(Notice{other, rank,
-                              Error{ErrorCode::peer_lost, 0, rank,
-                                    "rank " + std::to_string(rank) + " is lost"}});
+    notices_.push_back(
+        Notice{other, rank,
+               Error{ErrorCode::peer_lost, 0, rank, "rank " + std::to_string(rank) + " is lost"}});
   }
 }
 
@@ -192,9 +192,9 @@ void FakeNetwork::leave(Rank rank) {
   dead_[static_cast<size_t>(rank)] = true;
   for (Rank other = 0; other < size(); ++other) {
     if (other == rank || dead(other)) continue;
-    notices_.push_back(Notice{other, rank,
-                              Error{ErrorCode::closed, 0, rank,
-                                    "rank " + std::to_string(rank) + " has left"}});
+    notices_.push_back(
+        Notice{other, rank,
+               Error{ErrorCode::closed, 0, rank, "rank " + std::to_string(rank) + " has left"}});
   }
 }
 

@@ -1,5 +1,5 @@
-// Test support: engines joined by memory. Frames of a pair are delivered in any order, one phase at a time (read,
-// header, payload, sent), as a seed decides. Ranks die, leave, stop. Time is virtual.
+// Test support: engines joined by memory. Frames of a pair are delivered in any order, one phase at
+// a time (read, header, payload, sent), as a seed decides. Ranks die, leave, stop. Time is virtual.
 #pragma once
 
 #include <memory>
@@ -27,7 +27,8 @@ class FakeNetwork {
   void run(Time until);
   void advance(Duration by);
 
-  // The rank vanishes; what is whole at its peers is delivered, each of them hears of it later, at random.
+  // The rank vanishes; what is whole at its peers is delivered, each of them hears of it later, at
+  // random.
   void kill(Rank rank);
   // An orderly leave: everything it queued arrives first.
   void leave(Rank rank);
@@ -44,7 +45,7 @@ class FakeNetwork {
     Rank from = 0;
     Rank to = 0;
     net::FrameHeader header;
-    Bytes payload;        // the sender's memory, until `sent`
+    Bytes payload;  // the sender's memory, until `sent`
     uint64_t token = 0;
     bool sent = false;
     std::vector<std::byte> copy;

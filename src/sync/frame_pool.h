@@ -1,5 +1,6 @@
-// Buffers for payloads that cannot go straight into user memory, and for scratch: one pool for each power of two, last
-// in first out. Counts what is out, so that a leak shows. Owner: the engine's thread.
+// Buffers for payloads that cannot go straight into user memory, and for scratch: one pool for each
+// power of two, last in first out. Counts what is out, so that a leak shows. Owner: the engine's
+// thread.
 #pragma once
 
 #include <bit>

@@ -1,5 +1,6 @@
-// Matching: the key of an operation, and what was heard of operations that have not begun here. Payloads are held
-// within the credit window of their sender (docs/engine.md, Matching). Owner: the engine's thread.
+// Matching: the key of an operation, and what was heard of operations that have not begun here.
+// Payloads are held within the credit window of their sender (docs/engine.md, Matching). Owner: the
+// engine's thread.
 #pragma once
 
 #include <optional>

@@ -1,5 +1,6 @@
-// Agreement of the survivors on the next epoch: flood (epoch, live set) until every member of the live set has sent the
-// same. A pure state machine; events and proof sketch: docs/engine.md, Membership. Owner: the engine's thread.
+// Agreement of the survivors on the next epoch: flood (epoch, live set) until every member of the
+// live set has sent the same. A pure state machine; events and proof sketch: docs/engine.md,
+// Membership. Owner: the engine's thread.
 #pragma once
 
 #include <optional>
@@ -21,15 +22,16 @@ class Membership {
   // Members of the live set that have not sent the own proposal.
   [[nodiscard]] std::vector<Rank> missing() const;
 
-  // Each returns true when the own proposal changed and must be sent to every other member of its live set.
+  // Each returns true when the own proposal changed and must be sent to every other member of its
+  // live set.
   bool begin(const std::vector<bool>& live);
   bool on_proposal(Rank from, const Proposal& proposal);
   bool on_down(Rank station);
 
   enum class Outcome : uint8_t { undecided, agreed, expelled };
   [[nodiscard]] Outcome outcome() const;
-  void enter();   // agreed: epoch() becomes the proposal's
-  void abandon(); // deadline: the old epoch stays
+  void enter();    // agreed: epoch() becomes the proposal's
+  void abandon();  // deadline: the old epoch stays
 
  private:
   bool adopt(const Proposal& theirs);

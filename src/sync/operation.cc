@@ -59,8 +59,7 @@ bool in_place(const Call& call, Rank rank) {
 
 }  // namespace
 
-void Channel::reset(Operation* operation, uint32_t index, Rank peer_station,
-                    const PeerPlan& plan) {
+void Channel::reset(Operation* operation, uint32_t index, Rank peer_station, const PeerPlan& plan) {
   op = operation;
   peer_index = index;
   station = peer_station;

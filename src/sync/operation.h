@@ -1,5 +1,5 @@
-// One operation of this rank while the engine runs it. Objects are recycled, so that a steady load allocates nothing for
-// a step. States and transitions: docs/engine.md. Owner: the engine's thread.
+// One operation of this rank while the engine runs it. Objects are recycled, so that a steady load
+// allocates nothing for a step. States and transitions: docs/engine.md. Owner: the engine's thread.
 #pragma once
 
 #include <array>
@@ -26,8 +26,8 @@ struct Channel {
   uint32_t sends_left = 0;     // not yet off the transport's hands
   uint32_t receives_left = 0;  // not yet arrived whole
   uint64_t eager_sent = 0;
-  bool granted = false;     // `ready` came
-  bool requested = false;   // `request` went
+  bool granted = false;    // `ready` came
+  bool requested = false;  // `request` went
   bool ready_sent = false;
   Listing listing = Listing::none;
   std::vector<uint32_t> queue;  // sends that may go, ascending from `queue_head`
@@ -88,7 +88,8 @@ struct Operation {
 [[nodiscard]] net::CallDescriptor descriptor_for(const Operation& op, Rank peer, bool sending);
 // Fills op.descriptor (but the algorithm) and op.parts_hash from op.call.
 void fill_descriptor(Operation& op, int group_size);
-// What the algorithm is chosen by: the bytes that the whole collective is about, equal on all ranks.
+// What the algorithm is chosen by: the bytes that the whole collective is about, equal on all
+// ranks.
 [[nodiscard]] uint64_t collective_bytes(const Call& call);
 [[nodiscard]] ScheduleInput schedule_input(const Operation& op, Rank group_rank, int group_size,
                                            uint64_t segment_bytes);

@@ -204,7 +204,8 @@ Plan& PlanCache::get(const ScheduleInput& input) {
   return *entries_.back().plan;
 }
 
-// Drops the plan that was used longest ago and that no operation runs; keeps all when every plan is in use.
+// Drops the plan that was used longest ago and that no operation runs; keeps all when every plan is
+// in use.
 void PlanCache::evict() {
   size_t oldest = entries_.size();
   for (size_t i = 0; i < entries_.size(); ++i) {

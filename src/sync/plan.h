@@ -1,6 +1,6 @@
-// A plan is a schedule made ready to run: dependency counts, successors, and the steps of each peer by slot, so that
-// running an operation needs no search and no allocation for a step. Plans are kept for the last calls and shared by
-// the operations that run them. Owner: the engine's thread.
+// A plan is a schedule made ready to run: dependency counts, successors, and the steps of each peer
+// by slot, so that running an operation needs no search and no allocation for a step. Plans are
+// kept for the last calls and shared by the operations that run them. Owner: the engine's thread.
 #pragma once
 
 #include <cstdint>
@@ -13,22 +13,22 @@ namespace scant::sync {
 
 // What this rank exchanges with one peer.
 struct PeerPlan {
-  Rank rank = kNoRank;              // group rank
-  std::vector<uint32_t> receives;   // by slot: the step
+  Rank rank = kNoRank;             // group rank
+  std::vector<uint32_t> receives;  // by slot: the step
   uint32_t sends = 0;
   uint64_t receive_bytes = 0;
 };
 
 struct Plan {
   std::vector<Step> steps;
-  std::vector<uint8_t> dependencies;       // how many steps each one waits for
-  std::vector<uint32_t> successor_begin;   // steps.size() + 1 offsets into `successors`
+  std::vector<uint8_t> dependencies;      // how many steps each one waits for
+  std::vector<uint32_t> successor_begin;  // steps.size() + 1 offsets into `successors`
   std::vector<uint32_t> successors;
   std::vector<uint32_t> ready_at_start;
-  std::vector<uint32_t> peer_of_step;      // index into `peers`; kNoStep for local steps
-  std::vector<PeerPlan> peers;             // ascending rank
+  std::vector<uint32_t> peer_of_step;  // index into `peers`; kNoStep for local steps
+  std::vector<PeerPlan> peers;         // ascending rank
   uint64_t scratch_bytes = 0;
-  uint32_t users = 0;                      // operations that run it now
+  uint32_t users = 0;  // operations that run it now
 
   // Index into `peers`, or kNoStep.
   [[nodiscard]] uint32_t find_peer(Rank group_rank) const;
@@ -36,8 +36,9 @@ struct Plan {
 
 [[nodiscard]] std::unique_ptr<Plan> compile(Schedule schedule);
 
-// The schedule of a call with what the engine adds to it: send and receive in segments, the barrier of a collective
-// without bytes, and the empty frame of a part without bytes (docs/engine.md, Mismatch).
+// The schedule of a call with what the engine adds to it: send and receive in segments, the barrier
+// of a collective without bytes, and the empty frame of a part without bytes (docs/engine.md,
+// Mismatch).
 [[nodiscard]] Schedule schedule_for(const ScheduleInput& input);
 
 class PlanCache {

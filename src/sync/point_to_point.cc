@@ -1,4 +1,5 @@
-// Send and receive: their sequences, and the line of receives that wait for a source (docs/engine.md, Matching).
+// Send and receive: their sequences, and the line of receives that wait for a source
+// (docs/engine.md, Matching).
 #include <algorithm>
 
 #include "sync/engine_impl.h"
@@ -42,8 +43,8 @@ void Engine::Impl::bind(Group& group, Operation& op, Rank station) {
   begin(op);
 }
 
-// Serves the line from its front: one that names its source takes that source's next message; one from any source
-// takes the message that was heard of first, or stops the line.
+// Serves the line from its front: one that names its source takes that source's next message; one
+// from any source takes the message that was heard of first, or stops the line.
 void Engine::Impl::match_line(Group& group, uint32_t tag) {
   Mailbox& box = group.mailboxes[tag];
   while (!box.line.empty()) {

@@ -1,5 +1,5 @@
-// Couples an engine to a transport: the one loop body that the I/O thread of a communicator and the simulator share.
-// Owner: the thread that owns the engine.
+// Couples an engine to a transport: the one loop body that the I/O thread of a communicator and the
+// simulator share. Owner: the thread that owns the engine.
 #pragma once
 
 #include <vector>
@@ -13,7 +13,8 @@ class Pump final : private net::TransportSink {
  public:
   Pump(Engine& engine, net::Transport& transport) : engine_(engine), transport_(transport) {}
 
-  // Sends what may go, then handles at least one event, or returns at `deadline`, the engine's next deadline or wake().
+  // Sends what may go, then handles at least one event, or returns at `deadline`, the engine's next
+  // deadline or wake().
   void step(Time deadline);
   // Hands over frames while the transport takes them.
   void transmit();

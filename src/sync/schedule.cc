@@ -169,8 +169,9 @@ std::vector<Algorithm> algorithms_for(OpKind kind) {
     case OpKind::broadcast:
       return {Algorithm::tree, Algorithm::ring, Algorithm::direct};
     case OpKind::reduce_scatter:
-    case OpKind::all_gather:
       return {Algorithm::ring, Algorithm::direct};
+    case OpKind::all_gather:
+      return {Algorithm::ring, Algorithm::direct, Algorithm::recursive_doubling};
     case OpKind::gather:
     case OpKind::scatter:
     case OpKind::all_to_all:

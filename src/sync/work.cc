@@ -1,12 +1,11 @@
 #include "sync/work.h"
 
+#include <climits>
+#include <ctime>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <climits>
-#include <ctime>
 #include <utility>
 
 #include "base/check.h"
@@ -16,9 +15,8 @@ namespace {
 
 std::atomic<uint32_t> fork_generation{0};  // written in a child that has one thread
 
-const int fork_handler_registered = pthread_atfork(nullptr, nullptr, [] {
-  fork_generation.fetch_add(1, std::memory_order_relaxed);
-});
+const int fork_handler_registered = pthread_atfork(
+    nullptr, nullptr, [] { fork_generation.fetch_add(1, std::memory_order_relaxed); });
 
 // Returns when woken, when the word is not `expected`, after `timeout`, or by accident.
 void futex_wait(const std::atomic<uint32_t>& word, uint32_t expected, Duration timeout) {
@@ -67,7 +65,8 @@ Result<void> Work::State::wait(Duration timeout) {
     uint32_t flags = flags_.load(std::memory_order_acquire);
     if ((flags & kDone) != 0) return outcome_;
     if (fork_generation_ != current_fork_generation()) {
-      return Error{ErrorCode::closed, 0, kNoRank, "wait: the operation belongs to the parent process"};
+      return Error{ErrorCode::closed, 0, kNoRank,
+                   "wait: the operation belongs to the parent process"};
     }
     const Duration spent = std::chrono::steady_clock::now() - start;
     if (spent >= limit) {
@@ -76,7 +75,8 @@ Result<void> Work::State::wait(Duration timeout) {
                    "wait: not done after " + std::to_string(ms) + " ms; the operation goes on"};
     }
     if ((flags & kWaiters) == 0) {
-      if (!flags_.compare_exchange_weak(flags, flags | kWaiters, std::memory_order_acq_rel)) continue;
+      if (!flags_.compare_exchange_weak(flags, flags | kWaiters, std::memory_order_acq_rel))
+        continue;
       flags |= kWaiters;
     }
     futex_wait(flags_, flags, limit - spent);

@@ -1,5 +1,5 @@
-// The shared state behind a Work handle: an intrusive count, one flag word that a waiter sleeps on, and the outcome.
-// Any thread may wait or register; the I/O thread finishes it once.
+// The shared state behind a Work handle: an intrusive count, one flag word that a waiter sleeps on,
+// and the outcome. Any thread may wait or register; the I/O thread finishes it once.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,8 @@ namespace scant {
 
 class Work::State {
  public:
-  // Starts with one reference, for the handle; the I/O thread takes another while the operation runs.
+  // Starts with one reference, for the handle; the I/O thread takes another while the operation
+  // runs.
   explicit State(Duration limit) : limit_(limit) {}
   State(const State&) = delete;
   State& operator=(const State&) = delete;
@@ -34,8 +35,8 @@ class Work::State {
   static constexpr uint32_t kWaiters = 4;
 
   std::atomic<uint32_t> references_{1};
-  // kDone is released after outcome_ and source_ are written and acquired before they are read; kCallback is released
-  // after callback_ and context_ are.
+  // kDone is released after outcome_ and source_ are written and acquired before they are read;
+  // kCallback is released after callback_ and context_ are.
   std::atomic<uint32_t> flags_{0};
   const uint32_t fork_generation_ = current_fork_generation();
   const Duration limit_;  // by then the engine has certainly reported
