@@ -71,9 +71,21 @@ def sent_bytes() -> int:
     return total
 
 
-def make_call(
-    operation: str, size: int, group: Any
-) -> tuple[Callable[[], None], Callable[[], bool]]:
+Call = Callable[[], None]
+Check = Callable[[], bool]
+
+
+def checked(call: Call, right: Check) -> tuple[Call, Check]:
+    """A call, and a check that runs it and looks at what it left."""
+
+    def check() -> bool:
+        call()
+        return right()
+
+    return call, check
+
+
+def make_call(operation: str, size: int, group: Any) -> tuple[Call, Check]:
     """The call to time, and a check that it does what it says."""
     import torch
     import torch.distributed as dist
@@ -104,25 +116,22 @@ def make_call(
     part, whole = torch.full((count // world,), float(rank + 1)), torch.zeros(count)
     expected = torch.arange(1, world + 1).float().repeat_interleave(count // world)
     if operation == "all_gather":
-
-        def run() -> None:
-            dist.all_gather_into_tensor(whole, part, group=group)
-
-        return run, lambda: (run(), bool((whole == expected).all()))[1]
+        return checked(
+            lambda: dist.all_gather_into_tensor(whole, part, group=group),
+            lambda: bool((whole == expected).all()),
+        )
     if operation == "reduce_scatter":
         source = torch.full((count,), float(rank + 1))
         parts = list(source.chunk(world))
-
-        def run() -> None:
-            dist.reduce_scatter(part, parts, group=group)
-
-        return run, lambda: (run(), bool((part == total).all()))[1]
+        return checked(
+            lambda: dist.reduce_scatter(part, parts, group=group),
+            lambda: bool((part == total).all()),
+        )
     source = torch.full((count,), float(rank + 1))
-
-    def run() -> None:
-        dist.all_to_all_single(whole, source, group=group)
-
-    return run, lambda: (run(), bool((whole == expected).all()))[1]
+    return checked(
+        lambda: dist.all_to_all_single(whole, source, group=group),
+        lambda: bool((whole == expected).all()),
+    )
 
 
 def cpu_seconds() -> float:

@@ -74,7 +74,8 @@ class Page:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self._title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+            f"<title>{escape(self._title)}</title><style>{_STYLE}</style></head>\n"
+            f"<body>\n{body}\n</body></html>\n"
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
