@@ -46,10 +46,15 @@ def digest(paths: Iterable[Path], extra: str) -> str:
     return hasher.hexdigest()
 
 
+# Following every path through GoogleTest's macros takes two thirds of the time and has found nothing.
+TEST_CHECKS = "--checks=-clang-analyzer-*"
+
+
 def check(build: Path, source: Path) -> str:
     """The complaints about one source, empty when clean."""
+    fewer = [TEST_CHECKS] if source.name.endswith("_test.cc") else []
     done = subprocess.run(
-        [TIDY, "--quiet", "-p", str(build), str(source)],
+        [TIDY, "--quiet", "-p", str(build), *fewer, str(source)],
         capture_output=True,
         text=True,
         check=False,

@@ -182,8 +182,9 @@ TEST(Rng, IsUniformWithinFiveSigma) {
     sum += rng.uniform();
   }
   for (const int count : hits)
-    EXPECT_NEAR(count, kDraws / kBins, 5 * 97);  // sigma = sqrt(n p (1-p)) = 96.8
-  EXPECT_NEAR(sum / kDraws, 0.5, 5 * 0.00072);   // sigma = sqrt(1/12/n)
+    EXPECT_NEAR(count, static_cast<double>(kDraws) / kBins,
+                5 * 97);                        // sigma = sqrt(n p (1-p)) = 96.8
+  EXPECT_NEAR(sum / kDraws, 0.5, 5 * 0.00072);  // sigma = sqrt(1/12/n)
 }
 
 TEST(Rng, BoundsHoldAtTheEdges) {

@@ -183,11 +183,11 @@ Result<void> Connection::parse(Rank peer, TransportSink& sink, Progress& progres
       take_payload(Bytes(buffer_.data() + buffer_begin_, step));
       buffer_begin_ += step;
       if (received_ < header_.length) return {};
-      const auto ended = end_frame(peer, sink, progress);
+      auto ended = end_frame(peer, sink, progress);
       if (!ended) return ended;
     }
     if (buffer_end_ - buffer_begin_ < kFrameHeaderBytes) return {};
-    const auto begun = begin_frame(peer, sink, progress);
+    auto begun = begin_frame(peer, sink, progress);
     if (!begun) return begun;
   }
 }

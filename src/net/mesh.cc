@@ -208,7 +208,7 @@ void Mesh::make_room() {
 Result<void> Mesh::advance_all() {
   for (Candidate& candidate : candidates_) {
     if (candidate.dead) continue;
-    const auto advanced = advance(candidate);
+    auto advanced = advance(candidate);
     if (!advanced) return advanced;
   }
   std::erase_if(candidates_, [](const Candidate& candidate) { return candidate.dead; });

@@ -166,7 +166,7 @@ class Bootstrap {
       const auto text =
           store_.get(key("rank/" + std::to_string(r)), waits ? left() : Duration::zero());
       if (text) {
-        const auto taken = take_record(r, text.value());
+        auto taken = take_record(r, text.value());
         if (!taken) return taken;
       } else if (text.error().code == ErrorCode::timeout) {
         absent.push_back(r);

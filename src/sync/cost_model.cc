@@ -27,7 +27,9 @@ constexpr double kForget = 1.0 + 1.0 / 16;
 // Observations after which an envelope that was not run again counts half.
 constexpr uint64_t kHalfLife = 256;
 
-int log2_floor(int value) { return std::bit_width(static_cast<unsigned>(value)) - 1; }
+int log2_floor(int value) {
+  return static_cast<int>(std::bit_width(static_cast<unsigned>(value))) - 1;
+}
 int log2_ceil(int value) { return value <= 1 ? 0 : log2_floor(value - 1) + 1; }
 
 Coefficients all_reduce(Algorithm algorithm, double p, int size, double n) {

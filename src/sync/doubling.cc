@@ -192,7 +192,8 @@ void all_gather(ScheduleBuilder& b) {
   for (int place = 0; place < b.size(); ++place)
     begin.push_back(begin.back() + parts[part_at(place)]);
   const auto blocks = [&](int first, int count) {
-    return Region{begin[static_cast<size_t>(first)], begin[static_cast<size_t>(first + count)]};
+    return Region{begin[static_cast<size_t>(first)],
+                  begin[static_cast<size_t>(first) + static_cast<size_t>(count)]};
   };
   const uint64_t scratch = b.reserve_scratch(begin.back());
   const Region own = blocks(0, 1);

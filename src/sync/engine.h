@@ -44,7 +44,8 @@ class Engine final : public net::TransportSink {
   Engine(const EngineOptions& options, CostModel model);
   ~Engine() override;
 
-  Result<void> add_group(GroupId group, std::vector<Rank> members);  // world ranks of this epoch
+  Result<void> add_group(GroupId group,
+                         const std::vector<Rank>& members);  // world ranks of this epoch
   // Validates, starts at once; `done` may be called from inside.
   void submit(Time now, Call call, Done done);
 

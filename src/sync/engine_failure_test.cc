@@ -413,16 +413,18 @@ TEST(Shrink, EndsByItsDeadlineWhenASurvivorDoesNotTakePart) {
   network.kill(2);
   network.settle();
   std::optional<Result<std::vector<Rank>>> outcome;
-  network.engine(0).begin_shrink(network.now(), network.now() + 2s,
-                                 [&](Result<std::vector<Rank>> r) { outcome = std::move(r); });
+  network.engine(0).begin_shrink(
+      network.now(), network.now() + 2s,
+      [&](const Result<std::vector<Rank>>& r) { outcome = r; });
   network.run(network.now() + 3s);
   ASSERT_TRUE(outcome.has_value() && !outcome->ok());
   EXPECT_EQ(outcome->error().code, ErrorCode::timeout);
   EXPECT_EQ(outcome->error().peer, 1);
   int agreed = 0;  // a later attempt may succeed
   for (const Rank rank : {0, 1}) {
-    network.engine(rank).begin_shrink(network.now(), network.now() + 2s,
-                                      [&](Result<std::vector<Rank>> r) { agreed += r.ok(); });
+    network.engine(rank).begin_shrink(
+        network.now(), network.now() + 2s,
+        [&](const Result<std::vector<Rank>>& r) { agreed += r.ok(); });
   }
   network.settle();
   EXPECT_EQ(agreed, 2);
@@ -438,7 +440,7 @@ TEST(Shrink, LossesDuringItLeadToTheSmallerSet) {
     std::vector<std::optional<Result<std::vector<Rank>>>> outcome(kSize);
     const auto shrink = [&](Rank rank) {
       network.engine(rank).begin_shrink(network.now(), network.now() + 5s,
-                                        [&outcome, rank](Result<std::vector<Rank>> r) {
+                                        [&outcome, rank](const Result<std::vector<Rank>>& r) {
                                           outcome[static_cast<size_t>(rank)] = r;
                                         });
     };

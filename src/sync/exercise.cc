@@ -152,7 +152,8 @@ double Exercise::reduced(Rank part, uint64_t element) const {
   }
   if (spec_.reduce != ReduceOp::average) return static_cast<double>(result);
   if (spec_.dtype == DType::i32 || spec_.dtype == DType::i64) {
-    return static_cast<double>(result / spec_.size);
+    const auto towards_zero = result / spec_.size;
+    return static_cast<double>(towards_zero);
   }
   if (spec_.dtype == DType::f32) {
     return static_cast<float>(result) / static_cast<float>(spec_.size);

@@ -7,7 +7,7 @@
 
 namespace scant::sync {
 
-FakeNetwork::FakeNetwork(uint64_t seed, int size, EngineOptions options, CostModel model)
+FakeNetwork::FakeNetwork(uint64_t seed, int size, EngineOptions options, const CostModel& model)
     : rng_(seed, 99), dead_(static_cast<size_t>(size)), held_(static_cast<size_t>(size)) {
   base::set_check_seed(seed);
   for (Rank rank = 0; rank < size; ++rank) {

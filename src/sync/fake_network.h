@@ -12,7 +12,7 @@ namespace scant::sync {
 
 class FakeNetwork {
  public:
-  FakeNetwork(uint64_t seed, int size, EngineOptions options = {}, CostModel model = {});
+  FakeNetwork(uint64_t seed, int size, EngineOptions options = {}, const CostModel& model = {});
 
   [[nodiscard]] Engine& engine(Rank rank) { return *engines_[static_cast<size_t>(rank)]; }
   [[nodiscard]] int size() const { return static_cast<int>(engines_.size()); }

@@ -153,8 +153,8 @@ void combine_half_array(ReduceOp op, const std::byte* a, const std::byte* b, std
 template <typename T>
 T combine_integers(ReduceOp op, T a, T b) {
   using Unsigned = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-  const auto left = static_cast<Unsigned>(a);
-  const auto right = static_cast<Unsigned>(b);
+  const auto left = static_cast<Unsigned>(static_cast<std::make_unsigned_t<T>>(a));
+  const auto right = static_cast<Unsigned>(static_cast<std::make_unsigned_t<T>>(b));
   switch (op) {
     case ReduceOp::sum:
     case ReduceOp::average:

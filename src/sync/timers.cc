@@ -59,7 +59,7 @@ Engine::Engine(const EngineOptions& options, CostModel model)
 
 Engine::~Engine() = default;
 
-Result<void> Engine::add_group(GroupId group, std::vector<Rank> members) {
+Result<void> Engine::add_group(GroupId group, const std::vector<Rank>& members) {
   Impl::Scope scope(*impl_);
   std::vector<Rank> stations;
   for (const Rank member : members) {
