@@ -413,9 +413,8 @@ TEST(Shrink, EndsByItsDeadlineWhenASurvivorDoesNotTakePart) {
   network.kill(2);
   network.settle();
   std::optional<Result<std::vector<Rank>>> outcome;
-  network.engine(0).begin_shrink(
-      network.now(), network.now() + 2s,
-      [&](const Result<std::vector<Rank>>& r) { outcome = r; });
+  network.engine(0).begin_shrink(network.now(), network.now() + 2s,
+                                 [&](const Result<std::vector<Rank>>& r) { outcome = r; });
   network.run(network.now() + 3s);
   ASSERT_TRUE(outcome.has_value() && !outcome->ok());
   EXPECT_EQ(outcome->error().code, ErrorCode::timeout);
