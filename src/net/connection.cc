@@ -26,12 +26,13 @@ Content content_of(FrameType type) {
 
 }  // namespace
 
-Connection::Connection(Fd fd, int family, uint32_t job)
+Connection::Connection(Fd fd, int family, uint32_t job, bool shares)
     : fd_(std::move(fd)),
       family_(family),
       crosses_wire_(family != AF_UNIX),
       kind_(family == AF_UNIX ? PathKind::unix_socket : PathKind::tcp),
       job_(job),
+      shares_(shares && family == AF_UNIX),
       buffer_(kBufferBytes) {}
 
 void Connection::enqueue(FrameHeader header, Bytes payload, uint64_t token) {
@@ -39,10 +40,80 @@ void Connection::enqueue(FrameHeader header, Bytes payload, uint64_t token) {
   header.job = job_;
   header.sequence = next_out_++;
   header.length = static_cast<uint32_t>(payload.size());
-  header.payload_crc = payload.empty() || !crosses_wire_ ? 0 : base::crc32c(payload);
+  if (crosses_wire_) {
+    header.payload_crc = payload.empty() ? 0 : base::crc32c(payload);
+  } else {
+    header.payload_crc = place_in_shared_memory(payload);
+    if (header.payload_crc != 0) payload = {};
+  }
   queue_.push_back(Out{encode(header), payload, token, content_of(header.type), 0});
   if (queue_.back().content == Content::frames) frames_counter(Direction::sent, kind_).add();
   queued_bytes_ += queue_.back().bytes();
+}
+
+// The number of a block, from 1, as it stands in the header; 0: the payload goes through the
+// socket.
+uint32_t Connection::place_in_shared_memory(Bytes payload) {
+  if (!shares_ || payload.size() < kSharedPayloadBytesMin) return 0;
+  if (!outgoing_) {
+    auto made = SharedBlocks::make();
+    shares_ = made.ok();
+    if (made) outgoing_ = std::move(made).value();
+    return 0;  // not before the peer has mapped it
+  }
+  const auto block = outgoing_->write(payload);
+  if (!block) return 0;
+  bytes_counter(Direction::sent, PathKind::shared_memory, Content::frames).add(payload.size());
+  return *block + 1;
+}
+
+// Takes the descriptor of new shared memory along.
+ssize_t Connection::send_vectors(iovec* vectors, size_t count) {
+  msghdr message{};
+  message.msg_iov = vectors;
+  message.msg_iovlen = count;
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+  const bool offers = outgoing_ && outgoing_->segment().open();
+  if (offers) {
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    cmsghdr* item = CMSG_FIRSTHDR(&message);
+    item->cmsg_level = SOL_SOCKET;
+    item->cmsg_type = SCM_RIGHTS;
+    item->cmsg_len = CMSG_LEN(sizeof(int));
+    const int fd = outgoing_->segment().get();
+    std::memcpy(CMSG_DATA(item), &fd, sizeof(fd));
+  }
+  const ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (offers && n > 0) outgoing_->segment().close();
+  return n;
+}
+
+// One shared memory is taken for a connection, at most; without it everything comes through the
+// socket.
+ssize_t Connection::receive_vectors(iovec* vectors, size_t count) {
+  msghdr message{};
+  message.msg_iov = vectors;
+  message.msg_iovlen = count;
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control;
+  if (!crosses_wire_) {
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+  }
+  ssize_t n = 0;
+  do {
+    n = recvmsg(fd_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  } while (n < 0 && errno == EINTR);
+  if (n < 0 || crosses_wire_) return n;
+  for (cmsghdr* item = CMSG_FIRSTHDR(&message); item != nullptr;
+       item = CMSG_NXTHDR(&message, item)) {
+    if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) continue;
+    int fd = -1;
+    std::memcpy(&fd, CMSG_DATA(item), sizeof(fd));
+    auto mapped = SharedBlocks::map(Fd(fd));
+    if (mapped && !incoming_) incoming_ = std::move(mapped).value();
+  }
+  return n;
 }
 
 Result<size_t> Connection::flush(size_t budget, std::vector<uint64_t>& sent) {
@@ -65,10 +136,7 @@ Result<size_t> Connection::flush(size_t budget, std::vector<uint64_t>& sent) {
       }
       asked += out.bytes() - out.written;
     }
-    msghdr message{};
-    message.msg_iov = vectors.data();
-    message.msg_iovlen = count;
-    const ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t n = send_vectors(vectors.data(), count);
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -117,13 +185,7 @@ Result<size_t> Connection::receive(size_t budget, bool& drained, bool& ended) {
   if (direct == missing || target_.empty()) vectors[count++] = {buffer_.data(), buffer_.size()};
   SCANT_CHECK(count > 0 && buffer_begin_ == buffer_end_);
   const size_t asked = direct + (count == 2 || direct == 0 ? buffer_.size() : 0);
-  msghdr message{};
-  message.msg_iov = vectors.data();
-  message.msg_iovlen = count;
-  ssize_t n = 0;
-  do {
-    n = recvmsg(fd_.get(), &message, MSG_DONTWAIT);
-  } while (n < 0 && errno == EINTR);
+  const ssize_t n = receive_vectors(vectors.data(), count);
   if (n < 0) {
     if (errno == EAGAIN || errno == EWOULDBLOCK) {
       drained = true;
@@ -153,10 +215,8 @@ Result<Connection::Progress> Connection::read(Rank peer, TransportSink& sink, si
     if (!in_payload_ && buffer_begin_ != buffer_end_) {
       const size_t kept = buffer_end_ - buffer_begin_;
       std::memmove(buffer_.data(), buffer_.data() + buffer_begin_, kept);
-      ssize_t n = 0;
-      do {
-        n = recv(fd_.get(), buffer_.data() + kept, buffer_.size() - kept, MSG_DONTWAIT);
-      } while (n < 0 && errno == EINTR);
+      iovec rest{buffer_.data() + kept, buffer_.size() - kept};
+      const ssize_t n = receive_vectors(&rest, 1);
       buffer_begin_ = 0;
       buffer_end_ = kept;
       if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) break;
@@ -217,10 +277,31 @@ Result<void> Connection::begin_frame(Rank peer, TransportSink& sink, Progress& p
     sink.on_frame(peer, header_, {});
     return {};
   }
+  if (!crosses_wire_ && header_.payload_crc != 0) return take_shared(peer, sink, progress);
   target_ = sink.on_header(peer, header_);
   SCANT_CHECK(target_.empty() || target_.size() == header_.length,
               "the sink's memory has another size");
   in_payload_ = true;
+  return {};
+}
+
+Result<void> Connection::take_shared(Rank peer, TransportSink& sink, Progress& progress) {
+  const uint32_t block = header_.payload_crc - 1;
+  if (!incoming_ || block >= kSharedBlocks || header_.length > kSharedBlockBytes) {
+    return broken("frame " + std::to_string(header_.sequence) +
+                  " names shared memory that is not there");
+  }
+  const Bytes payload = incoming_->read(block, header_.length);
+  const MutableBytes target = sink.on_header(peer, header_);
+  SCANT_CHECK(target.empty() || target.size() == header_.length,
+              "the sink's memory has another size");
+  if (!target.empty()) std::memcpy(target.data(), payload.data(), payload.size());
+  incoming_->free(block);
+  bytes_counter(Direction::received, PathKind::shared_memory, Content::frames).add(payload.size());
+  if (target.empty()) return {};
+  ++progress.frames;
+  frames_counter(Direction::received, kind_).add();
+  sink.on_frame(peer, header_, target);
   return {};
 }
 
@@ -244,7 +325,7 @@ Result<void> Connection::end_frame(Rank peer, TransportSink& sink, Progress& pro
   in_payload_ = false;
   const MutableBytes payload = std::exchange(target_, {});
   if (payload.empty()) return {};
-  if (crc_ != header_.payload_crc)
+  if (crosses_wire_ && crc_ != header_.payload_crc)
     return broken("payload checksum of frame " + std::to_string(header_.sequence));
   ++progress.frames;
   frames_counter(Direction::received, kind_).add();

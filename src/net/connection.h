@@ -3,10 +3,12 @@
 #pragma once
 
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "base/buffer.h"
 #include "net/net_counters.h"
+#include "net/shared_blocks.h"
 #include "net/socket.h"
 #include "net/transport.h"
 
@@ -14,7 +16,8 @@ namespace scant::net {
 
 class Connection {
  public:
-  Connection(Fd fd, int family, uint32_t job);
+  // `shares`: large payloads may go through memory shared with the peer; unix sockets only.
+  Connection(Fd fd, int family, uint32_t job, bool shares);
 
   // Fills in job, sequence, length and checksums; `payload` stays the caller's until its token
   // comes back.
@@ -45,17 +48,21 @@ class Connection {
  private:
   struct Out {
     EncodedHeader header;
-    Bytes payload;
+    Bytes payload;  // empty when it lies in shared memory
     uint64_t token = 0;
     Content content = Content::frames;
     size_t written = 0;  // of header and payload together
     [[nodiscard]] size_t bytes() const { return header.size() + payload.size(); }
   };
 
+  [[nodiscard]] uint32_t place_in_shared_memory(Bytes payload);
+  ssize_t send_vectors(struct iovec* vectors, size_t count);
+  ssize_t receive_vectors(struct iovec* vectors, size_t count);
   void advance(size_t written, std::vector<uint64_t>& sent);
   Result<size_t> receive(size_t budget, bool& drained, bool& ended);
   Result<void> parse(Rank peer, TransportSink& sink, Progress& progress);
   Result<void> begin_frame(Rank peer, TransportSink& sink, Progress& progress);
+  Result<void> take_shared(Rank peer, TransportSink& sink, Progress& progress);
   void take_payload(Bytes bytes);
   Result<void> end_frame(Rank peer, TransportSink& sink, Progress& progress);
   Error broken(const std::string& what);
@@ -66,6 +73,9 @@ class Connection {
   bool crosses_wire_;
   PathKind kind_;
   uint32_t job_;
+  bool shares_;
+  std::optional<SharedBlocks> outgoing_;
+  std::optional<SharedBlocks> incoming_;
 
   std::deque<Out> queue_;
   size_t queued_bytes_ = 0;

@@ -7,7 +7,8 @@
 namespace scant::net {
 namespace {
 
-constexpr std::array<const char*, kPathKindCount> kKindNames = {"tcp", "unix", "simulated"};
+constexpr std::array<const char*, kPathKindCount> kKindNames = {"tcp", "unix", "shared_memory",
+                                                                "simulated"};
 constexpr std::array<const char*, kContentCount> kContentNames = {"frames", "keep_alive",
                                                                   "handshake", "repair"};
 

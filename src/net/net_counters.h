@@ -8,8 +8,8 @@
 
 namespace scant::net {
 
-enum class PathKind : uint8_t { tcp, unix_socket, simulated };
-inline constexpr int kPathKindCount = 3;
+enum class PathKind : uint8_t { tcp, unix_socket, shared_memory, simulated };
+inline constexpr int kPathKindCount = 4;
 
 enum class Content : uint8_t {
   frames,      // headers and payloads of sync/

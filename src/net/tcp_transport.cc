@@ -67,7 +67,9 @@ TcpTransport::TcpTransport(const CommunicatorOptions& options, Established estab
     peer.liveness = Liveness(peer_timeout_,
                              std::max<Duration>(options.connect_timeout, peer_timeout_), started);
     for (Established::Lane& lane : from.lanes) {
-      peer.lanes.push_back(std::make_unique<Connection>(std::move(lane.fd), lane.family, job_));
+      // What a rate limit bounds must pass through the socket, where it is counted.
+      peer.lanes.push_back(
+          std::make_unique<Connection>(std::move(lane.fd), lane.family, job_, rate_limit_ == 0));
       watch(*peer.lanes.back(), static_cast<Rank>(r), peer.lanes.size() - 1, true);
     }
     peer.up = !peer.lanes.empty();

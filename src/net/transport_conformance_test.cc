@@ -315,7 +315,8 @@ TEST_P(TransportConformance, WakeFromAnotherThreadEndsThePoll) {
 
 uint64_t bytes(Direction direction, std::initializer_list<Content> contents) {
   uint64_t sum = 0;
-  for (const auto kind : {PathKind::tcp, PathKind::unix_socket, PathKind::simulated}) {
+  for (const auto kind :
+       {PathKind::tcp, PathKind::unix_socket, PathKind::shared_memory, PathKind::simulated}) {
     for (const auto content : contents) sum += bytes_counter(direction, kind, content).value();
   }
   return sum;
