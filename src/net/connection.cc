@@ -16,8 +16,9 @@ namespace {
 
 constexpr size_t kBufferBytes = 64 * 1024;  // many small frames in one call
 constexpr size_t kPieceBytes =
-    256 * 1024;                     // stays in a second-level cache between copy and checksum
-constexpr size_t kVectorsMax = 64;  // 32 frames in one call
+    256 * 1024;  // stays in a second-level cache between copy and checksum
+constexpr size_t kQueuedBytesMax = 768 * 1024;  // enough to keep a socket full between two polls
+constexpr size_t kVectorsMax = 64;              // 32 frames in one call
 
 Content content_of(FrameType type) {
   const bool alive = type == FrameType::heartbeat || type == FrameType::goodbye;
@@ -49,6 +50,11 @@ void Connection::enqueue(FrameHeader header, Bytes payload, uint64_t token) {
   queue_.push_back(Out{encode(header), payload, token, content_of(header.type), 0});
   if (queue_.back().content == Content::frames) frames_counter(Direction::sent, kind_).add();
   queued_bytes_ += queue_.back().bytes();
+}
+
+// A frame that waits for the socket means that no block was free: what comes after it may find one.
+bool Connection::full() const {
+  return queued_bytes_ >= (outgoing_ ? kSharedPayloadBytesMin : kQueuedBytesMax);
 }
 
 // The number of a block, from 1, as it stands in the header; 0: the payload goes through the

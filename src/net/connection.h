@@ -23,6 +23,8 @@ class Connection {
   // comes back.
   void enqueue(FrameHeader header, Bytes payload, uint64_t token);
   [[nodiscard]] size_t queued_bytes() const { return queued_bytes_; }
+  // Takes no more than keeps its path busy until the next poll.
+  [[nodiscard]] bool full() const;
   // Writes until the queue is empty, the socket is full (blocked() turns true) or `budget` bytes
   // went out. Appends the tokens of frames that are no longer read. Returns the bytes written.
   Result<size_t> flush(size_t budget, std::vector<uint64_t>& sent);

@@ -36,6 +36,13 @@ PathKind kind_of(int family) { return family == AF_UNIX ? PathKind::unix_socket 
 
 bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
 
+// Nothing more will come from it, not even unread bytes.
+bool has_ended(const Fd& fd) {
+  char byte = 0;
+  const ssize_t n = recv(fd.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return n == 0 || (n < 0 && !would_block());
+}
+
 }  // namespace
 
 Error missing_ranks(Rank self, size_t world_size, const std::vector<Rank>& ranks,
@@ -71,6 +78,7 @@ Result<std::vector<Established::Peer>> Mesh::build() {
     }
     const auto advanced = advance_all();
     if (!advanced) return advanced.error();
+    if (missing_lanes_ == 0) drop_ended();
   }
   return std::move(peers_);
 }
@@ -316,12 +324,22 @@ void Mesh::decide(Candidate& candidate) {
 bool Mesh::taken(const Identity& who) {
   auto& lane = peers_[static_cast<size_t>(who.source)].lanes[who.lane];
   if (!lane.fd.open()) return false;
-  char byte = 0;
-  const ssize_t n = recv(lane.fd.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  if (n > 0 || (n < 0 && would_block())) return true;
+  if (!has_ended(lane.fd)) return true;
   lane.fd.close();
   ++missing_lanes_;
   return false;
+}
+
+// Before the listeners close: whoever gave up an accepted connection meanwhile will come again and
+// must find them open.
+void Mesh::drop_ended() {
+  for (size_t r = static_cast<size_t>(options_.rank) + 1; r < world(); ++r) {
+    for (Established::Lane& lane : peers_[r].lanes) {
+      if (!has_ended(lane.fd)) continue;
+      lane.fd.close();
+      ++missing_lanes_;
+    }
+  }
 }
 
 void Mesh::write_some(Candidate& candidate) {

@@ -85,6 +85,7 @@ class Mesh {
   void refuse(Candidate& candidate, const char* reason);
   void decide(Candidate& candidate);
   [[nodiscard]] bool taken(const Identity& who);
+  void drop_ended();
   void write_some(Candidate& candidate);
   void establish(Candidate& candidate);
   [[nodiscard]] size_t connected() const;

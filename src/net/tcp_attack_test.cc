@@ -32,14 +32,45 @@ CommunicatorOptions options_for(Rank rank, int size) {
   return options;
 }
 
+// Rank 0's view of the rendezvous: everybody has published already, so that it accepts connections
+// at once. It dials nobody, so the addresses that it reads are never used.
+class Foretold final : public Store {
+ public:
+  Foretold(Store& store, int size) : store_(store) {
+    AddressRecord record;
+    record.world_size = static_cast<uint32_t>(size);
+    record.host = "foretold";
+    record.port = 1;
+    record.addresses = {"127.0.0.1"};
+    record_ = encode(record);
+  }
+  Result<void> set(std::string_view key, std::string_view value) override {
+    return store_.set(key, value);
+  }
+  Result<bool> set_if_absent(std::string_view key, std::string_view value) override {
+    return store_.set_if_absent(key, value);
+  }
+  Result<std::string> get(std::string_view key, Duration timeout) override {
+    if (key.find("/rank/") == std::string_view::npos) return store_.get(key, timeout);
+    const auto real = store_.get(key, Duration::zero());
+    return real.ok() ? real : Result<std::string>(record_);
+  }
+
+ private:
+  Store& store_;
+  std::string record_;
+};
+
 // Ranks that start in threads of their own, against one store.
 class Ranks {
  public:
-  explicit Ranks(int size) : transports_(static_cast<size_t>(size)), size_(size) {}
+  explicit Ranks(int size)
+      : foretold_(store, size), transports_(static_cast<size_t>(size)), size_(size) {}
   ~Ranks() { join(); }
   void start(Rank rank) {
     threads_.emplace_back([this, rank] {
-      auto made = TcpTransport::create(store, options_for(rank, size_));
+      Store& seen = rank == 0 ? static_cast<Store&>(foretold_) : store;
+      auto made = TcpTransport::create(seen, options_for(rank, size_));
       EXPECT_TRUE(made.ok()) << made.error().to_string();
       if (made) transports_[static_cast<size_t>(rank)] = std::move(made).value();
     });
@@ -56,6 +87,7 @@ class Ranks {
   MemoryStore store;
 
  private:
+  Foretold foretold_;
   std::vector<std::unique_ptr<Transport>> transports_;
   std::vector<std::thread> threads_;
   int size_;
@@ -104,6 +136,7 @@ class Strangers : public testing::Test {
   static uint64_t refused(const char* reason) { return refused_counter(reason).value(); }
 
   Ranks ranks_{2};
+  std::vector<RawPeer> crowd_;  // stays open through TearDown: the real rank passes it
   uint16_t port_ = 0;
   Secret secret_{};
 };
@@ -120,22 +153,17 @@ TEST_F(Strangers, GarbageIsClosedWithoutAnAnswer) {
 }
 
 TEST_F(Strangers, HalfAHelloHoldsNobodyUp) {
-  // They stay open through TearDown: the real rank passes them.
-  static std::vector<RawPeer> slow;
-  slow.clear();
   for (int i = 0; i < 20; ++i) {
-    slow.emplace_back(port_);
+    crowd_.emplace_back(port_);
     const auto hello = as({1, 0, 2, 0, 1}).start();
-    slow.back().write(Bytes(hello).first(50));
+    crowd_.back().write(Bytes(hello).first(50));
   }
 }
 
 TEST_F(Strangers, MoreConnectionsThanTheBoundPushOutTheOldest) {
-  static std::vector<RawPeer> crowd;
-  crowd.clear();
   const uint64_t before = refused("too many unproven connections");
-  for (int i = 0; i < 300; ++i) crowd.emplace_back(port_);
-  EXPECT_TRUE(crowd.front().closed_silently());
+  for (int i = 0; i < 300; ++i) crowd_.emplace_back(port_);
+  EXPECT_TRUE(crowd_.front().closed_silently());
   EXPECT_GE(refused("too many unproven connections"), before + 1);
 }
 
@@ -212,6 +240,7 @@ TEST(Duplicates, ASecondConnectionOfOneRankIsRefusedAndADeadOneReplaced) {
   ASSERT_FALSE(shaken.ok());
   EXPECT_NE(shaken.error().message.find("connected already"), std::string::npos);
   first.close();
+  // Rank 2 may well be there before rank 1: the dead connection must not count as rank 1's.
   ranks.start(1);
   ranks.start(2);
   ranks.join();
@@ -257,7 +286,10 @@ class BadFrames : public testing::Test {
     const auto content = payload_of(1, 0, 5, 3000);
     liar_->write(frame_bytes(data(5), content, kJob, 0));
     liar_->write(evil);
-    if (ends) liar_->close();
+    // Not close(): with unread bytes of rank 0 that is a reset, which may overtake the frame.
+    if (ends) {
+      ASSERT_EQ(shutdown(liar_->fd(), SHUT_WR), 0);
+    }
     const auto limit = std::chrono::steady_clock::now() + 60s;
     while (!at_0.down.contains(1)) {
       ASSERT_LT(std::chrono::steady_clock::now(), limit) << words;

@@ -16,8 +16,6 @@
 namespace scant::net {
 namespace {
 
-constexpr size_t kQueuedBytesMax =
-    768 * 1024;  // of one peer; enough to keep a socket full between two polls
 constexpr size_t kReadBudget = size_t{2}
                                << 20;  // of one connection in one round, so that nobody starves
 constexpr size_t kUnlimited = SIZE_MAX;
@@ -109,7 +107,7 @@ bool TcpTransport::can_send(Rank rank) const {
   const Peer& peer = peers_[static_cast<size_t>(rank)];
   if (!peer.up) return true;  // dropped at once
   for (const auto& lane : peer.lanes) {
-    if (lane->queued_bytes() < kQueuedBytesMax) return true;
+    if (!lane->full()) return true;
   }
   return false;
 }
