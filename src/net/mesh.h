@@ -88,7 +88,6 @@ class Mesh {
   void drop_ended();
   void write_some(Candidate& candidate);
   void establish(Candidate& candidate);
-  [[nodiscard]] size_t connected() const;
   Result<void> not_connected() const;
 
   base::MonotonicClock clock_;
