@@ -298,16 +298,22 @@ Result<void> Connection::take_shared(Rank peer, TransportSink& sink, Progress& p
                   " names shared memory that is not there");
   }
   const Bytes payload = incoming_->read(block, header_.length);
-  const MutableBytes target = sink.on_header(peer, header_);
-  SCANT_CHECK(target.empty() || target.size() == header_.length,
+  const FrameHeader header = header_;
+  bytes_counter(Direction::received, PathKind::shared_memory, Content::frames).add(payload.size());
+  ++progress.frames;
+  if (sink.take(peer, header, payload)) {
+    incoming_->free(block);
+    frames_counter(Direction::received, kind_).add();
+    return {};
+  }
+  const MutableBytes target = sink.on_header(peer, header);
+  SCANT_CHECK(target.empty() || target.size() == header.length,
               "the sink's memory has another size");
   if (!target.empty()) std::memcpy(target.data(), payload.data(), payload.size());
   incoming_->free(block);
-  bytes_counter(Direction::received, PathKind::shared_memory, Content::frames).add(payload.size());
   if (target.empty()) return {};
-  ++progress.frames;
   frames_counter(Direction::received, kind_).add();
-  sink.on_frame(peer, header_, target);
+  sink.on_frame(peer, header, target);
   return {};
 }
 

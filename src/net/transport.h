@@ -26,6 +26,11 @@ class TransportSink {
   // bytes to receive into, or an empty span to discard the payload (on_frame is then not called for
   // it).
   virtual MutableBytes on_header(Rank peer, const FrameHeader& header) = 0;
+  // Asked before on_header when the whole payload lies in memory that is lent for the call. True:
+  // it was used from there, and neither on_header nor on_frame follows.
+  virtual bool take(Rank /*peer*/, const FrameHeader& /*header*/, Bytes /*payload*/) {
+    return false;
+  }
   // A whole frame whose payload checksum holds. `payload` is what on_header returned, or empty.
   virtual void on_frame(Rank peer, const FrameHeader& header, MutableBytes payload) = 0;
   // The payload of a send() is no longer read by the transport.

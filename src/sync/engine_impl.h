@@ -162,6 +162,7 @@ struct Engine::Impl {
 
   // receive.cc
   MutableBytes on_header(Rank station, const net::FrameHeader& header);
+  bool take(Rank station, const net::FrameHeader& header, Bytes payload);
   void on_frame(Rank station, const net::FrameHeader& header);
   MutableBytes receive_into_pool(Rank station, const net::FrameHeader& header);
   MutableBytes admit_data(Rank station, const net::FrameHeader& header, bool& accepted);

@@ -60,6 +60,12 @@ void FakeNetwork::advance_flight(size_t index) {
   }
   if (flight.phase == Phase::header) {
     flight.phase = Phase::whole;
+    if (flight.header.length > 0 && rng_.chance(0.3) &&
+        to.take(flight.from, flight.header, flight.copy)) {
+      tell_sent(flights_[index]);
+      flights_.erase(flights_.begin() + static_cast<std::ptrdiff_t>(index));
+      return;
+    }
     if (flight.header.length > 0) {
       flight.target = to.on_header(flight.from, flight.header);
       if (flight.target.empty()) {  // discarded

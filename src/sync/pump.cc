@@ -34,6 +34,11 @@ MutableBytes Pump::on_header(Rank peer, const net::FrameHeader& header) {
   return engine_.on_header(peer, header);
 }
 
+bool Pump::take(Rank peer, const net::FrameHeader& header, Bytes payload) {
+  engine_.set_now(transport_.now());
+  return engine_.take(peer, header, payload);
+}
+
 void Pump::on_frame(Rank peer, const net::FrameHeader& header, MutableBytes payload) {
   engine_.set_now(transport_.now());
   engine_.on_frame(peer, header, payload);

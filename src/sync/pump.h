@@ -23,6 +23,7 @@ class Pump final : private net::TransportSink {
 
  private:
   MutableBytes on_header(Rank peer, const net::FrameHeader& header) override;
+  bool take(Rank peer, const net::FrameHeader& header, Bytes payload) override;
   void on_frame(Rank peer, const net::FrameHeader& header, MutableBytes payload) override;
   void on_sent(uint64_t token) override;
   void on_peer_down(Rank peer, const Error& error) override;

@@ -51,6 +51,32 @@ MutableBytes Engine::Impl::on_header(Rank station, const FrameHeader& header) {
   }
 }
 
+// Data for a step that waits for nothing else is used where it lies; the copy that others get is
+// the one they would have been received into.
+bool Engine::Impl::take(Rank station, const FrameHeader& header, Bytes payload) {
+  if (peer(station).credit.returned(header.credit)) unblock(station);
+  if (header.type != FrameType::data || header.epoch != epoch_now() || !is_member(station)) {
+    return false;
+  }
+  Operation* op = nullptr;
+  if (age_of(key_of(station, header), op) != Age::running || !charge(station, header)) return false;
+  HeldFrame frame{station, header, {}};
+  const uint32_t step = check_data(*op, station, header);
+  if (step == kNoStep) {
+    release(frame);
+  } else if (op->steps[step] == StepState::ready) {
+    --op->channels[op->plan->peer_of_step[step]].receives_left;
+    consume(*op, step, payload.data());
+    release(frame);
+    complete(*op, step);
+  } else {
+    frame.payload = pool.take(payload.size());
+    std::memcpy(frame.payload.data(), payload.data(), payload.size());
+    deliver_data(*op, std::move(frame));
+  }
+  return true;
+}
+
 MutableBytes Engine::Impl::receive_into_pool(Rank station, const FrameHeader& header) {
   if (header.length == 0) return {};
   Incoming incoming{header, nullptr, 0, pool.take(header.length)};

@@ -84,6 +84,11 @@ MutableBytes Engine::on_header(Rank peer, const net::FrameHeader& header) {
   return impl_->on_header(peer, header);
 }
 
+bool Engine::take(Rank peer, const net::FrameHeader& header, Bytes payload) {
+  Impl::Scope scope(*impl_);
+  return impl_->take(peer, header, payload);
+}
+
 void Engine::on_frame(Rank peer, const net::FrameHeader& header, MutableBytes /*payload*/) {
   Impl::Scope scope(*impl_);
   impl_->on_frame(peer, header);
