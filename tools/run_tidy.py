@@ -46,7 +46,7 @@ def digest(paths: Iterable[Path], extra: str) -> str:
     return hasher.hexdigest()
 
 
-# Following every path through GoogleTest's macros takes two thirds of the time and has found nothing.
+# Following every path through GoogleTest takes two thirds of the time and has found nothing.
 TEST_CHECKS = "--checks=-clang-analyzer-*"
 
 
