@@ -1,25 +1,24 @@
 // Text form of an address record.
 #include "net/address_record.h"
 
+#include <algorithm>
 #include <charconv>
-#include <limits>
 
 namespace scant::net {
 namespace {
 
 constexpr std::string_view kFirstLine = "scant 1";
 constexpr size_t kFieldBytesMax = 256;
+constexpr size_t kAddressBytesMax = 64;  // numeric, with the name of an interface
+// Whatever the fields hold, the encoding is one that decodes.
+static_assert(3 * (kFieldBytesMax + 16) + kAddressesMax * (kAddressBytesMax + 16) + 128 <=
+              kAddressRecordBytesMax);
 
 Error corrupt(const std::string& what) {
   return Error{ErrorCode::corrupt, 0, kNoRank, "address record: " + what};
 }
 
-bool printable(std::string_view text) {
-  for (const char c : text) {
-    if (c < 0x20 || c == 0x7F) return false;
-  }
-  return true;
-}
+bool printable(char c) { return c >= 0x20 && c < 0x7F; }
 
 template <typename T>
 bool parse(std::string_view text, T& value) {
@@ -36,7 +35,7 @@ bool apply(AddressRecord& record, std::string_view key, std::string_view value) 
   if (key == "network") return record.network = value, true;
   if (key == "address") {
     record.addresses.emplace_back(value);
-    return record.addresses.size() <= kAddressesMax;
+    return value.size() <= kAddressBytesMax && record.addresses.size() <= kAddressesMax;
   }
   return true;  // a later version may say more
 }
@@ -46,7 +45,8 @@ bool apply(AddressRecord& record, std::string_view key, std::string_view value) 
 std::string encode(const AddressRecord& record) {
   std::string text(kFirstLine);
   const auto line = [&text](std::string_view key, std::string_view value) {
-    text.append("\n").append(key).append(" ").append(value.substr(0, kFieldBytesMax));
+    text.append("\n").append(key).append(" ");
+    for (const char c : value.substr(0, kFieldBytesMax)) text += printable(c) ? c : '?';
   };
   line("size", std::to_string(record.world_size));
   line("host", record.host);
@@ -54,7 +54,10 @@ std::string encode(const AddressRecord& record) {
   line("port", std::to_string(record.port));
   if (!record.unix_name.empty()) line("unix", record.unix_name);
   if (!record.network.empty()) line("network", record.network);
-  for (const std::string& address : record.addresses) line("address", address);
+  const size_t addresses = std::min(record.addresses.size(), kAddressesMax);
+  for (size_t i = 0; i < addresses; ++i) {
+    line("address", std::string_view(record.addresses[i]).substr(0, kAddressBytesMax));
+  }
   return text;
 }
 
@@ -72,11 +75,13 @@ Result<AddressRecord> decode_address_record(std::string_view text) {
       continue;
     }
     const size_t space = line.find(' ');
-    if (space == std::string_view::npos || line.size() > kFieldBytesMax + 16 || !printable(line)) {
+    if (space == std::string_view::npos || !std::all_of(line.begin(), line.end(), printable)) {
       return corrupt("malformed line");
     }
-    if (!apply(record, line.substr(0, space), line.substr(space + 1)))
+    const std::string_view value = line.substr(space + 1);
+    if (value.size() > kFieldBytesMax || !apply(record, line.substr(0, space), value)) {
       return corrupt("malformed value");
+    }
   }
   if (record.world_size == 0) return corrupt("no world size");
   return record;

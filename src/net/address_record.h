@@ -20,8 +20,10 @@ struct AddressRecord {
   std::vector<std::string> addresses;  // numeric, best first
   std::string unix_name;               // abstract; empty: none
   std::string network;                 // network_identity()
+  friend bool operator==(const AddressRecord&, const AddressRecord&) = default;
 };
 
+// Unprintable characters become '?', what exceeds a bound is cut off.
 [[nodiscard]] std::string encode(const AddressRecord& record);
 [[nodiscard]] Result<AddressRecord> decode_address_record(std::string_view text);
 

@@ -36,6 +36,7 @@ struct Identity {
   uint32_t world_size = 0;
   uint8_t lane = 0;
   uint8_t lanes = 1;
+  friend bool operator==(const Identity&, const Identity&) = default;
 };
 
 enum class Refusal : uint32_t {
