@@ -114,10 +114,14 @@ ssize_t Connection::receive_vectors(iovec* vectors, size_t count) {
   for (cmsghdr* item = CMSG_FIRSTHDR(&message); item != nullptr;
        item = CMSG_NXTHDR(&message, item)) {
     if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) continue;
-    int fd = -1;
-    std::memcpy(&fd, CMSG_DATA(item), sizeof(fd));
-    auto mapped = SharedBlocks::map(Fd(fd));
-    if (mapped && !incoming_) incoming_ = std::move(mapped).value();
+    // The padding of `control` has room for a second descriptor, which must not stay open.
+    const size_t fds = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < fds; ++i) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(item) + i * sizeof(fd), sizeof(fd));
+      auto mapped = SharedBlocks::map(Fd(fd));
+      if (mapped && !incoming_) incoming_ = std::move(mapped).value();
+    }
   }
   return n;
 }
