@@ -62,7 +62,7 @@ Result<void> RawPeer::shake(Handshake handshake) {
     write(out);
     out.clear();
     if (handshake.awaits_decision()) {
-      const auto decided = handshake.decide(Refusal::none, out);
+      auto decided = handshake.decide(Refusal::none, out);
       if (!decided) return decided;
       continue;
     }
@@ -71,7 +71,7 @@ Result<void> RawPeer::shake(Handshake handshake) {
     if (message.size() != handshake.wanted()) {
       return Error{ErrorCode::closed, 0, kNoRank, "closed during the handshake"};
     }
-    const auto fed = handshake.feed(message, out);
+    auto fed = handshake.feed(message, out);
     if (!fed) return fed;
   }
 }
