@@ -329,6 +329,8 @@ TEST_P(TransportConformance, CountersEqualTheBytes) {
   const uint64_t sent_before = bytes(Direction::sent, {Content::frames});
   const uint64_t received_before = bytes(Direction::received, {Content::frames});
   const uint64_t link_before = world->simulated() ? world->network().statistics().bytes : 0;
+  const auto& shared = bytes_counter(Direction::received, PathKind::shared_memory, Content::frames);
+  const uint64_t shared_before = shared.value();
   uint64_t formula = 0;
   for (uint32_t i = 0; i < 50; ++i) {
     ASSERT_TRUE(world->run_until([&] { return world->transport(0).can_send(1); }));
@@ -345,6 +347,7 @@ TEST_P(TransportConformance, CountersEqualTheBytes) {
   }
   EXPECT_EQ(bytes(Direction::received, {Content::frames}) - received_before, formula);
   EXPECT_EQ(bytes(Direction::sent, {Content::frames}) - sent_before, formula);
+  EXPECT_EQ(shared.value() > shared_before, GetParam().base == WorldKind::Base::unix_socket);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TransportConformance, testing::ValuesIn(kinds()),
