@@ -1,5 +1,6 @@
 // Address records: what decodes keeps the documented bounds and survives another round trip in the
 // canonical form. Unknown keys are skipped, so the first form may differ from the canonical one.
+#include <string>
 #include <string_view>
 
 #include "fuzz_input.h"

@@ -1,6 +1,7 @@
 // Frames. A header that decodes encodes to the same bytes. A Connection that gets a stream in
 // arbitrary pieces delivers what a straightforward parser finds in the whole of it, and stops where
 // that stops. Input: mode, piece length, read budget, stream.
+#include <array>
 #include <sys/socket.h>
 #include <vector>
 
@@ -129,7 +130,7 @@ void check_stream(Bytes stream, uint8_t mode, size_t piece, size_t budget) {
   Sink sink(mode);
   const auto read_all = [&] {
     for (;;) {
-      const auto progress = connection.read(1, sink, budget);
+      auto progress = connection.read(1, sink, budget);
       if (!progress || progress.value().ended || progress.value().bytes == 0) return progress;
     }
   };
