@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+#include <utility>
 
 #include "base/check.h"
 #include "net/net_counters.h"
@@ -232,6 +233,11 @@ bool TcpTransport::handle_events(int timeout_ms, TransportSink& sink) {
       handled = read_peer(rank, lane, sink) || handled;
     }
   }
+  // Last: why they left may have come from others.
+  for (const Rank rank : std::exchange(left_, {})) {
+    const Peer& peer = peers_[static_cast<size_t>(rank)];
+    if (peer.up) peer_down(rank, peer_left(peer.info), sink);
+  }
   return handled;
 }
 
@@ -247,7 +253,7 @@ bool TcpTransport::read_peer(Rank rank, size_t index, TransportSink& sink) {
   if (progress.value().bytes > 0) peer.liveness.on_heard(now());
   const auto goodbye = [](const auto& each) { return each->said_goodbye(); };
   if (std::all_of(peer.lanes.begin(), peer.lanes.end(), goodbye)) {
-    peer_down(rank, peer_left(peer.info), sink);
+    left_.push_back(rank);
     return true;
   }
   if (progress.value().ended) {

@@ -79,6 +79,7 @@ class TcpTransport final : public Transport {
   std::vector<Peer> peers_;
   std::vector<Rank> dirty_;
   std::vector<uint64_t> sent_;
+  std::vector<Rank> left_;  // said goodbye in this round of events
   Time next_tick_;
   Time last_tick_;
   bool polling_ = false;

@@ -51,7 +51,8 @@ struct Group {
   bool agreement_pending = false;
   std::optional<CostParameters> adopted;
   std::optional<Error> agreement_error;
-  std::optional<Error> lost;  // the first member lost, not merely closed
+  std::optional<Error> lost;       // the first member lost, not merely closed
+  std::optional<Error> told_lost;  // a loss that another member told of
   bool some_closed = false;
   std::optional<Error> late_mismatch;
   std::vector<HistoryRecord> history;     // by sequence modulo kHistoryRecords
@@ -174,6 +175,7 @@ struct Engine::Impl {
   void deliver_request(Operation& op, Rank station, const net::FrameHeader& header);
   void deliver_cancel(Rank station, const net::FrameHeader& header, Bytes payload);
   void apply_cancel(Rank station, const OpKey& key, Error error);
+  void remember_loss(GroupId group, const Error& error);
   void deliver_late(Rank station, const net::FrameHeader& header);
   void consume(Operation& op, uint32_t step, const std::byte* payload);
   void release(HeldFrame& frame);
@@ -209,6 +211,7 @@ struct Engine::Impl {
   void on_late_mismatch(Group& group, const Error& error);
   void expire(Operation& op);
   void on_peer_down(Rank station, const Error& error);
+  [[nodiscard]] static const Error& cause_of(const Group& group, const Error& error);
   void fail_by_loss(Operation& op, Rank station, const Error& error);
   void fail_if_unreachable(Operation& op);
   void on_transport_closed(const Error& error);

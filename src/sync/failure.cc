@@ -246,6 +246,13 @@ void Engine::Impl::on_peer_down(Rank station, const Error& given) {
   check_membership();
 }
 
+// A member that leaves an operation in the middle does so because of a loss, if there was one.
+const Error& Engine::Impl::cause_of(const Group& group, const Error& error) {
+  if (error.code != ErrorCode::closed) return error;
+  if (group.lost) return *group.lost;
+  return group.told_lost ? *group.told_lost : error;
+}
+
 void Engine::Impl::fail_by_loss(Operation& op, Rank station, const Error& error) {
   const bool closed = error.code == ErrorCode::closed;
   if (op.group == nullptr) return;
@@ -257,7 +264,7 @@ void Engine::Impl::fail_by_loss(Operation& op, Rank station, const Error& error)
       if (index == kNoStep) return;
       const Channel& channel = op.channels[index];
       if (channel.receives_left > 0 || channel.sends_left > 0) {
-        fail(op, error, Notify::group, station);
+        fail(op, cause_of(*op.group, error), Notify::group, station);
       }
       return;
     }
@@ -270,7 +277,7 @@ void Engine::Impl::fail_by_loss(Operation& op, Rank station, const Error& error)
         return other == self || down(other) != nullptr;
       });
       if (op.call.root == kAnySource ? !closed || nobody_left : op.call.root == rank) {
-        fail(op, error, Notify::nobody);
+        fail(op, cause_of(*op.group, error), Notify::nobody);
       }
       return;
     }
@@ -287,7 +294,7 @@ void Engine::Impl::fail_if_unreachable(Operation& op) {
     const Channel& channel = op.channels[i];
     const Error* error = down(channel.station);
     if (error != nullptr && (channel.receives_left > 0 || channel.sends_left > 0)) {
-      return fail(op, *error, Notify::group, channel.station);
+      return fail(op, cause_of(*op.group, *error), Notify::group, channel.station);
     }
   }
 }

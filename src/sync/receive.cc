@@ -353,7 +353,15 @@ void Engine::Impl::deliver_cancel(Rank station, const FrameHeader& header, Bytes
   if (!decoded || error.peer < kNoRank || error.peer >= static_cast<Rank>(peers.size())) {
     error.peer = station;
   }
+  remember_loss(header.group, error);
   apply_cancel(station, key_of(station, header), std::move(error));
+}
+
+// Whatever operation the cancel is about: who told leaves soon, and then this is why.
+void Engine::Impl::remember_loss(GroupId group, const Error& error) {
+  if (error.code != ErrorCode::peer_lost || error.peer == self) return;
+  Group* told = find_group(group);
+  if (told != nullptr && !told->told_lost) told->told_lost = error;
 }
 
 void Engine::Impl::apply_cancel(Rank station, const OpKey& key, Error error) {
