@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 #include <ostream>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "sync/schedule_interpreter.h"
@@ -92,9 +91,11 @@ class Table {
   }
   // Bytes of chunks [first, first + count) of `of`.
   [[nodiscard]] uint64_t chunks(uint64_t first, uint64_t count, uint64_t of) const {
-    const uint64_t elements = vector() / kElementBytes;
-    const auto cut = [&](uint64_t i) { return elements * i / of; };
-    return (cut(first + count) - cut(first)) * kElementBytes;
+    const uint64_t elements = vector() / c_.element_bytes;
+    const auto cut = [&](uint64_t i) {
+      return static_cast<uint64_t>(static_cast<unsigned __int128>(elements) * i / of);
+    };
+    return (cut(first + count) - cut(first)) * c_.element_bytes;
   }
   [[nodiscard]] uint64_t chunk(int index) const {
     return chunks(static_cast<uint64_t>(index) % p_, 1, p_);
@@ -304,7 +305,8 @@ TEST(ScheduleTable, HoldsForVectorsOfAnExabyte) {
     const bool divides = c.kind == OpKind::all_reduce && c.algorithm != Algorithm::direct &&
                          c.algorithm != Algorithm::recursive_doubling;
     if (!divides) return;
-    c.part_bytes = [](Rank, Rank) { return (uint64_t{1} << 60) + 5 * kElementBytes; };
+    c.element_bytes = 1;
+    c.part_bytes = [](Rank, Rank) { return (uint64_t{1} << 61) + 5; };
     for (Rank rank = 0; rank < c.size; ++rank) {
       Row expected = Table(c, rank).row();
       expected.steps = 0;
@@ -314,13 +316,48 @@ TEST(ScheduleTable, HoldsForVectorsOfAnExabyte) {
   });
 }
 
+ScheduleCase bytes_of(OpKind kind, Algorithm algorithm, int size, uint64_t bytes) {
+  ScheduleCase c;
+  std::tie(c.kind, c.algorithm, c.size) = std::tie(kind, algorithm, size);
+  c.element_bytes = 1;
+  c.part_bytes = [bytes](Rank, Rank) { return bytes; };
+  return c;
+}
+
+// Regions of different ranks never share a cache line.
+TEST(ScheduleTable, ScratchRegionsAreWholeCacheLines) {
+  const auto scratch = [](const ScheduleCase& c) {
+    return make_schedule(c.input_of(0)).scratch_bytes;
+  };
+  ScheduleCase direct = bytes_of(OpKind::all_reduce, Algorithm::direct, 3, 100);
+  EXPECT_EQ(scratch(direct), 2 * 128U);
+  direct.in_place = true;
+  EXPECT_EQ(scratch(direct), 3 * 128U);
+  direct.segment_bytes = 40;  // 40, 40 and 20
+  EXPECT_EQ(scratch(direct), 3 * 3 * 64U);
+  EXPECT_EQ(scratch(bytes_of(OpKind::reduce_scatter, Algorithm::ring, 4, 65)), 2 * 128U);
+  EXPECT_EQ(scratch(bytes_of(OpKind::all_gather, Algorithm::recursive_doubling, 5, 13)), 128U);
+}
+
+// Chunks [0, 7) and [7, 14) in segments of 4: the second begins inside a segment.
+TEST(ScheduleTable, TransfersAreCutAtMultiplesFromTheStartOfTheBuffer) {
+  ScheduleCase c = bytes_of(OpKind::all_reduce, Algorithm::ring, 2, 14);
+  c.segment_bytes = 4;
+  for (Rank rank = 0; rank < 2; ++rank) {
+    std::vector<uint64_t> sent;
+    for (const Step& step : make_schedule(c.input_of(rank)).steps) {
+      if (step.kind == Step::Kind::send) sent.push_back(step.bytes);
+    }
+    const auto expected =
+        rank == 0 ? std::vector<uint64_t>{4, 3, 1, 4, 2} : std::vector<uint64_t>{1, 4, 2, 4, 3};
+    EXPECT_EQ(sent, expected) << "rank " << rank;
+  }
+}
+
 // Of equal parts, all_gather by recursive doubling sends no byte twice.
 TEST(ScheduleTable, RecursiveDoublingGathersEqualPartsWithTheFewestBytes) {
   for (int size = 2; size <= 33; ++size) {
-    ScheduleCase c;
-    std::tie(c.kind, c.algorithm) = std::pair(OpKind::all_gather, Algorithm::recursive_doubling);
-    c.size = size;
-    c.part_bytes = [](Rank, Rank) { return uint64_t{12}; };
+    const ScheduleCase c = bytes_of(OpKind::all_gather, Algorithm::recursive_doubling, size, 12);
     for (Rank rank = 0; rank < size; ++rank)
       EXPECT_EQ(traffic(make_schedule(c.input_of(rank))).bytes,
                 static_cast<uint64_t>(size - 1) * 12);
