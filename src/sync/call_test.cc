@@ -377,6 +377,15 @@ TEST(CallOverlap, TheExactPartOfAnotherRankIsRefused) {
   }
 }
 
+// An output that the call may leave out is in place only when it is the whole input.
+TEST(CallOverlap, AnOutputOfAnotherLengthIsNotInPlace) {
+  Row row = {.name = "", .kind = OpKind::reduce, .in = {{0, 4}}, .out = {{0, 8}}, .problem = ""};
+  row.rank = 1;
+  EXPECT_NE(verdict(row).find("overlap in memory"), std::string::npos);
+  row.out = {{0, 4}};
+  EXPECT_EQ(verdict(row), "");
+}
+
 TEST(CallNames, AreAllDifferent) {
   for (int a = 1; a <= 11; ++a) {
     EXPECT_STRNE(name(static_cast<OpKind>(a)), "unknown");

@@ -254,7 +254,7 @@ const std::vector<int> kSizes = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33};
 std::function<uint64_t(Rank, Rank)> filled(int size, bool unequal) {
   const auto elements = static_cast<uint64_t>(size) * 2 + 1;
   return [=](Rank from, Rank to) {
-    const auto mixed = static_cast<uint64_t>(from * 5 + to * 3);
+    const uint64_t mixed = static_cast<uint64_t>(from) * 5 + static_cast<uint64_t>(to) * 3;
     return (unequal ? elements + mixed % 7 : elements) * kElementBytes;
   };
 }
@@ -281,7 +281,9 @@ TEST(ScheduleTable, BytesAndScratchDependOnNoSegmentSize) {
       c.part_bytes = filled(c.size, true);
       if (sparse)
         c.part_bytes = [](Rank from, Rank to) {
-          return static_cast<uint64_t>((from * 5 + to * 3 + 2) % 7 / 2) * kElementBytes;
+          const uint64_t mixed =
+              static_cast<uint64_t>(from) * 5 + static_cast<uint64_t>(to) * 3 + 2;
+          return mixed % 7 / 2 * kElementBytes;
         };
       for (Rank rank = 0; rank < c.size; ++rank) {
         Row row = row_of(make_schedule(c.input_of(rank)), 0);

@@ -267,7 +267,7 @@ ScheduleCase with_layout(const Layout& layout) {
   c.element_bytes = layout.element_bytes;
   c.segment_bytes = layout.segment_bytes;
   c.part_bytes = [layout](Rank from, Rank to) {
-    const auto mixed = static_cast<uint64_t>(from * 7 + to * 4 + 5);
+    const uint64_t mixed = static_cast<uint64_t>(from) * 7 + static_cast<uint64_t>(to) * 4 + 5;
     return (layout.unequal ? mixed % (layout.elements + 1) * (mixed % 3 == 0 ? 0 : 1)
                            : layout.elements) *
            layout.element_bytes;
