@@ -153,13 +153,17 @@ void TcpTransport::flush_peer(Rank rank, TransportSink& sink) {
   }
 }
 
+// True when a peer that was full takes frames again.
 bool TcpTransport::flush_dirty(TransportSink& sink) {
   if (dirty_.empty()) return false;
+  bool opened = false;
   std::vector<Rank> work;
   work.swap(dirty_);
   for (const Rank rank : work) peers_[static_cast<size_t>(rank)].dirty = false;
   for (const Rank rank : work) {
+    const bool was_full = !can_send(rank);
     flush_peer(rank, sink);
+    opened = opened || (was_full && can_send(rank));
     Peer& peer = peers_[static_cast<size_t>(rank)];
     bool waits = false;  // for budget, not for the socket: epoll will not tell
     for (const auto& lane : peer.lanes)
@@ -169,7 +173,7 @@ bool TcpTransport::flush_dirty(TransportSink& sink) {
       dirty_.push_back(rank);
     }
   }
-  return true;
+  return opened;
 }
 
 bool TcpTransport::deliver_sent(TransportSink& sink) {
@@ -185,7 +189,7 @@ void TcpTransport::poll(Time deadline, TransportSink& sink) {
   polling_ = true;
   bool handled = false;
   for (;;) {
-    flush_dirty(sink);
+    handled = flush_dirty(sink) || handled;
     handled = deliver_sent(sink) || handled;
     const Time at = now();
     Time until = std::min(deadline, next_tick_);

@@ -223,6 +223,7 @@ struct Engine::Impl {
   Result<void> add_group(GroupId id, const std::vector<Rank>& stations);
   void begin_shrink(Time deadline, ShrinkDone done);
   void on_proposal(Rank station, Bytes payload);
+  void on_peer_shrinks(Rank station, const Proposal& proposal);
   void send_proposal();
   void check_membership();
   void enter_epoch();

@@ -79,7 +79,33 @@ void Engine::Impl::on_proposal(Rank station, Bytes payload) {
     return;
   }
   if (membership.on_proposal(station, proposal.value())) send_proposal();
+  if (proposal.value().epoch > epoch_now() && !membership.shrinking()) {
+    on_peer_shrinks(station, proposal.value());
+  }
   check_membership();
+}
+
+// Whoever proposes has given up all operations of this epoch: what needs it here would wait in
+// vain, and the proposal tells who is lost.
+void Engine::Impl::on_peer_shrinks(Rank station, const Proposal& proposal) {
+  for (auto& [id, group] : groups) {
+    if (group->rank_of[static_cast<size_t>(station)] == kNoRank || group->lost) continue;
+    if (group->told_lost) {
+      group->lost = group->told_lost;
+      continue;
+    }
+    group->lost =
+        Error{ErrorCode::closed, 0, station, rank_name(station) + " has begun to form a new epoch"};
+    for (const Rank member : group->stations) {
+      if (proposal.live[static_cast<size_t>(member)]) continue;
+      group->lost = Error{ErrorCode::peer_lost, 0, member,
+                          rank_name(member) + " is lost, as " + rank_name(station) + " tells"};
+      break;
+    }
+  }
+  for (Operation* op : by_age()) {
+    if (op->group != nullptr && op->group->lost) fail_by_loss(*op, station, *op->group->lost);
+  }
 }
 
 void Engine::Impl::check_membership() {

@@ -79,12 +79,22 @@ Work start(Communicator& communicator, uint64_t seed, uint64_t k, std::vector<fl
   }
 }
 
+bool complain(const Error& error) {
+  std::fprintf(stderr, "%s\n", error.to_string().c_str());
+  return false;
+}
+
 bool goes_on(Communicator& communicator, int size) {
   auto survivors = communicator.shrink(20s);
-  if (!survivors || static_cast<int>(survivors.value().size()) != size - 1) return false;
+  if (!survivors) return complain(survivors.error());
+  if (static_cast<int>(survivors.value().size()) != size - 1) {
+    std::fprintf(stderr, "%zu survivors of %d\n", survivors.value().size(), size);
+    return false;
+  }
   std::vector<float> ones(kElements, 1.0F);
   const MutableBytes bytes = std::as_writable_bytes(std::span(ones));
-  if (!communicator.all_reduce(bytes, bytes, DType::f32, ReduceOp::sum).wait()) return false;
+  const auto reduced = communicator.all_reduce(bytes, bytes, DType::f32, ReduceOp::sum).wait();
+  if (!reduced) return complain(reduced.error());
   const auto expected = static_cast<float>(size - 1);
   return std::all_of(ones.begin(), ones.end(), [&](float x) { return x == expected; });
 }
@@ -119,7 +129,7 @@ bool goes_on(Communicator& communicator, int size) {
         error.message.find("rank " + std::to_string(round.victim)) != std::string::npos &&
         error.message.find("host ") != std::string::npos &&
         error.message.find("last heard") != std::string::npos;
-    if (report.named == 0) std::fprintf(stderr, "%s\n", error.to_string().c_str());
+    if (report.named == 0) complain(error);
     report.went_on = !round.shrinks || goes_on(communicator, round.size) ? 1 : 0;
     const bool told = write(report_to, &report, sizeof(report)) == sizeof(report);
     const bool left = communicator.shutdown().ok();
