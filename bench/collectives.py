@@ -4,34 +4,35 @@
     ./dev bench collectives --ranks 4 --networks loopback 1gbit --operations all_reduce
 
 Every rank initialises both backends over the same hosts; results are checked before anything is
-timed. The ratio is gloo's time ÷ scant's: above 1 scant is faster. CPU counts user and system time
-of all ranks.
+timed. Open MPI, where it is installed, takes part with processes of its own (_mpi.py) in the same
+run: A B C C B A. A ratio is the other's time ÷ scant's: above 1 scant is faster. CPU counts user
+and system time of all ranks.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
-import resource
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import _mpi
 import harness
 
 BACKENDS = ("gloo", "scant")
-ORDER = ("gloo", "scant", "scant", "gloo")
 OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all")
 SIZES = (1 << 10, 1 << 16, 1 << 20, 16 << 20, 64 << 20)
 NETWORKS = ("loopback", "1gbit", "100mbit")
 BLOCK_S = {"quick": 0.05, "full": 0.4}  # about what one block takes
+LOSES_BELOW = 0.98  # less is noise
+CPU_MAX = 0.6  # scant's CPU seconds ÷ gloo's, from 1 MiB
 SIZE_MAX = {"loopback": 64 << 20, "1gbit": 64 << 20, "100mbit": 4 << 20}
 
 
@@ -43,6 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=None)
     parser.add_argument("--sizes", type=int, nargs="+", default=None, help="bytes")
     parser.add_argument("--repeats", type=int, default=None, help="of the A B B A pattern")
+    parser.add_argument("--no-mpi", action="store_true", help="gloo and scant alone")
     parser.add_argument("--out", default="out/bench", help="folder for rows, table and plots")
     parser.add_argument("--gate", action="store_true", help="fail when a stated figure is missed")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -59,16 +61,6 @@ def parse() -> argparse.Namespace:
 
 
 # ---- one rank -------------------------------------------------------------------------------
-
-
-def sent_bytes() -> int:
-    """What this host's interfaces sent, loopback aside, from the kernel."""
-    total = 0
-    for line in pathlib.Path("/proc/self/net/dev").read_text().splitlines()[2:]:
-        name, numbers = line.split(":", 1)
-        if name.strip() != "lo":
-            total += int(numbers.split()[8])
-    return total
 
 
 Call = Callable[[], None]
@@ -134,45 +126,42 @@ def make_call(operation: str, size: int, group: Any) -> tuple[Call, Check]:
     )
 
 
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def block(call: Callable[[], None], count: int) -> dict[str, float]:
-    cpu, wire, began = cpu_seconds(), sent_bytes(), time.perf_counter()
-    for _ in range(count):
-        call()
-    return {
-        "seconds": (time.perf_counter() - began) / count,
-        "cpu": (cpu_seconds() - cpu) / count,
-        "wire": (sent_bytes() - wire) / count,
-    }
-
-
 def measure(
-    operation: str, size: int, groups: dict[str, Any], plan: dict[str, Any]
+    operation: str,
+    size: int,
+    groups: dict[str, Any],
+    remotes: dict[str, _mpi.Remote],
+    plan: dict[str, Any],
 ) -> dict[str, Any]:
     """Blocks of one case on this rank; every rank runs the same ones."""
     import torch
     import torch.distributed as dist
 
-    calls = {}
-    for backend in BACKENDS:
-        calls[backend], check = make_call(operation, size, groups[backend])
-        right = torch.tensor([0 if check() else 1])
-        dist.all_reduce(right, group=groups["gloo"])
-        if right.item():
-            return {"error": f"{backend}: wrong result on {int(right.item())} ranks"}
-        for _ in range(2):
-            calls[backend]()
-    probe = torch.tensor([max(block(calls[backend], 1)["seconds"] for backend in BACKENDS)])
+    blocks: dict[str, Callable[[int], harness.Sample]] = {}
+    for name in (*BACKENDS, *remotes):
+        if name in remotes:
+            right = remotes[name].prepare(operation, size)
+            blocks[name] = remotes[name].block
+        else:
+            call, check = make_call(operation, size, groups[name])
+            right = check()
+            blocks[name] = functools.partial(harness.block, call)
+        wrong = torch.tensor([0 if right else 1])
+        dist.all_reduce(wrong, group=groups["gloo"])
+        if wrong.item():
+            return {"error": f"{name}: wrong result on {int(wrong.item())} ranks"}
+        blocks[name](2)
+    longest = 0.0
+    for name, run_block in blocks.items():
+        dist.barrier(group=groups.get(name, groups["gloo"]))
+        longest = max(longest, run_block(1)["seconds"])
+    probe = torch.tensor([longest])
     dist.all_reduce(probe, op=dist.ReduceOp.MAX, group=groups["gloo"])
     count = max(1, min(200, int(plan["block_s"] / float(probe))))
-    samples: dict[str, list[dict[str, float]]] = {backend: [] for backend in BACKENDS}
-    for backend in ORDER * plan["repeats"]:
-        dist.barrier(group=groups[backend])
-        samples[backend].append(block(calls[backend], count))
+    samples: dict[str, list[harness.Sample]] = {name: [] for name in blocks}
+    for name in harness.palindrome(list(blocks)) * plan["repeats"]:
+        dist.barrier(group=groups.get(name, groups["gloo"]))
+        samples[name].append(blocks[name](count))
     return {"count": count, "samples": samples}
 
 
@@ -186,9 +175,10 @@ def work(plan: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     groups = {"gloo": dist.group.WORLD, "scant": dist.new_group(backend="scant")}
+    remotes = {name: _mpi.Remote(folder, dist.get_rank()) for name, folder in plan["mpi"].items()}
     for operation in plan["operations"]:
         for size in plan["sizes"]:
-            mine = measure(operation, size, groups, plan)
+            mine = measure(operation, size, groups, remotes, plan)
             everyone: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(everyone, mine, group=groups["gloo"])
             if dist.get_rank() == 0:
@@ -214,25 +204,18 @@ def to_row(found: dict[str, Any], network: str, ranks: int) -> harness.Row:
         "bytes": found["bytes"],
         "ranks": ranks,
         "network": network,
+        "ratio_of": "seconds: the other's ÷ scant's; cpu: scant's ÷ the other's",
     }
     errors = [one["error"] for one in found["ranks"] if "error" in one]
     if errors:
         return {**row, "error": errors[0]}
-    seconds: dict[str, list[float]] = {}
-    cpu: dict[str, float] = {}
-    for backend in BACKENDS:
-        blocks = list(zip(*(one["samples"][backend] for one in found["ranks"]), strict=True))
-        seconds[backend] = [max(sample["seconds"] for sample in one) for one in blocks]
-        cpu[backend] = statistics.median(sum(sample["cpu"] for sample in one) for one in blocks)
-        wire = statistics.median(sum(sample["wire"] for sample in one) for one in blocks)
-        row[backend] = {
-            "seconds": harness.quantiles(seconds[backend]),
-            "samples": seconds[backend],
-            "cpu_s": cpu[backend],
-            "wire_bytes_per_rank": wire / ranks,
-        }
-    row["ratio"] = harness.quantiles(harness.ratios(seconds["gloo"], seconds["scant"]))
-    row["cpu_ratio"] = cpu["scant"] / cpu["gloo"] if cpu["gloo"] else None
+    for name in found["ranks"][0]["samples"]:
+        row[name] = harness.of_all_ranks([one["samples"][name] for one in found["ranks"]])
+    for name in set(row) & {"gloo", *_mpi.LABELS}:
+        times = harness.ratios(row[name]["samples"], row["scant"]["samples"])
+        row[name]["ratio"] = harness.quantiles(times)
+        cpu = row[name]["cpu_s"]
+        row[name]["cpu_ratio"] = row["scant"]["cpu_s"] / cpu if cpu else None
     row["formula_bytes_per_rank"] = formula_bytes(found["operation"], ranks, found["bytes"])
     row["calls_per_block"] = found["ranks"][0]["count"]
     return {**row, **harness.machine()}
@@ -242,29 +225,25 @@ def run_network(
     network: str, ranks: int, arguments: argparse.Namespace, recorder: harness.Recorder
 ) -> None:
     """All cases on one network with so many ranks."""
-    from scant.lab import Lab, LinkOptions
-    from scant.lab.units import parse_rate
-
     sizes = [size for size in arguments.sizes if size <= SIZE_MAX[network]]
-    with tempfile.TemporaryDirectory() as folder:
-        results = pathlib.Path(folder) / "results"
+    with tempfile.TemporaryDirectory() as name, harness.open_lab(network, ranks) as lab:
+        folder = pathlib.Path(name)
+        results = folder / "results"
         plan = {
             "operations": arguments.operations,
             "sizes": sizes,
             "repeats": arguments.repeats,
             "block_s": BLOCK_S["quick" if arguments.quick else "full"],
             "results": str(results),
+            "mpi": {},
         }
+        if not arguments.no_mpi:
+            plan["mpi"], skipped = _mpi.launch_all(lab, network, folder)
+            for row in skipped:
+                recorder.add(row)
         command = [sys.executable, __file__, "--worker", json.dumps(plan)]
-        if network == "loopback":
-            lab = Lab(
-                1, LinkOptions(), processes_per_host=ranks
-            )  # one host: its ranks share a loopback
-        else:
-            lab = Lab(ranks, LinkOptions(rate_bits_per_second=parse_rate(network)))
-        with lab:
-            processes = lab.run(command, stdout=2)
-            codes = [process.wait(1800) for process in processes]
+        processes = lab.run(command, stdout=2)
+        codes = [process.wait(1800) for process in processes]
         lines = results.read_text().splitlines() if results.exists() else []
     for line in lines:
         recorder.add(to_row(json.loads(line), network, ranks))
@@ -274,41 +253,39 @@ def run_network(
         )
 
 
+def spread(ratio: Sequence[float]) -> str:
+    low, middle, high = ratio
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def line_of(row: harness.Row, others: Sequence[str]) -> list[str]:
+    """One line of the table; what did not take part has a dash."""
+    line = [row["network"], str(row["ranks"]), row["case"], f"{row['bytes']:,}"]
+    line += [spread(row[name]["ratio"]) if name in row else "–" for name in others]
+    cpu = row["gloo"]["cpu_ratio"]
+    line.append("–" if cpu is None else f"{cpu:.2f}")
+    for name in (*others, "scant"):
+        line.append(f"{1e6 * row[name]['seconds'][1]:,.0f}" if name in row else "–")
+    wire = row["scant"]["wire_bytes_per_rank"] / row["formula_bytes_per_rank"]
+    line.append("–" if row["network"] == "loopback" else f"{wire:.3f}")
+    lost = [name for name in others if name in row and row[name]["ratio"][1] < LOSES_BELOW]
+    return [*line, f"loses to {', '.join(lost)}" if lost else ""]
+
+
 def table(rows: Sequence[harness.Row]) -> str:
-    """Ratios first; a row that scant loses says so."""
-    head = [
-        "network",
-        "ranks",
-        "operation",
-        "bytes",
-        "gloo ÷ scant (quartiles)",
-        "CPU scant ÷ gloo",
-    ]
-    head += ["gloo µs", "scant µs", "wire ÷ formula", ""]
+    """Ratios first; a row that scant loses says so, and so does what was not measured."""
+    others = [name for name in ("gloo", *_mpi.LABELS) if any(name in row for row in rows)]
+    head = ["network", "ranks", "operation", "bytes"]
+    head += [f"{name} ÷ scant (quartiles)" for name in others] + ["CPU scant ÷ gloo"]
+    head += [f"{name} µs" for name in (*others, "scant")] + ["wire ÷ formula", ""]
     lines = []
     for row in rows:
-        if "error" in row:
-            lines.append(
-                [row["network"], str(row["ranks"]), row["case"], str(row.get("bytes", ""))]
-            )
-            lines[-1] += ["–"] * 5 + [row["error"]]
-            continue
-        low, middle, high = row["ratio"]
-        wire = row["scant"]["wire_bytes_per_rank"] / row["formula_bytes_per_rank"]
-        lines.append(
-            [
-                row["network"],
-                str(row["ranks"]),
-                row["case"],
-                f"{row['bytes']:,}",
-                f"{middle:.2f} ({low:.2f}–{high:.2f})",
-                "–" if row["cpu_ratio"] is None else f"{row['cpu_ratio']:.2f}",
-                f"{1e6 * row['gloo']['seconds'][1]:,.0f}",
-                f"{1e6 * row['scant']['seconds'][1]:,.0f}",
-                "–" if row["network"] == "loopback" else f"{wire:.3f}",
-                "loses" if middle < 0.98 else "",
-            ]
-        )
+        if "error" in row or "skipped" in row:
+            line = [row["network"], str(row["ranks"]), row["case"], str(row.get("bytes", ""))]
+            line += ["–"] * (len(head) - len(line) - 1)
+            lines.append([*line, row.get("error") or row["skipped"]])
+        else:
+            lines.append(line_of(row, others))
     return harness.markdown(head, lines)
 
 
@@ -319,21 +296,24 @@ def plots(rows: Sequence[harness.Row], folder: pathlib.Path) -> None:
     from scant.report import Page, Series, line_plot
 
     page = Page(
-        "Collectives: gloo's time ÷ scant's", "Above 1 scant is faster. Blocks A B B A in one run."
+        "Collectives: the other's time ÷ scant's",
+        "Above 1 scant is faster. Blocks of all sides take turns in one run.",
     )
-    good = [row for row in rows if "ratio" in row]
+    good = [row for row in rows if "gloo" in row]
     for network, ranks in sorted({(row["network"], row["ranks"]) for row in good}):
-        chosen = [row for row in good if (row["network"], row["ranks"]) == (network, ranks)]
-        lines = []
-        for name in dict.fromkeys(row["case"] for row in chosen):
-            own = [row for row in chosen if row["case"] == name]
-            lines.append(
-                Series(
-                    name, [math.log2(row["bytes"]) for row in own], [row["ratio"][1] for row in own]
-                )
-            )
         page.heading(f"{network}, {ranks} ranks")
-        page.plot(line_plot(network, lines, "log2 of bytes", "gloo ÷ scant", from_zero=True))
+        for other in ("gloo", *_mpi.LABELS):
+            lines = []
+            for case in dict.fromkeys(row["case"] for row in good):
+                own = [row for row in good if row["case"] == case and other in row]
+                own = [row for row in own if (row["network"], row["ranks"]) == (network, ranks)]
+                sizes = [math.log2(row["bytes"]) for row in own]
+                lines.append(Series(case, sizes, [row[other]["ratio"][1] for row in own]))
+            lines = [line for line in lines if line.x]
+            if lines:
+                title = f"{network}: {_mpi.LABELS.get(other, other)}"
+                words = ("log2 of bytes", f"{other} ÷ scant")
+                page.plot(line_plot(title, lines, *words, from_zero=True))
     page.data("rows", rows)
     page.write(folder / "collectives.html")
 
@@ -348,18 +328,15 @@ def gate(rows: Sequence[harness.Row]) -> list[str]:
         if row["case"] != "all_reduce" or row["network"] == "100mbit":
             continue
         size = row["bytes"]
-        least = 10 if size <= 1 << 10 else 5 if size <= 1 << 16 else 0.98
+        least = 10 if size <= 1 << 10 else 5 if size <= 1 << 16 else LOSES_BELOW
         if size >= 1 << 20 and row["network"] == "loopback":
             least = 1.5
-        if row["ratio"][1] < least:
-            missed.append(
-                f"{row['network']} {row['ranks']} ranks {size} B: {row['ratio'][1]:.2f} < {least}"
-            )
-        if size >= 1 << 20 and (row["cpu_ratio"] or 0) > 0.6:
-            missed.append(
-                f"{row['network']} {row['ranks']} ranks {size} B: CPU {row['cpu_ratio']:.2f} > 0.6"
-            )
-    if not any(row["case"] == "all_reduce" and "ratio" in row for row in rows):
+        where = f"{row['network']} {row['ranks']} ranks {size} B"
+        if row["gloo"]["ratio"][1] < least:
+            missed.append(f"{where}: {row['gloo']['ratio'][1]:.2f} < {least}")
+        if size >= 1 << 20 and (row["gloo"]["cpu_ratio"] or 0) > CPU_MAX:
+            missed.append(f"{where}: CPU {row['gloo']['cpu_ratio']:.2f} > {CPU_MAX}")
+    if not any(row["case"] == "all_reduce" and "gloo" in row for row in rows):
         missed.append("no all_reduce row")
     return missed
 

@@ -9,13 +9,23 @@ from __future__ import annotations
 import json
 import pathlib
 import platform
+import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
+Sample = dict[str, float]  # seconds, cpu and wire (bytes sent) of one call, on one rank
+
+# Links of the lab, one rank a host. On loopback all ranks share one host instead.
+NETWORKS: dict[str, str | None] = {
+    "loopback": None,
+    "unshaped": None,
+    "1gbit": "1gbit",
+    "100mbit": "100mbit",
+}
 
 
 def quantiles(values: Sequence[float]) -> list[float]:
@@ -52,6 +62,62 @@ def machine() -> Row:
 def ratios(baseline: Sequence[float], candidate: Sequence[float]) -> list[float]:
     """Of the i-th blocks: neighbours in time in an A B B A order."""
     return [a / b for a, b in zip(baseline, candidate, strict=True) if b > 0]
+
+
+def sent_bytes() -> int:
+    """What this host's interfaces sent, loopback aside, from the kernel."""
+    total = 0
+    for line in pathlib.Path("/proc/self/net/dev").read_text().splitlines()[2:]:
+        name, numbers = line.split(":", 1)
+        if name.strip() != "lo":
+            total += int(numbers.split()[8])
+    return total
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def block(call: Callable[[], object], count: int) -> Sample:
+    """So many calls in a row on this rank; the mean of one."""
+    cpu, wire, began = cpu_seconds(), sent_bytes(), time.perf_counter()
+    for _ in range(count):
+        call()
+    return {
+        "seconds": (time.perf_counter() - began) / count,
+        "cpu": (cpu_seconds() - cpu) / count,
+        "wire": (sent_bytes() - wire) / count,
+    }
+
+
+def palindrome(names: Sequence[str]) -> list[str]:
+    """A B B A for two, A B C C B A for three: a drift of the machine hits all alike."""
+    return [*names, *reversed(names)]
+
+
+def of_all_ranks(ranks: Sequence[Sequence[Sample]]) -> Row:
+    """One side's blocks: the slowest rank's time, the CPU seconds and wire bytes of all."""
+    blocks = list(zip(*ranks, strict=True))
+    seconds = [max(sample["seconds"] for sample in one) for one in blocks]
+    wire = statistics.median(sum(sample["wire"] for sample in one) for one in blocks)
+    return {
+        "seconds": quantiles(seconds),
+        "samples": seconds,
+        "cpu_s": statistics.median(sum(sample["cpu"] for sample in one) for one in blocks),
+        "wire_bytes_per_rank": wire / len(ranks),
+    }
+
+
+def open_lab(network: str, ranks: int) -> Any:
+    """The lab of one of NETWORKS."""
+    from scant.lab import Lab, LinkOptions
+    from scant.lab.units import parse_rate
+
+    if network == "loopback":
+        return Lab(1, LinkOptions(), processes_per_host=ranks)
+    rate = NETWORKS[network]
+    return Lab(ranks, LinkOptions(rate_bits_per_second=parse_rate(rate) if rate else None))
 
 
 class Recorder:
