@@ -77,6 +77,24 @@ class CharTransformer(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
+def sample(text: torch.Tensor, draw: torch.Generator, batch: int, block: int) -> torch.Tensor:
+    """Random sequences of block + 1 bytes: the input and, one further, what comes next."""
+    at = torch.randint(len(text) - block - 1, (batch,), generator=draw)
+    return torch.stack([text[i : i + block + 1] for i in at.tolist()])
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, window: torch.Tensor
+) -> torch.Tensor:
+    """One step of this rank; its loss before the step."""
+    logits = model(window[:, :-1])
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a character transformer.")
     parser.add_argument("--backend", default="gloo", help="gloo, scant, …")
@@ -107,14 +125,8 @@ def main() -> None:
     start = time.perf_counter()
     for step in range(arguments.steps):
         began = time.perf_counter()
-        at = torch.randint(len(text) - arguments.block - 1, (arguments.batch,), generator=draw)
-        window = torch.stack([text[i : i + arguments.block + 1] for i in at.tolist()])
-        logits = model(window[:, :-1])
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        mean = loss.detach().clone()
+        window = sample(text, draw, arguments.batch, arguments.block)
+        mean = train_step(model, optimizer, window).clone()
         dist.all_reduce(mean)
         if rank == 0:
             now = time.perf_counter()
