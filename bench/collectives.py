@@ -145,7 +145,8 @@ def measure(
         else:
             call, check = make_call(operation, size, groups[name])
             right = check()
-            blocks[name] = functools.partial(harness.block, call)
+            settle = functools.partial(dist.barrier, group=groups[name])
+            blocks[name] = functools.partial(harness.block, call, settle=settle)
         wrong = torch.tensor([0 if right else 1])
         dist.all_reduce(wrong, group=groups["gloo"])
         if wrong.item():

@@ -12,6 +12,7 @@ faster.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -123,8 +124,9 @@ def measure(plan: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"losses differ: {losses}"}
     samples: dict[str, list[harness.Sample]] = {name: [] for name in BACKENDS}
     for name in harness.palindrome(BACKENDS) * plan["repeats"]:
-        dist.barrier(group=groups[name])
-        samples[name].append(harness.block(trainings[name].step, plan["steps"]))
+        barrier = functools.partial(dist.barrier, group=groups[name])
+        barrier()
+        samples[name].append(harness.block(trainings[name].step, plan["steps"], barrier))
     return {
         "samples": samples,
         "loss": {name: training.losses[-1] for name, training in trainings.items()},

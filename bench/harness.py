@@ -79,16 +79,19 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def block(call: Callable[[], object], count: int) -> Sample:
-    """So many calls in a row on this rank; the mean of one."""
+def block(call: Callable[[], object], count: int, settle: Callable[[], object]) -> Sample:
+    """So many calls in a row on this rank; the mean of one.
+
+    ``settle`` is a barrier, outside of the time: bytes that still wait in this host's queue when
+    its last call returns are on the wire once everybody has what they are part of.
+    """
     cpu, wire, began = cpu_seconds(), sent_bytes(), time.perf_counter()
     for _ in range(count):
         call()
-    return {
-        "seconds": (time.perf_counter() - began) / count,
-        "cpu": (cpu_seconds() - cpu) / count,
-        "wire": (sent_bytes() - wire) / count,
-    }
+    seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
+    settle()
+    sent = sent_bytes() - wire
+    return {"seconds": seconds / count, "cpu": cpu / count, "wire": sent / count}
 
 
 def palindrome(names: Sequence[str]) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -77,8 +79,90 @@ def test_benchmark_of_collectives_writes_rows_and_a_table(tmp_path: pathlib.Path
     }
     for row in rows:
         assert len(row["gloo"]["samples"]) == len(row["scant"]["samples"]) == 2
-        assert row["ratio"][0] <= row["ratio"][1] <= row["ratio"][2]
+        assert row["gloo"]["ratio"] == sorted(row["gloo"]["ratio"])
     assert "gloo ÷ scant" in (tmp_path / "collectives.md").read_text()
+
+
+def small_collectives(out: pathlib.Path, network: str) -> list[dict[str, Any]]:
+    """Every collective once, 4 KiB on three ranks: a size that three does not divide."""
+    operations = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all")
+    size = 4096
+    done = run(
+        *("bench/collectives.py", "--quick", "--ranks", "3", "--networks", network),
+        *("--sizes", str(size), "--operations", *operations, "--out", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "collectives.jsonl").read_text().splitlines()]
+    assert [row["case"] for row in rows if "skipped" not in row] == list(operations)
+    return rows
+
+
+@pytest.mark.skipif(
+    not (shutil.which("mpicxx") and shutil.which("mpirun")),
+    reason="no Open MPI (Debian: openmpi-bin, libopenmpi-dev)",
+)
+@pytest.mark.parametrize(
+    ("network", "variants"), [("loopback", ["mpi_tcp", "mpi_default"]), ("1gbit", ["mpi_tcp"])]
+)
+def test_open_mpi_takes_part_in_every_collective(
+    tmp_path: pathlib.Path, network: str, variants: list[str]
+) -> None:
+    rows = small_collectives(tmp_path, network)
+    for row in rows:
+        assert "skipped" not in row, row
+        for variant in variants:
+            assert len(row[variant]["samples"]) == 2
+            assert row[variant]["ratio"] == sorted(row[variant]["ratio"])
+            if network != "loopback":  # it went through the shaped links, not around them
+                assert row[variant]["wire_bytes_per_rank"] >= row["formula_bytes_per_rank"]
+    head = (tmp_path / "collectives.md").read_text().splitlines()[0]
+    assert all(f"{variant} ÷ scant" in head for variant in variants)
+
+
+def test_benchmark_without_open_mpi_says_so_and_goes_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for folder in os.environ["PATH"].split(os.pathsep):
+        for tool in pathlib.Path(folder).glob("*"):
+            if not tool.name.startswith("mpi") and not (tools / tool.name).is_symlink():
+                (tools / tool.name).symlink_to(tool)
+    monkeypatch.setenv("PATH", str(tools))
+    rows = small_collectives(tmp_path / "out", "loopback")
+    skipped = [row for row in rows if "skipped" in row]
+    assert [row["case"] for row in skipped] == ["mpi_tcp", "mpi_default"]
+    table = (tmp_path / "out" / "collectives.md").read_text()
+    for row in skipped:
+        assert "no mpicxx" in row["skipped"]
+        assert row["skipped"] in table
+
+
+def test_benchmark_of_a_training_step_compares_equal_trainings(tmp_path: pathlib.Path) -> None:
+    out = str(tmp_path)
+    done = run("bench/ddp_step.py", "--quick", "--networks", "unshaped", "--out", out)
+    assert done.returncode == 0, done.stderr
+    (row,) = [json.loads(line) for line in (tmp_path / "ddp_step.jsonl").read_text().splitlines()]
+    assert (row["network"], row["ranks"]) == ("unshaped", 2)
+    assert row["loss_difference"] <= 1e-3
+    assert row["ratio"] == sorted(row["ratio"])
+    for backend in ("gloo", "scant"):
+        assert len(row[backend]["samples"]) == 2
+        # Two ranks: each sends its 12.8 MB of gradients once; DDP's own messages come on top.
+        assert 12.8e6 < row[backend]["wire_bytes_per_rank"] < 12.8e6 * 1.2
+    assert "scant ÷ gloo" in (tmp_path / "ddp_step.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(("--steps", "0"), "--steps"), (("--ranks", "1"), "--ranks")]
+)
+def test_benchmark_of_a_training_step_refuses_what_cannot_be_measured(
+    tmp_path: pathlib.Path, arguments: tuple[str, ...], named: str
+) -> None:
+    done = run("bench/ddp_step.py", *arguments, "--out", str(tmp_path), timeout=60)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 REDUCE = """
