@@ -68,7 +68,7 @@ struct OutControl {
 
 // A payload on its way in: into an operation's memory, or into a pooled buffer.
 struct Incoming {
-  net::FrameHeader header;
+  const std::byte* target = nullptr;  // where its payload is received: tells frames apart
   Operation* op = nullptr;
   uint32_t step = 0;
   base::Buffer buffer;
@@ -164,7 +164,7 @@ struct Engine::Impl {
   // receive.cc
   MutableBytes on_header(Rank station, const net::FrameHeader& header);
   bool take(Rank station, const net::FrameHeader& header, Bytes payload);
-  void on_frame(Rank station, const net::FrameHeader& header);
+  void on_frame(Rank station, const net::FrameHeader& header, Bytes payload);
   MutableBytes receive_into_pool(Rank station, const net::FrameHeader& header);
   MutableBytes admit_data(Rank station, const net::FrameHeader& header, bool& accepted);
   [[nodiscard]] bool charge(Rank station, const net::FrameHeader& header);

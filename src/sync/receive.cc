@@ -24,11 +24,6 @@ OpKey key_of(Rank station, const FrameHeader& header) {
   return key;
 }
 
-bool same_frame(const FrameHeader& x, const FrameHeader& y) {
-  return x.type == y.type && x.group == y.group && x.operation == y.operation && x.slot == y.slot &&
-         x.tag == y.tag && x.flags == y.flags && x.epoch == y.epoch;
-}
-
 bool eager(const FrameHeader& header) {
   return header.type == FrameType::data && (header.flags & kFlagEager) != 0;
 }
@@ -79,8 +74,9 @@ bool Engine::Impl::take(Rank station, const FrameHeader& header, Bytes payload) 
 
 MutableBytes Engine::Impl::receive_into_pool(Rank station, const FrameHeader& header) {
   if (header.length == 0) return {};
-  Incoming incoming{header, nullptr, 0, pool.take(header.length)};
+  Incoming incoming{nullptr, nullptr, 0, pool.take(header.length)};
   const MutableBytes view = incoming.buffer.view().first(header.length);
+  incoming.target = view.data();
   peer(station).incoming.push_back(std::move(incoming));
   return view;
 }
@@ -128,8 +124,9 @@ MutableBytes Engine::Impl::admit_data(Rank station, const FrameHeader& header, b
         }
         op->steps[step] = StepState::busy;
         ++op->receives_busy;
-        peer(station).incoming.push_back(Incoming{header, op, step, {}});
-        return {op->address(op->plan->steps[step].destination), header.length};
+        std::byte* target = op->address(op->plan->steps[step].destination);
+        peer(station).incoming.push_back(Incoming{target, op, step, {}});
+        return {target, header.length};
       }
       case Age::late:
         deliver_late(station, header);
@@ -158,7 +155,7 @@ MutableBytes Engine::Impl::admit_data(Rank station, const FrameHeader& header, b
   return {};
 }
 
-void Engine::Impl::on_frame(Rank station, const FrameHeader& header) {
+void Engine::Impl::on_frame(Rank station, const FrameHeader& header, Bytes payload) {
   Peer& from = peer(station);
   if (header.length == 0) {
     if (from.credit.returned(header.credit)) unblock(station);
@@ -171,7 +168,7 @@ void Engine::Impl::on_frame(Rank station, const FrameHeader& header) {
     return;
   }
   size_t at = 0;
-  while (at < from.incoming.size() && !same_frame(from.incoming[at].header, header)) ++at;
+  while (at < from.incoming.size() && from.incoming[at].target != payload.data()) ++at;
   SCANT_CHECK(at < from.incoming.size(), "a frame came whole whose header never came");
   Incoming incoming = std::move(from.incoming[at]);
   from.incoming.erase(from.incoming.begin() + static_cast<std::ptrdiff_t>(at));

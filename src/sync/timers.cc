@@ -89,9 +89,9 @@ bool Engine::take(Rank peer, const net::FrameHeader& header, Bytes payload) {
   return impl_->take(peer, header, payload);
 }
 
-void Engine::on_frame(Rank peer, const net::FrameHeader& header, MutableBytes /*payload*/) {
+void Engine::on_frame(Rank peer, const net::FrameHeader& header, MutableBytes payload) {
   Impl::Scope scope(*impl_);
-  impl_->on_frame(peer, header);
+  impl_->on_frame(peer, header, payload);
 }
 
 void Engine::on_sent(uint64_t token) {
