@@ -24,7 +24,7 @@ struct CommunicatorOptions {
   Duration connect_timeout = std::chrono::seconds(60);
   Duration operation_timeout = std::chrono::minutes(30);
   Duration peer_timeout = std::chrono::milliseconds(1500);  // silence after which a peer is lost
-  int connections_per_pair = 0;                             // 0: chosen by measurement
+  int connections_per_pair = 0;   // 0: one, which measures best on most links
   bool same_host_sockets = true;  // unix sockets between ranks of one network namespace
   int io_cpu = -1;                // pin the I/O thread; -1: not pinned
   // Applied in the transport when links cannot be shaped by the kernel (scant lab without root). 0:

@@ -374,7 +374,7 @@ class Communicator(_Collectives, lifetime._Closable):
         connect_timeout: seconds to wait for all ranks.
         operation_timeout: seconds that an operation may take when its call says nothing else.
         peer_timeout: seconds of silence after which a peer is lost.
-        connections_per_pair: 0 to choose by measurement.
+        connections_per_pair: 0 for one, which measures best on most links.
         same_host_sockets: use unix sockets between ranks of one host.
         io_cpu: the CPU that the I/O thread is pinned to; -1 for none.
         rate_limit_bytes_per_second: 0 for no limit.
