@@ -259,10 +259,8 @@ void run_rounds(uint64_t first, uint64_t count) {
   }
 }
 
-TEST(Loss, IsNamedByEverySurvivor) { run_rounds(1, 5); }
-
-// In the long label (CMakeLists.txt).
-TEST(Loss, DISABLED_IsNamedByEverySurvivorAHundredTimes) { run_rounds(1001, 100); }
+// A few rounds, or a hundred in the long label (CMakeLists.txt).
+TEST(Loss, IsNamedByEverySurvivor) { run_rounds(1001, SCANT_LOSS_ROUNDS); }
 
 }  // namespace
 }  // namespace scant
