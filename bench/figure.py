@@ -20,10 +20,11 @@ Row = dict[str, Any]
 
 PANEL, HEIGHT, LEFT, TOP, BOTTOM = 400, 320, 64, 54, 44
 # Colours that remain apart for colour-blind readers, on light and dark pages.
+# gloo last and dashed: where the line is full it lies on scant.
 SIDES = {
-    "gloo": ("gloo", "#d55e00"),
     "mpi_tcp": ("Open MPI, TCP", "#888888"),
     "scant": ("scant", "#0072b2"),
+    "gloo": ("gloo", "#d55e00"),
 }
 NETWORKS = {"loopback": "one host", "1gbit": "four hosts, links of 1 Gb/s"}
 
@@ -86,7 +87,8 @@ class Panel:
                 if side in row
             ]
             line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            parts.append(f'<polyline fill="none" stroke="{colour}" points="{line}"/>')
+            dashes = ' stroke-dasharray="5 4"' if side == "gloo" else ""
+            parts.append(f'<polyline fill="none" stroke="{colour}"{dashes} points="{line}"/>')
             parts += [
                 f'<circle fill="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points
             ]

@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "help":
         parser.print_help()
     else:
-        lines = _version() if command == "version" else _env()
+        healthy, lines = (True, _version()) if command == "version" else _env()
         print("\n".join(lines))
+        return 0 if healthy else 1
     return 0
 
 
@@ -71,14 +72,15 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
-def _env() -> list[str]:
+def _env() -> tuple[bool, list[str]]:
     from scant import environment
 
     lines = _version()
     lines.append(f"python {platform.python_version()} on {platform.platform()}")
     lines.append(f"cpus {len(os.sched_getaffinity(0))} of {os.cpu_count()}")
     lines += [f"{name} {_installed(name)}" for name in ("numpy", "torch")]
-    lines.append(f"torch backend 'scant': {_backend()}")
+    healthy, backend = _backend()
+    lines.append(f"torch backend 'scant': {backend}")
     try:
         rank, size = environment.rank_and_size()
         lines.append(f"launcher: rank {rank} of {size}")
@@ -86,17 +88,17 @@ def _env() -> list[str]:
         lines.append(f"launcher: none ({error})")
     found = environment.options()
     lines += [f"option {name} = {value}" for name, value in sorted(found.items())]
-    return lines
+    return healthy, lines
 
 
-def _backend() -> str:
+def _backend() -> tuple[bool, str]:
     if importlib.util.find_spec("torch") is None:
-        return "torch is not installed"
+        return True, "torch is not installed"
     try:
         importlib.import_module("scant.torch")
-        return "registered"
+        return True, "registered"
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return False, f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

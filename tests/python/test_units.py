@@ -246,7 +246,17 @@ def test_cli_env() -> None:
     result = run_cli("env")
     assert result.returncode == 0, result.stderr
     assert "launcher: rank 0 of 2" in result.stdout
+    assert "torch backend 'scant': " in result.stdout
     assert "numpy" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "imports", ["import scant.torch", "import torch, scant.torch", "import scant, torch"]
+)
+def test_backend_is_registered_whoever_is_imported_first(imports: str) -> None:
+    pytest.importorskip("torch")
+    program = f"{imports}\nimport torch.distributed as dist\nassert dist.Backend.SCANT == 'scant'\n"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_import_is_light() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scant.torch.options import Options
     from scant.torch.process_group import ProcessGroup
 
-__all__ = ["Options", "ProcessGroup", "autoload", "ddp_hook"]
+__all__ = ["Options", "ProcessGroup", "ddp_hook"]
 
 _LAZY = {
     "Options": "scant.torch.options",
@@ -40,10 +40,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(module), name)
     globals()[name] = value
     return value
-
-
-def autoload() -> None:
-    """What torch calls at its own import. The registration below has happened by then."""
 
 
 def _create(backend_options: Any, options: Any) -> Any:
