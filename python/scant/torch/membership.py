@@ -12,6 +12,7 @@ from typing import Any
 
 from scant import environment, rendezvous
 from scant.communicator import Communicator
+from scant.errors import Timeout
 from scant.store import Store
 
 __all__ = ["Base", "open_group"]
@@ -63,7 +64,7 @@ def open_group(
         uid = uuid.uuid4().hex
         fresh.set("uid", uid.encode())
     else:
-        uid = fresh.get("uid", timeout_s).decode()
+        uid = _from_rank(0, fresh, "uid", rank, size, timeout_s).decode()
     communicator = Communicator(
         fresh,
         rank,
@@ -75,15 +76,29 @@ def open_group(
     return Base(communicator, uid), WORLD_GROUP
 
 
+def _from_rank(
+    member: int, store: Store, key: str, rank: int, size: int, timeout_s: float
+) -> bytes:
+    """What another rank publishes when it comes; names it when it does not."""
+    try:
+        return store.get(key, timeout_s)
+    except TimeoutError as error:
+        text = f"rank {member} of {size} did not start within {timeout_s:g} s"
+        raise Timeout(text, rank=rank, peer=member) from error
+
+
 def _agree(store: Store, rank: int, size: int, timeout_s: float) -> dict[str, Any]:
     mine = {uid: base.communicator.rank for uid, base in Base.open.items()}
     if rank != 0:
         store.set(f"member/{rank}", json.dumps(mine).encode())
-        decision: dict[str, Any] = json.loads(store.get("decision", timeout_s))
+        decision: dict[str, Any] = json.loads(
+            _from_rank(0, store, "decision", rank, size, timeout_s)
+        )
         return decision
     all_ranks = [mine]
     for member in range(1, size):
-        all_ranks.append(json.loads(store.get(f"member/{member}", timeout_s)))
+        published = _from_rank(member, store, f"member/{member}", rank, size, timeout_s)
+        all_ranks.append(json.loads(published))
     shared = next((uid for uid in mine if all(uid in have for have in all_ranks)), None)
     decision = {
         "uid": shared,
