@@ -74,6 +74,8 @@ def test_benchmark_of_collectives_writes_rows_and_a_table(tmp_path: pathlib.Path
     done = run("bench/collectives.py", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "collectives.jsonl").read_text().splitlines()]
+    # A machine without Open MPI has a row that says so.
+    rows = [row for row in rows if "skipped" not in row]
     assert {(row["case"], row["bytes"]) for row in rows} == {
         (case, size) for case in ("all_reduce", "broadcast") for size in (1 << 10, 1 << 20)
     }
