@@ -149,6 +149,8 @@ CostParameters CostModel::measured() const {
   double bb = 0;
   double st = 0;
   double bt = 0;
+  double pp = 0;  // of the prediction in force with itself, and with the measured rest
+  double pt = 0;
   for (const Sample& sample : samples_) {
     const double rest =
         std::max(sample.seconds - agreed_.gamma_s_per_byte * sample.reduced, sample.seconds / 16);
@@ -161,18 +163,29 @@ CostParameters CostModel::measured() const {
     bb += weight * sample.bytes * sample.bytes;
     st += weight * sample.steps * rest;
     bt += weight * sample.bytes * rest;
+    const double predicted =
+        agreed_.alpha_s * sample.steps + agreed_.beta_s_per_byte * sample.bytes;
+    pp += weight * predicted * predicted;
+    pt += weight * predicted * rest;
   }
   CostParameters fit = agreed_;
   if (samples_.empty()) return fit;
-  // The parameters in force count as one weak observation of each kind, so that a workload of a
-  // single size, which cannot tell steps from bytes, moves both only as far as it must.
+  // A workload of a single size cannot tell steps from bytes: it scales the parameters in force,
+  // both alike. Scaled so, they count as a hundredth of what was measured, which decides wherever
+  // it can.
   constexpr double kPriorWeight = 1e-2;
-  const double prior_s = kPriorWeight / (agreed_.alpha_s * agreed_.alpha_s);
-  const double prior_b = kPriorWeight / (agreed_.beta_s_per_byte * agreed_.beta_s_per_byte);
+  const double scale = pp > 0 ? pt / pp : 1;
+  const double prior_s = kPriorWeight * ss;
   ss += prior_s;
-  st += prior_s * agreed_.alpha_s;
-  bb += prior_b;
-  bt += prior_b * agreed_.beta_s_per_byte;
+  st += prior_s * agreed_.alpha_s * scale;
+  if (bb > 0) {
+    const double prior_b = kPriorWeight * bb;
+    bb += prior_b;
+    bt += prior_b * agreed_.beta_s_per_byte * scale;
+  } else {  // barriers alone say nothing of bytes
+    bb = 1;
+    bt = agreed_.beta_s_per_byte;
+  }
   const double determinant = ss * bb - sb * sb;
   double alpha = determinant > 0 ? (st * bb - bt * sb) / determinant : 0;
   double beta = determinant > 0 ? (bt * ss - st * sb) / determinant : 0;
