@@ -112,10 +112,11 @@ double CostModel::predict_s(OpKind kind, Algorithm algorithm, int size, uint64_t
 Algorithm CostModel::choose(OpKind kind, int size, uint64_t bytes) const {
   const std::vector<Algorithm> candidates = algorithms_for(kind);
   SCANT_CHECK(!candidates.empty());
+  if (size <= 1) return candidates.front();
   const auto cost_s = [&](Algorithm algorithm) {
-    const double crossing = algorithm == Algorithm::halving_doubling ? kCrossing : 0;
-    return predict_s(kind, algorithm, size, bytes) +
-           crossing * agreed_.beta_s_per_byte * coefficients(kind, algorithm, size, bytes).bytes;
+    Coefficients c = coefficients(kind, algorithm, size, bytes);
+    if (algorithm == Algorithm::halving_doubling) c.bytes *= 1 + kCrossing;
+    return predicted_s(agreed_, c);
   };
   return *std::min_element(candidates.begin(), candidates.end(),
                            [&](Algorithm x, Algorithm y) { return cost_s(x) < cost_s(y); });
