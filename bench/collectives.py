@@ -348,24 +348,18 @@ def main() -> int:
     if arguments.worker:
         work(json.loads(arguments.worker))
         return 0
-    folder = pathlib.Path(arguments.out)
-    recorder = harness.Recorder(folder / "collectives.jsonl")
-    try:
-        for network in arguments.networks:
-            for ranks in arguments.ranks:
-                print(f"collectives: {network}, {ranks} ranks", file=sys.stderr)
-                run_network(network, ranks, arguments, recorder)
-    finally:
-        recorder.close()
-        text = table(recorder.rows)
-        (folder / "collectives.md").write_text(text + "\n")
-        plots(recorder.rows, folder)
-        print(text)
-        print(f"rows, table and plots: {folder}/collectives.*", file=sys.stderr)
-    missed = gate(recorder.rows) if arguments.gate else []
-    for line in missed:
-        print(f"missed: {line}", file=sys.stderr)
-    return 1 if missed or any("error" in row for row in recorder.rows) else 0
+
+    def report(rows: Sequence[harness.Row], folder: pathlib.Path) -> str:
+        plots(rows, folder)
+        return table(rows)
+
+    return harness.run_cases(
+        "collectives",
+        arguments,
+        lambda network, ranks, recorder: run_network(network, ranks, arguments, recorder),
+        report,
+        gate,
+    )
 
 
 if __name__ == "__main__":

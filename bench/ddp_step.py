@@ -237,24 +237,14 @@ def main() -> int:
     if arguments.worker:
         work(json.loads(arguments.worker))
         return 0
-    folder = pathlib.Path(arguments.out)
-    recorder = harness.Recorder(folder / "ddp_step.jsonl")
-    try:
-        for network in arguments.networks:
-            for ranks in arguments.ranks:
-                print(f"ddp_step: {network}, {ranks} ranks", file=sys.stderr)
-                recorder.add(run_network(network, ranks, arguments))
-    finally:
-        recorder.close()
-        text = table(recorder.rows)
-        (folder / "ddp_step.md").write_text(text + "\n")
-        print(text)
-        print(f"rows and table: {folder}/ddp_step.*", file=sys.stderr)
     wanted = len(arguments.networks) * len(arguments.ranks)
-    missed = gate(recorder.rows, wanted) if arguments.gate else []
-    for line in missed:
-        print(f"missed: {line}", file=sys.stderr)
-    return 1 if missed or any("error" in row for row in recorder.rows) else 0
+    return harness.run_cases(
+        "ddp_step",
+        arguments,
+        lambda network, ranks, recorder: recorder.add(run_network(network, ranks, arguments)),
+        lambda rows, _: table(rows),
+        lambda rows: gate(rows, wanted),
+    )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ the ratios of neighbouring blocks. Tables and plots are made from rows alone.
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import platform
 import resource
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -137,6 +139,36 @@ class Recorder:
 
     def close(self) -> None:
         self._file.close()
+
+
+def run_cases(
+    name: str,
+    arguments: argparse.Namespace,
+    run_network: Callable[[str, int, Recorder], None],
+    report: Callable[[Sequence[Row], pathlib.Path], str],
+    gate: Callable[[Sequence[Row]], list[str]],
+) -> int:
+    """Every network with every number of ranks; writes rows and table, returns the exit status.
+
+    An interrupted run reports what it has. ``report`` returns the table and may write more.
+    """
+    folder = pathlib.Path(arguments.out)
+    recorder = Recorder(folder / f"{name}.jsonl")
+    try:
+        for network in arguments.networks:
+            for ranks in arguments.ranks:
+                print(f"{name}: {network}, {ranks} ranks", file=sys.stderr)
+                run_network(network, ranks, recorder)
+    finally:
+        recorder.close()
+        text = report(recorder.rows, folder)
+        (folder / f"{name}.md").write_text(text + "\n")
+        print(text)
+        print(f"all that was written: {folder}/{name}.*", file=sys.stderr)
+    missed = gate(recorder.rows) if arguments.gate else []
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed or any("error" in row for row in recorder.rows) else 0
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
