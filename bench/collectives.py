@@ -349,7 +349,7 @@ def main() -> int:
     arguments = parse()
     if arguments.worker:
         work(json.loads(arguments.worker))
-        return 0
+        harness.leave()
 
     def report(rows: Sequence[harness.Row], folder: pathlib.Path) -> str:
         plots(rows, folder)

@@ -236,7 +236,7 @@ def main() -> int:
     arguments = parse()
     if arguments.worker:
         work(json.loads(arguments.worker))
-        return 0
+        harness.leave()
     wanted = len(arguments.networks) * len(arguments.ranks)
     return harness.run_cases(
         "ddp_step",

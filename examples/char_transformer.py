@@ -143,6 +143,7 @@ def main() -> None:
     if rank == 0:
         peak = usage.ru_maxrss * 1024
         print(json.dumps({"cpu_s": round(float(cpu), 3), "peak_bytes": peak}), file=log, flush=True)
+    dist.barrier()  # gloo's threads let go of the tensors above before the interpreter ends
     dist.destroy_process_group()
 
 

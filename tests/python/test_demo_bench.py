@@ -70,6 +70,23 @@ def test_demo_names_the_rank_that_fails(tmp_path: pathlib.Path) -> None:
     assert "no model today" in done.stderr
 
 
+def test_demo_keeps_a_training_whose_rank_fails_while_leaving(tmp_path: pathlib.Path) -> None:
+    script = tmp_path / "leaves.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        f"runpy.run_path({str(ROOT / 'examples' / 'char_transformer.py')!r}, run_name='__main__')\n"
+        "sys.exit(3 if os.environ['RANK'] == '1' else 0)\n"
+    )
+    out = tmp_path / "out"
+    done = run(
+        *("-m", "scant.demo", "--ranks", "2", "--steps", "4"),
+        *("--script", str(script), "--out", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rank 1 failed while leaving, after all steps" in done.stderr
+    assert (out / "report.html").exists()
+
+
 def test_benchmark_of_collectives_writes_rows_and_a_table(tmp_path: pathlib.Path) -> None:
     done = run("bench/collectives.py", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

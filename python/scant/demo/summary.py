@@ -28,6 +28,11 @@ class Run:
         return dataclasses.asdict(self)
 
     @property
+    def whole(self) -> bool:
+        """All ranks took all steps: the last line, written after them, is there."""
+        return self.cpu_s > 0
+
+    @property
     def step_s(self) -> list[float]:
         return [row["step_s"] for row in self.rows[WARM_UP_STEPS:]] or [0.0]
 
