@@ -86,7 +86,10 @@ def _env() -> tuple[bool, list[str]]:
         lines.append(f"launcher: rank {rank} of {size}")
     except scant.InvalidArgument as error:
         lines.append(f"launcher: none ({error})")
-    found = environment.options()
+    try:
+        found = environment.options()
+    except scant.InvalidArgument as error:
+        return False, [*lines, f"options: {error}"]
     lines += [f"option {name} = {value}" for name, value in sorted(found.items())]
     return healthy, lines
 

@@ -419,8 +419,8 @@ class Communicator(_Collectives, lifetime._Closable):
             if key.endswith("timeout") and value <= 0:
                 raise InvalidArgument(f"{key} must be positive, got {value}", rank=rank)
         self._store = store  # rank 0 may host it; others still read while they connect
-        fresh = rendezvous.fresh(store, size)
-        self._raw = _scant.Communicator(fresh, {**options, "rank": rank, "size": size})
+        patient = rendezvous.Patient(rendezvous.fresh(store, size), rank, size)
+        self._raw = _scant.Communicator(patient, {**options, "rank": rank, "size": size})
         lifetime.track(self)
 
     @classmethod

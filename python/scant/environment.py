@@ -8,20 +8,24 @@
 ``SCANT_PEER_TIMEOUT_S``    silence after which a peer is lost (1.5)
 ``SCANT_CONNECTIONS``       connections between two ranks (0: chosen by measurement)
 ``SCANT_RATE_LIMIT``        bytes per second that this rank may send (0: no limit)
-``SCANT_SAME_HOST``         0: no unix sockets between ranks of one host
+``SCANT_SAME_HOST``         0 (no, false, off): no unix sockets between ranks of one host
 ==========================  ======================================================================
+
+Another name that starts with ``SCANT_`` is most likely a typing error: it is warned of, once.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 from scant.errors import InvalidArgument
 
-__all__ = ["options", "rank_and_size", "store"]
+__all__ = ["SETTINGS", "options", "rank_and_size", "store", "warn_of_unknown"]
 
 _RANK_NAMES = (
     ("RANK", "WORLD_SIZE"),
@@ -30,6 +34,67 @@ _RANK_NAMES = (
     ("SLURM_PROCID", "SLURM_NTASKS"),
 )
 
+_YES = ("1", "yes", "true", "on")
+_NO = ("0", "no", "false", "off")
+
+
+def _integer(env: Mapping[str, str], name: str) -> int:
+    return int(_number(env, name, int))
+
+
+def _seconds(env: Mapping[str, str], name: str) -> float:
+    return float(_number(env, name, float))
+
+
+def _text(env: Mapping[str, str], name: str) -> str:
+    return env[name]
+
+
+def _boolean(env: Mapping[str, str], name: str) -> bool:
+    word = env[name].strip().lower()
+    if word in _YES:
+        return True
+    if word in _NO:
+        return False
+    raise InvalidArgument(
+        f"{name}={env[name]!r} is neither yes ({', '.join(_YES)}) nor no ({', '.join(_NO)})"
+    )
+
+
+SETTINGS: dict[str, tuple[str, Callable[[Mapping[str, str], str], Any]]] = {
+    "SCANT_INTERFACE": ("address", _text),
+    "SCANT_JOB": ("job", _text),
+    "SCANT_PEER_TIMEOUT_S": ("peer_timeout", _seconds),
+    "SCANT_CONNECTIONS": ("connections_per_pair", _integer),
+    "SCANT_RATE_LIMIT": ("rate_limit_bytes_per_second", _integer),
+    "SCANT_SAME_HOST": ("same_host_sockets", _boolean),
+}
+"""Variable -> the communicator option that it sets, and how its text is read."""
+
+# Read elsewhere: the rendezvous, what the lab tells its ranks, the demo, ./dev, the tests.
+_OTHER_NAMES = frozenset(
+    {
+        "SCANT_STORE",
+        "SCANT_LAB",
+        "SCANT_LAB_HOST",
+        "SCANT_DEMO_STEPS",
+        "SCANT_CHECK_ONLY",
+        "SCANT_DEV_LOCKED",
+        "SCANT_EXCLUDE",
+        "SCANT_SEED",
+        "SCANT_TEST_MARK",
+        "SCANT_TEST_ONLY",
+    }
+)
+
+# What other programs set for the same purpose, best first.
+_SUBSTITUTES = {
+    "SCANT_INTERFACE": ("GLOO_SOCKET_IFNAME",),
+    "SCANT_JOB": ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"),
+}
+
+_warned: set[str] = set()  # names, so that one process warns of each once
+
 
 def rank_and_size(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
     """Rank and world size as the launcher set them."""
@@ -37,6 +102,10 @@ def rank_and_size(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
     for rank_name, size_name in _RANK_NAMES:
         if rank_name in env and size_name in env:
             return _number(env, rank_name, int), _number(env, size_name, int)
+    for rank_name, size_name in _RANK_NAMES:
+        for there, missing in ((rank_name, size_name), (size_name, rank_name)):
+            if there in env:
+                raise InvalidArgument(f"{there} is set but {missing} is not: set both")
     names = ", ".join(f"{rank}/{size}" for rank, size in _RANK_NAMES)
     raise InvalidArgument(f"no launcher found: none of {names} is set")
 
@@ -44,22 +113,28 @@ def rank_and_size(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
 def options(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The communicator options that the environment asks for; absent ones keep their defaults."""
     env = os.environ if environ is None else environ
+    warn_of_unknown(env)
     found: dict[str, Any] = {}
-    interface = env.get("SCANT_INTERFACE") or env.get("GLOO_SOCKET_IFNAME")
-    if interface:
-        found["address"] = interface.split(",")[0]
-    job = env.get("SCANT_JOB") or env.get("TORCHELASTIC_RUN_ID") or env.get("SLURM_JOB_ID")
-    if job:
-        found["job"] = job
-    if env.get("SCANT_PEER_TIMEOUT_S"):
-        found["peer_timeout"] = _number(env, "SCANT_PEER_TIMEOUT_S", float)
-    if env.get("SCANT_CONNECTIONS"):
-        found["connections_per_pair"] = _number(env, "SCANT_CONNECTIONS", int)
-    if env.get("SCANT_RATE_LIMIT"):
-        found["rate_limit_bytes_per_second"] = _number(env, "SCANT_RATE_LIMIT", int)
-    if env.get("SCANT_SAME_HOST"):
-        found["same_host_sockets"] = env["SCANT_SAME_HOST"] != "0"
+    for variable, (option, read) in SETTINGS.items():
+        names = (variable, *_SUBSTITUTES.get(variable, ()))
+        name = next((name for name in names if env.get(name)), None)
+        if name is not None:
+            found[option] = read(env, name)
+    if "address" in found:
+        found["address"] = found["address"].split(",")[0]
     return found
+
+
+def warn_of_unknown(env: Mapping[str, str]) -> None:
+    """Warn of each ``SCANT_`` variable that nothing reads, and name the nearest that is read."""
+    known = {*SETTINGS, *_OTHER_NAMES}
+    for name in sorted(set(env) - known - _warned):
+        if not name.startswith("SCANT_"):
+            continue
+        _warned.add(name)
+        near = difflib.get_close_matches(name, sorted({*SETTINGS, "SCANT_STORE"}), 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(SETTINGS))}"
+        warnings.warn(f"unknown variable {name}: {hint}", RuntimeWarning, stacklevel=2)
 
 
 def store(rank: int, size: int, environ: Mapping[str, str] | None = None) -> Any:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ def test_rank_and_size_from_launchers() -> None:
         environment.rank_and_size({})
     with pytest.raises(scant.InvalidArgument, match="RANK='x' is not a number"):
         environment.rank_and_size({"RANK": "x", "WORLD_SIZE": "4"})
+    with pytest.raises(scant.InvalidArgument, match="RANK is set but WORLD_SIZE is not"):
+        environment.rank_and_size({"RANK": "1"})
+    with pytest.raises(scant.InvalidArgument, match="SLURM_NTASKS is set but SLURM_PROCID is not"):
+        environment.rank_and_size({"SLURM_NTASKS": "2"})
+    assert environment.rank_and_size({"RANK": "1", "PMI_RANK": "0", "PMI_SIZE": "2"}) == (0, 2)
 
 
 def test_options_from_the_environment() -> None:
@@ -113,6 +119,48 @@ def test_options_from_the_environment() -> None:
     assert own["address"] == "10.0.0.1"
     with pytest.raises(scant.InvalidArgument, match="negative"):
         environment.options({"SCANT_RATE_LIMIT": "-1"})
+
+
+def test_yes_and_no_from_the_environment() -> None:
+    for value, words in ((True, "1 yes True ON"), (False, "0 no False off")):
+        for word in words.split():
+            found = environment.options({"SCANT_SAME_HOST": word})
+            assert found == {"same_host_sockets": value}
+
+
+def test_neither_yes_nor_no_is_refused() -> None:
+    text = "SCANT_SAME_HOST='never' is neither yes (1, yes, true, on) nor no (0, no, false, off)"
+    with pytest.raises(scant.InvalidArgument, match=re.escape(text)):
+        environment.options({"SCANT_SAME_HOST": "never"})
+
+
+def test_unknown_variables_are_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_warned", set())
+    wrong = {"SCANT_RATE_LIMITS": "5", "SCANT_QUX": "1", "SCANTY": "1", "SCANT_STORE": "/s"}
+    with pytest.warns(RuntimeWarning) as caught:
+        assert environment.options(wrong) == {}
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == 2
+    assert "unknown variable SCANT_QUX: " in texts[0]
+    assert texts[1] == "unknown variable SCANT_RATE_LIMITS: did you mean SCANT_RATE_LIMIT?"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        environment.options(wrong)
+
+
+def test_every_variable_that_is_read_is_known() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    names: set[str] = set()
+    for file in listed.stdout.split():
+        path = ROOT / file
+        if path.suffix in (".py", ".sh", ".cc") or path.name == "dev":
+            text = path.read_text()
+            names |= set(re.findall(r"(?:environ\.get\(|environ\[|getenv\()\"(SCANT_\w+)", text))
+            names |= set(re.findall(r"\$\{(SCANT_\w+):-", text))
+    assert {"SCANT_DEMO_STEPS", "SCANT_TEST_ONLY", "SCANT_SEED"} <= names
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        environment.warn_of_unknown(dict.fromkeys(names, "1"))
 
 
 def test_store_from_the_environment(tmp_path: Path) -> None:
@@ -205,6 +253,83 @@ def test_missing_rank_is_named(tmp_path: Path) -> None:
     directory = scant.DirectoryStore(str(tmp_path))
     with pytest.raises(scant.Error, match=r"\b1\b"):
         scant.Communicator(directory, 0, 2, connect_timeout=0.5)
+
+
+class ClockedStore:
+    """Has some keys; a wait for another moves the clock instead of time."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = set(keys)
+        self.now = 100.0
+        self.arrivals: dict[float, str] = {}
+
+    def set(self, key: str, value: bytes) -> None:
+        self.keys.add(key)
+
+    def set_if_absent(self, key: str, value: bytes) -> bool:
+        new = key not in self.keys
+        self.keys.add(key)
+        return new
+
+    def get(self, key: str, timeout_s: float) -> bytes:
+        due = [at for at, name in self.arrivals.items() if name == key]
+        if due and due[0] <= self.now + timeout_s:
+            self.now = max(self.now, due[0])
+            self.keys.add(key)
+        if key not in self.keys:
+            self.now += timeout_s
+            raise scant.Timeout(f"store: key {key!r} was not set")
+        return b"value"
+
+
+def test_waiting_at_the_start_is_said_and_names_who_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clocked = ClockedStore("scant/j/secret", "scant/j/rank/0", "scant/j/rank/1", "scant/j/rank/3")
+    patient = rendezvous.Patient(clocked, 0, 5, clock=lambda: clocked.now)
+    assert patient.get("scant/j/rank/1", 300.0) == b"value"
+    with pytest.raises(scant.Timeout):
+        patient.get("scant/j/rank/2", 300.0)
+    assert clocked.now == pytest.approx(400.0)
+    assert capsys.readouterr().err.splitlines() == [
+        f"scant: rank 0 waits for ranks 2, 4 of 5 ({at} s, until 300 s)"
+        for at in (10, 20, 40, 80, 160)
+    ]
+
+
+def test_waiting_at_the_start_ends_when_the_rank_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    clocked = ClockedStore()
+    clocked.arrivals = {112.0: "uid"}
+    patient = rendezvous.Patient(clocked, 1, 4, clock=lambda: clocked.now)
+    assert patient.get("uid", 300.0) == b"value"
+    assert clocked.now == pytest.approx(112.0)
+    said = capsys.readouterr().err
+    assert said == "scant: rank 1 waits for rank 0 of 4 (10 s, until 300 s)\n"
+    with pytest.raises(scant.Timeout):
+        patient.get("decision", 0.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_who_waits_for_a_decision_is_told_whose_part_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clocked = ClockedStore("member/1", "member/2")
+    for keys, missing in ((("member/1", "member/2"), 3), (("member/3",), 0)):
+        clocked.keys.update(keys)
+        with pytest.raises(scant.Timeout):
+            rendezvous.Patient(clocked, 1, 4, clock=lambda: clocked.now).get("decision", 15.0)
+        said = capsys.readouterr().err
+        assert said == f"scant: rank 1 waits for rank {missing} of 4 (10 s, until 15 s)\n"
+
+
+def test_many_missing_ranks_are_named_in_part(capsys: pytest.CaptureFixture[str]) -> None:
+    clocked = ClockedStore("scant/j/secret")
+    patient = rendezvous.Patient(clocked, 0, 1000, clock=lambda: clocked.now)
+    with pytest.raises(scant.Timeout):
+        patient.get("scant/j/rank/1", 11.0)
+    said = capsys.readouterr().err
+    names = "1, 2, 3, 4, 5, 6, 7, 8 and perhaps more"
+    assert said == f"scant: rank 0 waits for ranks {names} of 1000 (10 s, until 11 s)\n"
 
 
 def run_cli(*arguments: str, block: str = "") -> subprocess.CompletedProcess[str]:

@@ -31,7 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev demo", description=__doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--rate", default="1gbit", help="of each host's link; 'none' for no limit")
-    steps = int(os.environ.get("SCANT_DEMO_STEPS", "120"))
+    steps = os.environ.get("SCANT_DEMO_STEPS", "120")
     parser.add_argument("--steps", type=int, default=steps, help="of each run (120)")
     parser.add_argument("--out", default="out/demo", help="folder for the report (out/demo)")
     parser.add_argument("--script", default="examples/char_transformer.py")

@@ -81,7 +81,7 @@ def _from_rank(
 ) -> bytes:
     """What another rank publishes when it comes; names it when it does not."""
     try:
-        return store.get(key, timeout_s)
+        return rendezvous.Patient(store, rank, size).get(key, timeout_s)
     except TimeoutError as error:
         text = f"rank {member} of {size} did not start within {timeout_s:g} s"
         raise Timeout(text, rank=rank, peer=member) from error
