@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import struct
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from scant.lab import LinkOptions, Loss, UsageError
+from scant.lab.cli import main as lab_main
 from scant.lab.events import parse_event, parse_events
 from scant.lab.netlink import _counters
 from scant.lab.options import (
@@ -19,6 +21,7 @@ from scant.lab.options import (
     parse_loss_burst,
     super_frame_for,
 )
+from scant.lab.report import end_table
 from scant.lab.units import (
     format_bytes,
     format_duration,
@@ -84,6 +87,40 @@ def test_share(text: str, share: float) -> None:
 def test_bad_share(text: str) -> None:
     with pytest.raises(UsageError, match="--loss"):
         parse_share(text, "--loss")
+
+
+@pytest.mark.parametrize(
+    ("text", "better"), [("5", "5% or 0.05"), ("1.5", "1.5% or 0.015"), ("100", "100% or 1")]
+)
+def test_share_without_a_sign_gets_a_hint(text: str, better: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--loss: '{text}' is above 1; write {better}$"):
+        parse_share(text, "--loss")
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("-n 2 --rate 1gbit echo hi", "put -- before the command: scant lab [options] -- echo hi"),
+        ("echo -n 2 'a b'", "-- echo 'a b'"),  # -n went to the lab: before the -- it is the lab's
+        ("-n 2 --speed 1gbit", "'--speed' is not an option"),
+        ("--speed 1gbit -- echo", "'--speed' is not an option"),
+        ("-n 2 echo -- hi", "'echo' is not an option"),
+        ("-n 2", "COMMAND is missing"),
+    ],
+)
+def test_misplaced_words_of_the_command_line(
+    line: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab_main(shlex.split(line)) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_table_says_what_its_means_are_over() -> None:
+    link = {"host": 0, "up": {"bytes": 1e6, "dropped_packets": 0}}
+    ranks = [{"host": 0, "exit_code": 0}]
+    text = end_table({"seconds": 8.0, "exit_code": 0, "links": [link], "ranks": ranks})
+    assert "1 Mb/s" in text  # 8 Mb in the 8 seconds of the run
+    assert text.endswith("means are over the whole run, start of the ranks included")
 
 
 def test_size_and_formats() -> None:

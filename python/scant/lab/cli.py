@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -95,6 +96,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--selftest", action="store_true", help="measure a link against what was asked")
     add("--clean", action="store_true", help="end labs whose owner is gone")
     return parser
+
+
+def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options and, after the first ``--``, the command; a command without ``--`` gets a hint."""
+    command: list[str] = []
+    divided = "--" in words
+    if divided:
+        at = list(words).index("--")
+        words, command = words[:at], list(words[at + 1 :])
+    arguments, rest = _parser().parse_known_args(words)
+    if rest and (rest[0].startswith("-") or divided):
+        raise UsageError(f"{rest[0]!r} is not an option; --help lists them")
+    if rest:
+        shown = shlex.join(rest)
+        raise UsageError(f"put -- before the command: scant lab [options] -- {shown}")
+    return arguments, command
 
 
 def _whole(text: str, name: str, low: int, high: int) -> int:
@@ -287,13 +304,8 @@ def _selftest(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``scant lab``; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    command: list[str] = []
-    if "--" in words:
-        at = words.index("--")
-        words, command = words[:at], words[at + 1 :]
     try:
-        arguments = _parser().parse_args(words)
+        arguments, command = _parse(sys.argv[1:] if argv is None else argv)
         if arguments.check:
             return _check()
         if arguments.clean:

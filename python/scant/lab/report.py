@@ -242,4 +242,7 @@ def end_table(report: dict[str, Any]) -> str:
         rows.append(row)
     header = ["", "sent", "mean", "received", "mean", "queue drops", "lost", "exit"]
     duration = format_duration(report["seconds"])
-    return text_table(header, rows) + f"\n{duration}, exit code {report['exit_code']}"
+    return (
+        f"{text_table(header, rows)}\n{duration}, exit code {report['exit_code']}; "
+        "means are over the whole run, start of the ranks included"
+    )

@@ -92,6 +92,8 @@ def parse_share(text: str, name: str) -> float:
     if unit not in ("", "%"):
         raise UsageError(f"{name}: unit {unit!r} is unknown in {text!r} (write 0.1% or 0.001)")
     share = value / 100 if unit == "%" else value
+    if not unit and 1 < share <= 100:
+        raise UsageError(f"{name}: {text!r} is above 1; write {text.strip()}% or {value / 100:g}")
     if share > 1:
         raise UsageError(f"{name}: {text!r} is above 100 %")
     return share
