@@ -74,14 +74,63 @@ def test_script_text_cannot_end_the_script() -> None:
     assert "</script><b>" not in page.html()
 
 
-def test_cli_draws_a_recorded_run_and_names_a_broken_one(
+def recorded_demo() -> str:
+    runs = [make_run(backend, 0.5, []).to_json() for backend in ("gloo", "scant")]
+    return json.dumps({"setting": "s", "runs": runs})
+
+
+def test_cli_draws_a_recorded_run(tmp_path: pathlib.Path) -> None:
+    recorded = tmp_path / "demo.json"
+    recorded.write_text(recorded_demo())
+    assert report_main([str(recorded), "-o", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        (b"", "not JSON (line 1"),
+        (b"{", "not JSON (line 1"),
+        (b"\xff\xfe\0", "not a text file"),
+        (b'{"case": 1}\n{"case": 2}\n', "more than one JSON value (the second in line 2)"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[1]", "not a recorded demo"),
+        (b"{}", "not a recorded demo (no 'runs')"),
+        (b'{"runs": [], "setting": "s"}', "not a recorded demo"),
+        (b'{"runs": [{}], "setting": "s"}', "not a recorded demo (no 'backend')"),
+        (b'{"runs": "ab", "setting": "s"}', "not a recorded demo"),
+        (recorded_demo().replace('"s"', "1").encode(), "not a recorded demo"),
+        (recorded_demo().replace("0.5", '"x"').encode(), "not a recorded demo"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_cli_says_in_one_line_what_is_wrong_with_the_file(
+    content: bytes | None, said: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = tmp_path / "rows.jsonl"
+    if content is not None:
+        recorded.write_bytes(content)
+    assert report_main([str(recorded), "-o", str(tmp_path / "r.html")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"scant report: {recorded}: ")
+    assert said in line
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_cli_names_an_output_that_cannot_be_written(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded = tmp_path / "demo.json"
-    recorded.write_text(json.dumps({"setting": "s", "runs": [make_run("gloo", 0.5, []).to_json()]}))
-    assert report_main([str(recorded), "-o", str(tmp_path / "r.html")]) == 0
-    assert (tmp_path / "r.html").exists()
-    recorded.write_text("{")
-    assert report_main([str(recorded), "-o", str(tmp_path / "r2.html")]) == 1
-    assert "demo.json" in capsys.readouterr().err
-    assert not (tmp_path / "r2.html").exists()
+    recorded.write_text(recorded_demo())
+    full = pathlib.Path("/dev/full")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    absent = tmp_path / "absent" / "r.html"
+    reasons = {full: "No space left", folder: "Is a directory", absent: "No such file"}
+    for output, reason in reasons.items():
+        assert report_main([str(recorded), "-o", str(output)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"scant report: {output}: {reason}")
+    assert full.is_char_device()  # written to, not replaced
+    assert sorted(tmp_path.iterdir()) == [recorded, folder]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -80,6 +81,14 @@ class Page:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         target = pathlib.Path(path)
+        if target.exists() and not target.is_file():  # a pipe or a device is written, not replaced
+            target.write_text(self.html(), encoding="utf-8")
+            return
         partial = target.with_name(target.name + ".partial")
-        partial.write_text(self.html(), encoding="utf-8")
-        partial.replace(target)
+        try:
+            partial.write_text(self.html(), encoding="utf-8")
+            partial.replace(target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
