@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from scant.demo.summary import Run, build_page, table
 from scant.lab import Lab, LinkOptions
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,6 +51,23 @@ def test_demo_trains_both_backends_to_the_same_loss(tmp_path: pathlib.Path) -> N
         for sent in entry["sent_bytes"]:
             assert 6 * 12.8e6 < sent < 9 * 12.8e6 * 1.1
     assert (out / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_demo_of_few_steps_claims_no_step_time(steps: int) -> None:
+    rows = [
+        {"step": i, "loss": 3.0, "step_s": 0.5, "wall_s": 0.5 * (i + 1)} for i in range(steps + 1)
+    ]
+    runs = [Run("gloo", rows[:steps], [], 2.0), Run("scant", rows[:steps], [], 1.0)]
+    shown = {row[0]: row[1:] for row in table(runs)[1]}
+    assert shown["step, median (quartiles), ms"] == ["–", "–"]
+    assert shown["step time, gloo ÷ this"] == ["–", "–"]
+    assert shown["CPU, gloo ÷ this"] == ["1.00×", "2.00×"]
+    build_page(runs, "two hosts")
+    runs[1].rows = rows[:1] * 4  # a fourth step counts
+    shown = {row[0]: row[1:] for row in table(runs)[1]}
+    assert shown["step, median (quartiles), ms"] == ["–", "500 (500–500)"]
+    assert shown["step time, gloo ÷ this"] == ["–", "–"]
 
 
 def test_demo_refuses_an_unwritable_folder_before_it_trains(tmp_path: pathlib.Path) -> None:

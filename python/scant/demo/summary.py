@@ -34,12 +34,14 @@ class Run:
 
     @property
     def step_s(self) -> list[float]:
-        return [row["step_s"] for row in self.rows[WARM_UP_STEPS:]] or [0.0]
+        """Of each step after the warm-up: none when the run was that short."""
+        return [row["step_s"] for row in self.rows[WARM_UP_STEPS:]]
 
-    def quartiles(self) -> tuple[float, float, float]:
+    def quartiles(self) -> tuple[float, float, float] | None:
+        """Of the step times, in seconds; None without any."""
         values = self.step_s
         if len(values) < 2:
-            return values[0], values[0], values[0]
+            return (values[0], values[0], values[0]) if values else None
         low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
         return low, middle, high
 
@@ -60,20 +62,28 @@ def _megabytes(run: Run) -> str:
     return "–" if run.mb_per_step is None else f"{run.mb_per_step:.2f}"
 
 
+def _step_ms(run: Run) -> str:
+    quartiles = run.quartiles()
+    if quartiles is None:
+        return "–"
+    low, middle, high = (1e3 * value for value in quartiles)
+    return f"{middle:.0f} ({low:.0f}–{high:.0f})"
+
+
 def table(runs: list[Run]) -> tuple[list[str], list[list[str]]]:
     """Ratios to the first run, then absolutes."""
     base = runs[0]
     head = ["", *(run.backend for run in runs)]
-    median = [run.quartiles()[1] for run in runs]
+    median = [(run.quartiles() or (0.0, 0.0, 0.0))[1] for run in runs]
 
     def ratio(values: list[float]) -> list[str]:
-        return [f"{values[0] / value:.2f}×" if value else "–" for value in values]
+        known = values[0] > 0
+        return [f"{values[0] / value:.2f}×" if known and value else "–" for value in values]
 
     rows = [
         [f"step time, {base.backend} ÷ this", *ratio(median)],
         [f"CPU, {base.backend} ÷ this", *ratio([run.cpu_s for run in runs])],
-        ["step, median (quartiles), ms"]
-        + ["{1:.0f} ({0:.0f}–{2:.0f})".format(*(1e3 * q for q in run.quartiles())) for run in runs],
+        ["step, median (quartiles), ms", *(_step_ms(run) for run in runs)],
         ["sent by a host, MB a step", *(_megabytes(run) for run in runs)],
         ["CPU of all ranks, s", *(f"{run.cpu_s:.1f}" for run in runs)],
         ["loss, mean of the last 10 steps", *(f"{run.final_loss:.3f}" for run in runs)],
@@ -115,8 +125,10 @@ def build_page(runs: list[Run], setting: str) -> Page:
         for r in runs
     ]
     page.plot(line_plot("Loss against time", curves, "seconds", "loss, nats a byte"))
-    page.heading("Step time, share of steps that are faster")
-    page.plot(line_plot("Step times", [_ecdf(run) for run in runs], "milliseconds", "% of steps"))
+    timed = [_ecdf(run) for run in runs if run.step_s]
+    if timed:
+        page.heading("Step time, share of steps that are faster")
+        page.plot(line_plot("Step times", timed, "milliseconds", "% of steps"))
     known = [run for run in runs if run.mb_per_step is not None]
     if known:
         page.heading("Bytes that a host sent, as its kernel counted them")
