@@ -273,7 +273,10 @@ def line_of(row: harness.Row, others: Sequence[str]) -> list[str]:
     return [*line, f"loses to {', '.join(lost)}" if lost else ""]
 
 
-def table(rows: Sequence[harness.Row]) -> str:
+Table = tuple[list[str], list[list[str]]]  # head and lines
+
+
+def table(rows: Sequence[harness.Row]) -> Table:
     """Ratios first; a row that scant loses says so, and so does what was not measured."""
     others = [name for name in ("gloo", *_mpi.LABELS) if any(name in row for row in rows)]
     head = ["network", "ranks", "operation", "bytes"]
@@ -287,34 +290,39 @@ def table(rows: Sequence[harness.Row]) -> str:
             lines.append([*line, row.get("error") or row["skipped"]])
         else:
             lines.append(line_of(row, others))
-    return harness.markdown(head, lines)
+    return head, lines
 
 
-def plots(rows: Sequence[harness.Row], folder: pathlib.Path) -> None:
-    """A page of ratios over size, one plot for each network and number of ranks."""
-    import math
-
-    from scant.report import Page, Series, line_plot
+def write_page(rows: Sequence[harness.Row], lines: Table, folder: pathlib.Path) -> None:
+    """Ratios over size, one plot for each network, number of ranks and opponent; the table."""
+    from scant.report import Page, Series, ratio_plot
 
     page = Page(
         "Collectives: the other's time ÷ scant's",
-        "Above 1 scant is faster. Blocks of all sides take turns in one run.",
+        "Above 1, the dashed line, scant is faster: medians of the ratios of neighbouring blocks. "
+        "All sides take turns in one run. Both axes are logarithmic.",
     )
     good = [row for row in rows if "gloo" in row]
-    for network, ranks in sorted({(row["network"], row["ranks"]) for row in good}):
+    names = [f"{name} is {text}" for name, text in _mpi.LABELS.items()]
+    names = [text for text in names if any(text.split()[0] in row for row in good)]
+    if names:
+        page.text(f"{'; '.join(names)}.")
+    for network, ranks in dict.fromkeys((row["network"], row["ranks"]) for row in good):
         page.heading(f"{network}, {ranks} ranks")
         for other in ("gloo", *_mpi.LABELS):
-            lines = []
+            curves = []
             for case in dict.fromkeys(row["case"] for row in good):
                 own = [row for row in good if row["case"] == case and other in row]
                 own = [row for row in own if (row["network"], row["ranks"]) == (network, ranks)]
-                sizes = [math.log2(row["bytes"]) for row in own]
-                lines.append(Series(case, sizes, [row[other]["ratio"][1] for row in own]))
-            lines = [line for line in lines if line.x]
-            if lines:
+                own.sort(key=lambda row: int(row["bytes"]))
+                ratios = [row[other]["ratio"][1] for row in own]
+                curves.append(Series(case, [row["bytes"] for row in own], ratios))
+            curves = [curve for curve in curves if curve.x]
+            if curves:
                 title = f"{network}: {_mpi.LABELS.get(other, other)}"
-                words = ("log2 of bytes", f"{other} ÷ scant")
-                page.plot(line_plot(title, lines, *words, from_zero=True))
+                page.plot(ratio_plot(title, curves, f"{other} ÷ scant"))
+    page.heading("All figures")
+    page.table(*lines)
     page.data("rows", rows)
     page.write(folder / "collectives.html")
 
@@ -352,8 +360,9 @@ def main() -> int:
         harness.leave()
 
     def report(rows: Sequence[harness.Row], folder: pathlib.Path) -> str:
-        plots(rows, folder)
-        return table(rows)
+        lines = table(rows)
+        write_page(rows, lines, folder)
+        return harness.markdown(*lines)
 
     return harness.run_cases(
         "collectives",

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from scant.report import bytes_label
+
 Row = dict[str, Any]
 
-PANEL, HEIGHT, LEFT, TOP, BOTTOM = 400, 320, 64, 54, 44
+PANEL, HEIGHT, LEFT, TOP, BOTTOM = 470, 320, 64, 54, 44
 # Colours that remain apart for colour-blind readers, on light and dark pages.
 # gloo last and dashed: where the line is full it lies on scant.
 SIDES = {
@@ -27,13 +29,6 @@ SIDES = {
     "gloo": ("gloo", "#d55e00"),
 }
 NETWORKS = {"loopback": "one host", "1gbit": "four hosts, links of 1 Gb/s"}
-
-
-def bytes_text(size: int) -> str:
-    for unit, power in (("M", 20), ("K", 10)):
-        if size >= 1 << power:
-            return f"{size >> power}{unit}"
-    return str(size)
 
 
 def time_text(seconds: float) -> str:
@@ -49,7 +44,7 @@ class Panel:
     def __init__(self, rows: Sequence[Row], left: float, decades: tuple[int, int]) -> None:
         self.rows = sorted(rows, key=lambda row: row["bytes"])
         self.left = left + LEFT
-        self.right = left + PANEL - 12
+        self.right = left + PANEL - 24
         self.decades = decades
 
     def x(self, size: float) -> float:
@@ -74,11 +69,11 @@ class Panel:
         for row in self.rows:
             parts.append(
                 f'<text x="{self.x(row["bytes"]):.1f}" y="{HEIGHT - BOTTOM + 18}" '
-                f'text-anchor="middle">{bytes_text(row["bytes"])}</text>'
+                f'text-anchor="middle">{bytes_label(row["bytes"])}</text>'
             )
         parts.append(
             f'<text x="{(self.left + self.right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
-            "bytes</text>"
+            "size</text>"
         )
         for side, (_, colour) in SIDES.items():
             points = [

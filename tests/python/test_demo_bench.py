@@ -118,6 +118,9 @@ def test_benchmark_of_collectives_writes_rows_and_a_table(tmp_path: pathlib.Path
         assert len(row["gloo"]["samples"]) == len(row["scant"]["samples"]) == 2
         assert row["gloo"]["ratio"] == sorted(row["gloo"]["ratio"])
     assert "gloo ÷ scant" in (tmp_path / "collectives.md").read_text()
+    page = (tmp_path / "collectives.html").read_text()
+    for needed in ('class="one"', "1 KiB", "gloo ÷ scant (quartiles)", 'id="rows"'):
+        assert needed in page
 
 
 def small_collectives(out: pathlib.Path, network: str) -> list[dict[str, Any]]:

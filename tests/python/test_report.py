@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -10,9 +11,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from scant.demo.summary import Run, build_page, render, table
-from scant.report import Page, Series, bar_plot, line_plot
+from scant.report import Page, Series, bar_plot, bytes_label, line_plot, ratio_plot
 from scant.report.cli import main as report_main
-from scant.report.plot import ticks
+from scant.report.plot import log_ticks, ticks
 
 
 def make_run(backend: str, step_s: float, sent: list[int]) -> Run:
@@ -46,6 +47,50 @@ def test_a_point_lies_where_the_axes_say() -> None:
     assert (x0, x1) == (64.0, 704.0)
     assert y0 == 274.0
     assert y1 < y0
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (100, "100 B"), (1 << 10, "1 KiB"), (3 << 19, "1.5 MiB"), (64 << 20, "64 MiB")],
+)
+def test_sizes_are_written_in_powers_of_two(size: int, text: str) -> None:
+    assert bytes_label(size) == text
+
+
+def test_log_ticks_are_round_and_inside() -> None:
+    assert log_ticks(0.6, 5.5) == pytest.approx([0.7, 1, 1.5, 2, 3, 5])
+    assert log_ticks(0.15, 20) == pytest.approx([0.2, 0.5, 1, 2, 5, 10, 20])
+    assert log_ticks(0.001, 50) == pytest.approx([0.001, 0.01, 0.1, 1, 10])
+
+
+def test_twice_and_half_lie_equally_far_from_the_line_at_one() -> None:
+    series = [Series("s", [1 << 10, 1 << 16, 1 << 20, 0], [2.0, 0.5, 4.0, 1.0])]
+    root = ElementTree.fromstring(ratio_plot("t", series, "a ÷ b"))
+    (line,) = root.findall("line[@class='one']")
+    one = float(line.attrib["y1"])
+    places = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in root.findall("circle")]
+    (x0, y0), (x1, y1), (x2, y2) = places  # a size of 0 has no place on a logarithmic axis
+    assert y0 < one < y1  # above 1 is up
+    assert y1 - one == pytest.approx(one - y0, abs=0.2)
+    assert one - y2 == pytest.approx(2 * (one - y0), abs=0.2)
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(0.6, abs=0.01)
+    texts = [text.text for text in root.findall("text")]
+    assert {"1 KiB", "64 KiB", "1 MiB", "0.5", "1", "2"} <= set(texts)
+
+
+def test_ratio_plot_of_one_point_or_none() -> None:
+    root = ElementTree.fromstring(ratio_plot("t", [Series("s", [1024], [1.0])], "y"))
+    assert len(root.findall("circle")) == 1
+    assert "no data" in ratio_plot("t", [Series("s", [0], [1.0])], "y")
+
+
+def test_labels_of_close_sizes_do_not_overlap() -> None:
+    sizes = [1 << power for power in range(31)]
+    root = ElementTree.fromstring(ratio_plot("t", [Series("s", sizes, [1.0] * 31)], "y"))
+    labels = [t for t in root.findall("text") if (t.text or "").endswith("B")]
+    places = [float(t.attrib["x"]) for t in labels]
+    assert len(places) > 5
+    assert all(b - a >= 56 for a, b in itertools.pairwise(places))
 
 
 def test_page_holds_everything_and_nothing_from_outside(tmp_path: pathlib.Path) -> None:

@@ -27,10 +27,12 @@ th,td { padding:6px 8px; border-bottom:1px solid var(--line); text-align:right; 
 th:first-child,td:first-child { text-align:left; }
 th { color:var(--soft); font-weight:600; }
 .scroll { overflow-x:auto; }
+.scroll td,.scroll th { white-space:nowrap; }
 svg { width:100%; height:auto; }
 svg text { font:12px system-ui,sans-serif; fill:var(--soft); }
 .grid { stroke:var(--line); }
 .axis { stroke:var(--soft); }
+.one { stroke:var(--ink); stroke-width:1.5; stroke-dasharray:6 4; }
 polyline { fill:none; stroke-width:2; stroke-linejoin:round; }
 """ + "\n".join(
     f".line{i} {{ stroke:var(--c{i % 6}); }} .fill{i} {{ fill:var(--c{i % 6}); }}"

@@ -31,9 +31,26 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [step * i for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, both above 0, for a logarithmic axis."""
+    decades = math.log10(high / low)
+    steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0)
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    values = [step * 10.0**power for power in powers for step in (steps if decades < 3 else (1.0,))]
+    return [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+
+
 def label(value: float) -> str:
     """A tick's text: short, without noise digits."""
     return f"{value:.6g}"
+
+
+def bytes_label(size: float) -> str:
+    """``64 KiB``: sizes of messages are powers of two."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << power:
+            return f"{size / (1 << power):.4g} {unit}"
+    return f"{size:g} B"
 
 
 class _Axes:
@@ -48,22 +65,27 @@ class _Axes:
         return HEIGHT - BOTTOM - (y - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
 
 
-def _frame(axes: _Axes, x_name: str, y_name: str, x_ticks: Sequence[float]) -> list[str]:
+_Tick = tuple[float, str]  # where on the axis, and its text
+
+
+def _plain(values: Sequence[float]) -> list[_Tick]:
+    return [(value, label(value)) for value in values]
+
+
+def _frame(
+    axes: _Axes, x_name: str, y_name: str, x_ticks: Sequence[_Tick], y_ticks: Sequence[_Tick]
+) -> list[str]:
     parts = []
     bottom = HEIGHT - BOTTOM
-    for value in ticks(axes.y0, axes.y1):
+    for value, text in y_ticks:
         y = axes.py(value)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(
-            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label(value)}</text>'
-        )
-    for value in x_ticks:
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    for value, text in x_ticks:
         x = axes.px(value)
-        parts.append(
-            f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{label(value)}</text>'
-        )
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     parts.append(
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
     )
@@ -106,7 +128,8 @@ def line_plot(
     low = 0.0 if from_zero else min(ys)
     margin = 0.04 * (max(ys) - low)
     axes = _Axes((min(xs), max(xs)), (low if from_zero else low - margin, max(ys) + margin))
-    parts = _frame(axes, x_name, y_name, ticks(axes.x0, axes.x1, 8))
+    x_ticks, y_ticks = ticks(axes.x0, axes.x1, 8), ticks(axes.y0, axes.y1)
+    parts = _frame(axes, x_name, y_name, _plain(x_ticks), _plain(y_ticks))
     for i, one in enumerate(series):
         path = " ".join(
             f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in zip(one.x, one.y, strict=True)
@@ -116,12 +139,48 @@ def line_plot(
     return _svg(title, parts)
 
 
+def ratio_plot(title: str, series: Sequence[Series], y_name: str) -> str:
+    """Ratios (y) over sizes in bytes (x), both logarithmic, so that 2 and 1/2 lie equally far from
+    1, which is drawn across. What is not above 0 has no place there and is left out."""
+    drawn = [
+        [(math.log2(x), math.log10(y)) for x, y in zip(s.x, s.y, strict=True) if min(x, y) > 0]
+        for s in series
+    ]
+    points = [point for line in drawn for point in line]
+    if not points:
+        return f"<p>{escape(title)}: no data.</p>"
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    # A range below this would show noise as if it were much.
+    low, high = min(*ys, math.log10(0.8)), max(*ys, math.log10(1.25))
+    margin = 0.04 * (high - low)
+    side = 0.04 * (max(xs) - min(xs))  # room for half a label
+    axes = _Axes((min(xs) - side, max(xs) + side), (low - margin, high + margin))
+    x_ticks: list[_Tick] = []
+    for x in sorted(set(xs)):
+        if not x_ticks or axes.px(x) - axes.px(x_ticks[-1][0]) >= 56:  # wider than a label
+            x_ticks.append((x, bytes_label(2**x)))
+    y_values = log_ticks(10**axes.y0, 10**axes.y1)
+    y_ticks = [(math.log10(value), label(value)) for value in y_values]
+    parts = _frame(axes, "size", y_name, x_ticks, y_ticks)
+    one = axes.py(0.0)
+    parts.append(
+        f'<line class="one" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{one:.1f}" y2="{one:.1f}"/>'
+    )
+    for i, line in enumerate(drawn):
+        places = [(axes.px(x), axes.py(y)) for x, y in line]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline class="line{i}" points="{path}"/>')
+        parts += [f'<circle class="fill{i}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
+    parts += _legend([s.name for s in series])
+    return _svg(title, parts)
+
+
 def bar_plot(title: str, names: Sequence[str], values: Sequence[float], y_name: str) -> str:
     """One bar a name, its value above it."""
     if not values:
         return f"<p>{escape(title)}: no data.</p>"
     axes = _Axes((0.0, float(len(values))), (0.0, max(values) * 1.12 or 1.0))
-    parts = _frame(axes, "", y_name, [])
+    parts = _frame(axes, "", y_name, [], _plain(ticks(axes.y0, axes.y1)))
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         left, right = axes.px(i + 0.22), axes.px(i + 0.78)
         top = axes.py(value)
