@@ -36,27 +36,43 @@ CPU_MAX = 0.6  # scant's CPU seconds ÷ gloo's, from 1 MiB
 SIZE_MAX = {"loopback": 64 << 20, "1gbit": 64 << 20, "100mbit": 4 << 20}
 
 
+DEFAULTS: harness.Defaults = {
+    "ranks": ([2, 4, 8], [2]),
+    "networks": (NETWORKS, ["loopback"]),
+    "operations": (OPERATIONS, ["all_reduce", "broadcast"]),
+    "sizes": (SIZES, [1 << 10, 1 << 20]),
+    "repeats": (3, 1),
+}
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few sizes, short blocks")
-    parser.add_argument("--ranks", type=int, nargs="+", default=None, help="2 4 8")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=None)
-    parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=None)
-    parser.add_argument("--sizes", type=int, nargs="+", default=None, help="bytes")
-    parser.add_argument("--repeats", type=int, default=None, help="of the A B B A pattern")
-    parser.add_argument("--no-mpi", action="store_true", help="gloo and scant alone")
-    parser.add_argument("--out", default="out/bench", help="folder for rows, table and plots")
-    parser.add_argument("--gate", action="store_true", help="fail when a stated figure is missed")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    add = parser.add_argument
+
+    def words(name: str, text: str) -> str:
+        return f"{text} {harness.default_text(DEFAULTS, name)}"
+
+    add("--quick", action="store_true", help="a short run, to see that everything works")
+    add("--ranks", type=int, nargs="+", metavar="N", help=words("ranks", "numbers of ranks"))
+    text = words("networks", f"of {', '.join(NETWORKS)}")
+    add("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=text)
+    text = words("operations", f"of {', '.join(OPERATIONS)}")
+    add("--operations", nargs="+", choices=OPERATIONS, metavar="OPERATION", help=text)
+    text = words("sizes", "of a message; 100mbit measures none above 4 MiB")
+    add("--sizes", type=int, nargs="+", metavar="BYTES", help=text)
+    add("--repeats", type=int, metavar="N", help=words("repeats", "of the A B B A pattern"))
+    add("--no-mpi", action="store_true", help="gloo and scant alone (default: Open MPI too)")
+    text = "folder for rows, table and plots (default: %(default)s)"
+    add("--out", default="out/bench", metavar="FOLDER", help=text)
+    add("--gate", action="store_true", help="fail when a stated figure is missed")
+    add("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    quick = arguments.quick
-    arguments.ranks = arguments.ranks or ([2] if quick else [2, 4, 8])
-    arguments.networks = arguments.networks or (["loopback"] if quick else list(NETWORKS))
-    arguments.operations = arguments.operations or (
-        ["all_reduce", "broadcast"] if quick else list(OPERATIONS)
-    )
-    arguments.sizes = arguments.sizes or ([1 << 10, 1 << 20] if quick else list(SIZES))
-    arguments.repeats = arguments.repeats or (1 if quick else 3)
+    harness.apply_defaults(arguments, DEFAULTS)
+    for name in ("ranks", "sizes", "repeats"):
+        value = getattr(arguments, name)
+        least = min(value) if name != "repeats" else value
+        if least < 1:
+            parser.error(f"--{name}: {least} is below 1")
     return arguments
 
 

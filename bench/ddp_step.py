@@ -36,25 +36,36 @@ BATCH, BLOCK = 8, 64  # the example's own
 PATIENCE_S = 1800
 
 
+DEFAULTS: harness.Defaults = {
+    "ranks": ([4], [2]),
+    "networks": (list(harness.NETWORKS), ["loopback"]),
+    "steps": (10, 2),
+    "repeats": (4, 1),
+}
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two ranks on loopback, few steps")
-    parser.add_argument("--ranks", type=int, nargs="+", default=None, help="4")
-    parser.add_argument("--networks", nargs="+", choices=list(harness.NETWORKS), default=None)
-    parser.add_argument("--steps", type=int, default=None, help="of one block")
-    parser.add_argument("--repeats", type=int, default=None, help="of the A B B A pattern")
-    parser.add_argument("--seed", type=int, default=1, help="of weights and samples")
-    parser.add_argument("--out", default="out/bench", help="folder for rows and table")
-    parser.add_argument("--gate", action="store_true", help="fail when a stated figure is missed")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    add = parser.add_argument
+
+    def words(name: str, text: str) -> str:
+        return f"{text} {harness.default_text(DEFAULTS, name)}"
+
+    add("--quick", action="store_true", help="a short run, to see that everything works")
+    add("--ranks", type=int, nargs="+", metavar="N", help=words("ranks", "numbers of ranks"))
+    networks = list(harness.NETWORKS)
+    text = words("networks", f"of {', '.join(networks)}")
+    add("--networks", nargs="+", choices=networks, metavar="NETWORK", help=text)
+    add("--steps", type=int, metavar="N", help=words("steps", "of one block"))
+    add("--repeats", type=int, metavar="N", help=words("repeats", "of the A B B A pattern"))
+    text = "of weights and samples (default: %(default)s)"
+    add("--seed", type=int, default=1, metavar="N", help=text)
+    text = "folder for rows and table (default: %(default)s)"
+    add("--out", default="out/bench", metavar="FOLDER", help=text)
+    add("--gate", action="store_true", help="fail when a stated figure is missed")
+    add("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    quick = arguments.quick
-    arguments.ranks = arguments.ranks or ([2] if quick else [4])
-    arguments.networks = arguments.networks or (["loopback"] if quick else list(harness.NETWORKS))
-    if arguments.steps is None:
-        arguments.steps = 2 if quick else 10
-    if arguments.repeats is None:
-        arguments.repeats = 1 if quick else 4
+    harness.apply_defaults(arguments, DEFAULTS)
     for name in ("steps", "repeats"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name}: {getattr(arguments, name)} is below 1")

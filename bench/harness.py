@@ -31,6 +31,26 @@ NETWORKS: dict[str, str | None] = {
 }
 
 
+# An option's value when it is not given: without and with --quick.
+Defaults = dict[str, tuple[Any, Any]]
+
+
+def default_text(defaults: Defaults, name: str) -> str:
+    """For --help."""
+    full, quick = (
+        " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        for value in defaults[name]
+    )
+    return f"(default: {full}; with --quick: {quick})"
+
+
+def apply_defaults(arguments: argparse.Namespace, defaults: Defaults) -> None:
+    """Fills in what the command line left out."""
+    for name, (full, quick) in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, quick if arguments.quick else full)
+
+
 def quantiles(values: Sequence[float]) -> list[float]:
     """Lower quartile, median, upper quartile."""
     if len(values) < 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -202,6 +203,52 @@ def test_benchmark_of_a_training_step_refuses_what_cannot_be_measured(
     done = run("bench/ddp_step.py", *arguments, "--out", str(tmp_path), timeout=60)
     assert done.returncode == 2
     assert named in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        (
+            "collectives",
+            {
+                "ranks": "2 4 8; with --quick: 2",
+                "networks": "loopback 1gbit 100mbit; with --quick: loopback",
+                "operations": "all_reduce reduce_scatter all_gather broadcast all_to_all; "
+                "with --quick: all_reduce broadcast",
+                "sizes": "1024 65536 1048576 16777216 67108864; with --quick: 1024 1048576",
+                "repeats": "3; with --quick: 1",
+                "out": "out/bench",
+            },
+        ),
+        (
+            "ddp_step",
+            {
+                "ranks": "4; with --quick: 2",
+                "networks": "loopback unshaped 1gbit 100mbit; with --quick: loopback",
+                "steps": "10; with --quick: 2",
+                "repeats": "4; with --quick: 1",
+                "seed": "1",
+                "out": "out/bench",
+            },
+        ),
+    ],
+)
+def test_benchmarks_show_their_defaults(name: str, defaults: dict[str, str]) -> None:
+    done = run(f"bench/{name}.py", "--help", timeout=60)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split("options:")[1].split())
+    for option, text in defaults.items():
+        assert re.search(rf"--{option} [^()]*\(default: {re.escape(text)}\)", shown), shown
+
+
+@pytest.mark.parametrize("arguments", [("--repeats", "0"), ("--ranks", "0"), ("--sizes", "8", "0")])
+def test_benchmark_of_collectives_refuses_what_cannot_be_measured(
+    tmp_path: pathlib.Path, arguments: tuple[str, ...]
+) -> None:
+    done = run("bench/collectives.py", *arguments, "--out", str(tmp_path), timeout=60)
+    assert done.returncode == 2
+    assert f"{arguments[0]}: 0 is below 1" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
