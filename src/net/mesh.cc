@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <poll.h>
 #include <sys/socket.h>
@@ -25,6 +26,8 @@ constexpr Duration kRetryPauseFirst = 20ms;
 constexpr Duration kRetryPauseMax = 1s;
 // Connections that have not proven themselves, at most; the oldest stranger makes room.
 constexpr size_t kStrangersMax = 256;
+// Then a line on stderr says who is missing; the next one when the wait has doubled.
+constexpr Duration kNoticeFirst = 10s;
 // Deadlines are looked at this often.
 constexpr int kPauseMsMax = 50;
 
@@ -46,11 +49,11 @@ bool has_ended(const Fd& fd) {
 }  // namespace
 
 Error missing_ranks(Rank self, size_t world_size, const std::vector<Rank>& ranks,
-                    const std::string& detail) {
+                    const std::string& detail, const std::string& verb) {
   std::string list;
   for (const Rank r : ranks) list += (list.empty() ? "" : ", ") + std::to_string(r);
   return Error{ErrorCode::timeout, 0, ranks.front(),
-               "rank " + std::to_string(self) + " waited until connect_timeout for rank" +
+               "rank " + std::to_string(self) + " " + verb + " rank" +
                    (ranks.size() > 1 ? "s " : " ") + list + " of " + std::to_string(world_size) +
                    (detail.empty() ? " to start" : " to connect (" + detail + ")")};
 }
@@ -69,8 +72,14 @@ Result<std::vector<Established::Peer>> Mesh::build() {
   missing_lanes_ = (world() - 1) * options_.lanes;
   const auto planned = plan();
   if (!planned) return planned.error();
+  const Time begin = clock_.now();
+  Duration notice = kNoticeFirst;
   while (missing_lanes_ > 0) {
-    if (clock_.now() >= options_.deadline) return not_connected().error();
+    if (clock_.now() >= options_.deadline) return not_connected(kGaveUp);
+    if (clock_.now() - begin >= notice) {
+      std::fprintf(stderr, "scant: %s\n", not_connected("waits for").message.c_str());
+      notice *= 2;
+    }
     wait_for_events();
     for (const Fd& listener : listeners_) {
       const auto accepted = accept_all(listener);
@@ -110,7 +119,7 @@ Result<void> Mesh::plan() {
                    "rank " + std::to_string(peer) + " (host " + host +
                        ") published no address that rank " + std::to_string(options_.rank) +
                        " on host " + record(options_.rank).host +
-                       " can reach: give it another address (CommunicatorOptions::address)"};
+                       " can reach: give it another address (address or SCANT_INTERFACE)"};
     }
     for (size_t lane = 0; lane < options_.lanes; ++lane) {
       Candidate candidate;
@@ -368,7 +377,7 @@ void Mesh::establish(Candidate& candidate) {
   candidate.dead = true;
 }
 
-Result<void> Mesh::not_connected() const {
+Error Mesh::not_connected(const std::string& verb) const {
   std::vector<Rank> absent;
   std::string detail;
   for (size_t r = 0; r < world(); ++r) {
@@ -380,7 +389,7 @@ Result<void> Mesh::not_connected() const {
     if (!last_failure_[r].empty()) detail = last_failure_[r];
   }
   if (detail.empty()) detail = "no connection of theirs arrived";
-  return missing_ranks(options_.rank, world(), absent, detail);
+  return missing_ranks(options_.rank, world(), absent, detail, verb);
 }
 
 }  // namespace scant::net

@@ -88,7 +88,7 @@ class Mesh {
   void drop_ended();
   void write_some(Candidate& candidate);
   void establish(Candidate& candidate);
-  Result<void> not_connected() const;
+  [[nodiscard]] Error not_connected(const std::string& verb) const;
 
   base::MonotonicClock clock_;
   MeshOptions options_;
@@ -99,8 +99,11 @@ class Mesh {
   size_t missing_lanes_ = 0;
 };
 
-// "rank 3 waited 60 s for ranks 1, 2 of 4 to connect"
+inline constexpr char kGaveUp[] =
+    "waited until the deadline of the start (connect_timeout; in torch the group's timeout) for";
+
+// "rank 3 <verb> ranks 1, 2 of 4 to connect (why)"; without a detail they did not even start.
 [[nodiscard]] Error missing_ranks(Rank self, size_t world_size, const std::vector<Rank>& ranks,
-                                  const std::string& detail);
+                                  const std::string& detail, const std::string& verb = kGaveUp);
 
 }  // namespace scant::net

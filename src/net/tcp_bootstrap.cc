@@ -60,12 +60,15 @@ class Bootstrap {
       return invalid("rank is out of range for size " + size);
     }
     if (options_.job.empty() || options_.job.size() > 256) {
-      return invalid("job must have 1 to 256 bytes");
+      return invalid("job (SCANT_JOB) must have 1 to 256 bytes");
     }
     if (options_.connections_per_pair < 0 || lanes_ > kLanesMax) {
-      return invalid("connections_per_pair must be 0 to " + std::to_string(kLanesMax));
+      return invalid("connections_per_pair (SCANT_CONNECTIONS) must be 0 to " +
+                     std::to_string(kLanesMax));
     }
-    if (options_.peer_timeout < kPeerTimeoutMin) return invalid("peer_timeout is below 50 ms");
+    if (options_.peer_timeout < kPeerTimeoutMin) {
+      return invalid("peer_timeout (SCANT_PEER_TIMEOUT_S) is below 50 ms");
+    }
     if (options_.connect_timeout <= Duration::zero())
       return invalid("connect_timeout is not positive");
     rlimit descriptors{};
@@ -89,7 +92,8 @@ class Bootstrap {
     if (interface || options_.address.empty()) {
       addresses = local_addresses(options_.address);
       if (interface && addresses.empty()) {
-        return invalid("interface " + options_.address + " (option address) has no usable address");
+        return invalid("interface " + options_.address +
+                       " (address or SCANT_INTERFACE) has no usable address");
       }
       // Ranks of one network namespace try loopback first; nobody else does.
       if (!interface) addresses.insert(addresses.begin(), {"127.0.0.1", "::1"});
@@ -99,7 +103,8 @@ class Bootstrap {
     if (addresses.size() > kAddressesMax) addresses.resize(kAddressesMax);
     auto tcp = listen_tcp(options_.address.empty() ? "" : addresses.front(), options_.port);
     if (!tcp) {
-      return failed(tcp.error().code, tcp.error().message + " (options address and port)",
+      return failed(tcp.error().code,
+                    tcp.error().message + " (address or SCANT_INTERFACE, and port)",
                     tcp.error().sys_errno);
     }
     listeners_.push_back(std::move(tcp.value().fd));
@@ -153,7 +158,8 @@ class Bootstrap {
         who = "host " + record.value().host + ", pid " + std::to_string(record.value().pid);
     }
     return invalid("this rank of job '" + options_.job + "' is registered already by " + who +
-                   ": give each process its own rank, and each run its own job name or store");
+                   ": give each process its own rank, and each run an empty directory in "
+                   "SCANT_STORE or a name of its own in SCANT_JOB");
   }
 
   Result<void> look_up() {
@@ -195,7 +201,8 @@ class Bootstrap {
           failed(ErrorCode::mismatch,
                  "its world size is " + std::to_string(options_.size) + ", that of rank " +
                      std::to_string(rank) + " (host " + record.value().host + ") is " +
-                     std::to_string(record.value().world_size) + " (option size)");
+                     std::to_string(record.value().world_size) +
+                     ": start all with one WORLD_SIZE, and with an empty SCANT_STORE");
       error.peer = rank;
       return error;
     }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,27 @@ def test_store_from_the_environment(tmp_path: Path) -> None:
         environment.store(0, 1, {})
 
 
+def test_options_are_documented_with_their_variables_and_defaults() -> None:
+    pytest.importorskip("torch")
+    from scant.torch.options import Options
+
+    rows = re.findall(
+        r"^\| `(\w+)` \| (?:`(\w+)`|–) \| `([^`]*)` \|",
+        (ROOT / "docs/python.md").read_text(),
+        flags=re.MULTILINE,
+    )
+    assert [option for option, _, _ in rows] == [field.name for field in fields(Options)]
+    variables = {option: variable for variable, (option, _) in environment.SETTINGS.items()}
+    header = (ROOT / "include/scant/communicator.h").read_text()
+    in_python = {"": '""', "true": "True", "std::chrono::milliseconds(1500)": "1.5"}
+    for option, variable, default in rows:
+        assert variable == variables.get(option, ""), option
+        found = re.search(rf"\b{option}(?: = ([^;]*))?;", header)
+        assert found is not None, option
+        text = found[1] or ""
+        assert default == in_python.get(text, text), option
+
+
 def check_store(adapted: store.Store) -> None:
     """What Scant expects of every store."""
     adapted.set("a", b"\x00\xff=")
@@ -253,6 +275,34 @@ def test_missing_rank_is_named(tmp_path: Path) -> None:
     directory = scant.DirectoryStore(str(tmp_path))
     with pytest.raises(scant.Error, match=r"\b1\b"):
         scant.Communicator(directory, 0, 2, connect_timeout=0.5)
+
+
+def test_errors_at_the_start_name_what_a_python_user_can_set(tmp_path: Path) -> None:
+    directory = scant.DirectoryStore(str(tmp_path / "used"))
+    alone = scant.Communicator(directory, 0, 1)
+    alone.shutdown()
+    with pytest.raises(scant.InvalidArgument, match="an empty directory in SCANT_STORE"):
+        scant.Communicator(directory, 0, 1)
+    with pytest.raises(scant.Mismatch, match=r"WORLD_SIZE, and with an empty SCANT_STORE"):
+        scant.Communicator(directory, 1, 2, connect_timeout=5.0)
+    for option, variable in (
+        ({"connections_per_pair": 99}, "SCANT_CONNECTIONS"),
+        ({"peer_timeout": 0.01}, "SCANT_PEER_TIMEOUT_S"),
+        ({"job": "x" * 300}, "SCANT_JOB"),
+        ({"address": "192.0.2.77"}, "SCANT_INTERFACE"),
+    ):
+        given: dict[str, Any] = option
+        with pytest.raises(scant.Error, match=variable):
+            scant.Communicator(scant.DirectoryStore(str(tmp_path / "new")), 0, 1, **given)
+
+
+def test_no_error_text_names_an_option_as_cpp_does() -> None:
+    # A literal that names a C++ field, or an "option": neither is a word of the Python user.
+    words = re.compile(r'"[^"\n]*(?:Options::|\(options? )[^"\n]*"')
+    for folder in ("src", "include", "python/bindings"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".cc", ".h"):
+                assert not words.search(path.read_text()), path
 
 
 class ClockedStore:
