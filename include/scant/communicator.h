@@ -18,9 +18,9 @@ struct CommunicatorOptions {
   Rank rank = kNoRank;
   int size = 0;
   std::string job = "scant";  // peers of another job are refused
-  std::string
-      address;        // what to bind and publish: an address, an interface name, or empty to choose
-  uint16_t port = 0;  // 0: any free port
+  // What to bind and publish: an address, an interface name, or empty to choose.
+  std::string address{};  // {}: so that an initialiser without it draws no warning
+  uint16_t port = 0;      // 0: any free port
   Duration connect_timeout = std::chrono::seconds(60);
   Duration operation_timeout = std::chrono::minutes(30);
   Duration peer_timeout = std::chrono::milliseconds(1500);  // silence after which a peer is lost

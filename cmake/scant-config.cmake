@@ -1,0 +1,13 @@
+# find_package(scant): the target scant::scant and what its static libraries need.
+include(CMakeFindDependencyMacro)
+find_dependency(Threads)
+find_dependency(PkgConfig)
+if(NOT TARGET PkgConfig::SODIUM)
+  pkg_check_modules(SODIUM QUIET IMPORTED_TARGET libsodium)
+endif()
+if(NOT TARGET PkgConfig::SODIUM)
+  set(scant_FOUND FALSE)
+  set(scant_NOT_FOUND_MESSAGE "Scant needs libsodium (Debian: libsodium-dev)")
+  return()
+endif()
+include(${CMAKE_CURRENT_LIST_DIR}/scant-targets.cmake)
