@@ -17,6 +17,14 @@ thread_local bool t_in_callback = false;
 
 bool Executor::in_callback() { return t_in_callback; }
 
+nb::object Executor::run_callback(const nb::callable& callable, nb::handle future) {
+  struct Restore {
+    bool before = std::exchange(t_in_callback, true);
+    ~Restore() { t_in_callback = before; }
+  } const restore;
+  return callable(future);
+}
+
 Executor& Executor::named(const std::string& name) {
   static auto* const executors =
       new std::map<std::pair<uint32_t, std::string>, Executor*>;  // guarded by the GIL
@@ -150,7 +158,8 @@ void bind_executor(nb::module_& module) {
           },
           nb::arg("works"), nb::arg("chain"), nb::arg("callable"))
       .def("stop", &Executor::stop)
-      .def_static("in_callback", &Executor::in_callback);
+      .def_static("in_callback", &Executor::in_callback)
+      .def_static("run_callback", &Executor::run_callback, nb::arg("callable"), nb::arg("future"));
 }
 
 }  // namespace scant::python

@@ -34,10 +34,12 @@ class Executor {
   // all ranks. Chain 0 has no order.
   void post_when_done(const std::vector<const PythonWork*>& works, uint64_t chain,
                       nb::callable callable);
-  // True on a thread that runs a callable of post_when_done. Operations that such a callable
-  // submits get sequence numbers of their own, because the program's threads go on submitting
-  // meanwhile.
+  // True on a thread that runs a callable of post_when_done or is within run_callback. Operations
+  // that such a callable submits get sequence numbers of their own, because the program's threads
+  // go on submitting meanwhile.
   [[nodiscard]] static bool in_callback();
+  // `callable(future)` on this thread.
+  static nb::object run_callback(const nb::callable& callable, nb::handle future);
   // Runs what is ready, then joins. Idempotent. Not from the executor's own thread.
   void stop();
 

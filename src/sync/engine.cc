@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 
 #include "base/check.h"
@@ -16,9 +17,16 @@ namespace {
 // Above this size the agreement on cost parameters goes by recursive doubling: direct would be P²
 // messages.
 constexpr int kAgreementDirectMax = 16;
-// Collectives between the agreement and the first that uses it, so that nobody waits for it in
+// Collectives between an agreement and the first that uses it, at most: nobody waits for it in
 // ordinary traffic.
 constexpr uint32_t kAgreementLead = 32;
+
+// Whether an outcome that this collective needs is still to come.
+bool held(const Group& group, uint32_t sequence) {
+  return std::any_of(
+      group.preludes.begin(), group.preludes.end(),
+      [sequence](const Prelude& p) { return p.from <= sequence && !p.ended; });
+}
 
 base::Counter& outcome_counter(OpKind kind, const std::optional<Error>& error) {
   constexpr size_t kKinds = static_cast<size_t>(OpKind::barrier) + 1;
@@ -130,16 +138,11 @@ void Engine::Impl::submit(Call call, Done done) {
 // Every collective takes its sequence, even one that fails here, or the ranks would no longer count
 // alike.
 void Engine::Impl::submit_collective(Group& group, Operation& op) {
-  if (!op.internal && group.size() > 1 && options.agree_first != 0 &&
-      group.next_sequence % options.agree_every == options.agree_first % options.agree_every &&
-      group.next_sequence >= options.agree_first) {
-    submit_agreement(group);
-  }
+  if (!op.internal && group.size() > 1) submit_preludes(group);
   op.key = OpKey{group.id, group.next_sequence++, 0, kNoRank, false};
   const Result<void> valid = validate(op.call, group.rank, group.size());
   if (valid) fill_descriptor(op, group.size());
-  const bool waits =
-      !group.deferred.empty() || (group.agreement_pending && op.key.sequence >= group.adopt_from);
+  const bool waits = !group.deferred.empty() || held(group, op.key.sequence);
   if (waits) {
     group.deferred.push_back(&op);
   } else {
@@ -155,12 +158,37 @@ void Engine::Impl::submit_collective(Group& group, Operation& op) {
   arm(op, op.deadline, false);
 }
 
+// What comes before the collective that is about to be submitted; the same on every rank.
+void Engine::Impl::submit_preludes(Group& group) {
+  if (options.agree_first == 0) return;
+  while (group.next_sequence < options.measure_first) {
+    Operation& op = new_operation(Call{}, nullptr);
+    op.call.kind = OpKind::barrier;
+    op.call.group = group.id;
+    submit_prelude(group, op, 1);
+  }
+  if (agrees_before(group.next_sequence)) submit_agreement(group);
+}
+
+bool Engine::Impl::agrees_before(uint32_t sequence) const {
+  if (sequence >= options.agree_every) return sequence % options.agree_every == 0;
+  return sequence >= options.agree_first && sequence % options.agree_first == 0 &&
+         std::has_single_bit(sequence / options.agree_first);
+}
+
+uint32_t Engine::Impl::preludes_before(uint32_t sequence) const {
+  if (options.agree_first == 0 || sequence == 0) return 0;
+  uint32_t count = std::min(options.measure_first, sequence);
+  for (uint64_t at = options.agree_first; at < std::min(sequence, options.agree_every); at *= 2) {
+    if (at >= options.measure_first) ++count;
+  }
+  return count + (sequence - 1) / options.agree_every;
+}
+
 void Engine::Impl::submit_agreement(Group& group) {
   Operation& op = new_operation(Call{}, nullptr);
   const CostParameters measured = group.model.measured();
   op.agreement = {measured.alpha_s, measured.beta_s_per_byte, measured.gamma_s_per_byte};
-  op.group = &group;
-  op.internal = true;
   op.call.kind = OpKind::all_reduce;
   op.call.dtype = DType::f64;
   op.call.reduce = ReduceOp::average;
@@ -168,23 +196,33 @@ void Engine::Impl::submit_agreement(Group& group) {
   const MutableBytes values = std::as_writable_bytes(std::span(op.agreement));
   op.call.inputs = {values};
   op.call.outputs = {values};
-  group.adopt_from = group.next_sequence + kAgreementLead;
-  group.agreement_pending = true;
+  submit_prelude(group, op, std::min(group.next_sequence, kAgreementLead));
+}
+
+// Collectives from `lead` after it on wait for it.
+void Engine::Impl::submit_prelude(Group& group, Operation& op, uint32_t lead) {
+  op.group = &group;
+  op.internal = true;
+  group.preludes.push_back({group.next_sequence, group.next_sequence + lead, false, {}, {}});
   op.done = [this, &op, id = group.id, epoch = epoch_now()](const Result<void>&, Rank) {
     Group* still = epoch == epoch_now() ? find_group(id) : nullptr;
-    if (still != nullptr) finish_agreement(op, *still);
+    if (still != nullptr) finish_prelude(op, *still);
   };
   submit_collective(group, op);
 }
 
-void Engine::Impl::finish_agreement(Operation& op, Group& group) {
-  group.agreement_pending = false;
+void Engine::Impl::finish_prelude(const Operation& op, Group& group) {
+  const auto prelude =
+      std::find_if(group.preludes.begin(), group.preludes.end(),
+                   [&op](const Prelude& p) { return p.sequence == op.key.sequence; });
+  SCANT_CHECK(prelude != group.preludes.end());
+  prelude->ended = true;
   if (op.error) {
-    group.agreement_error = op.error;
-    Rank& culprit = group.agreement_error->peer;  // kept as a station, like every error that fails
+    prelude->error = op.error;
+    Rank& culprit = prelude->error->peer;
     if (culprit != kNoRank) culprit = station_of[static_cast<size_t>(culprit)];
-  } else {
-    group.adopted = CostParameters{op.agreement[0], op.agreement[1], op.agreement[2]};
+  } else if (op.call.kind == OpKind::all_reduce) {
+    prelude->adopt = CostParameters{op.agreement[0], op.agreement[1], op.agreement[2]};
   }
   start_deferred(group);
 }
@@ -192,10 +230,21 @@ void Engine::Impl::finish_agreement(Operation& op, Group& group) {
 void Engine::Impl::start_deferred(Group& group) {
   while (!group.deferred.empty()) {
     Operation* op = group.deferred.front();
-    if (op != nullptr && group.agreement_pending && op->key.sequence >= group.adopt_from) return;
+    if (op != nullptr && held(group, op->key.sequence)) return;
     group.deferred.pop_front();
     ++group.next_start;
     if (op != nullptr) begin(*op);
+  }
+}
+
+// Collectives of a group begin in their order, so each outcome is taken by the first that needs it.
+void Engine::Impl::take_preludes(Group& group, uint32_t sequence) {
+  while (!group.preludes.empty() && group.preludes.front().from <= sequence) {
+    Prelude& prelude = group.preludes.front();
+    SCANT_CHECK(prelude.ended);
+    if (prelude.adopt) group.model.set_agreed(*prelude.adopt);
+    if (prelude.error && !group.prelude_error) group.prelude_error = prelude.error;
+    group.preludes.pop_front();
   }
 }
 
@@ -208,10 +257,8 @@ void Engine::Impl::begin(Operation& op) {
       return fail(op, error, Notify::group);
     }
     if (group.lost) return fail(op, *group.lost, Notify::group);
-    if (op.key.sequence >= group.adopt_from) {
-      if (group.agreement_error) return fail(op, *group.agreement_error, Notify::group);
-      if (group.adopted) group.model.set_agreed(*std::exchange(group.adopted, std::nullopt));
-    }
+    take_preludes(group, op.key.sequence);
+    if (group.prelude_error) return fail(op, *group.prelude_error, Notify::group);
   }
   std::optional<Early> heard = early.take(op.key);
   if (heard) {
@@ -247,7 +294,7 @@ void Engine::Impl::begin(Operation& op) {
 }
 
 void Engine::Impl::choose_algorithm(Operation& op, const Group& group) {
-  if (op.internal) {
+  if (op.internal && op.call.kind == OpKind::all_reduce) {
     op.algorithm =
         group.size() <= kAgreementDirectMax ? Algorithm::direct : Algorithm::recursive_doubling;
   } else if (op.point_to_point() || parts_may_differ(op.call.kind)) {
@@ -341,7 +388,8 @@ void Engine::Impl::end_well(Operation& op) {
   Group& group = *op.group;
   record(group, op, std::nullopt);
   active.erase(op.key);
-  if (!op.internal && !op.point_to_point() && !parts_may_differ(op.call.kind)) {
+  const bool agreement = op.internal && op.call.kind == OpKind::all_reduce;
+  if (!agreement && !op.point_to_point() && !parts_may_differ(op.call.kind)) {
     const double seconds = std::chrono::duration<double>(now - op.begun).count();
     group.model.observe(op.call.kind, op.algorithm, group.size(), op.descriptor.bytes, seconds);
   }

@@ -26,8 +26,11 @@ struct EngineOptions {
   uint32_t eager_window_bytes = 4 << 20;  // unexpected bytes a peer may have outstanding here
   Duration probe_after =
       std::chrono::milliseconds(100);  // then ask the peers that are still awaited
-  uint32_t agree_first = 16;   // collective of each group that agrees on cost parameters; 0: never
-  uint32_t agree_every = 128;  // and again after so many
+  uint32_t measure_first = 3;  // barriers before a group's first collective: a message's own time
+  // The cost parameters of a group are agreed on before its collective of this sequence, before
+  // those of twice, four times … it, and of every multiple of agree_every. 0: never.
+  uint32_t agree_first = 8;
+  uint32_t agree_every = 128;
 };
 
 struct OutFrame {

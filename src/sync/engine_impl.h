@@ -38,6 +38,16 @@ struct Mailbox {
   std::deque<Operation*> line;
 };
 
+// An operation the engine itself put into a group's sequence: those from `from` on need its
+// outcome.
+struct Prelude {
+  uint32_t sequence = 0;
+  uint32_t from = 0;
+  bool ended = false;
+  std::optional<CostParameters> adopt;
+  std::optional<Error> error;  // its peer is a station, like that of every error that fails
+};
+
 struct Group {
   GroupId id = kWorldGroup;
   std::vector<Rank> stations;  // by group rank
@@ -47,10 +57,8 @@ struct Group {
   uint32_t next_sequence = 0;        // of the next collective submitted
   uint32_t next_start = 0;           // of the next collective that begins
   std::deque<Operation*> deferred;   // null: ended while it waited
-  uint32_t adopt_from = UINT32_MAX;  // the sequence from which `adopted` holds
-  bool agreement_pending = false;
-  std::optional<CostParameters> adopted;
-  std::optional<Error> agreement_error;
+  std::deque<Prelude> preludes;      // whose outcome some collective has yet to take
+  std::optional<Error> prelude_error;
   std::optional<Error> lost;       // the first member lost, not merely closed
   std::optional<Error> told_lost;  // a loss that another member told of
   bool some_closed = false;
@@ -133,12 +141,18 @@ struct Engine::Impl {
   Operation& new_operation(Call call, Done done);
   void submit(Call call, Done done);
   void submit_collective(Group& group, Operation& op);
+  [[nodiscard]] bool agrees_before(uint32_t sequence) const;
+  [[nodiscard]] uint32_t preludes_before(uint32_t sequence) const;
+  [[nodiscard]] std::string ordinal_text(const OpKey& key, bool unbound = false);
+  void submit_preludes(Group& group);
+  void submit_prelude(Group& group, Operation& op, uint32_t lead);
   void submit_agreement(Group& group);
   void begin(Operation& op);
   void replay(Operation& op, Early early);
   void send_readies(Operation& op);
   void start_deferred(Group& group);
-  void finish_agreement(Operation& op, Group& group);
+  void take_preludes(Group& group, uint32_t sequence);
+  void finish_prelude(const Operation& op, Group& group);
   void make_ready(Operation& op, uint32_t step);
   void combine(Operation& op, const Step& step, const std::byte* left, const std::byte* right);
   void complete(Operation& op, uint32_t step);

@@ -178,7 +178,7 @@ TEST(Engine, CostParametersAreAgreedAndUsedFromAFixedSequence) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     EngineOptions options;
     options.agree_first = 4;
-    options.agree_every = 64;
+    options.agree_every = 8;  // several agreements at once are on their way
     FakeNetwork network(seed, 3, options);
     std::deque<ExerciseRun> runs;
     for (int i = 0; i < 200; ++i) {

@@ -12,15 +12,8 @@ std::string duration_text(Duration duration) {
   return with_commas(static_cast<uint64_t>(ms)) + " ms";
 }
 
-std::string ordinal_text(const OpKey& key, bool unbound = false) {
-  const std::string group = " of group " + std::to_string(key.group);
-  if (unbound) return "with tag " + std::to_string(key.tag) + group;
-  if (key.station == kNoRank) return "operation " + std::to_string(key.sequence) + group;
-  return "message " + std::to_string(key.sequence) + " with tag " + std::to_string(key.tag) + group;
-}
-
 std::string both_calls(const std::string& them, const net::CallDescriptor& theirs,
-                       const std::string& me, const net::CallDescriptor& mine, const OpKey& key) {
+                       const std::string& me, const net::CallDescriptor& mine) {
   net::CallDescriptor same_but_algorithm = theirs;
   same_but_algorithm.algorithm = mine.algorithm;
   const bool algorithms = theirs != mine && same_but_algorithm == mine;
@@ -30,10 +23,24 @@ std::string both_calls(const std::string& them, const net::CallDescriptor& their
     text += " (groups of " + std::to_string(theirs.group_size) + " and " +
             std::to_string(mine.group_size) + " ranks)";
   }
-  return text + ", as " + ordinal_text(key);
+  return text;
 }
 
 }  // namespace
+
+// Counts as the user does: without what the engine put into the sequence.
+std::string Engine::Impl::ordinal_text(const OpKey& key, bool unbound) {
+  const std::string group = " of group " + std::to_string(key.group);
+  if (unbound) return "with tag " + std::to_string(key.tag) + group;
+  if (key.station != kNoRank) {
+    return "message " + std::to_string(key.sequence) + " with tag " + std::to_string(key.tag) +
+           group;
+  }
+  const Group* found = find_group(key.group);
+  const bool alone = found != nullptr && found->size() == 1;  // nothing to agree on
+  const uint32_t ordinal = key.sequence - (alone ? 0 : preludes_before(key.sequence));
+  return "operation " + std::to_string(ordinal) + group;
+}
 
 std::string Engine::Impl::rank_name(Rank station) const {
   const Rank rank = rank_of[static_cast<size_t>(station)];
@@ -126,7 +133,8 @@ void Engine::Impl::mismatch(Operation& op, Rank station, const net::FrameHeader&
   const Rank rank = op.group->rank_of[static_cast<size_t>(station)];
   const net::CallDescriptor mine =
       rank == kNoRank ? op.descriptor : descriptor_for(op, rank, !they_send);
-  std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine, op.key);
+  std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine) +
+                     ", as " + ordinal_text(op.key);
   if (*detail != '\0') {
     text += detail;
   } else if (agree(theirs.call, mine)) {
@@ -140,7 +148,8 @@ void Engine::Impl::refuse_late(Rank station, const net::FrameHeader& theirs,
                                const HistoryRecord& mine) {
   counters.mismatches.add();
   const OpKey key{theirs.group, theirs.operation, 0, kNoRank, false};
-  std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine.call, key);
+  std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine.call) +
+                     ", as " + ordinal_text(key);
   if (theirs.call == mine.call) text += "; the sizes of their parts differ";
   const Error error{ErrorCode::mismatch, 0, station, std::move(text)};
   cancel_late(station, mine, theirs.group, error);
@@ -173,9 +182,17 @@ void Engine::Impl::expire(Operation& op) {
   std::string awaited;
   Rank culprit = kNoRank;
   size_t count = 0;
-  if (op.state == OpState::running) {
-    for (size_t i = 0; i < op.plan->peers.size(); ++i) {
-      const Channel& channel = op.channels[i];
+  // A deferred one waits for whom the engine's own operation before it waits.
+  const Operation* waiting = &op;
+  if (op.state == OpState::deferred) {
+    for (const Operation* other : by_age()) {
+      const bool before = other->internal && other->group == op.group;
+      if (before && other->state == OpState::running && waiting == &op) waiting = other;
+    }
+  }
+  if (waiting->state == OpState::running) {
+    for (size_t i = 0; i < waiting->plan->peers.size(); ++i) {
+      const Channel& channel = waiting->channels[i];
       if (channel.receives_left == 0 && channel.sends_left == 0) continue;
       // Who still owes bytes is to blame before who did not take ours.
       if (culprit == kNoRank || (channel.receives_left > 0 && count == 0))
@@ -186,7 +203,7 @@ void Engine::Impl::expire(Operation& op) {
   } else if (op.state == OpState::unbound) {
     awaited = "a message from any source";
   } else {
-    awaited = "the ranks' agreement on cost parameters";
+    awaited = "the operations before it";
   }
   Error error{ErrorCode::timeout, 0, culprit, ""};
   error.message = describe(op.descriptor, false) + ", " +

@@ -74,7 +74,7 @@ struct Operation {
   std::optional<Error> error;  // error.peer is a station
   Rank source = kNoRank;       // group rank
   size_t in_flight_index = 0;
-  bool internal = false;  // the agreement on cost parameters
+  bool internal = false;  // a prelude: the user knows nothing of it
   std::array<double, 3> agreement{};
 
   [[nodiscard]] bool point_to_point() const {

@@ -194,7 +194,8 @@ Age Engine::Impl::age_of(const OpKey& key, Operation*& op) {
   if (group == nullptr) return Age::early;
   if (key.station != kNoRank) return age_of_message(key);
   if (key.sequence >= group->next_sequence) return Age::early;
-  return key.sequence >= group->next_start ? Age::waiting : Age::late;
+  if (key.sequence < group->next_start) return Age::late;
+  return group->deferred[key.sequence - group->next_start] != nullptr ? Age::waiting : Age::late;
 }
 
 // A whole frame, charged when eager, its payload in a pooled buffer.

@@ -14,6 +14,7 @@ import torch
 
 from scant import _scant
 from scant.errors import InvalidArgument
+from scant.torch import callbacks
 from scant.torch.compiler import not_compiled
 from scant.torch.group_core import Tensor, Tensors
 from scant.torch.membership import open_group
@@ -255,6 +256,7 @@ def create(backend_options: Any, options: Any) -> ProcessGroup:
         raise InvalidArgument(
             f"pg_options must be scant.torch.Options, got {type(options).__name__}"
         )
+    callbacks.mark()
     timeout = backend_options.timeout
     rank, size = backend_options.group_rank, backend_options.group_size
     base, group_id = open_group(

@@ -8,9 +8,9 @@ completion thread only ever sets the result of a base Future, and the Future tha
 ``base.then(...)``, which raises the operation's error.
 
 Callbacks may submit operations and wait for them (the PowerSGD hook does). So that all ranks submit
-them in one order, the callbacks of a group run in the order in which the futures were asked for, on
-the completion thread even when the operation is done already; on that thread itself a Future is
-completed before it is returned.
+them in one order, the futures of a group are completed in the order in which they were asked for,
+on the completion thread even when the operation is done already; within a callback a Future is
+completed before it is returned (see callbacks.py).
 """
 
 from __future__ import annotations

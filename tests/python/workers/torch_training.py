@@ -157,6 +157,29 @@ def case_ddp_comm_hooks() -> None:
     all_equal(model)
 
 
+def case_callbacks_submit_in_one_order_whenever_they_are_given() -> None:
+    # Some ranks give the callback to a future that is complete, so torch runs it in this thread;
+    # the others in time, so it runs on the completion thread.
+    values = []
+
+    def sum_of_sums(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        total = future.value()[0].clone()
+        inner = dist.all_reduce(total, async_op=True).get_future()
+        return inner.then(lambda f: f.value()[0]).value()
+
+    for step in range(40):
+        work = dist.all_reduce(torch.full((300,), float(step)), async_op=True)
+        future = work.get_future()
+        if (step + RANK) % 2 == 0:
+            future.wait()
+        values.append(future.then(sum_of_sums))
+        other = torch.full((7,), 1.0)
+        dist.all_reduce(other)
+        assert other[0] == SIZE
+    for step, value in enumerate(values):
+        assert torch.equal(value.wait(), torch.full((300,), float(step * SIZE * SIZE))), step
+
+
 def case_ddp_builtin_hooks_fail_cleanly() -> None:
     # The hooks written in C++ want a Future that Python cannot make; the same hooks in Python work.
     model = DDP(network())
