@@ -110,6 +110,12 @@ class GroupCore(_TorchGroup):
         return self
 
     @property
+    def _device_types(self) -> list[torch.device]:
+        """What torch asks before it uses a group for tensors of a device (async_save does)."""
+        kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        return [torch.device(kind) for kind in kinds]
+
+    @property
     def options(self) -> Any:
         """torch's own options: the timeout."""
         return _TorchOptions("scant", timedelta(seconds=self._timeout_s))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -373,6 +374,30 @@ def case_distributed_checkpoint() -> None:
         for path in sorted(Path(directory).rglob("*"), reverse=True):
             path.unlink()
         Path(directory).rmdir()
+
+
+def case_asynchronous_checkpoint() -> None:
+    import torch.distributed.checkpoint as dcp
+
+    box = [tempfile.mkdtemp(prefix="scant-dcp-") if RANK == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    directory = str(box[0])
+    saved = {"shared": torch.arange(5.0), f"of rank {RANK}": torch.full((3,), float(RANK))}
+    dcp.async_save(saved, checkpoint_id=directory).result()
+    loaded = {name: torch.zeros_like(value) for name, value in saved.items()}
+    dcp.load(loaded, checkpoint_id=directory)
+    for name, value in saved.items():
+        assert torch.equal(loaded[name], value), name
+    dist.barrier()
+    if RANK == 0:
+        shutil.rmtree(directory)
+
+
+def case_groups_name_their_devices() -> None:
+    devices = {"cpu", "cuda"} if torch.cuda.is_available() else {"cpu"}
+    whole, lone = dist.new_group(list(range(SIZE))), dist.new_group([0])
+    for group in (dist.group.WORLD, whole, lone if RANK == 0 else whole):
+        assert {device.type for device in group._device_types} == devices
 
 
 def case_compiled_ddp() -> None:
