@@ -1,7 +1,8 @@
 #include "buffers.h"
 
+#include <initializer_list>
 #include <nanobind/ndarray.h>
-#include <optional>
+#include <string>
 
 #include "errors.h"
 #include "scant/types.h"
@@ -9,31 +10,41 @@
 namespace scant::python {
 namespace {
 
-std::optional<DType> dtype_of(nb::dlpack::dtype type) {
-  if (type.lanes != 1) return std::nullopt;
+DType of_bits(nb::dlpack::dtype type, std::initializer_list<DType> reducible, const char* prefix) {
+  for (const DType dtype : reducible) {
+    if (size_bytes(dtype) * 8 == type.bits) return dtype;
+  }
+  return moved_dtype(prefix + std::to_string(type.bits));
+}
+
+DType dtype_of(nb::dlpack::dtype type) {
+  if (type.lanes != 1) return moved_dtype("other");
   using Code = nb::dlpack::dtype_code;
   switch (static_cast<Code>(type.code)) {
     case Code::Float:
-      if (type.bits == 16) return DType::f16;
-      if (type.bits == 32) return DType::f32;
-      if (type.bits == 64) return DType::f64;
-      return std::nullopt;
+      return of_bits(type, {DType::f16, DType::f32, DType::f64}, "float");
     case Code::Bfloat:
-      if (type.bits == 16) return DType::bf16;
-      return std::nullopt;
+      return of_bits(type, {DType::bf16}, "bfloat");
     case Code::Int:
-      if (type.bits == 8) return DType::i8;
-      if (type.bits == 32) return DType::i32;
-      if (type.bits == 64) return DType::i64;
-      return std::nullopt;
+      return of_bits(type, {DType::i8, DType::i32, DType::i64}, "int");
     case Code::UInt:
-      if (type.bits == 8) return DType::u8;
-      return std::nullopt;
+      return of_bits(type, {DType::u8}, "uint");
     case Code::Bool:
-      if (type.bits == 8) return DType::boolean;
-      return std::nullopt;
+      return of_bits(type, {DType::boolean}, "bool");
+    case Code::Complex:
+      return of_bits(type, {}, "complex");
+    case Code::Float8_E4M3FN:
+      return moved_dtype("float8_e4m3fn");
+    case Code::Float8_E4M3FNUZ:
+      return moved_dtype("float8_e4m3fnuz");
+    case Code::Float8_E5M2:
+      return moved_dtype("float8_e5m2");
+    case Code::Float8_E5M2FNUZ:
+      return moved_dtype("float8_e5m2fnuz");
+    case Code::Float8_E8M0FNU:
+      return moved_dtype("float8_e8m0fnu");
     default:
-      return std::nullopt;
+      return moved_dtype("other");
   }
 }
 
@@ -49,12 +60,11 @@ bool contiguous(const Array& array) {
   return true;
 }
 
-// (address, bytes, dtype code or -1, contiguous)
+// (address, bytes, dtype code, contiguous)
 template <typename Array>
 nb::tuple describe(const Array& array) {
-  const auto dtype = dtype_of(array.dtype());
   return nb::make_tuple(reinterpret_cast<uintptr_t>(array.data()), array.nbytes(),
-                        dtype ? static_cast<int>(*dtype) : -1, contiguous(array));
+                        static_cast<int>(dtype_of(array.dtype())), contiguous(array));
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ struct How {
 };
 
 DType dtype_from(int dtype) {
-  if (dtype < 0 || dtype >= kDTypeCount) {
+  if (!is_dtype(dtype)) {
     raise({.code = ErrorCode::invalid_argument, .message = "dtype: no such code"}, kNoRank);
   }
   return static_cast<DType>(dtype);

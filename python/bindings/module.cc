@@ -34,6 +34,13 @@ nb::list names(int count) {
   return result;
 }
 
+nb::dict moved_dtypes() {
+  nb::dict result;
+  for (int code = kMovedDTypeFirst; code < kMovedDTypeFirst + moved_dtype_count(); ++code)
+    result[name(static_cast<DType>(code))] = code;
+  return result;
+}
+
 }  // namespace
 }  // namespace scant::python
 
@@ -45,6 +52,7 @@ NB_MODULE(_scant, module) {
   nb::set_leak_warnings(false);
   module.attr("commit") = std::string(base::commit());
   module.attr("dtype_names") = names<DType>(kDTypeCount);
+  module.attr("moved_dtypes") = moved_dtypes();
   module.attr("reduce_op_names") = names<ReduceOp>(kReduceOpCount);
   module.attr("any_source") = kAnySource;
   module.attr("no_rank") = kNoRank;

@@ -5,6 +5,7 @@ from typing import Any
 
 commit: str
 dtype_names: list[str]
+moved_dtypes: dict[str, int]
 reduce_op_names: list[str]
 any_source: int
 no_rank: int

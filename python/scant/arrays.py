@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from scant import _scant
-from scant.codes import DType, ReduceOp
+from scant.codes import ReduceOp
 from scant.errors import InvalidArgument
 
-__all__ = ["dtype_name", "empty_stack", "movable", "op_code", "reducible", "view"]
+__all__ = ["dtype_name", "empty_stack", "op_code", "reducible", "view"]
 
 _OP_NAMES = {op.name.lower(): op for op in ReduceOp} | {
     "avg": ReduceOp.AVERAGE,
@@ -21,7 +21,7 @@ _OP_NAMES = {op.name.lower(): op for op in ReduceOp} | {
 
 
 def view(array: Any, name: str, write: bool) -> tuple[int, int, int]:
-    """(address, bytes, dtype code or -1) of a contiguous array."""
+    """(address, bytes, dtype code) of a contiguous array."""
     try:
         address, nbytes, dtype, contiguous = (
             _scant.write_view(array) if write else _scant.read_view(array)
@@ -52,18 +52,13 @@ def op_code(op: ReduceOp | str) -> int:
 
 
 def reducible(dtype: int, array: Any, name: str) -> int:
-    if dtype < 0:
+    if dtype >= len(_scant.dtype_names):
         names = ", ".join(_scant.dtype_names)
         raise InvalidArgument(
             f"{name} has dtype {getattr(array, 'dtype', '?')}, which cannot be reduced; "
             f"these can: {names}"
         )
     return dtype
-
-
-def movable(dtype: int) -> int:
-    # What is only moved may have any dtype: it travels as bytes.
-    return int(DType.U8) if dtype < 0 else dtype
 
 
 def empty_stack(count: int, like: Any) -> Any:
@@ -74,4 +69,6 @@ def empty_stack(count: int, like: Any) -> Any:
 
 
 def dtype_name(dtype: int) -> str:
-    return _scant.dtype_names[dtype] if dtype >= 0 else "other"
+    if dtype < len(_scant.dtype_names):
+        return _scant.dtype_names[dtype]
+    return next(name for name, code in _scant.moved_dtypes.items() if code == dtype)

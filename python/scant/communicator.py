@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from scant import _scant, environment, lifetime, rendezvous
-from scant.arrays import dtype_name, empty_stack, movable, op_code, reducible, view
+from scant.arrays import dtype_name, empty_stack, op_code, reducible, view
 from scant.codes import ReduceOp
 from scant.errors import Closed, InvalidArgument
 
@@ -171,7 +171,7 @@ class _Collectives:
         self._root(root)
         address, nbytes, dtype = view(array, "array", self.rank != root)
         work = self._native().broadcast(
-            address, nbytes, movable(dtype), root, self._group, timeout or 0.0, array
+            address, nbytes, dtype, root, self._group, timeout or 0.0, array
         )
         return self._end(work, array, async_op)
 
@@ -193,7 +193,7 @@ class _Collectives:
             out = empty_stack(self.size, array)
         parts = self._parts(out, "out", True)
         work = self._native().all_gather(
-            address, nbytes, parts, movable(dtype), self._group, timeout or 0.0, (array, out)
+            address, nbytes, parts, dtype, self._group, timeout or 0.0, (array, out)
         )
         return self._end(work, out, async_op)
 
@@ -242,7 +242,7 @@ class _Collectives:
                 out = empty_stack(self.size, array)
             parts = self._parts(out, "out", True)
         work = self._native().gather(
-            address, nbytes, parts, movable(dtype), root, self._group, timeout or 0.0, (array, out)
+            address, nbytes, parts, dtype, root, self._group, timeout or 0.0, (array, out)
         )
         return self._end(work, out, async_op)
 
@@ -263,7 +263,7 @@ class _Collectives:
             parts,
             address,
             nbytes,
-            movable(dtype),
+            dtype,
             root,
             self._group,
             timeout or 0.0,
@@ -285,7 +285,7 @@ class _Collectives:
         first = arrays[0] if isinstance(arrays, (list, tuple)) else arrays
         dtype = view(first, "arrays", False)[2]
         work = self._native().all_to_all(
-            sources, targets, movable(dtype), self._group, timeout or 0.0, (arrays, out)
+            sources, targets, dtype, self._group, timeout or 0.0, (arrays, out)
         )
         return self._end(work, out, async_op)
 
@@ -302,7 +302,7 @@ class _Collectives:
         self._root(peer, "peer")
         address, nbytes, dtype = view(array, "array", False)
         work = self._native().send(
-            address, nbytes, movable(dtype), peer, tag, self._group, timeout or 0.0, array
+            address, nbytes, dtype, peer, tag, self._group, timeout or 0.0, array
         )
         return self._end(work, array, async_op)
 
@@ -319,7 +319,7 @@ class _Collectives:
         source = _scant.any_source if peer is None else self._root(peer, "peer")
         address, nbytes, dtype = view(array, "array", True)
         work = self._native().recv(
-            address, nbytes, movable(dtype), source, tag, self._group, timeout or 0.0, array
+            address, nbytes, dtype, source, tag, self._group, timeout or 0.0, array
         )
         return self._end(work, array, async_op)
 

@@ -1,7 +1,48 @@
 // Sizes and names of element types and reductions.
 #include "scant/types.h"
 
+#include <iterator>
+
 namespace scant {
+namespace {
+
+// Numbered from kMovedDTypeFirst in this order, which the wire carries (docs/wire.md): append only.
+struct MovedDType {
+  const char* name;
+  size_t size_bytes;
+};
+constexpr MovedDType kMovedDTypes[] = {
+    {"other", 1},          {"int16", 2},
+    {"uint16", 2},         {"uint32", 4},
+    {"uint64", 8},         {"complex32", 4},
+    {"complex64", 8},      {"complex128", 16},
+    {"float8_e4m3fn", 1},  {"float8_e4m3fnuz", 1},
+    {"float8_e5m2", 1},    {"float8_e5m2fnuz", 1},
+    {"float8_e8m0fnu", 1}, {"float4_e2m1fn_x2", 1},
+};
+
+const MovedDType* find_moved(DType dtype) {
+  const int index = static_cast<int>(dtype) - kMovedDTypeFirst;
+  return index >= 0 && index < moved_dtype_count() ? &kMovedDTypes[index] : nullptr;
+}
+
+}  // namespace
+
+int moved_dtype_count() { return static_cast<int>(std::size(kMovedDTypes)); }
+
+DType moved_dtype(std::string_view name) {
+  int code = kMovedDTypeFirst;
+  for (const MovedDType& type : kMovedDTypes) {
+    if (name == type.name) return static_cast<DType>(code);
+    ++code;
+  }
+  return static_cast<DType>(kMovedDTypeFirst);
+}
+
+bool is_dtype(int code) {
+  return (code >= 0 && code < kDTypeCount) ||
+         (code >= kMovedDTypeFirst && code < kMovedDTypeFirst + moved_dtype_count());
+}
 
 size_t size_bytes(DType dtype) {
   switch (dtype) {
@@ -19,7 +60,8 @@ size_t size_bytes(DType dtype) {
     case DType::boolean:
       return 1;
   }
-  return 0;
+  const MovedDType* moved = find_moved(dtype);
+  return moved != nullptr ? moved->size_bytes : 0;
 }
 
 const char* name(DType dtype) {
@@ -43,7 +85,8 @@ const char* name(DType dtype) {
     case DType::boolean:
       return "boolean";
   }
-  return "unknown";
+  const MovedDType* moved = find_moved(dtype);
+  return moved != nullptr ? moved->name : "unknown";
 }
 
 const char* name(ReduceOp op) {

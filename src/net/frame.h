@@ -30,7 +30,7 @@ enum class FrameType : uint8_t {
 // What a rank believes it called; both sides of a mismatch can be named from it.
 struct CallDescriptor {
   uint8_t kind = 0;       // sync::OpKind
-  uint8_t dtype = 0;      // scant::DType
+  uint8_t dtype = 0;      // scant::DType, moved types included
   uint8_t reduce = 0;     // scant::ReduceOp, 0 where none
   uint8_t algorithm = 0;  // sync::Algorithm
   uint16_t root = 0;      // group rank, 0 where none

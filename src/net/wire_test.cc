@@ -9,6 +9,7 @@
 #include <dirent.h>
 #include <fstream>
 #include <gtest/gtest.h>
+#include <set>
 #include <sodium.h>
 #include <sstream>
 #include <sys/socket.h>
@@ -91,6 +92,30 @@ std::string hex(Bytes bytes) {
 
 TEST(Wire, TheFrameOfTheDocumentIsTheFrameOfTheCode) {
   EXPECT_EQ(hex(bytes_of(block_after("<!-- example: frame -->"))), hex(encoded_example()));
+}
+
+TEST(Wire, TheElementTypesOfTheDocumentAreThoseOfTheCode) {
+  std::ifstream file(SCANT_WIRE_DOCUMENT);
+  std::string line;
+  while (std::getline(file, line) && line != "<!-- table: dtypes -->") continue;
+  for (int head = 0; head < 3; ++head) std::getline(file, line);
+  std::set<int> listed;
+  while (std::getline(file, line) && line.starts_with("| ")) {
+    std::istringstream row(line);
+    char bar = 0;
+    int code = -1;
+    std::string name;
+    size_t size = 0;
+    row >> bar >> code >> bar >> name >> bar >> size;
+    listed.insert(code);
+    EXPECT_EQ(name, scant::name(static_cast<DType>(code))) << line;
+    EXPECT_EQ(size, size_bytes(static_cast<DType>(code))) << line;
+    if (code >= kMovedDTypeFirst) {
+      EXPECT_EQ(static_cast<int>(moved_dtype(name)), code) << line;
+    }
+  }
+  for (int code = 0; code < 256; ++code) EXPECT_EQ(listed.contains(code), is_dtype(code)) << code;
+  EXPECT_EQ(moved_dtype("float128"), moved_dtype("other"));
 }
 
 TEST(Wire, TheFrameOfTheDocumentDecodes) {

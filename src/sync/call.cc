@@ -190,6 +190,8 @@ class Validator {
   }
 
   void check_elements() {
+    if (!is_dtype(static_cast<int>(call_.dtype)))
+      return fail("dtype " + std::to_string(static_cast<int>(call_.dtype)) + " is not known");
     const size_t element = size_bytes(call_.dtype);
     const auto check = [&](const char* argument, size_t bytes) {
       if (bytes % element != 0) {

@@ -102,8 +102,8 @@ std::string describe(const net::CallDescriptor& call, bool with_algorithm) {
                          : "unknown operation " + std::to_string(call.kind);
   if (kind != OpKind::barrier) {
     text += " of " + with_commas(call.bytes) + " bytes ";
-    text += call.dtype < kDTypeCount ? name(static_cast<DType>(call.dtype))
-                                     : "dtype " + std::to_string(call.dtype);
+    text += is_dtype(call.dtype) ? name(static_cast<DType>(call.dtype))
+                                 : "dtype " + std::to_string(call.dtype);
   }
   if (has_reduce(kind)) {
     text += ' ';

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from scant import _scant
 from scant.codes import DType, ReduceOp
 from scant.errors import InvalidArgument, Unsupported
 
@@ -57,8 +58,12 @@ def reducible(tensor: torch.Tensor, op: int) -> int:
 
 
 def movable(tensor: torch.Tensor) -> int:
-    """The element code for moving without arithmetic; unknown elements travel as bytes."""
-    return REDUCIBLE.get(tensor.dtype, int(DType.U8))
+    """The element code for moving without arithmetic; ranks that disagree on it are told."""
+    code = REDUCIBLE.get(tensor.dtype)
+    if code is None:
+        name = str(tensor.dtype).removeprefix("torch.")
+        code = _scant.moved_dtypes.get(name, _scant.moved_dtypes["other"])
+    return code
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

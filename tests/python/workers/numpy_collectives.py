@@ -171,6 +171,20 @@ def case_groups() -> None:
         comm.group([(RANK + 1) % SIZE] if SIZE > 1 else [], "other")
 
 
+def case_types_that_only_move_must_agree() -> None:
+    for name in ("int16", "uint32", "complex64"):
+        mine = np.full(3, RANK + 1, name)
+        comm.broadcast(mine, 0)
+        assert (mine == 1).all()
+    if SIZE == 1:
+        return
+    group = comm.group(list(range(SIZE)), "moved types")
+    mine = np.ones(4, np.complex64) if RANK == 0 else np.ones(16, np.int16)
+    with raises(scant.Mismatch, "32 bytes complex64", "32 bytes int16"):
+        group.broadcast(mine, 0)
+        group.barrier()
+
+
 def case_other_buffers() -> None:
     data = bytearray(b"%d" % RANK * 4)
     comm.broadcast(data, 0)

@@ -489,6 +489,12 @@ def case_ranks_that_disagree_get_an_error() -> None:
         dtype = dtypes[RANK % 2] if dtypes else torch.float32
         with raises(scant.Mismatch):
             dist.all_reduce(torch.ones(count, dtype=dtype), group=group)
+    for moved in ((torch.int16, torch.uint16), (torch.float8_e4m3fn, torch.float8_e5m2)):
+        group = dist.new_group()
+        names = [str(dtype).removeprefix("torch.") for dtype in moved]
+        with raises(scant.Mismatch, *names):
+            dist.broadcast(torch.ones(4).to(moved[RANK % 2]), 0, group=group)
+            dist.barrier(group)
     group = dist.new_group()
     with raises(scant.Mismatch):
         if RANK == 0:
