@@ -96,6 +96,9 @@ class Communicator {
   // Every member calls it with the same ordered member list and the same key; no message is
   // exchanged. A rank that is not in `members` must not call it.
   Result<GroupId> make_group(const std::vector<Rank>& members, std::string_view key);
+  // Frees what this rank keeps for the group; what is pending in it fails with `closed`, here and
+  // on its other members. A member that is done may release it while others are not.
+  Result<void> release_group(GroupId group);
 
   // Roots and peers are ranks within the call's group. "parts" are one buffer for each rank of the
   // group.

@@ -162,6 +162,15 @@ class PythonCommunicator {
     return group;
   }
 
+  // An abandoned communicator, and one in a new epoch, has freed it already.
+  void release_group(GroupId group) {
+    const auto twin = callback_groups_.find(group);
+    if (twin == callback_groups_.end()) return;
+    static_cast<void>(communicator_->release_group(twin->second));
+    static_cast<void>(communicator_->release_group(group));
+    callback_groups_.erase(twin);
+  }
+
   // A new epoch has new ranks and no groups but the world.
   void renumber() {
     rank_ = communicator_->rank();
@@ -219,6 +228,7 @@ void bind_life(Class& cls) {
   cls.def_prop_ro("epoch", [](const PythonCommunicator& self) { return self.get().epoch(); });
   cls.def("peers", &peer_list);
   cls.def("make_group", &PythonCommunicator::make_group, nb::arg("members"), nb::arg("key"));
+  cls.def("release_group", &PythonCommunicator::release_group, nb::arg("group"));
   cls.def(
       "shrink",
       [](PythonCommunicator& self, double timeout_s) {

@@ -372,6 +372,18 @@ TEST_F(BadFrames, AHeartbeatWithAPayload) {
 }
 
 // Somebody else answers at the address of rank 0, say after a restart of the machine.
+// Its owner may know by others that the peer is lost: then no poll judged its silence here.
+TEST(Closing, DoesNotWaitForAPeerThatIsSilentLongerThanItsTimeout) {
+  Ranks ranks(2);
+  ranks.start(0);
+  ranks.start(1);
+  ranks.join();
+  ASSERT_TRUE(ranks.up(0) && ranks.up(1));
+  const auto limit = std::chrono::steady_clock::now() + 60s;
+  ranks[0].close(ranks[0].now() + 120s);  // rank 1 is never polled: as if stopped
+  EXPECT_LT(std::chrono::steady_clock::now(), limit);
+}
+
 TEST(Impostors, AnAcceptorWithoutTheSecretIsNotBelieved) {
   MemoryStore store;
   auto listener = listen_tcp("127.0.0.1", 0);

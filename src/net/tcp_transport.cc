@@ -376,6 +376,8 @@ void TcpTransport::drain_goodbyes(Time deadline) {
     void on_sent(uint64_t) override {}
     void on_peer_down(Rank, const Error&) override {}
   } discard;
+  const int64_t judge_ms = std::clamp<int64_t>(
+      std::chrono::ceil<std::chrono::milliseconds>(peer_timeout_).count() / 10, 1, 1000);
   for (;;) {
     bool open = false;
     for (size_t r = 0; r < peers_.size(); ++r) {
@@ -385,7 +387,9 @@ void TcpTransport::drain_goodbyes(Time deadline) {
         const auto written = lane.flush(kUnlimited, sent_);
         if (written && lane.queued_bytes() == 0) shutdown(lane.fd(), SHUT_WR);
         const auto progress = lane.read(static_cast<Rank>(r), discard, kReadBudget);
-        if (!written || !progress || progress.value().ended) {
+        if (progress && progress.value().bytes > 0) peer.liveness.on_heard(now());
+        // The owner may have heard of a loss from others before this rank judged it itself.
+        if (!written || !progress || progress.value().ended || peer.liveness.lost(now())) {
           close_lanes(peer);
           break;
         }
@@ -398,7 +402,7 @@ void TcpTransport::drain_goodbyes(Time deadline) {
     std::array<epoll_event, kEventsMax> events;
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - at).count();
     const int count = epoll_wait(epoll_.get(), events.data(), kEventsMax,
-                                 static_cast<int>(std::min<int64_t>(left, 1000)));
+                                 static_cast<int>(std::min<int64_t>(left, judge_ms)));
     for (int i = 0; i < count; ++i) {
       const uint64_t key = events[static_cast<size_t>(i)].data.u64;
       if (key == kEventKey) {

@@ -308,6 +308,14 @@ Result<GroupId> Communicator::make_group(const std::vector<Rank>& members, std::
   return id;
 }
 
+Result<void> Communicator::release_group(GroupId group) {
+  const auto outcome = std::make_shared<Result<void>>();
+  Impl* impl = impl_.get();
+  Result<void> ran = impl->run_on_io_thread(
+      [impl, group, outcome] { *outcome = impl->engine.release_group(group); }, 30s);
+  return ran ? *outcome : ran;
+}
+
 Result<std::vector<Rank>> Communicator::shrink(Duration timeout) {
   if (impl_->in_child()) return closed("the communicator belongs to the parent process");
   struct Shared {

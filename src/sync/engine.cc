@@ -23,9 +23,8 @@ constexpr uint32_t kAgreementLead = 32;
 
 // Whether an outcome that this collective needs is still to come.
 bool held(const Group& group, uint32_t sequence) {
-  return std::any_of(
-      group.preludes.begin(), group.preludes.end(),
-      [sequence](const Prelude& p) { return p.from <= sequence && !p.ended; });
+  return std::any_of(group.preludes.begin(), group.preludes.end(),
+                     [sequence](const Prelude& p) { return p.from <= sequence && !p.ended; });
 }
 
 base::Counter& outcome_counter(OpKind kind, const std::optional<Error>& error) {

@@ -49,6 +49,8 @@ class Engine final : public net::TransportSink {
 
   Result<void> add_group(GroupId group,
                          const std::vector<Rank>& members);  // world ranks of this epoch
+  // Fails what is pending in it; what still arrives for it is dropped. Not the world's group.
+  Result<void> release_group(GroupId group);
   // Validates, starts at once; `done` may be called from inside.
   void submit(Time now, Call call, Done done);
 

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/counters.h"
@@ -54,10 +55,10 @@ struct Group {
   std::vector<Rank> rank_of;   // by station; kNoRank: no member
   Rank rank = kNoRank;         // this rank's
   CostModel model;
-  uint32_t next_sequence = 0;        // of the next collective submitted
-  uint32_t next_start = 0;           // of the next collective that begins
-  std::deque<Operation*> deferred;   // null: ended while it waited
-  std::deque<Prelude> preludes;      // whose outcome some collective has yet to take
+  uint32_t next_sequence = 0;       // of the next collective submitted
+  uint32_t next_start = 0;          // of the next collective that begins
+  std::deque<Operation*> deferred;  // null: ended while it waited
+  std::deque<Prelude> preludes;     // whose outcome some collective has yet to take
   std::optional<Error> prelude_error;
   std::optional<Error> lost;       // the first member lost, not merely closed
   std::optional<Error> told_lost;  // a loss that another member told of
@@ -218,6 +219,7 @@ struct Engine::Impl {
   void fail(Operation& op, Error error, Notify notify, Rank except = kNoRank);
   void notify_failure(const Operation& op, const Error& error, Notify notify, Rank except);
   void drop_early(const OpKey& key);
+  void release(Early& heard);
   void drop_work(Operation& op);
   void mismatch(Operation& op, Rank station, const net::FrameHeader& theirs, const char* detail);
   void refuse_late(Rank station, const net::FrameHeader& theirs, const HistoryRecord& mine);
@@ -234,6 +236,7 @@ struct Engine::Impl {
   [[nodiscard]] std::string rank_name(Rank station) const;
 
   // epoch.cc
+  Result<void> release_group(GroupId id);
   Result<void> add_group(GroupId id, const std::vector<Rank>& stations);
   void begin_shrink(Time deadline, ShrinkDone done);
   void on_proposal(Rank station, Bytes payload);
@@ -268,6 +271,7 @@ struct Engine::Impl {
   std::vector<std::unique_ptr<Peer>> peers;  // by station
   std::vector<Rank> pending;
   std::map<GroupId, std::unique_ptr<Group>> groups;
+  std::unordered_set<GroupId> released;                // of this epoch: what comes for them is late
   std::vector<std::unique_ptr<Operation>> operations;  // all that were ever made
   std::vector<Operation*> free_operations;
   std::vector<Operation*> in_flight;

@@ -197,6 +197,46 @@ TEST(Engine, CostParametersAreAgreedAndUsedFromAFixedSequence) {
   }
 }
 
+TEST(Engine, AReleasedGroupFailsWhatIsPendingAndDropsWhatStillComes) {
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    FakeNetwork network(seed, 3);
+    for (Rank rank = 0; rank < 3; ++rank) {
+      ASSERT_TRUE(network.engine(rank).add_group(7, everyone(3)));
+    }
+    ExerciseSpec spec;
+    spec.size = 3;
+    spec.elements = 1 + seed * 40;
+    ExerciseRun ended(network, spec, 7, everyone(3));
+    ExerciseRun pending(network, spec, 7, everyone(3));
+    for (size_t rank = 0; rank < 3; ++rank) ended.submit(rank);
+    network.settle();
+    for (size_t rank = 0; rank < 2; ++rank) pending.submit(rank);
+    for (uint64_t steps = network.rng().below(20); steps > 0; --steps) network.step();
+    ASSERT_TRUE(network.engine(0).release_group(7));
+    EXPECT_FALSE(network.engine(0).release_group(7));
+    EXPECT_FALSE(network.engine(0).release_group(kWorldGroup));
+    network.settle();
+    pending.submit(2);
+    network.settle();
+    for (size_t rank = 0; rank < 3; ++rank) {
+      ASSERT_TRUE(pending.outcome(rank).done) << "rank " << rank;
+      EXPECT_EQ(pending.outcome(rank).result.error().code, ErrorCode::closed);
+    }
+    for (Rank rank = 1; rank < 3; ++rank) ASSERT_TRUE(network.engine(rank).release_group(7));
+    network.settle();
+    for (Rank rank = 0; rank < 3; ++rank) {
+      EXPECT_EQ(network.engine(rank).early_operations(), 0U) << "rank " << rank;
+    }
+    ExerciseRun other(network, spec, kWorldGroup, everyone(3));
+    for (size_t rank = 0; rank < 3; ++rank) other.submit(rank);
+    network.settle();
+    EXPECT_TRUE(other.outcome(0).result.ok());
+    expect_clean(network);
+    if (HasFailure()) return;
+  }
+}
+
 TEST(Engine, ADeferredOperationHasItsDeadline) {
   EngineOptions options;
   options.agree_first = 1;

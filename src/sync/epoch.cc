@@ -41,6 +41,22 @@ Result<void> Engine::Impl::add_group(GroupId id, const std::vector<Rank>& statio
   return {};
 }
 
+Result<void> Engine::Impl::release_group(GroupId id) {
+  const Group* group = find_group(id);
+  if (group == nullptr || id == kWorldGroup) {
+    return Error{ErrorCode::invalid_argument, 0, kNoRank,
+                 "group " + std::to_string(id) + " cannot be released"};
+  }
+  const Error error{ErrorCode::closed, 0, kNoRank, "its group was released"};
+  for (Operation* op : by_age()) {
+    if (op->group == group) fail(*op, error, Notify::group);
+  }
+  for (Early& heard : early.take_group(id)) release(heard);
+  groups.erase(id);
+  released.insert(id);
+  return {};
+}
+
 void Engine::Impl::begin_shrink(Time deadline, ShrinkDone done) {
   if (membership.shrinking()) {
     shrink_outcomes.emplace_back(
@@ -127,12 +143,7 @@ void Engine::Impl::end_shrink(Result<std::vector<Rank>> outcome) {
 }
 
 void Engine::Impl::clear_early() {
-  for (Early& heard : early.take_all()) {
-    for (HeldFrame& frame : heard.frames) {
-      unexpected_bytes -= frame.header.length;
-      release(frame);
-    }
-  }
+  for (Early& heard : early.take_all()) release(heard);
 }
 
 void Engine::Impl::enter_epoch() {
@@ -158,6 +169,7 @@ void Engine::Impl::enter_epoch() {
   }
   clear_early();
   groups.clear();
+  released.clear();
   SCANT_CHECK(add_group(kWorldGroup, station_of).ok());
   end_shrink(std::move(survivors));
   std::vector<HeldFrame> held = std::exchange(future, {});

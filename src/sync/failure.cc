@@ -83,9 +83,11 @@ void Engine::Impl::fail(Operation& op, Error error, Notify notify, Rank except) 
 }
 
 void Engine::Impl::drop_early(const OpKey& key) {
-  std::optional<Early> heard = early.take(key);
-  if (!heard) return;
-  for (HeldFrame& frame : heard->frames) {
+  if (std::optional<Early> heard = early.take(key)) release(*heard);
+}
+
+void Engine::Impl::release(Early& heard) {
+  for (HeldFrame& frame : heard.frames) {
     unexpected_bytes -= frame.header.length;
     release(frame);
   }
@@ -133,8 +135,8 @@ void Engine::Impl::mismatch(Operation& op, Rank station, const net::FrameHeader&
   const Rank rank = op.group->rank_of[static_cast<size_t>(station)];
   const net::CallDescriptor mine =
       rank == kNoRank ? op.descriptor : descriptor_for(op, rank, !they_send);
-  std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine) +
-                     ", as " + ordinal_text(op.key);
+  std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine) + ", as " +
+                     ordinal_text(op.key);
   if (*detail != '\0') {
     text += detail;
   } else if (agree(theirs.call, mine)) {

@@ -64,7 +64,19 @@ class EarlyTable {
     table_.erase(found);
     return early;
   }
-  // Empties the table; the caller returns buffers and charges.
+  // Both: the caller returns buffers and charges.
+  std::vector<Early> take_group(GroupId group) {
+    std::vector<Early> taken;
+    for (auto at = table_.begin(); at != table_.end();) {
+      if (at->first.group == group) {
+        taken.push_back(std::move(at->second));
+        at = table_.erase(at);
+      } else {
+        ++at;
+      }
+    }
+    return taken;
+  }
   std::vector<Early> take_all() {
     std::vector<Early> all;
     for (auto& [key, early] : table_) all.push_back(std::move(early));

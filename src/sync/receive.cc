@@ -191,7 +191,7 @@ Age Engine::Impl::age_of(const OpKey& key, Operation*& op) {
   op = find_active(key);
   if (op != nullptr) return Age::running;
   const Group* group = find_group(key.group);
-  if (group == nullptr) return Age::early;
+  if (group == nullptr) return released.contains(key.group) ? Age::late : Age::early;
   if (key.station != kNoRank) return age_of_message(key);
   if (key.sequence >= group->next_sequence) return Age::early;
   if (key.sequence < group->next_start) return Age::late;
@@ -379,9 +379,10 @@ void Engine::Impl::apply_cancel(Rank station, const OpKey& key, Error error) {
       return heard_of(key);
     case Age::late: {
       if (key.station != kNoRank || error.code != ErrorCode::mismatch) return;
-      Group& group = *find_group(key.group);
-      const HistoryRecord& past = group.history[key.sequence % kHistoryRecords];
-      if (past.sequence == key.sequence && !past.error) on_late_mismatch(group, error);
+      Group* group = find_group(key.group);
+      if (group == nullptr) return;  // released
+      const HistoryRecord& past = group->history[key.sequence % kHistoryRecords];
+      if (past.sequence == key.sequence && !past.error) on_late_mismatch(*group, error);
       return;
     }
   }
@@ -390,8 +391,9 @@ void Engine::Impl::apply_cancel(Rank station, const OpKey& key, Error error) {
 void Engine::Impl::deliver_late(Rank station, const FrameHeader& header) {
   counters.late.add();
   if ((header.flags & kFlagPointToPoint) != 0) return;
-  const Group& group = *find_group(header.group);
-  const HistoryRecord& past = group.history[header.operation % kHistoryRecords];
+  const Group* group = find_group(header.group);
+  if (group == nullptr) return;  // released
+  const HistoryRecord& past = group->history[header.operation % kHistoryRecords];
   if (past.sequence != header.operation) return;
   if (past.error) {
     // Whoever asks still waits, so our cancel did not reach it: its schedule differs from ours.

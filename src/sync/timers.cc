@@ -73,6 +73,11 @@ Result<void> Engine::add_group(GroupId group, const std::vector<Rank>& members) 
   return impl_->add_group(group, stations);
 }
 
+Result<void> Engine::release_group(GroupId group) {
+  Impl::Scope scope(*impl_);
+  return impl_->release_group(group);
+}
+
 void Engine::submit(Time now, Call call, Done done) {
   Impl::Scope scope(*impl_);
   impl_->now = now;

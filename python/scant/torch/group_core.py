@@ -134,8 +134,10 @@ class GroupCore(_TorchGroup):
 
     def shutdown(self) -> None:
         """Leave the group; the last group of a communicator closes it. Idempotent."""
-        base, self._base, self._raw = self._base, None, None
+        base, raw, self._base, self._raw = self._base, self._raw, None, None
         if base is not None:
+            if raw is not None:
+                raw.release_group(self.group_id)
             base.release(_EXIT_FLUSH_S)
 
     def abort(self) -> None:
