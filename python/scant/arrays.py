@@ -48,7 +48,10 @@ def op_code(op: ReduceOp | str) -> int:
         if found is None:
             raise InvalidArgument(f"op {op!r} is none of {', '.join(sorted(_OP_NAMES))}")
         return int(found)
-    return int(ReduceOp(op))
+    try:
+        return int(ReduceOp(op))
+    except ValueError as error:
+        raise InvalidArgument(f"op {op!r} is no ReduceOp") from error
 
 
 def reducible(dtype: int, array: Any, name: str) -> int:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from scant import _scant, environment, lifetime, rendezvous
-from scant.arrays import dtype_name, empty_stack, op_code, reducible, view
+from scant import _scant, checks, environment, lifetime, rendezvous
+from scant.arrays import empty_stack
 from scant.codes import ReduceOp
 from scant.errors import Closed, InvalidArgument
 
@@ -28,9 +28,10 @@ __all__ = ["Communicator", "Group", "Work"]
 class Work:
     """A handle on one operation. Its buffers must not be touched before it is done."""
 
-    def __init__(self, work: _scant.Work, result: Any) -> None:
+    def __init__(self, work: _scant.Work, result: Any, rank: int) -> None:
         self._work = work
         self._result = result
+        self._rank = rank
 
     def done(self) -> bool:
         """True when the operation has ended, well or not."""
@@ -42,9 +43,8 @@ class Work:
         Raises the operation's error (:class:`scant.Error`). With ``timeout`` in seconds, raises
         :class:`scant.Timeout` when that passes first; the operation itself goes on.
         """
-        if timeout is not None and timeout <= 0:
-            raise InvalidArgument(f"timeout must be positive, got {timeout}")
-        self._work.wait(timeout or 0.0)
+        limit = 0.0 if timeout is None else checks.seconds(timeout, "timeout", self._rank)
+        self._work.wait(limit)
         return self._result
 
     def exception(self) -> Exception | None:
@@ -58,39 +58,20 @@ class Work:
         return None if source < 0 else source
 
 
-class _Collectives:
+class _Collectives(checks.Checked):
     """The operations, shared by a communicator and its groups."""
 
     _raw: _scant.Communicator | None
     _group: int = 0
-    rank: int
-    size: int
 
     def _native(self) -> _scant.Communicator:
         if self._raw is None:
             raise Closed("the communicator was shut down", rank=self.rank)
         return self._raw
 
-    def _root(self, root: int, name: str = "root") -> int:
-        if not 0 <= root < self.size:
-            raise InvalidArgument(
-                f"{name} {root} is out of range: the group has ranks 0 to {self.size - 1}",
-                rank=self.rank,
-            )
-        return root
-
-    def _same(self, a: tuple[int, int, int], b: tuple[int, int, int], text: str) -> None:
-        if a[1] != b[1] or a[2] != b[2]:
-            raise InvalidArgument(
-                f"{text} differ: {a[1]} bytes of {dtype_name(a[2])} and "
-                f"{b[1]} bytes of {dtype_name(b[2])}",
-                rank=self.rank,
-            )
-
-    @staticmethod
-    def _end(work: _scant.Work, result: Any, async_op: bool) -> Any:
+    def _end(self, work: _scant.Work, result: Any, async_op: bool) -> Any:
         if async_op:
-            return Work(work, result)
+            return Work(work, result, self.rank)
         work.wait()
         return result
 
@@ -109,18 +90,18 @@ class _Collectives:
         ``async_op`` is set; so do all operations.
         """
         target = array if out is None else out
-        target_view = view(target, "array" if out is None else "out", True)
-        source = target_view if out is None else view(array, "array", False)
+        target_view = self._view(target, "array" if out is None else "out", True)
+        source = target_view if out is None else self._view(array, "array", False)
         self._same(source, target_view, "array and out")
-        dtype = reducible(target_view[2], target, "array")
+        dtype = self._reducible(target_view[2], target, "array")
         work = self._native().all_reduce(
             source[0],
             target_view[0],
             target_view[1],
             dtype,
-            op_code(op),
+            self._op(op),
             self._group,
-            timeout or 0.0,
+            self._limit(timeout),
             (array, target),
         )
         return self._end(work, target, async_op)
@@ -139,27 +120,27 @@ class _Collectives:
 
         On other ranks ``out`` is not needed and the array keeps its values.
         """
-        self._root(root)
+        root = self._root(root)
         if self.rank == root:
             target = array if out is None else out
-            target_view = view(target, "array" if out is None else "out", True)
-            source = target_view if out is None else view(array, "array", False)
+            target_view = self._view(target, "array" if out is None else "out", True)
+            source = target_view if out is None else self._view(array, "array", False)
             self._same(source, target_view, "array and out")
             address = target_view[0]
         else:
             target = array
-            source = view(array, "array", False)
+            source = self._view(array, "array", False)
             address = 0
-        dtype = reducible(source[2], array, "array")
+        dtype = self._reducible(source[2], array, "array")
         work = self._native().reduce(
             source[0],
             address,
             source[1],
             dtype,
-            op_code(op),
+            self._op(op),
             root,
             self._group,
-            timeout or 0.0,
+            self._limit(timeout),
             (array, target),
         )
         return self._end(work, target, async_op)
@@ -168,10 +149,10 @@ class _Collectives:
         self, array: Any, root: int, *, async_op: bool = False, timeout: float | None = None
     ) -> Any:
         """Copy the root's array over everyone's."""
-        self._root(root)
-        address, nbytes, dtype = view(array, "array", self.rank != root)
+        root = self._root(root)
+        address, nbytes, dtype = self._view(array, "array", self.rank != root)
         work = self._native().broadcast(
-            address, nbytes, dtype, root, self._group, timeout or 0.0, array
+            address, nbytes, dtype, root, self._group, self._limit(timeout), array
         )
         return self._end(work, array, async_op)
 
@@ -188,12 +169,12 @@ class _Collectives:
         ``out`` is one array of ``size`` equal parts, or a list of ``size`` arrays, whose sizes may
         differ. Without it a new NumPy array of shape ``(size, *array.shape)`` is made.
         """
-        address, nbytes, dtype = view(array, "array", False)
+        address, nbytes, dtype = self._view(array, "array", False)
         if out is None:
             out = empty_stack(self.size, array)
         parts = self._parts(out, "out", True)
         work = self._native().all_gather(
-            address, nbytes, parts, dtype, self._group, timeout or 0.0, (array, out)
+            address, nbytes, parts, dtype, self._group, self._limit(timeout), (array, out)
         )
         return self._end(work, out, async_op)
 
@@ -210,16 +191,16 @@ class _Collectives:
 
         ``arrays`` is one array of ``size`` equal parts or a list of ``size`` arrays.
         """
-        address, nbytes, dtype = view(out, "out", True)
+        address, nbytes, dtype = self._view(out, "out", True)
         parts = self._parts(arrays, "arrays", False)
         work = self._native().reduce_scatter(
             parts,
             address,
             nbytes,
-            reducible(dtype, out, "out"),
-            op_code(op),
+            self._reducible(dtype, out, "out"),
+            self._op(op),
             self._group,
-            timeout or 0.0,
+            self._limit(timeout),
             (arrays, out),
         )
         return self._end(work, out, async_op)
@@ -234,15 +215,22 @@ class _Collectives:
         timeout: float | None = None,
     ) -> Any:
         """Collect everyone's array at ``root``; ``out`` as in :meth:`all_gather`, there only."""
-        self._root(root)
-        address, nbytes, dtype = view(array, "array", False)
+        root = self._root(root)
+        address, nbytes, dtype = self._view(array, "array", False)
         parts: list[tuple[int, int]] = []
         if self.rank == root:
             if out is None:
                 out = empty_stack(self.size, array)
             parts = self._parts(out, "out", True)
         work = self._native().gather(
-            address, nbytes, parts, dtype, root, self._group, timeout or 0.0, (array, out)
+            address,
+            nbytes,
+            parts,
+            dtype,
+            root,
+            self._group,
+            self._limit(timeout),
+            (array, out),
         )
         return self._end(work, out, async_op)
 
@@ -256,8 +244,8 @@ class _Collectives:
         timeout: float | None = None,
     ) -> Any:
         """Send part r of the root's ``arrays`` to rank r; ``arrays`` matters at the root only."""
-        self._root(root)
-        address, nbytes, dtype = view(out, "out", True)
+        root = self._root(root)
+        address, nbytes, dtype = self._view(out, "out", True)
         parts = self._parts(arrays, "arrays", False) if self.rank == root else []
         work = self._native().scatter(
             parts,
@@ -266,7 +254,7 @@ class _Collectives:
             dtype,
             root,
             self._group,
-            timeout or 0.0,
+            self._limit(timeout),
             (arrays, out),
         )
         return self._end(work, out, async_op)
@@ -283,9 +271,9 @@ class _Collectives:
         sources = self._parts(arrays, "arrays", False)
         targets = self._parts(out, "out", True)
         first = arrays[0] if isinstance(arrays, (list, tuple)) else arrays
-        dtype = view(first, "arrays", False)[2]
+        dtype = self._view(first, "arrays", False)[2]
         work = self._native().all_to_all(
-            sources, targets, dtype, self._group, timeout or 0.0, (arrays, out)
+            sources, targets, dtype, self._group, self._limit(timeout), (arrays, out)
         )
         return self._end(work, out, async_op)
 
@@ -299,10 +287,10 @@ class _Collectives:
         timeout: float | None = None,
     ) -> Any:
         """Send an array to a peer that receives it with the same tag."""
-        self._root(peer, "peer")
-        address, nbytes, dtype = view(array, "array", False)
+        peer, tag = self._root(peer, "peer"), self._tag(tag)
+        address, nbytes, dtype = self._view(array, "array", False)
         work = self._native().send(
-            address, nbytes, dtype, peer, tag, self._group, timeout or 0.0, array
+            address, nbytes, dtype, peer, tag, self._group, self._limit(timeout), array
         )
         return self._end(work, array, async_op)
 
@@ -317,15 +305,16 @@ class _Collectives:
     ) -> Any:
         """Receive into an array from a peer, or from any when ``peer`` is None."""
         source = _scant.any_source if peer is None else self._root(peer, "peer")
-        address, nbytes, dtype = view(array, "array", True)
+        tag = self._tag(tag)
+        address, nbytes, dtype = self._view(array, "array", True)
         work = self._native().recv(
-            address, nbytes, dtype, source, tag, self._group, timeout or 0.0, array
+            address, nbytes, dtype, source, tag, self._group, self._limit(timeout), array
         )
         return self._end(work, array, async_op)
 
     def barrier(self, *, async_op: bool = False, timeout: float | None = None) -> Any:
         """Wait until every rank of the group has come here."""
-        return self._end(self._native().barrier(self._group, timeout or 0.0), None, async_op)
+        return self._end(self._native().barrier(self._group, self._limit(timeout)), None, async_op)
 
     def _parts(self, arrays: Any, name: str, write: bool) -> list[tuple[int, int]]:
         if isinstance(arrays, (list, tuple)):
@@ -333,9 +322,9 @@ class _Collectives:
                 raise InvalidArgument(
                     f"{name} has {len(arrays)} arrays for {self.size} ranks", rank=self.rank
                 )
-            views = [view(item, f"{name}[{i}]", write) for i, item in enumerate(arrays)]
+            views = [self._view(item, f"{name}[{i}]", write) for i, item in enumerate(arrays)]
             return [(address, nbytes) for address, nbytes, _ in views]
-        address, nbytes, _ = view(arrays, name, write)
+        address, nbytes, _ = self._view(arrays, name, write)
         elements = getattr(arrays, "size", None)
         if nbytes % self.size or (isinstance(elements, int) and elements % self.size):
             raise InvalidArgument(
@@ -398,10 +387,7 @@ class Communicator(_Collectives, lifetime._Closable):
         rate_limit_bytes_per_second: int | None = None,
     ) -> None:
         self._raw = None
-        self.rank = rank
-        self.size = size
-        if size < 1 or not 0 <= rank < size:
-            raise InvalidArgument(f"rank {rank} is out of range for {size} ranks")
+        self.rank, self.size = rank, size = checks.rank_and_size(rank, size)
         given: dict[str, Any] = {
             "job": job,
             "address": address,
@@ -414,10 +400,7 @@ class Communicator(_Collectives, lifetime._Closable):
             "io_cpu": io_cpu,
             "rate_limit_bytes_per_second": rate_limit_bytes_per_second,
         }
-        options = {key: value for key, value in given.items() if value is not None}
-        for key, value in options.items():
-            if key.endswith("timeout") and value <= 0:
-                raise InvalidArgument(f"{key} must be positive, got {value}", rank=rank)
+        options = checks.options(given, rank)
         self._store = store  # rank 0 may host it; others still read while they connect
         patient = rendezvous.Patient(rendezvous.fresh(store, size), rank, size)
         self._raw = _scant.Communicator(patient, {**options, "rank": rank, "size": size})
@@ -460,7 +443,7 @@ class Communicator(_Collectives, lifetime._Closable):
         Every survivor calls it. Operations still in flight fail. Returns the survivors' old ranks.
         """
         native = self._native()
-        survivors = native.shrink(timeout)
+        survivors = native.shrink(checks.seconds(timeout, "timeout", self.rank))
         self.rank = native.rank
         self.size = native.size
         return survivors
