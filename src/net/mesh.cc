@@ -203,6 +203,7 @@ Result<void> Mesh::accept_all(const Fd& listener) {
     tune(fd.get(), from.ss_family);
     Candidate candidate;
     candidate.family = from.ss_family;
+    candidate.address = from.ss_family == AF_UNIX ? "unix socket" : peer_address(fd.get());
     candidate.fd = std::move(fd);
     candidate.handshake.emplace(Handshake::acceptor(options_.secret, options_.job, options_.rank,
                                                     static_cast<uint32_t>(world())));
@@ -269,7 +270,8 @@ Result<void> Mesh::feed(Candidate& candidate) {
     if (n < 0 && would_block()) return {};
     if (n <= 0) {
       if (candidate.outgoing) {
-        retry(candidate, "it closed the connection during the handshake");
+        retry(candidate,
+              "it closed the connection during the handshake, as it does to another secret");
       } else {
         refuse(candidate, "closed early");
       }
@@ -306,6 +308,8 @@ Result<void> Mesh::feed(Candidate& candidate) {
 
 void Mesh::refuse(Candidate& candidate, const char* reason) {
   refused_counter(reason).add();
+  ++refused_;
+  last_refused_ = candidate.address + ": " + reason;
   candidate.fd.close();
   candidate.dead = true;
 }
@@ -367,13 +371,7 @@ void Mesh::establish(Candidate& candidate) {
   if (peer.lanes[candidate.lane].fd.open()) return refuse(candidate, name(Refusal::duplicate));
   peer.lanes[candidate.lane] = {std::move(candidate.fd), candidate.family};
   --missing_lanes_;
-  if (candidate.outgoing) {
-    peer.address = candidate.address;
-  } else if (candidate.family == AF_UNIX) {
-    peer.address = "unix socket";
-  } else {
-    peer.address = peer_address(peer.lanes[candidate.lane].fd.get());
-  }
+  peer.address = candidate.address;
   candidate.dead = true;
 }
 
@@ -389,6 +387,12 @@ Error Mesh::not_connected(const std::string& verb) const {
     if (!last_failure_[r].empty()) detail = last_failure_[r];
   }
   if (detail.empty()) detail = "no connection of theirs arrived";
+  if (refused_ > 0) {
+    detail +=
+        "; " + std::to_string(refused_) +
+        (refused_ == 1 ? " connection was refused, " : " connections were refused, the last ") +
+        last_refused_;
+  }
   return missing_ranks(options_.rank, world(), absent, detail, verb);
 }
 

@@ -96,6 +96,8 @@ class Mesh {
   std::vector<Established::Peer> peers_;
   std::vector<Candidate> candidates_;
   std::vector<std::string> last_failure_;  // by rank, for the message when time is up
+  size_t refused_ = 0;                     // accepted connections, and the last one's address and
+  std::string last_refused_;               // reason, for the same message
   size_t missing_lanes_ = 0;
 };
 

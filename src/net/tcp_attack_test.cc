@@ -422,5 +422,26 @@ TEST(Impostors, AnAcceptorWithoutTheSecretIsNotBelieved) {
       << made.error().to_string();
 }
 
+TEST(WrongSecret, IsNamedWithItsAddressWhenTheStartTimesOut) {
+  MemoryStore store;
+  Foretold foretold(store, 2);
+  std::thread other([&store] {
+    RawPeer stranger(record_of(store, kJob, 0).port);
+    auto handshake = Handshake::connector(random_secret(), hash_job(kJob), {1, 0, 2, 0, 1});
+    stranger.write(handshake.start());
+    EXPECT_TRUE(stranger.closed_silently());
+  });
+  auto options = options_for(0, 2);
+  options.connect_timeout = 1s;
+  const auto made = TcpTransport::create(foretold, options);
+  other.join();
+  ASSERT_FALSE(made.ok());
+  EXPECT_EQ(made.error().code, ErrorCode::timeout);
+  EXPECT_EQ(made.error().peer, 1);
+  const std::string& message = made.error().message;
+  EXPECT_NE(message.find("; 1 connection was refused, 127.0.0.1:"), std::string::npos) << message;
+  EXPECT_NE(message.find(": hello without the job's secret"), std::string::npos) << message;
+}
+
 }  // namespace
 }  // namespace scant::net
