@@ -20,6 +20,7 @@ from scant.torch.tensors import (
     PREMUL_SUM,
     REDUCIBLE,
     as_real,
+    factor_for,
     parts_of,
     premultiplier,
     reducible,
@@ -85,12 +86,14 @@ class Reductions(GroupCore):
         timeout_s = self.timeout_of(opts if timeout is None else timeout)
         if len(tensors) == 1 and tensors[0].layout is not torch.strided:
             if factor is not None:
-                raise InvalidArgument("PREMUL_SUM is not defined for sparse tensors")
+                text = "PREMUL_SUM is not defined for sparse tensors"
+                raise InvalidArgument(text, rank=self._rank)
             return all_reduce_sparse(self, tensors[0], op, timeout_s)
         if factor is not None:
+            factors = [factor_for(tensor, factor, self._rank) for tensor in tensors]
             with torch.no_grad():
-                for tensor in tensors:
-                    tensor.mul_(factor)
+                for tensor, own in zip(tensors, factors, strict=True):
+                    tensor.mul_(own)
         gid = self.group_id
         native = self.native()
 
@@ -131,6 +134,7 @@ class Reductions(GroupCore):
         op, factor = premultiplier(opts.reduceOp)
         root = self._root(opts.rootRank)
         if factor is not None:
+            factor = factor_for(tensor, factor, self._rank)
             tensor = tensor.mul_(factor) if self._rank == root else tensor * factor
         native, gid, timeout_s = self.native(), self.group_id, self.timeout_of(opts)
 
@@ -227,7 +231,7 @@ class Reductions(GroupCore):
         reduce_op = dist.ReduceOp.SUM if opts is None else getattr(opts, "reduceOp", opts)
         op, factor = premultiplier(reduce_op)
         if factor is not None:
-            tensors = [tensor.detach() * factor for tensor in tensors]
+            tensors = [t.detach() * factor_for(t, factor, self._rank) for t in tensors]
         return op, tensors
 
     def _same_dtype(self, output: Tensor, inputs: Tensors) -> None:

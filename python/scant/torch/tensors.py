@@ -18,6 +18,7 @@ __all__ = [
     "as_real",
     "common_device",
     "dense",
+    "factor_for",
     "is_plain",
     "movable",
     "parts_of",
@@ -93,6 +94,19 @@ def premultiplier(op: Any) -> tuple[int, Any]:
     if code != PREMUL_SUM:
         return code, None
     return int(ReduceOp.SUM), op.__getstate__()[1]
+
+
+def factor_for(tensor: torch.Tensor, factor: Any, rank: int) -> Any:
+    """The factor of PREMUL_SUM as this tensor takes it: integers want whole ones."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return factor
+    value = factor.item() if isinstance(factor, torch.Tensor) and factor.numel() == 1 else factor
+    if tensor.dtype is torch.bool or not isinstance(value, (int, float)) or value % 1 != 0:
+        raise InvalidArgument(
+            f"PREMUL_SUM: a tensor of dtype {tensor.dtype} cannot be multiplied by {value}",
+            rank=rank,
+        )
+    return int(value)
 
 
 def common_device(tensors: Iterable[torch.Tensor]) -> torch.device:

@@ -181,8 +181,12 @@ def case_callbacks_submit_in_one_order_whenever_they_are_given() -> None:
         assert torch.equal(value.wait(), torch.full((300,), float(step * SIZE * SIZE))), step
 
 
-def case_ddp_builtin_hooks_fail_cleanly() -> None:
-    # The hooks written in C++ want a Future that Python cannot make; the same hooks in Python work.
+def case_ddp_builtin_hooks_work_or_fail_cleanly() -> None:
+    # The one that compresses wants a Future that Python cannot make; the same hook in Python works.
+    model = DDP(network())
+    model._register_builtin_comm_hook(dist.BuiltinCommHookType.ALLREDUCE)
+    train(model, 2, True)
+    all_equal(model)
     model = DDP(network())
     model._register_builtin_comm_hook(dist.BuiltinCommHookType.FP16_COMPRESS)
     with raises(RuntimeError, "TensorList"):
@@ -391,6 +395,26 @@ def case_asynchronous_checkpoint() -> None:
     dist.barrier()
     if RANK == 0:
         shutil.rmtree(directory)
+
+
+def case_premultiplied_sums_of_integers() -> None:
+    from torch._C._distributed_c10d import _make_nccl_premul_sum
+
+    tensor = torch.full((3,), 2, dtype=torch.int32)
+    dist.all_reduce(tensor, _make_nccl_premul_sum(3.0))
+    assert tensor.tolist() == [6 * SIZE] * 3
+    source, out = torch.full((SIZE,), 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    dist.reduce_scatter_tensor(out, source, _make_nccl_premul_sum(3.0))
+    assert out.item() == 6 * SIZE
+    half = _make_nccl_premul_sum(0.5)
+    for call in (
+        lambda: dist.all_reduce(tensor, half),
+        lambda: dist.reduce(tensor, 0, half),
+        lambda: dist.reduce_scatter_tensor(out, source, half),
+    ):
+        with raises(scant.InvalidArgument, "PREMUL_SUM", "torch.int", "0.5"):
+            call()
+    assert tensor.tolist() == [6 * SIZE] * 3
 
 
 def case_groups_name_their_devices() -> None:
