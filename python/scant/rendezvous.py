@@ -78,7 +78,7 @@ class Patient:
         self._next_s *= 2
         while self._next_s <= waited_s:
             self._next_s *= 2
-        names = self._missing(key)
+        names = self.names(self.absent(key))
         if names:
             print(
                 f"scant: rank {self._rank} waits for {names} of {self._size} "
@@ -87,8 +87,11 @@ class Patient:
                 flush=True,
             )
 
-    def _missing(self, key: str) -> str:
-        """Who has not left what the wait is for; empty when that has just changed."""
+    def absent(self, key: str) -> tuple[list[int], bool]:
+        """Who has not left what the wait is for, and whether there may be more.
+
+        Nobody when that has just changed.
+        """
         match = _OF_ONE_RANK.fullmatch(key)
         absent, cut = [0], False  # what bears no rank's number is published by rank 0
         if match is not None:
@@ -96,6 +99,14 @@ class Patient:
         elif key == "decision":  # rank 0 makes it of what the others leave
             others, cut = self._absent("member/", 1)
             absent = others or absent
+        elif key == "uid":  # of rank 0, which may itself be kept waiting before it came here
+            absent, cut = self._absent("here/", 0)
+        return absent, cut
+
+    @staticmethod
+    def names(found: tuple[list[int], bool]) -> str:
+        """ "rank 1", "ranks 1, 2 and perhaps more"; empty for nobody."""
+        absent, cut = found
         ranks = ", ".join(str(rank) for rank in absent)
         more = " and perhaps more" if cut else ""
         return f"rank{'s' if cut or len(absent) > 1 else ''} {ranks}{more}" if absent else ""

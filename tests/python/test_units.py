@@ -348,7 +348,7 @@ def test_waiting_at_the_start_is_said_and_names_who_is_missing(
 
 
 def test_waiting_at_the_start_ends_when_the_rank_comes(capsys: pytest.CaptureFixture[str]) -> None:
-    clocked = ClockedStore()
+    clocked = ClockedStore("here/1", "here/2", "here/3")
     clocked.arrivals = {112.0: "uid"}
     patient = rendezvous.Patient(clocked, 1, 4, clock=lambda: clocked.now)
     assert patient.get("uid", 300.0) == b"value"
@@ -370,6 +370,23 @@ def test_who_waits_for_a_decision_is_told_whose_part_is_missing(
             rendezvous.Patient(clocked, 1, 4, clock=lambda: clocked.now).get("decision", 15.0)
         said = capsys.readouterr().err
         assert said == f"scant: rank 1 waits for rank {missing} of 4 (10 s, until 15 s)\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "text", "peer"), [([], "ranks 0, 1 of 3", None), ([1], "rank 0 of 3", 0)]
+)
+def test_a_start_that_fails_names_all_who_are_missing(
+    there: list[int], text: str, peer: int | None
+) -> None:
+    dist = pytest.importorskip("torch.distributed")
+    from scant.torch.membership import open_group
+
+    shared = dist.HashStore()
+    for rank in there:
+        store.PrefixStore("scant/0/", store.adapt(shared)).set(f"here/{rank}", b"")
+    with pytest.raises(scant.Timeout, match=f"^{text} did not start within") as caught:
+        open_group(shared, 2, 3, 0.1, is_default=True, options={})
+    assert (caught.value.rank, caught.value.peer) == (2, peer)
 
 
 def test_many_missing_ranks_are_named_in_part(capsys: pytest.CaptureFixture[str]) -> None:
@@ -415,6 +432,29 @@ def test_cli_lab_needs_neither_torch_nor_numpy_nor_the_extension() -> None:
     result = run_cli("lab", "--help", block="torch numpy scant._scant")
     assert result.returncode == 0, result.stderr
     assert "--rate" in result.stdout
+
+
+def test_ctrl_c_while_the_command_loads_is_quiet() -> None:
+    # The subcommand's module is found by a finder that is interrupted as Ctrl-C would do it.
+    program = (
+        "import signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == {name!r}: signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from scant._console import main\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv[1:] = ['lab', '--check']\n"
+        "sys.exit(main())\n"
+    )
+    for name in ("scant.cli", "argparse", "scant.lab.cli", "scant.lab.netlink"):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(name=name)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), name
 
 
 def test_cli_env() -> None:

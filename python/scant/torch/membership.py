@@ -6,6 +6,7 @@ communicators it has; rank 0 picks one that all share and publishes the decision
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from typing import Any
@@ -60,6 +61,7 @@ def open_group(
         if base is not None:
             native = base.communicator._native()
             return base.acquire(), native.make_group(decision["members"], decision["key"])
+    fresh.set(f"here/{rank}", b"")
     if rank == 0:
         uid = uuid.uuid4().hex
         fresh.set("uid", uid.encode())
@@ -79,12 +81,19 @@ def open_group(
 def _from_rank(
     member: int, store: Store, key: str, rank: int, size: int, timeout_s: float
 ) -> bytes:
-    """What another rank publishes when it comes; names it when it does not."""
+    """What another rank publishes when it comes; names who has not come when it does not."""
+    patient = rendezvous.Patient(store, rank, size)
     try:
-        return rendezvous.Patient(store, rank, size).get(key, timeout_s)
+        return patient.get(key, timeout_s)
     except TimeoutError as error:
-        text = f"rank {member} of {size} did not start within {timeout_s:g} s"
-        raise Timeout(text, rank=rank, peer=member) from error
+        missing, more = [member], False
+        with contextlib.suppress(Exception):  # the store may be gone by now
+            missing, more = patient.absent(key)
+        missing = missing or [member]
+        names = patient.names((missing, more))
+        text = f"{names} of {size} did not start within {timeout_s:g} s"
+        only = missing[0] if len(missing) == 1 and not more else None
+        raise Timeout(text, rank=rank, peer=only) from error
 
 
 def _agree(store: Store, rank: int, size: int, timeout_s: float) -> dict[str, Any]:
