@@ -169,6 +169,10 @@ def case_groups() -> None:
     assert group.all_reduce(np.full(1, RANK))[0] == sum(members)
     with raises(scant.InvalidArgument, "is not in the group"):
         comm.group([(RANK + 1) % SIZE] if SIZE > 1 else [], "other")
+    group.release()
+    group.release()
+    with raises(scant.InvalidArgument, "does not exist"):
+        group.barrier()
 
 
 def case_types_that_only_move_must_agree() -> None:
