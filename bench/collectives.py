@@ -18,6 +18,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -189,6 +190,8 @@ def work(plan: dict[str, Any]) -> None:
 
     import scant.torch  # noqa: F401  (registers the backend)
 
+    # Newer torch deprecates names that older torch needs.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     groups = {"gloo": dist.group.WORLD, "scant": dist.new_group(backend="scant")}
