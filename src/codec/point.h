@@ -1,0 +1,49 @@
+// What a codec is: a point on the plane (density, kind of value), and the shape of the tensor that
+// it acts on. Plain values, shared by every part of the room; docs/record.md defines the numbers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace scant::codec {
+
+// How a value is written. q8 to q1 are codes of so many bits, with a scale for each group of 64.
+enum class ValueKind : uint8_t { f32, bf16, f16, q8, q4, q3, q2, q1 };
+inline constexpr int kValueKindCount = 8;
+[[nodiscard]] const char* name(ValueKind kind);
+[[nodiscard]] std::optional<ValueKind> value_kind(std::string_view name);
+[[nodiscard]] constexpr bool quantised(ValueKind kind) { return kind >= ValueKind::q8; }
+// Bits of one value, its share of a scale not counted.
+[[nodiscard]] constexpr unsigned bits(ValueKind kind) {
+  constexpr unsigned kBits[kValueKindCount] = {32, 16, 16, 8, 4, 3, 2, 1};
+  return kBits[static_cast<size_t>(kind)];
+}
+
+struct Point {
+  double density = 1.0;  // share of the elements that are sent; 1 is dense, without positions
+  ValueKind values = ValueKind::f32;
+  friend bool operator==(const Point&, const Point&) = default;
+};
+
+// A tensor as rows of `columns` elements; one of one dimension is a single row.
+struct Shape {
+  uint64_t rows = 1;
+  uint64_t columns = 0;
+  [[nodiscard]] constexpr uint64_t elements() const { return rows * columns; }
+  friend bool operator==(const Shape&, const Shape&) = default;
+};
+
+inline constexpr size_t kGroupElements = 64;          // share one scale
+inline constexpr size_t kQuadElements = 256;          // four groups, whose codes are interleaved
+inline constexpr uint32_t kDenseBlockElements = 4096;  // stays in the first-level cache
+inline constexpr uint32_t kSparseBlockElementsMax = 65536;  // what 16 bits can tell apart
+
+// Elements of a sparse block: whole rows where a row fits, else pieces of one.
+[[nodiscard]] constexpr uint32_t sparse_block_elements(uint64_t columns) {
+  if (columns == 0 || columns >= kSparseBlockElementsMax) return kSparseBlockElementsMax;
+  return static_cast<uint32_t>(kSparseBlockElementsMax / columns * columns);
+}
+
+}  // namespace scant::codec
