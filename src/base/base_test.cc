@@ -1,5 +1,6 @@
 // Buffers, queue, rng, counters, threads, checks and errors of base/.
 #include <array>
+#include <atomic>
 #include <bit>
 #include <csignal>
 #include <cstdint>
@@ -19,6 +20,7 @@
 #include "base/queue.h"
 #include "base/rng.h"
 #include "base/thread.h"
+#include "base/worker_pool.h"
 #include "scant/result.h"
 
 namespace scant::base {
@@ -152,6 +154,31 @@ TEST(BoundedQueue, DrainMakesRoomForAWaitingProducer) {
   ASSERT_TRUE(producer.start("producer", [&] { SCANT_CHECK(queue.push(2)); }).ok());
   EXPECT_EQ(queue.drain().size(), 1u);
   EXPECT_EQ(queue.pop(), 2);
+}
+
+TEST(WorkerPool, RunsEveryIterationOnceWhateverTheNumberOfWorkers) {
+  for (const size_t workers : {size_t{1}, size_t{2}, size_t{7}}) {
+    WorkerPool pool;
+    ASSERT_TRUE(pool.start(workers).ok());
+    EXPECT_EQ(pool.workers(), workers);
+    for (const size_t count : {size_t{0}, size_t{1}, size_t{2}, size_t{6}, size_t{1000}}) {
+      std::vector<std::atomic<int>> runs(count);
+      std::atomic<bool> strange{false};
+      pool.for_each(count, [&](size_t index, size_t worker) {
+        runs[index].fetch_add(1);
+        if (worker >= workers) strange = true;
+      });
+      for (const auto& run : runs) EXPECT_EQ(run.load(), 1);
+      EXPECT_FALSE(strange.load());
+    }
+  }
+}
+
+TEST(WorkerPool, RefusesMoreWorkersThanItCanHave) {
+  WorkerPool pool;
+  const auto started = pool.start(257);
+  ASSERT_FALSE(started.ok());
+  EXPECT_EQ(started.error().code, ErrorCode::invalid_argument);
 }
 
 TEST(Rng, IsAFunctionOfSeedStreamAndCounter) {

@@ -18,8 +18,8 @@ struct PositionChoice {
 [[nodiscard]] PositionChoice choose_positions(std::span<const uint16_t> positions,
                                               uint32_t elements);
 // Appends exactly choice.bytes bytes.
-void append_positions(std::span<const uint16_t> positions, uint32_t elements,
-                      PositionChoice choice, std::vector<std::byte>& out);
+void append_positions(std::span<const uint16_t> positions, uint32_t elements, PositionChoice choice,
+                      std::vector<std::byte>& out);
 // Writes `entries` positions to `out` (room for that many); false when the bytes are not exactly
 // `entries` ascending positions below `elements`, written as the grammar says. Reads nothing past
 // `bytes` and writes nothing past `entries`, whatever the bytes are.

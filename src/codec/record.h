@@ -18,14 +18,20 @@ inline constexpr size_t kRecordHeaderBytes = 64;
 inline constexpr size_t kBlockHeaderBytes = 12;
 
 // Positions of a block's entries; packed widths are kPacked + 1 to kPacked + 15.
-enum class PositionKind : uint8_t { dense = 0, bitmap = 1, delta8 = 2, position16 = 3, packed = 16 };
+enum class PositionKind : uint8_t {
+  dense = 0,
+  bitmap = 1,
+  delta8 = 2,
+  position16 = 3,
+  packed = 16
+};
 inline constexpr unsigned kPackedWidthMax = 15;
 
 struct RecordHeader {
   uint32_t tensor = 0;
   uint32_t block_elements = kDenseBlockElements;
   Shape shape;
-  uint64_t first = 0;     // the range within the tensor: [first, first + elements)
+  uint64_t first = 0;  // the range within the tensor: [first, first + elements)
   uint64_t elements = 0;
   uint32_t nonfinite = 0;  // NaN and infinities among the values; stays at 2^32 - 1
   [[nodiscard]] uint64_t block_count() const {
@@ -35,8 +41,8 @@ struct RecordHeader {
 
 struct BlockHeader {
   ValueKind values = ValueKind::f32;
-  uint8_t positions = 0;     // a PositionKind, or kPacked + width
-  uint16_t scale_base = 0;   // of the scales' codes; 0 without scales
+  uint8_t positions = 0;    // a PositionKind, or kPacked + width
+  uint16_t scale_base = 0;  // of the scales' codes; 0 without scales
   uint32_t entries = 0;
   uint32_t position_bytes = 0;
 };

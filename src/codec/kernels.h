@@ -1,0 +1,83 @@
+// The inner loops of the codec, one set for each kind of CPU this build knows. The first of
+// kernel_targets() is used; tests hold every one that runs here equal to the last, "scalar", the
+// readable reference, bit for bit. All expect the default floating-point environment. Sums over
+// elements are taken in 16 lanes (element i in lane i mod 16), folded by halves at the end, so that
+// every vector width gives the same bits.
+#pragma once
+
+#include <span>
+
+#include "codec/point.h"
+#include "codec/rounding.h"
+#include "scant/types.h"
+
+namespace scant::codec {
+
+struct Accumulated {
+  uint32_t magnitude_max = 0;  // bits of the largest magnitude; >= kInfinityBits: not finite
+  float energy = 0;            // sum of squares
+};
+struct Selected {
+  size_t count = 0;
+  float energy = 0;  // of all elements, sent or not
+};
+// How codes are rounded: to the level that is nearest, or so that the mean is kept.
+struct Rounding {
+  bool stochastic = false;
+  DrawKey key;
+};
+
+struct Kernels {
+  const char* name;  // "avx512", "avx2", "neon", "scalar"
+
+  // work = gradient + decay * work. A null gradient leaves work as it is.
+  Accumulated (*accumulate)(const float* gradient, float* work, size_t n, float decay);
+
+  // The same, and lists every element whose magnitude is not below `threshold` (> 0), NaN
+  // included, in ascending order. n <= 65536; both lists have room for n + 16.
+  Selected (*select)(const float* gradient, float* work, size_t n, float decay, float threshold,
+                     uint16_t* positions, float* values);
+
+  // Quantises quads * 256 values, q8 to q1, as docs/record.md writes them: one byte of `scales` a
+  // group, `codes` 32 * bits bytes a quad. work becomes what is left: work - decoded. All values
+  // are finite and a scale that `base` puts out of reach becomes zero. `ahead`: memory that will be
+  // needed next, as many elements; may be null.
+  void (*quantise)(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
+                   uint8_t* scales, std::byte* codes, const float* ahead_gradient,
+                   const float* ahead_work);
+  // sum[i] += decoded[i]
+  void (*add_quads)(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
+                    size_t quads, float* sum);
+
+  // 16-bit values. work becomes work - widened, 0 where that is not finite.
+  void (*narrow)(ValueKind kind, float* work, size_t n, std::byte* values);           // bf16, f16
+  void (*add_values)(ValueKind kind, const std::byte* values, size_t n, float* sum);  // f32 too
+
+  // Residuals. Groups of 64, the last may be shorter. `scales` are bf16 bits.
+  void (*store_bf16)(const float* work, size_t n, DrawKey key, uint16_t* stored);
+  void (*load_bf16)(const uint16_t* stored, size_t n, float* work);
+  void (*store_i8)(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t* scales);
+  void (*load_i8)(const int8_t* stored, const uint16_t* scales, size_t n, float* work);
+
+  // out = weight * sum, past the cache where the CPU can. Then sum = 0.
+  void (*finish)(float* sum, size_t n, float weight, float* out);
+};
+
+// What this CPU can run, fastest first; the last is "scalar".
+[[nodiscard]] std::span<const Kernels> kernel_targets();
+[[nodiscard]] inline const Kernels& kernels() { return kernel_targets().front(); }
+extern const Kernels kScalarKernels;
+
+// What is left behind the last whole quad of a block, n < 256. Scalar everywhere.
+void quantise_rest(ValueKind kind, Rounding rounding, size_t first, float* work, size_t n,
+                   uint32_t base, uint8_t* scales, std::byte* codes);
+void add_rest(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
+              size_t n, float* sum);
+[[nodiscard]] constexpr size_t rest_bytes(ValueKind kind, size_t n) {
+  return (n * bits(kind) + 7) / 8;
+}
+
+// The base that reaches every scale of values up to this magnitude (bits of a finite float).
+[[nodiscard]] uint32_t scale_base(ValueKind kind, uint32_t magnitude_max);
+
+}  // namespace scant::codec
