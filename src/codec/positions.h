@@ -20,9 +20,12 @@ struct PositionChoice {
 // Appends exactly choice.bytes bytes.
 void append_positions(std::span<const uint16_t> positions, uint32_t elements, PositionChoice choice,
                       std::vector<std::byte>& out);
-// Writes `entries` positions to `out` (room for that many); false when the bytes are not exactly
-// `entries` ascending positions below `elements`, written as the grammar says. Reads nothing past
-// `bytes` and writes nothing past `entries`, whatever the bytes are.
+// Whether the bytes are exactly `entries` ascending positions below `elements`, written as the
+// grammar says. Reads nothing past `bytes`, whatever they are.
+[[nodiscard]] bool check_positions(Bytes bytes, uint8_t kind, uint32_t elements, uint32_t entries);
+// Writes `entries` positions to `out` (room for that many); false, and `out` is worth nothing,
+// where check_positions is false. Reads nothing past `bytes` and writes nothing past `entries`,
+// whatever the bytes are.
 [[nodiscard]] bool read_positions(Bytes bytes, uint8_t kind, uint32_t elements, uint32_t entries,
                                   uint16_t* out);
 

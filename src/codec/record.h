@@ -27,6 +27,11 @@ enum class PositionKind : uint8_t {
 };
 inline constexpr unsigned kPackedWidthMax = 15;
 
+// A scale is the f32 of bits (scale_base + code) << 20. Up to this sum its products with levels of
+// 128 or less are finite.
+inline constexpr uint16_t kScaleBaseMax = 1792;
+inline constexpr uint32_t kScaleSumMax = 1983;
+
 struct RecordHeader {
   uint32_t tensor = 0;
   uint32_t block_elements = kDenseBlockElements;
@@ -47,7 +52,7 @@ struct BlockHeader {
   uint32_t position_bytes = 0;
 };
 
-// Bytes that `entries` values of this kind take, scales included.
+// Bytes that `entries` values of this kind take, scales included. Up to 2^60 entries.
 [[nodiscard]] uint64_t value_bytes(ValueKind kind, uint64_t entries);
 [[nodiscard]] constexpr uint64_t scale_count(ValueKind kind, uint64_t entries) {
   return quantised(kind) ? (entries + kGroupElements - 1) / kGroupElements : 0;
@@ -78,6 +83,8 @@ class RecordView {
 
  private:
   RecordView() = default;
+  Result<void> read_table();
+  [[nodiscard]] Result<void> check_payloads() const;
   RecordHeader header_;
   Bytes bytes_;
   uint64_t entries_ = 0;
