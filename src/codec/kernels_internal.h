@@ -1,0 +1,64 @@
+// What the kernels' implementations share: the arithmetic of one group as plain functions, which
+// also define what vectors compute, and the reference with an offset, for what is left behind whole
+// vectors. Internal to kernels_*.cc and their tests.
+#pragma once
+
+#include <algorithm>
+
+#include "codec/kernels.h"
+#include "codec/levels.h"
+
+namespace scant::codec {
+
+inline constexpr size_t kSumLanes = 16;
+inline constexpr float kScaleMin = 0x1p-126f;  // a smaller guess of a scale makes the group zero
+inline constexpr float kByteScaleMin = 0x1p-100f;  // residuals: a smaller maximum is kept as zero
+
+// x + 8 to x, then + 4, + 2, + 1.
+[[nodiscard]] inline float fold(float* lanes) {
+  for (size_t half = kSumLanes / 2; half != 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+struct GroupScale {
+  uint8_t code = 0;  // 0: the group decodes to zero
+  float scale = 0;
+  float inverse = 0;  // what magnitudes are multiplied by before levels are compared
+};
+
+// Names a scale by its distance from `base`: 0 when out of reach below, 255 at most.
+[[nodiscard]] constexpr uint8_t scale_code(uint32_t scale_bits, uint32_t base) {
+  return static_cast<uint8_t>(scale_bits > base ? std::min(scale_bits - base, 255u) : 0u);
+}
+
+// bf16 bits of the scale of 64 residuals in a byte each, rounded up; 0: all are zero.
+[[nodiscard]] constexpr uint16_t byte_scale(uint32_t magnitude_max) {
+  const auto max = std::bit_cast<float>(magnitude_max);
+  if (max < kByteScaleMin) return 0;
+  return static_cast<uint16_t>((std::bit_cast<uint32_t>(max / 127.0f) + 0xFFFFu) >> 16);
+}
+
+// kScalarKernels' functions from element `first` of a block on; `first` is a multiple of 64 for
+// those that draw.
+namespace reference {
+struct Sums {
+  float lanes[kSumLanes] = {};
+  uint32_t magnitude_max = 0;
+};
+void accumulate(const float* gradient, float* work, size_t first, size_t n, float decay,
+                Sums& sums);
+size_t select(const float* gradient, float* work, size_t first, size_t n, float decay,
+              float threshold, uint16_t* positions, float* values, Sums& sums);
+void narrow(ValueKind kind, float* work, size_t n, std::byte* values);
+void add_values(ValueKind kind, const std::byte* values, size_t n, float* sum);
+void store_bf16(const float* work, size_t first, size_t n, DrawKey key, uint16_t* stored);
+void load_bf16(const uint16_t* stored, size_t n, float* work);
+void store_i8(const float* work, size_t first, size_t n, DrawKey key, int8_t* stored,
+              uint16_t* scales);
+void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work);
+void finish(float* sum, size_t n, float weight, float* out);
+}  // namespace reference
+
+}  // namespace scant::codec
