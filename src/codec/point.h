@@ -38,12 +38,6 @@ struct Shape {
 inline constexpr size_t kGroupElements = 64;           // share one scale
 inline constexpr size_t kQuadElements = 256;           // four groups, whose codes are interleaved
 inline constexpr uint32_t kDenseBlockElements = 4096;  // stays in the first-level cache
-inline constexpr uint32_t kSparseBlockElementsMax = 65536;  // what 16 bits can tell apart
-
-// Elements of a sparse block: whole rows where a row fits, else pieces of one.
-[[nodiscard]] constexpr uint32_t sparse_block_elements(uint64_t columns) {
-  if (columns == 0 || columns >= kSparseBlockElementsMax) return kSparseBlockElementsMax;
-  return static_cast<uint32_t>(kSparseBlockElementsMax / columns * columns);
-}
+inline constexpr uint32_t kSparseBlockElements = 65536;  // what 16 bits can tell apart
 
 }  // namespace scant::codec

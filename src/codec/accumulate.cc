@@ -1,0 +1,134 @@
+#include "codec/accumulate.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/check.h"
+#include "codec/kernels.h"
+#include "codec/positions.h"
+
+namespace scant::codec {
+namespace {
+
+Error mismatch(size_t number, const std::string& what, const std::string& is,
+               const std::string& expected) {
+  return Error{.code = ErrorCode::mismatch,
+               .message = "record " + std::to_string(number) + ": " + what + " is " + is +
+                          ", expected " + expected};
+}
+
+std::string text(Shape shape) {
+  return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
+}
+
+// Adds `n` values of a block to sum.
+void add_entries(const BlockView& block, size_t n, float* sum) {
+  const BlockHeader& header = block.header;
+  if (!quantised(header.values)) {
+    kernels().add_values(header.values, block.values.data(), n, sum);
+    return;
+  }
+  const auto* scales = reinterpret_cast<const uint8_t*>(block.scales.data());
+  const size_t quads = n / kQuadElements;
+  const size_t whole = quads * kQuadElements;
+  kernels().add_quads(header.values, header.scale_base, scales, block.values.data(), quads, sum);
+  add_rest(header.values, header.scale_base, scales + whole / kGroupElements,
+           block.values.data() + whole * bits(header.values) / 8, n - whole, sum + whole);
+}
+
+// One worker's tile of the sum.
+class Tile {
+ public:
+  Tile(Workspace::Scratch& scratch, uint64_t begin, uint64_t end)
+      : sum_(scratch.work()),
+        values_(scratch.values()),
+        positions_(scratch.positions()),
+        begin_(begin),
+        end_(end) {}
+
+  // The part of a record that lies in this tile, elements counted within the tensor.
+  void add(const RecordView& record) {
+    const RecordHeader& header = record.header();
+    const uint64_t size = header.block_elements;
+    const uint64_t from = (begin_ - header.first) / size;
+    const uint64_t to = (end_ - header.first + size - 1) / size;
+    for (uint64_t b = from; b < to; ++b) add_block(record.block(b), header.first + b * size);
+  }
+
+ private:
+  void add_block(const BlockView& block, uint64_t at) {
+    const size_t n = block.header.entries;
+    if (n == 0) return;
+    const bool inside = at >= begin_ && at + block.elements <= end_;
+    if (block.header.positions == 0 && inside) {
+      add_entries(block, n, sum_ + (at - begin_));
+      return;
+    }
+    std::fill_n(values_, n, 0.0f);
+    add_entries(block, n, values_);
+    if (block.header.positions == 0) {
+      const uint64_t from = std::max(at, begin_);
+      const uint64_t to = std::min(at + n, end_);
+      for (uint64_t i = from; i < to; ++i) sum_[i - begin_] += values_[i - at];
+      return;
+    }
+    const bool read = read_positions(block.positions, block.header.positions, block.elements,
+                                     block.header.entries, positions_);
+    SCANT_CHECK(read, "a record was parsed and then changed");
+    if (inside) {
+      float* sum = sum_ + (at - begin_);
+      for (size_t i = 0; i < n; ++i) sum[positions_[i]] += values_[i];
+      return;
+    }
+    for (size_t i = 0; i < n; ++i) {
+      const uint64_t element = at + positions_[i];
+      if (element >= begin_ && element < end_) sum_[element - begin_] += values_[i];
+    }
+  }
+
+  float* sum_;
+  float* values_;
+  uint16_t* positions_;
+  uint64_t begin_;
+  uint64_t end_;
+};
+
+}  // namespace
+
+Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Shape shape,
+                        uint64_t first, std::span<float> out, float weight, Workspace& workspace) {
+  const uint64_t end = first + out.size();
+  uint64_t tile = kDenseBlockElements;
+  for (size_t i = 0; i < records.size(); ++i) {
+    const RecordHeader& header = records[i].header();
+    if (header.tensor != tensor)
+      return mismatch(i, "the tensor", std::to_string(header.tensor), std::to_string(tensor));
+    if (header.shape != shape) return mismatch(i, "the shape", text(header.shape), text(shape));
+    if (first < header.first || end > header.first + header.elements) {
+      return mismatch(
+          i, "the range",
+          std::to_string(header.elements) + " elements from " + std::to_string(header.first),
+          std::to_string(out.size()) + " from " + std::to_string(first) + " within it");
+    }
+    tile = std::max<uint64_t>(tile, header.block_elements);
+  }
+  // Tiles begin where blocks of the first record do, so that equal records are walked block by
+  // block.
+  const uint64_t origin = records.empty() ? first : records[0].header().first;
+  const uint64_t tiles_before = (first - origin) / tile;
+  const uint64_t tiles_end = (end - origin + tile - 1) / tile;
+  if (out.empty()) return {};
+  workspace.pool().for_each(tiles_end - tiles_before, [&](size_t index, size_t worker) {
+    const uint64_t tile_begin = std::max(first, origin + (tiles_before + index) * tile);
+    const uint64_t tile_end = std::min(end, origin + (tiles_before + index + 1) * tile);
+    Workspace::Scratch& scratch = workspace.scratch(worker);
+    std::fill_n(scratch.work(), tile_end - tile_begin, 0.0f);
+    Tile sum(scratch, tile_begin, tile_end);
+    for (const RecordView& record : records) sum.add(record);
+    kernels().finish(scratch.work(), tile_end - tile_begin, weight,
+                     out.data() + (tile_begin - first));
+  });
+  return {};
+}
+
+}  // namespace scant::codec

@@ -1,0 +1,21 @@
+// Records back to floats: P of them added in the order given, weighted, tile by tile within the
+// cache. The bits depend on the records and their order alone. One owner thread; the workspace's
+// workers share the tiles.
+#pragma once
+
+#include <span>
+
+#include "codec/record.h"
+#include "codec/workspace.h"
+#include "scant/result.h"
+
+namespace scant::codec {
+
+// out[i] = weight * (((0 + r0[i]) + r1[i]) + ...), for the tensor's elements [first, first +
+// out.size()): the whole or a slice. Every record is of this tensor and shape and covers the range;
+// else ErrorCode::mismatch, and `out` is untouched.
+[[nodiscard]] Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor,
+                                      Shape shape, uint64_t first, std::span<float> out,
+                                      float weight, Workspace& workspace);
+
+}  // namespace scant::codec

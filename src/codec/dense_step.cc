@@ -1,0 +1,118 @@
+#include <algorithm>
+#include <cstring>
+
+#include "codec/step.h"
+
+namespace scant::codec {
+namespace {
+
+constexpr uint32_t kBlock = kDenseBlockElements;
+
+}  // namespace
+
+uint32_t DenseStep::elements_of(uint64_t block) const {
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(kBlock, encoder_.range_.elements - block * kBlock));
+}
+
+EncodeReport DenseStep::run(RecordBuffer& record) {
+  const RecordHeader shape{.tensor = encoder_.tensor_,
+                           .block_elements = kBlock,
+                           .shape = encoder_.shape_,
+                           .first = encoder_.range_.first,
+                           .elements = encoder_.range_.elements};
+  const uint64_t blocks = shape.block_count();
+  const MutableBytes out = record.resize(dense_record_bytes(shape.elements, point_.values));
+  results_.assign(blocks, {});
+  wide_.assign(blocks, {});
+  // A worker takes eight neighbours at a time: the memory ahead of a block is then its own.
+  constexpr uint64_t kStretch = 8;
+  workspace_.pool().for_each((blocks + kStretch - 1) / kStretch,
+                             [&](size_t stretch, size_t worker) {
+                               const uint64_t end = std::min(blocks, (stretch + 1) * kStretch);
+                               for (uint64_t block = stretch * kStretch; block < end; ++block)
+                                 results_[block] = encode_block(block, worker, out);
+                             });
+  EncodeReport report{.entries = shape.elements};
+  for (const BlockResult& result : results_) {
+    report.energy += static_cast<double>(result.energy);
+    report.energy_left += static_cast<double>(result.energy_left);
+    report.nonfinite += result.nonfinite;
+  }
+  if (report.nonfinite > 0) widen_blocks(record);
+  RecordHeader header = shape;
+  header.nonfinite = static_cast<uint32_t>(std::min<uint64_t>(report.nonfinite, UINT32_MAX));
+  seal(record.view(), header);
+  return report;
+}
+
+DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, MutableBytes record) {
+  const uint32_t n = elements_of(block);
+  const uint64_t at = block * kBlock;
+  const float* gradient = gradient_ + at;
+  ResidualStore& residual = encoder_.residual_;
+  float* const in_place = residual.in_place();
+  float* work = in_place != nullptr ? in_place + at : workspace_.scratch(worker).work();
+  if (in_place == nullptr) residual.load(residual.first() + at, n, work);
+  if (!encoder_.velocity_.empty()) {
+    float* velocity = encoder_.velocity_.data() + at;
+    kernels().accumulate(gradient, velocity, n, encoder_.options_.momentum);
+    gradient = velocity;
+  }
+  const Accumulated sum = kernels().accumulate(gradient, work, n, encoder_.options_.decay);
+
+  BlockResult result{.energy = sum.energy};
+  BlockHeader header{.entries = n};
+  const uint64_t full_bytes = value_bytes(point_.values, kBlock);
+  std::byte* payload =
+      record.data() + kRecordHeaderBytes + results_.size() * kBlockHeaderBytes + block * full_bytes;
+  if (sum.magnitude_max >= kInfinityBits) {
+    result.nonfinite = static_cast<uint32_t>(count_nonfinite(work, n));
+    wide_[block].assign(work, work + n);
+    std::fill_n(work, n, 0.0f);
+    if (!encoder_.velocity_.empty()) {
+      for (uint32_t i = 0; i < n; ++i)
+        if (!is_finite(encoder_.velocity_[at + i])) encoder_.velocity_[at + i] = 0.0f;
+    }
+    header.values = ValueKind::f32;
+  } else {
+    const bool more = block + 1 < results_.size() && encoder_.velocity_.empty();
+    const Ahead ahead{more ? gradient + n : nullptr,
+                      more && in_place != nullptr ? work + n : nullptr};
+    write_values(point_.values, {encoder_.options_.stochastic, encoder_.draw_key(block, 0)},
+                 sum.magnitude_max, work, n, payload, header, ahead);
+  }
+  write_block_header(record, block, header);
+  if (point_.values != ValueKind::f32 && result.nonfinite == 0)
+    result.energy_left = kernels().accumulate(nullptr, work, n, 1.0f).energy;
+  if (in_place == nullptr)
+    residual.store(residual.first() + at, n, work, encoder_.draw_key(block, 1));
+  return result;
+}
+
+void DenseStep::widen_blocks(RecordBuffer& record) const {
+  RecordBuffer wider;
+  const uint64_t blocks = results_.size();
+  uint64_t bytes = kRecordHeaderBytes + blocks * kBlockHeaderBytes;
+  for (uint64_t b = 0; b < blocks; ++b)
+    bytes += value_bytes(wide_[b].empty() ? point_.values : ValueKind::f32, elements_of(b));
+  const MutableBytes to = wider.resize(bytes);
+  const Bytes from = record.view();
+  uint64_t read = kRecordHeaderBytes + blocks * kBlockHeaderBytes;
+  uint64_t write = read;
+  std::memcpy(to.data(), from.data(), read);
+  for (uint64_t b = 0; b < blocks; ++b) {
+    const uint64_t size = value_bytes(point_.values, elements_of(b));
+    if (wide_[b].empty()) {
+      std::memcpy(to.data() + write, from.data() + read, size);
+      write += size;
+    } else {
+      std::memcpy(to.data() + write, wide_[b].data(), wide_[b].size() * sizeof(float));
+      write += wide_[b].size() * sizeof(float);
+    }
+    read += size;
+  }
+  record = std::move(wider);
+}
+
+}  // namespace scant::codec

@@ -1,0 +1,147 @@
+#include "codec/encoder.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "base/check.h"
+#include "base/rng.h"
+#include "codec/step.h"
+
+namespace scant::codec {
+namespace {
+
+Error invalid(std::string message) {
+  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
+}
+
+std::string text(double value) {
+  std::string digits = std::to_string(value);
+  while (digits.find('.') != std::string::npos && (digits.back() == '0' || digits.back() == '.')) {
+    const bool point = digits.back() == '.';
+    digits.pop_back();
+    if (point) break;
+  }
+  return digits;
+}
+
+std::optional<Error> check(Shape shape, const EncoderOptions& options, Range range) {
+  uint64_t elements = 0;
+  if (__builtin_mul_overflow(shape.rows, shape.columns, &elements) || elements >> 63 != 0) {
+    return invalid("shape " + std::to_string(shape.rows) + " x " + std::to_string(shape.columns) +
+                   " has more than 2^63 elements");
+  }
+  if (range.first > elements || range.elements > elements - range.first) {
+    return invalid("range of " + std::to_string(range.elements) + " elements from " +
+                   std::to_string(range.first) + " lies outside of the tensor's " +
+                   std::to_string(elements));
+  }
+  if (range.first % kGroupElements != 0) {
+    return invalid("range begins at element " + std::to_string(range.first) +
+                   ", which is no multiple of 64");
+  }
+  if (!(options.decay >= 0.0f && options.decay <= 1.0f))
+    return invalid("decay must lie in 0 to 1, got " + text(options.decay));
+  if (!(options.momentum >= 0.0f && options.momentum < 1.0f))
+    return invalid("momentum must lie in 0 to below 1, got " + text(options.momentum));
+  if (!(options.evenness >= 0.0f && options.evenness <= 1.0f))
+    return invalid("evenness must lie in 0 to 1, got " + text(options.evenness));
+  return std::nullopt;
+}
+
+}  // namespace
+
+Result<Encoder> Encoder::create(uint32_t tensor, Shape shape, const EncoderOptions& options,
+                                std::optional<Range> range) {
+  const Range whole = range.value_or(Range{0, shape.rows * shape.columns});
+  if (auto wrong = check(shape, options, whole)) return *std::move(wrong);
+  return Encoder(tensor, shape, options, whole);
+}
+
+Encoder::Encoder(uint32_t tensor, Shape shape, const EncoderOptions& options, Range range)
+    : tensor_(tensor),
+      shape_(shape),
+      options_(options),
+      range_(range),
+      residual_(options.residual, range.first, range.elements) {
+  if (options.momentum > 0) velocity_.assign(range.elements, 0.0f);
+}
+
+DrawKey Encoder::draw_key(uint64_t block, uint32_t use) const {
+  const uint64_t stream = (uint64_t{tensor_} << 1 | use) ^ range_.first << 20;
+  const uint64_t drawn = base::random_at(options_.seed ^ step_ << 32, stream, block);
+  return {static_cast<uint32_t>(drawn), static_cast<uint32_t>(drawn >> 32)};
+}
+
+size_t Encoder::memory_bytes() const {
+  return residual_.memory_bytes() + velocity_.size() * sizeof(float) +
+         threshold_.level.size() * sizeof(float);
+}
+
+Result<EncodeReport> Encoder::encode(std::span<const float> gradient, Point point,
+                                     Workspace& workspace, RecordBuffer& record) {
+  if (gradient.size() != range_.elements) {
+    return invalid("gradient has " + std::to_string(gradient.size()) + " elements, the range has " +
+                   std::to_string(range_.elements));
+  }
+  if (!(point.density > 0.0 && point.density <= 1.0))
+    return invalid("density must lie above 0 and up to 1, got " + text(point.density));
+  if (static_cast<size_t>(point.values) >= kValueKindCount)
+    return invalid("no such kind of value: " + std::to_string(static_cast<int>(point.values)));
+  EncodeReport report = point.density == 1.0
+                            ? DenseStep(*this, gradient.data(), point, workspace).run(record)
+                            : SparseStep(*this, gradient.data(), point, workspace).run(record);
+  report.bytes = record.view().size();
+  ++step_;
+  return report;
+}
+
+void Encoder::peek(uint64_t at, const float* gradient, std::span<float> work) const {
+  SCANT_CHECK(at + work.size() <= range_.elements && work.size() <= kDenseBlockElements);
+  std::array<float, kDenseBlockElements> velocity{};
+  residual_.load(range_.first + at, work.size(), work.data());
+  if (!velocity_.empty()) {
+    std::copy_n(velocity_.data() + at, work.size(), velocity.data());
+    kernels().accumulate(gradient, velocity.data(), work.size(), options_.momentum);
+    gradient = velocity.data();
+  }
+  kernels().accumulate(gradient, work.data(), work.size(), options_.decay);
+}
+
+void Encoder::read_residual(std::span<float> out) const {
+  SCANT_CHECK(out.size() == range_.elements);
+  residual_.load(range_.first, out.size(), out.data());
+}
+
+void Encoder::add_residual(std::span<const float> addend) {
+  SCANT_CHECK(addend.size() == range_.elements);
+  std::vector<float> sum(addend.size());
+  read_residual(sum);
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += addend[i];
+  residual_.store(range_.first, sum.size(), sum.data(), draw_key(~uint64_t{0}, 1));
+}
+
+void Encoder::clear_residual() {
+  residual_ = ResidualStore(options_.residual, range_.first, range_.elements);
+  std::fill(velocity_.begin(), velocity_.end(), 0.0f);
+}
+
+Result<void> Encoder::take_over(const Encoder& other) {
+  if (other.tensor_ != tensor_ || other.shape_ != shape_) {
+    return Error{.code = ErrorCode::mismatch,
+                 .message = "tensor " + std::to_string(tensor_) +
+                            " cannot take over the residual of tensor " +
+                            std::to_string(other.tensor_) + ": number or shape differ"};
+  }
+  residual_.merge(other.residual_, draw_key(~uint64_t{1}, 1));
+  if (!velocity_.empty() && !other.velocity_.empty()) {
+    const uint64_t begin = std::max(range_.first, other.range_.first);
+    const uint64_t end =
+        std::min(range_.first + range_.elements, other.range_.first + other.range_.elements);
+    for (uint64_t i = begin; i < end; ++i)
+      velocity_[i - range_.first] += other.velocity_[i - other.range_.first];
+  }
+  return {};
+}
+
+}  // namespace scant::codec

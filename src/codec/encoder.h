@@ -1,0 +1,97 @@
+// From gradient to record: adds what earlier steps left behind, selects, quantises, packs, and
+// keeps the rest, block by block while a block is in the cache. One owner thread calls; the
+// workspace's workers share the blocks, and the bytes do not depend on how many there are.
+// docs/codec.md states the guarantees.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "codec/record.h"
+#include "codec/residual.h"
+#include "codec/threshold.h"
+#include "codec/workspace.h"
+#include "scant/result.h"
+
+namespace scant::codec {
+
+struct EncoderOptions {
+  ResidualKind residual = ResidualKind::f32;
+  float decay = 1.0f;         // of the residual, each step; 1 loses no mass
+  float momentum = 0.0f;      // > 0: momentum correction (Lin et al. 2018, section 3.1)
+  bool mask_momentum = true;  // momentum of what was sent restarts at zero (section 3.2)
+  bool stochastic = false;    // codes keep the mean instead of the nearest level
+  float evenness = 0.0f;      // 0: one threshold for the tensor; 1: blocks send equal shares
+  uint64_t seed = 1;          // of all random draws
+};
+
+// Elements [first, first + elements) of the tensor; first is a multiple of 64.
+struct Range {
+  uint64_t first = 0;
+  uint64_t elements = 0;
+  friend bool operator==(const Range&, const Range&) = default;
+};
+
+struct EncodeReport {
+  uint64_t bytes = 0;
+  uint64_t entries = 0;
+  uint64_t nonfinite = 0;  // sent, not kept
+  uint64_t forced = 0;     // entries that a row sent because its turn had come
+  double energy = 0;       // of gradient + residual
+  double energy_left = 0;  // of the residual after the step
+};
+
+class Encoder {
+ public:
+  // An error names the option, the shape or the range that is wrong.
+  static Result<Encoder> create(uint32_t tensor, Shape shape, const EncoderOptions& options,
+                                std::optional<Range> range = std::nullopt);
+
+  // One step. `gradient` covers the range. The point may differ from step to step.
+  Result<EncodeReport> encode(std::span<const float> gradient, Point point, Workspace& workspace,
+                              RecordBuffer& record);
+
+  [[nodiscard]] uint32_t tensor() const { return tensor_; }
+  [[nodiscard]] Shape shape() const { return shape_; }
+  [[nodiscard]] Range range() const { return range_; }
+  [[nodiscard]] const EncoderOptions& options() const { return options_; }
+  [[nodiscard]] size_t memory_bytes() const;
+  [[nodiscard]] uint64_t step() const { return step_; }
+
+  // What the next step would send or keep: gradient + residual (momentum included) for elements
+  // [at, at + work.size()) of the range; `gradient` points at element `at`, a multiple of 64. Whole
+  // groups of 64, or up to the range's end; at most 4096 elements.
+  void peek(uint64_t at, const float* gradient, std::span<float> work) const;
+
+  // The residual, element 0 being range().first.
+  void read_residual(std::span<float> out) const;
+  void add_residual(std::span<const float> addend);
+  void clear_residual();
+
+  // Takes over the residual and momentum that another encoder of the same tensor has for elements
+  // of this range: tensors regrouped, slices cut anew, a rank gone.
+  Result<void> take_over(const Encoder& other);
+
+  // Everything that the next step depends on, as bytes (docs/codec.md, "Saved state").
+  [[nodiscard]] std::vector<std::byte> save() const;
+  static Result<Encoder> restore(Bytes saved);
+
+ private:
+  friend class DenseStep;
+  friend class SparseStep;
+  Encoder(uint32_t tensor, Shape shape, const EncoderOptions& options, Range range);
+  // Draws for a block of this step; `use` tells codes from residuals.
+  [[nodiscard]] DrawKey draw_key(uint64_t block, uint32_t use) const;
+
+  uint32_t tensor_;
+  Shape shape_;
+  EncoderOptions options_;
+  Range range_;
+  ResidualStore residual_;
+  std::vector<float> velocity_;  // with momentum only
+  ThresholdState threshold_;
+  uint64_t step_ = 0;
+};
+
+}  // namespace scant::codec

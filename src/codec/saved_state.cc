@@ -1,0 +1,134 @@
+// Saving and restoring an encoder (docs/codec.md, "Saved state"): one byte string with a checksum,
+// so that error feedback survives a restart.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <string>
+
+#include "base/crc.h"
+#include "codec/encoder.h"
+#include "codec/little_endian.h"
+
+namespace scant::codec {
+namespace {
+
+constexpr uint32_t kStateMagic = 0x53524353;  // "SCRS" in memory
+constexpr uint8_t kStateVersion = 1;
+constexpr size_t kFixedBytes = 120;
+constexpr size_t kCrcBytes = 4;
+
+Error corrupt(const std::string& what) {
+  return Error{.code = ErrorCode::corrupt, .message = "saved encoder: " + what};
+}
+
+void append(std::vector<std::byte>& out, Bytes bytes) {
+  out.insert(out.end(), bytes.begin(), bytes.end());
+}
+
+template <typename T>
+Bytes bytes_of(std::span<T> values) {
+  return std::as_bytes(values);
+}
+
+}  // namespace
+
+std::vector<std::byte> Encoder::save() const {
+  std::vector<std::byte> out(kFixedBytes);
+  store_little(out.data() + 0, kStateMagic);
+  store_little(out.data() + 4, kStateVersion);
+  store_little(out.data() + 5, static_cast<uint8_t>(options_.residual));
+  store_little(out.data() + 6, static_cast<uint8_t>(options_.mask_momentum ? 1 : 0));
+  store_little(out.data() + 7, static_cast<uint8_t>(options_.stochastic ? 1 : 0));
+  store_little(out.data() + 8, tensor_);
+  store_little(out.data() + 12, std::bit_cast<uint32_t>(options_.decay));
+  store_little(out.data() + 16, std::bit_cast<uint32_t>(options_.momentum));
+  store_little(out.data() + 20, std::bit_cast<uint32_t>(options_.evenness));
+  store_little(out.data() + 24, options_.seed);
+  store_little(out.data() + 32, shape_.rows);
+  store_little(out.data() + 40, shape_.columns);
+  store_little(out.data() + 48, range_.first);
+  store_little(out.data() + 56, range_.elements);
+  store_little(out.data() + 64, step_);
+  store_little(out.data() + 72, std::bit_cast<uint64_t>(threshold_.credit));
+  store_little(out.data() + 80, std::bit_cast<uint64_t>(threshold_.density));
+  store_little(out.data() + 88, std::bit_cast<uint32_t>(threshold_.threshold));
+  store_little(out.data() + 92, std::bit_cast<uint32_t>(threshold_.slope));
+  store_little(out.data() + 96, uint64_t{residual_.data().size()});
+  store_little(out.data() + 104, static_cast<uint32_t>(threshold_.level.size()));
+  append(out, residual_.data());
+  append(out, bytes_of(residual_.scales()));
+  append(out, bytes_of(std::span(velocity_)));
+  append(out, bytes_of(std::span(threshold_.level)));
+  const uint32_t crc = base::crc32c(out);
+  out.resize(out.size() + kCrcBytes);
+  store_little(out.data() + out.size() - kCrcBytes, crc);
+  return out;
+}
+
+Result<Encoder> Encoder::restore(Bytes saved) {
+  if (saved.size() < kFixedBytes + kCrcBytes)
+    return corrupt(std::to_string(saved.size()) + " bytes are too few");
+  if (load_little<uint32_t>(saved.data() + 0) != kStateMagic)
+    return corrupt("it does not begin with SCRS");
+  if (load_little<uint8_t>(saved.data() + 4) != kStateVersion) {
+    return Error{.code = ErrorCode::unsupported,
+                 .message = "saved encoder: version " +
+                            std::to_string(load_little<uint8_t>(saved.data() + 4)) +
+                            ", this build reads 1"};
+  }
+  const Bytes body = saved.first(saved.size() - kCrcBytes);
+  if (base::crc32c(body) != load_little<uint32_t>(saved.data() + body.size()))
+    return corrupt("its checksum does not fit");
+  if (load_little<uint8_t>(saved.data() + 5) >= kResidualKindCount)
+    return corrupt("it has no such residual");
+  const EncoderOptions options{
+      .residual = static_cast<ResidualKind>(load_little<uint8_t>(saved.data() + 5)),
+      .decay = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 12)),
+      .momentum = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 16)),
+      .mask_momentum = load_little<uint8_t>(saved.data() + 6) != 0,
+      .stochastic = load_little<uint8_t>(saved.data() + 7) != 0,
+      .evenness = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 20)),
+      .seed = load_little<uint64_t>(saved.data() + 24),
+  };
+  const Shape shape{load_little<uint64_t>(saved.data() + 32),
+                    load_little<uint64_t>(saved.data() + 40)};
+  const Range range{load_little<uint64_t>(saved.data() + 48),
+                    load_little<uint64_t>(saved.data() + 56)};
+  // Before anything of that size is made: do the bytes that follow have it?
+  const uint64_t left = body.size() - kFixedBytes;
+  const uint64_t data = load_little<uint64_t>(saved.data() + 96);
+  const uint64_t levels = uint64_t{load_little<uint32_t>(saved.data() + 104)} * sizeof(float);
+  if (range.elements > 0 && options.residual != ResidualKind::none && range.elements > left) {
+    return corrupt("its range is longer than its data");
+  }
+  if (options.momentum > 0 && range.elements > left / sizeof(float))
+    return corrupt("its range is longer than its data");
+  auto made = create(load_little<uint32_t>(saved.data() + 8), shape, options, range);
+  if (!made) return made.error();
+  Encoder encoder = std::move(made).value();
+  const uint64_t scales = encoder.residual_.scales().size_bytes();
+  const uint64_t velocity = encoder.velocity_.size() * sizeof(float);
+  if (data != encoder.residual_.data().size() || data > left ||
+      data + scales + velocity + levels != left) {
+    return corrupt("its lengths do not add up");
+  }
+  encoder.step_ = load_little<uint64_t>(saved.data() + 64);
+  encoder.threshold_.credit = std::bit_cast<double>(load_little<uint64_t>(saved.data() + 72));
+  encoder.threshold_.density = std::bit_cast<double>(load_little<uint64_t>(saved.data() + 80));
+  encoder.threshold_.threshold = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 88));
+  encoder.threshold_.slope = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 92));
+  if (!encoder.threshold_.valid()) return corrupt("its thresholds are no numbers");
+  encoder.threshold_.level.resize(levels / sizeof(float));
+  Bytes rest = body.subspan(kFixedBytes);
+  const auto take = [&](MutableBytes to) {
+    if (!to.empty()) std::memcpy(to.data(), rest.data(), to.size());
+    rest = rest.subspan(to.size());
+  };
+  take(encoder.residual_.data());
+  take(std::as_writable_bytes(encoder.residual_.scales()));
+  take(std::as_writable_bytes(std::span(encoder.velocity_)));
+  take(std::as_writable_bytes(std::span(encoder.threshold_.level)));
+  return encoder;
+}
+
+}  // namespace scant::codec

@@ -1,0 +1,193 @@
+// How a sparse step finds its thresholds: exactly in a range that is scanned as a whole, from a
+// sample in one that is not.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/rng.h"
+#include "codec/step.h"
+
+namespace scant::codec {
+namespace {
+
+constexpr uint64_t kBlock = kSparseBlockElements;
+// Up to here every non-zero element is a candidate: no threshold is needed.
+constexpr uint64_t kSmallElements = 16384;
+// A sample: pieces of a few cache lines, enough of them for a count that can be trusted.
+constexpr uint64_t kPieceElements = 256;
+constexpr uint64_t kSampleElementsMin = 65536;
+constexpr uint64_t kSampleShare = 128;  // a sample is at least this part of the range
+constexpr double kSampleEntries = 500;  // that a sample should hold
+constexpr double kDrift = 0.05;         // of a sample's count, beyond noise
+constexpr double kTieShare = 0.1;       // of the wanted entries that are equal
+
+// What a scan aims at, so that it seldom passes fewer than are wanted: three standard deviations.
+double with_margin(uint64_t wanted) {
+  const auto count = static_cast<double>(wanted);
+  return count * 1.01 + 3 * std::sqrt(count) + 1;
+}
+
+}  // namespace
+
+uint64_t SparseStep::scan(float threshold, bool add) {
+  workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t worker) {
+    float* work = add ? load_block(number, worker) : whole_ + number * kBlock;
+    const float energy = blocks_[number].energy;
+    select(number, worker, add ? gradient_of(number) : nullptr, work, threshold);
+    if (!add) blocks_[number].energy = energy;
+  });
+  uint64_t count = 0;
+  for (const Block& block : blocks_) count += block.positions.size();
+  return count;
+}
+
+void SparseStep::run_whole() {
+  const uint64_t elements = encoder_.range_.elements;
+  float* in_place = encoder_.residual_.in_place();
+  whole_ = in_place != nullptr ? in_place : workspace_.whole(elements);
+  ThresholdState& state = encoder_.threshold_;
+  float threshold = elements <= kSmallElements ? kSmallestMagnitude : state.threshold;
+  uint64_t count = scan(threshold > 0 ? threshold : HUGE_VALF, true);
+  if (count < wanted_ && threshold != kSmallestMagnitude) {
+    threshold = calibrated_threshold();
+    count = scan(threshold, false);
+  }
+  if (count < wanted_ && threshold > kSmallestMagnitude) {  // a line within a bin may miss by a few
+    threshold = kSmallestMagnitude;
+    count = scan(threshold, false);
+  }
+  trim(count, threshold);
+  workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t) {
+    finish_block(number, whole_ + number * kBlock);
+  });
+  adjust_levels();
+}
+
+float SparseStep::calibrated_threshold() {
+  MagnitudeHistogram histogram;
+  histogram.add({whole_, encoder_.range_.elements});
+  return histogram.threshold(with_margin(wanted_));
+}
+
+void SparseStep::trim(uint64_t count, float threshold) {
+  std::vector<uint32_t> magnitudes;
+  magnitudes.reserve(count);
+  uint64_t nonfinite = 0;
+  for (const Block& block : blocks_) {
+    for (const float value : block.values) {
+      magnitudes.push_back(magnitude_bits(value));
+      nonfinite += magnitudes.back() >= kInfinityBits ? 1 : 0;
+    }
+  }
+  // The threshold that would have been right for this step is the one to begin the next with.
+  ThresholdState& state = encoder_.threshold_;
+  const auto aim = static_cast<uint64_t>(with_margin(wanted_));
+  auto end = magnitudes.end();
+  if (count >= aim && aim > 0) {
+    end = magnitudes.begin() + static_cast<ptrdiff_t>(aim);
+    std::nth_element(magnitudes.begin(), end - 1, magnitudes.end(), std::greater<>());
+    state.threshold = std::bit_cast<float>(std::min(*(end - 1), kInfinityBits - 1));
+  } else {
+    state.threshold =
+        corrected(threshold, state.slope, static_cast<double>(count), static_cast<double>(aim));
+  }
+  const uint64_t keep = std::max(wanted_, nonfinite);
+  if (count <= keep) return;
+  if (keep == 0) {
+    for (Block& block : blocks_) {
+      block.positions.clear();
+      block.values.clear();
+    }
+    return;
+  }
+  if (static_cast<ptrdiff_t>(keep) > end - magnitudes.begin()) end = magnitudes.end();
+  const auto last = magnitudes.begin() + static_cast<ptrdiff_t>(keep) - 1;
+  std::nth_element(magnitudes.begin(), last, end, std::greater<>());
+  const uint32_t cut = *last;
+  // Of equal magnitudes at the cut, the first in order stay.
+  auto ties = static_cast<uint64_t>(std::count(magnitudes.begin(), last + 1, cut));
+  for (Block& block : blocks_) {
+    size_t kept = 0;
+    for (size_t i = 0; i < block.values.size(); ++i) {
+      const uint32_t magnitude = magnitude_bits(block.values[i]);
+      if (magnitude < cut || (magnitude == cut && ties == 0)) continue;
+      if (magnitude == cut) --ties;
+      block.positions[kept] = block.positions[i];
+      block.values[kept++] = block.values[i];
+    }
+    block.positions.resize(kept);
+    block.values.resize(kept);
+  }
+}
+
+std::span<const float> SparseStep::take_sample() {
+  const uint64_t elements = encoder_.range_.elements;
+  const auto for_entries = static_cast<uint64_t>(kSampleEntries / point_.density);
+  const uint64_t wanted =
+      std::max({kSampleElementsMin, elements / kSampleShare, std::min(elements / 8, for_entries)});
+  const uint64_t pieces = wanted / kPieceElements;
+  const uint64_t stride = elements / pieces / kGroupElements * kGroupElements;
+  const uint64_t slack = (stride - kPieceElements) / kGroupElements + 1;
+  float* sample = workspace_.whole(pieces * kPieceElements);
+  for (uint64_t piece = 0; piece < pieces; ++piece) {
+    const uint64_t moved = base::random_at(encoder_.options_.seed, encoder_.step_, piece) % slack;
+    const uint64_t at = piece * stride + moved * kGroupElements;
+    encoder_.peek(at, gradient_ + at, {sample + piece * kPieceElements, kPieceElements});
+  }
+  return {sample, pieces * kPieceElements};
+}
+
+float SparseStep::confirm_threshold() {
+  const std::span<const float> sample = take_sample();
+  ThresholdState& state = encoder_.threshold_;
+  const auto elements = static_cast<double>(encoder_.range_.elements);
+  const double share = static_cast<double>(wanted_) / elements;
+  const double expected = share * static_cast<double>(sample.size());
+  if (state.threshold > 0) {
+    const float carried = corrected(state.threshold, state.slope, point_.density * elements,
+                                    static_cast<double>(wanted_));
+    const auto count = static_cast<double>(std::count_if(
+        sample.begin(), sample.end(), [&](float v) { return !(std::abs(v) < carried); }));
+    if (std::abs(count - expected) <= kDrift * expected + 4 * std::sqrt(expected)) return carried;
+  }
+  MagnitudeHistogram histogram;
+  histogram.add(sample);
+  const float threshold = histogram.threshold(expected);
+  // Many in one bin: are they equal? Then no threshold tells them apart.
+  if (histogram.near(threshold) > 2 * kTieShare * expected) {
+    std::vector<uint32_t> magnitudes(sample.size());
+    std::transform(sample.begin(), sample.end(), magnitudes.begin(), magnitude_bits);
+    const auto rank = static_cast<ptrdiff_t>(std::max(expected, 1.0)) - 1;
+    std::nth_element(magnitudes.begin(), magnitudes.begin() + rank, magnitudes.end(),
+                     std::greater<>());
+    const uint32_t cut = magnitudes[static_cast<size_t>(rank)];
+    const auto equal = static_cast<double>(std::count(magnitudes.begin(), magnitudes.end(), cut));
+    const auto greater = static_cast<double>(
+        std::count_if(magnitudes.begin(), magnitudes.end(), [&](uint32_t m) { return m > cut; }));
+    if (cut > 0 && equal > kTieShare * expected) {
+      tie_.magnitude = std::bit_cast<float>(cut);
+      tie_.keep = static_cast<uint32_t>(std::clamp((expected - greater) / equal, 0.0, 1.0) * 65536);
+      state.threshold = tie_.magnitude;
+      return tie_.magnitude;
+    }
+  }
+  state.threshold = threshold;
+  return threshold;
+}
+
+void SparseStep::drop_ties(uint64_t number) {
+  if (tie_.keep == 0) return;
+  Block& block = blocks_[number];
+  const DrawKey key = encoder_.draw_key(number, 1);
+  size_t kept = 0;
+  for (size_t i = 0; i < block.values.size(); ++i) {
+    const bool tied = std::abs(block.values[i]) == tie_.magnitude;
+    if (tied && draw_word(key, block.positions[i]) >> 16 >= tie_.keep) continue;
+    block.positions[kept] = block.positions[i];
+    block.values[kept++] = block.values[i];
+  }
+  block.positions.resize(kept);
+  block.values.resize(kept);
+}
+
+}  // namespace scant::codec

@@ -1,0 +1,100 @@
+// One step of an encoder, dense or sparse. Internal to encoder.cc; lives for one call.
+#pragma once
+
+#include <vector>
+
+#include "codec/block_writer.h"
+#include "codec/encoder.h"
+
+namespace scant::codec {
+
+// Blocks of 4096 elements: accumulate, quantise, keep the rest, all within the first-level cache.
+class DenseStep {
+ public:
+  DenseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace)
+      : encoder_(encoder), gradient_(gradient), point_(point), workspace_(workspace) {}
+  EncodeReport run(RecordBuffer& record);
+
+ private:
+  struct BlockResult {
+    float energy = 0;
+    float energy_left = 0;
+    uint32_t nonfinite = 0;
+  };
+  [[nodiscard]] uint32_t elements_of(uint64_t block) const;
+  BlockResult encode_block(uint64_t block, size_t worker, MutableBytes record);
+  // A block with NaN or infinities goes as f32: its values wait here until all blocks are done.
+  void widen_blocks(RecordBuffer& record) const;
+
+  Encoder& encoder_;
+  const float* gradient_;
+  Point point_;
+  Workspace& workspace_;
+  std::vector<BlockResult> results_;
+  std::vector<std::vector<float>> wide_;  // by block; empty but for those with NaN or infinities
+};
+
+// Blocks of 65536 elements. A range of up to kWholeElements is scanned as a whole before anything
+// is sent, so that exactly as many entries go as may; a larger one in one pass, with thresholds
+// from earlier steps that a sample has confirmed.
+class SparseStep {
+ public:
+  static constexpr uint64_t kWholeElements = uint64_t{1} << 22;
+
+  SparseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace);
+  EncodeReport run(RecordBuffer& record);
+
+ private:
+  struct Block {
+    std::vector<uint16_t> positions;
+    std::vector<float> values;
+    std::vector<std::byte> payload;
+    BlockHeader header;
+    float energy = 0;
+    double energy_sent = 0;  // of the entries before quantisation
+    double energy_back = 0;  // of what quantisation returned to the residual
+    uint64_t nonfinite = 0;
+    uint64_t forced = 0;
+    uint64_t above = 0;  // entries beyond kAboveRatio thresholds
+  };
+  struct Tie {  // equal magnitudes at the threshold, of which only a share is sent
+    float magnitude = 0;
+    uint32_t keep = 0;  // of 65536; 0: no tie
+  };
+
+  [[nodiscard]] size_t elements_of(uint64_t block) const;
+  [[nodiscard]] float threshold_of(uint64_t block, float threshold) const;
+  // Where a block's gradient + residual will be worked on; the residual is there on return.
+  float* load_block(uint64_t block, size_t worker);
+  // With momentum: the velocity, brought up to this step. Once a step.
+  const float* gradient_of(uint64_t block);
+  void select(uint64_t number, size_t worker, const float* gradient, float* work, float threshold);
+
+  void run_whole();
+  uint64_t scan(float threshold, bool add);  // candidates found
+  float calibrated_threshold();
+  void trim(uint64_t count, float threshold);
+
+  void run_streamed();
+  float confirm_threshold();
+  std::span<const float> take_sample();
+  void drop_ties(uint64_t number);
+
+  void force_rows(uint64_t number, const float* work);
+  void finish_block(uint64_t number, float* work);
+  void restart_momentum(uint64_t number);
+  void adjust_levels();
+  EncodeReport assemble(RecordBuffer& record);
+
+  Encoder& encoder_;
+  const float* gradient_;
+  Point point_;
+  Workspace& workspace_;
+  uint64_t wanted_ = 0;
+  uint64_t sweep_ = 0;
+  float* whole_ = nullptr;
+  Tie tie_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace scant::codec

@@ -1,0 +1,87 @@
+#include "codec/threshold.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "codec/rounding.h"
+
+namespace scant::codec {
+namespace {
+
+constexpr double kCarriedShare = 0.05;  // of a step's entries, may come from earlier steps
+constexpr uint64_t kSweepStepsMin = 32;
+constexpr double kForcedShareMax = 1.0 / 64;
+constexpr float kSlopeMin = 1.0f;
+constexpr float kSlopeMax = 32.0f;
+constexpr double kCorrectionMax = 4.0;  // of one step, in counts; more is a new calibration's part
+
+}  // namespace
+
+bool ThresholdState::valid() const {
+  return std::isfinite(credit) && density >= 0 && density <= 1 && std::isfinite(threshold) &&
+         threshold >= 0 && slope >= kSlopeMin && slope <= kSlopeMax;
+}
+
+uint64_t begin_step(ThresholdState& state, double density, uint64_t elements) {
+  const double share = density * static_cast<double>(elements);
+  state.credit = std::min(state.credit, std::max(1.0, kCarriedShare * share)) + share;
+  return state.credit <= 0
+             ? 0
+             : std::min(elements, static_cast<uint64_t>(std::floor(state.credit + 1e-9)));
+}
+
+void end_step(ThresholdState& state, uint64_t sent) { state.credit -= static_cast<double>(sent); }
+
+float corrected(float threshold, float slope, double count, double wanted) {
+  const double ratio =
+      std::clamp(std::max(count, 0.5) / std::max(wanted, 0.5), 1 / kCorrectionMax, kCorrectionMax);
+  const auto factor = static_cast<float>(std::pow(ratio, 1.0 / static_cast<double>(slope)));
+  return std::max(threshold * factor, kSmallestMagnitude);
+}
+
+float fitted_slope(double count, double count_above, float ratio, float before) {
+  if (count_above < 64 || count_above >= count || !(ratio > 1.0f)) return before;
+  const double slope = std::log(count / count_above) / std::log(static_cast<double>(ratio));
+  return std::clamp(static_cast<float>(slope), kSlopeMin, kSlopeMax);
+}
+
+uint64_t sweep_steps(double density, uint64_t columns) {
+  const double sent_a_row = density * static_cast<double>(std::max<uint64_t>(columns, 1));
+  const double steps = std::ceil(1.0 / (kForcedShareMax * sent_a_row));
+  return std::max(kSweepStepsMin, static_cast<uint64_t>(std::min(steps, 0x1p62)));
+}
+
+RowWindow sweep_window(uint64_t step, uint64_t rows, uint64_t steps) {
+  const uint64_t turn = step % steps;
+  const auto cut = [&](uint64_t at) {
+    return static_cast<uint64_t>(static_cast<unsigned __int128>(rows) * at / steps);
+  };
+  return {cut(turn), cut(turn + 1)};
+}
+
+void MagnitudeHistogram::add(std::span<const float> values) {
+  for (const float value : values) ++bins_[magnitude_bits(value) >> kShift];
+}
+
+float MagnitudeHistogram::threshold(double wanted) const {
+  double above = 0;
+  for (uint32_t bin = kBins; bin-- > 0;) {
+    const double here = bins_[bin];
+    if (here > 0 && above + here >= wanted) {
+      const double share =
+          std::clamp((wanted - above) / here, 0.0, 1.0);  // of the bin, from its top
+      const uint32_t down = static_cast<uint32_t>(share * (1u << kShift));
+      const uint32_t bits = ((bin + 1) << kShift) - std::max(down, 1u);
+      return std::max(std::bit_cast<float>(std::min(bits, kInfinityBits - 1)), kSmallestMagnitude);
+    }
+    above += here;
+  }
+  return kSmallestMagnitude;
+}
+
+uint32_t MagnitudeHistogram::near(float magnitude) const {
+  return bins_[magnitude_bits(magnitude) >> kShift];
+}
+
+}  // namespace scant::codec

@@ -1,0 +1,63 @@
+// Which magnitudes are sent: thresholds carried from step to step. The arithmetic alone, no data
+// beyond a histogram: counts in, thresholds out.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace scant::codec {
+
+// Of one range; part of what an encoder saves.
+struct ThresholdState {
+  double credit = 0;          // entries that may be sent, a fraction carried over included
+  double density = 0;         // what the threshold was found for
+  float threshold = 0;        // 0: none yet
+  float slope = kSlopeFirst;  // -d log(count) / d log(threshold)
+  std::vector<float> level;   // with evenness: each block's own threshold by the common one
+
+  [[nodiscard]] bool valid() const;  // of a state that was read
+
+  static constexpr float kSlopeFirst = 7.0f;  // of a Gaussian at 1 %
+};
+
+// Entries to send in this step. Adds the step's share to the credit, of which at most a twentieth
+// is kept from earlier steps, one entry at least.
+[[nodiscard]] uint64_t begin_step(ThresholdState& state, double density, uint64_t elements);
+void end_step(ThresholdState& state, uint64_t sent);
+
+// The threshold that would have passed `wanted` where `threshold` passed `count`.
+[[nodiscard]] float corrected(float threshold, float slope, double count, double wanted);
+// From the number of entries at two thresholds.
+[[nodiscard]] float fitted_slope(double count, double count_above, float ratio, float before);
+
+// How often a row that passes nothing sends its largest entry: once in so many steps. These entries
+// are at most a 64th of what is sent.
+[[nodiscard]] uint64_t sweep_steps(double density, uint64_t columns);
+// The rows whose turn it is.
+struct RowWindow {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+};
+[[nodiscard]] RowWindow sweep_window(uint64_t step, uint64_t rows, uint64_t steps);
+
+// Counts magnitudes by the upper 15 bits of their floats: steps of 1/128 or finer.
+class MagnitudeHistogram {
+ public:
+  MagnitudeHistogram() : bins_(kBins, 0) {}
+  void add(std::span<const float> values);
+  // The threshold that about `wanted` of the counted values pass: a line within the bin. The
+  // smallest positive float when no more are positive.
+  [[nodiscard]] float threshold(double wanted) const;
+  // Values in the bin that holds this magnitude.
+  [[nodiscard]] uint32_t near(float magnitude) const;
+
+ private:
+  static constexpr uint32_t kShift = 16;
+  static constexpr uint32_t kBins = 1u << 15;
+  std::vector<uint32_t> bins_;
+};
+
+inline constexpr float kSmallestMagnitude = 0x1p-149f;
+
+}  // namespace scant::codec
