@@ -81,12 +81,17 @@ void write_bitmap(std::span<const uint16_t> positions, MutableBytes to) {
   }
 }
 
+// One code that carries no entry is common, and its absence too: no branch depends on it, only on
+// two or more.
 void write_delta8(std::span<const uint16_t> positions, std::byte* to) {
   uint32_t next = 0;
   for (const uint16_t position : positions) {
     uint32_t gap = gap_between(position, next);
-    for (; gap >= kByteMax; gap -= kByteMax) *to++ = std::byte{kByteMax};
-    *to++ = static_cast<std::byte>(gap);
+    for (; gap >= 2 * kByteMax; gap -= kByteMax) *to++ = std::byte{kByteMax};
+    const uint32_t skips = gap >= kByteMax ? 1 : 0;
+    *to = std::byte{kByteMax};
+    to += skips;
+    *to++ = static_cast<std::byte>(gap - skips * kByteMax);
     next = position + 1u;
   }
 }
@@ -94,10 +99,10 @@ void write_delta8(std::span<const uint16_t> positions, std::byte* to) {
 void write_packed(std::span<const uint16_t> positions, unsigned width, std::byte* to) {
   const uint32_t max = code_max(width);
   uint64_t pending = 0;
-  unsigned pending_bits = 0;
-  const auto put = [&](uint32_t code) {
-    pending |= uint64_t{code} << pending_bits;
-    pending_bits += width;
+  unsigned pending_bits = 0;  // below 32 between two calls, each of which adds 30 at most
+  const auto put = [&](uint32_t codes, unsigned bit_count) {
+    pending |= uint64_t{codes} << pending_bits;
+    pending_bits += bit_count;
     if (pending_bits < 32) return;
     store_little(to, static_cast<uint32_t>(pending));
     to += 4;
@@ -107,8 +112,10 @@ void write_packed(std::span<const uint16_t> positions, unsigned width, std::byte
   uint32_t next = 0;
   for (const uint16_t position : positions) {
     uint32_t gap = gap_between(position, next);
-    for (; gap >= max; gap -= max) put(max);
-    put(gap);
+    for (; gap >= 2 * max; gap -= max) put(max, width);
+    const uint32_t skips = gap >= max ? 1 : 0;
+    const uint32_t last = (gap - skips * max) << (skips * width);
+    put(last | (skips * max), width << skips);
     next = position + 1u;
   }
   for (uint32_t left = bytes_of_bits(pending_bits); left > 0; --left, pending >>= 8)
