@@ -1,0 +1,322 @@
+// Vector kernels that pass over values once: accumulation, selection, 16-bit values, residuals, the
+// final mean. Compiled once for each instruction set (Highway's foreach_target, headers alone); the
+// last elements of an array go to the reference.
+#include "codec/kernels_simd.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "codec/kernels_stream.cc"
+#undef HWY_DISABLED_TARGETS
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#include <cstring>
+#include <hwy/cache_control.h>
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || (HWY_TARGET == HWY_NEON && HWY_ARCH_ARM_A64)
+
+#include "codec/kernels_simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace scant::codec::HWY_NAMESPACE {
+namespace {
+
+using D16 = hn::Rebind<uint16_t, Df>;
+using D8 = hn::Rebind<int8_t, Df>;
+
+// Sums in the reference's lanes.
+struct Sums {
+  Vf energy[kSumVectors];
+  Vu largest = hn::Zero(Du());
+  HWY_INLINE Sums() {
+    for (Vf& v : energy) v = hn::Zero(Df());
+  }
+  HWY_INLINE void add(size_t j, Vf v) {
+    energy[j] = hn::Add(energy[j], hn::Mul(v, v));
+    largest = hn::Max(largest, magnitude(v));
+  }
+  HWY_INLINE void store(reference::Sums& to) const {
+    for (size_t j = 0; j < kSumVectors; ++j) hn::StoreU(energy[j], Df(), to.lanes + j * kLanes);
+    to.magnitude_max = hn::GetLane(hn::MaxOfLanes(Du(), largest));
+  }
+};
+
+// work = gradient + decay * work
+template <bool kGradient>
+HWY_INLINE Vf step(const float* gradient, float* work, Vf decay) {
+  const Vf before = hn::LoadU(Df(), work);
+  if constexpr (!kGradient) return before;
+  const Vf after = hn::Add(hn::LoadU(Df(), gradient), hn::Mul(decay, before));
+  hn::StoreU(after, Df(), work);
+  return after;
+}
+
+template <bool kGradient>
+size_t accumulate_vectors(const float* gradient, float* work, size_t n, float decay,
+                          reference::Sums& to) {
+  Sums sums;
+  const Vf by = hn::Set(Df(), decay);
+  size_t i = 0;
+  for (; i + kSumLanes <= n; i += kSumLanes) {
+    for (size_t j = 0; j < kSumVectors; ++j) {
+      const size_t at = i + j * kLanes;
+      sums.add(j, step<kGradient>(kGradient ? gradient + at : nullptr, work + at, by));
+    }
+  }
+  sums.store(to);
+  return i;
+}
+
+// One bit for each lane that is not below the threshold.
+HWY_INLINE uint32_t passed(Vf v, Vf threshold) {
+  uint8_t mask[8] = {};
+  hn::StoreMaskBits(Df(), hn::Not(hn::Lt(hn::Abs(v), threshold)), mask);
+  return mask[0];
+}
+
+// Steps of 32 elements: most hold nothing that passes.
+template <bool kGradient>
+size_t select_vectors(const float* gradient, float* work, size_t n, float decay, float threshold,
+                      uint16_t* positions, float* values, size_t& count, reference::Sums& to) {
+  constexpr size_t kStep = 32;
+  Sums sums;
+  const Vf by = hn::Set(Df(), decay);
+  const Vf limit = hn::Set(Df(), threshold);
+  size_t found = 0;
+  size_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    uint32_t mask = 0;
+    for (size_t j = 0; j < kStep / kLanes; ++j) {
+      const size_t at = i + j * kLanes;
+      const Vf v = step<kGradient>(kGradient ? gradient + at : nullptr, work + at, by);
+      sums.energy[j % kSumVectors] = hn::Add(sums.energy[j % kSumVectors], hn::Mul(v, v));
+      mask |= passed(v, limit) << (j * kLanes);
+    }
+    for (; mask != 0; mask &= mask - 1) {
+      const size_t at = i + static_cast<size_t>(__builtin_ctz(mask));
+      positions[found] = static_cast<uint16_t>(at);
+      values[found] = work[at];
+      ++found;
+    }
+  }
+  sums.store(to);
+  count = found;
+  return i;
+}
+
+HWY_INLINE void narrow_bf16(Vf v, float* work, uint16_t* to) {
+  const Vu bits = hn::BitCast(Du(), v);
+  const Vu sign = hn::And(bits, hn::Set(Du(), 0x80000000u));
+  const Vu size = magnitude(v);
+  const Vu odd = hn::And(hn::ShiftRight<16>(size), hn::Set(Du(), 1u));
+  const Vu sum = hn::Add(size, hn::Add(odd, hn::Set(Du(), 0x7FFFu)));
+  const Vu upper = hn::ShiftRight<16>(hn::Or(sign, hn::Min(sum, hn::Set(Du(), 0x7F7FFFFFu))));
+  hn::StoreU(hn::DemoteTo(D16(), hn::BitCast(Di(), upper)), D16(), to);
+  const Vf widened = hn::BitCast(Df(), hn::ShiftLeft<16>(upper));
+  hn::StoreU(hn::Sub(v, widened), Df(), work);
+}
+
+HWY_INLINE void narrow_f16(Vf v, float* work, uint16_t* to) {
+  const hn::Rebind<hwy::float16_t, Df> half;
+  const Vf largest = hn::Set(Df(), 65504.0f);
+  const auto narrowed = hn::DemoteTo(half, hn::Max(hn::Min(v, largest), hn::Neg(largest)));
+  hn::StoreU(hn::BitCast(D16(), narrowed), D16(), to);
+  hn::StoreU(hn::Sub(v, hn::PromoteTo(Df(), narrowed)), Df(), work);
+}
+
+// 16-bit values may stand at any address.
+HWY_INLINE hn::Vec<D16> load_half(const std::byte* from) {
+  const hn::Repartition<uint8_t, D16> bytes;
+  return hn::BitCast(D16(), hn::LoadU(bytes, reinterpret_cast<const uint8_t*>(from)));
+}
+HWY_INLINE Vf widen_bf16(hn::Vec<D16> v) {
+  return hn::BitCast(Df(), hn::ShiftLeft<16>(hn::PromoteTo(Du(), v)));
+}
+template <ValueKind kind>
+HWY_INLINE Vf load_value(const std::byte* from) {
+  if constexpr (kind == ValueKind::f32) {
+    const hn::Repartition<uint8_t, Df> bytes;
+    return hn::BitCast(Df(), hn::LoadU(bytes, reinterpret_cast<const uint8_t*>(from)));
+  } else if constexpr (kind == ValueKind::bf16) {
+    return widen_bf16(load_half(from));
+  } else {
+    return hn::PromoteTo(Df(), hn::BitCast(hn::Rebind<hwy::float16_t, Df>(), load_half(from)));
+  }
+}
+template <ValueKind kind>
+void add_vectors(const std::byte* values, size_t n, float* sum) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vf value = load_value<kind>(values + i * bits(kind) / 8);
+    hn::StoreU(hn::Add(hn::LoadU(Df(), sum + i), value), Df(), sum + i);
+  }
+  reference::add_values(kind, values + i * bits(kind) / 8, n - i, sum + i);
+}
+
+HWY_INLINE void round_bf16(Vf v, Vu draw, uint16_t* to) {
+  const Vu bits = hn::BitCast(Du(), v);
+  const Vu sign = hn::And(bits, hn::Set(Du(), 0x80000000u));
+  const Vu size = magnitude(v);
+  const Vu sum = hn::Add(size, draw);
+  // Up to infinity is not rounded: then the sum exceeds what a finite value may be.
+  const auto stays =
+      hn::Lt(hn::BitCast(Di(), sum), hn::Set(Di(), static_cast<int32_t>(kInfinityBits)));
+  const Vu rounded = hn::IfThenElse(hn::RebindMask(Du(), stays), sum, size);
+  const Vu upper = hn::ShiftRight<16>(hn::Or(sign, rounded));
+  hn::StoreU(hn::DemoteTo(D16(), hn::BitCast(Di(), upper)), D16(), to);
+}
+
+constexpr size_t kResidualGroups = 16;  // whose scales are found together
+
+// The scales of up to kResidualGroups groups; their inverses go to `inverses`.
+HWY_INLINE void byte_scales(const float* work, size_t groups, uint16_t* scales, float* inverses) {
+  for (size_t g = 0; g < groups; ++g) {
+    Vf largest = hn::Zero(Df());
+    for (size_t j = 0; j < kGroupVectors; ++j) {
+      const Vf v = hn::LoadU(Df(), work + g * kGroupElements + j * kLanes);
+      largest = hn::Max(largest, hn::Abs(v));
+    }
+    inverses[g] = max_lane(largest);
+  }
+  for (size_t g = 0; g < groups; ++g) {
+    scales[g] = byte_scale(std::bit_cast<uint32_t>(inverses[g]));
+    inverses[g] = scales[g] == 0 ? 0.0f : 1.0f / bf16_widen(scales[g]);
+  }
+}
+
+HWY_INLINE void round_i8(Vf v, Vf inverse, Vf unit, int8_t* to) {
+  const Vf limit = hn::Set(Df(), 127.0f);
+  const Vf level = hn::Floor(hn::Add(hn::Mul(v, inverse), unit));
+  const Vf clamped = hn::Max(hn::Min(level, limit), hn::Neg(limit));
+  hn::StoreU(hn::DemoteTo(D8(), hn::ConvertTo(Di(), clamped)), D8(), to);
+}
+
+}  // namespace
+
+Accumulated accumulate(const float* gradient, float* work, size_t n, float decay) {
+  reference::Sums sums;
+  const size_t done = gradient != nullptr
+                          ? accumulate_vectors<true>(gradient, work, n, decay, sums)
+                          : accumulate_vectors<false>(nullptr, work, n, decay, sums);
+  reference::accumulate(gradient, work, done, n - done, decay, sums);
+  return {sums.magnitude_max, fold(sums.lanes)};
+}
+
+Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,
+                uint16_t* positions, float* values) {
+  reference::Sums sums;
+  size_t count = 0;
+  const size_t done = gradient != nullptr
+                          ? select_vectors<true>(gradient, work, n, decay, threshold, positions,
+                                                 values, count, sums)
+                          : select_vectors<false>(nullptr, work, n, decay, threshold, positions,
+                                                  values, count, sums);
+  count += reference::select(gradient, work, done, n - done, decay, threshold, positions + count,
+                             values + count, sums);
+  return {count, fold(sums.lanes)};
+}
+
+void narrow(ValueKind kind, float* work, size_t n, std::byte* values) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vf v = hn::LoadU(Df(), work + i);
+    if (HWY_UNLIKELY(!hn::AllTrue(Df(), finite(v)))) {
+      reference::narrow(kind, work + i, kLanes, values + 2 * i);
+      continue;
+    }
+    uint16_t narrowed[kLanes];
+    if (kind == ValueKind::f16) {
+      narrow_f16(v, work + i, narrowed);
+    } else {
+      narrow_bf16(v, work + i, narrowed);
+    }
+    std::memcpy(values + 2 * i, narrowed, sizeof(narrowed));
+  }
+  reference::narrow(kind, work + i, n - i, values + 2 * i);
+}
+
+void add_values(ValueKind kind, const std::byte* values, size_t n, float* sum) {
+  switch (kind) {
+    case ValueKind::f32:
+      return add_vectors<ValueKind::f32>(values, n, sum);
+    case ValueKind::bf16:
+      return add_vectors<ValueKind::bf16>(values, n, sum);
+    default:
+      return add_vectors<ValueKind::f16>(values, n, sum);
+  }
+}
+
+void store_bf16(const float* work, size_t n, DrawKey key, uint16_t* stored) {
+  size_t i = 0;
+  for (; i + kGroupElements <= n; i += kGroupElements) {
+    for (size_t j = 0; j < kGroupElements / 2; j += kLanes) {
+      const Vu words = draw_words(key, static_cast<uint32_t>(i / 2 + j));
+      const size_t first = i + j;
+      const size_t second = first + kGroupElements / 2;
+      round_bf16(hn::LoadU(Df(), work + first), draws<false>(words), stored + first);
+      round_bf16(hn::LoadU(Df(), work + second), draws<true>(words), stored + second);
+    }
+  }
+  reference::store_bf16(work, i, n - i, key, stored);
+}
+
+void load_bf16(const uint16_t* stored, size_t n, float* work) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    hn::StoreU(widen_bf16(hn::LoadU(D16(), stored + i)), Df(), work + i);
+  }
+  reference::load_bf16(stored + i, n - i, work + i);
+}
+
+void store_i8(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t* scales) {
+  float inverses[kResidualGroups];
+  const size_t groups = n / kGroupElements;
+  for (size_t g = 0; g < groups; ++g) {
+    const size_t i = g * kGroupElements;
+    if (g % kResidualGroups == 0) {
+      byte_scales(work + i, std::min(kResidualGroups, groups - g), scales + g, inverses);
+    }
+    const Vf inverse = hn::Set(Df(), inverses[g % kResidualGroups]);
+    for (size_t j = 0; j < kGroupElements / 2; j += kLanes) {
+      const Vu words = draw_words(key, static_cast<uint32_t>(i / 2 + j));
+      const size_t first = i + j;
+      const size_t second = first + kGroupElements / 2;
+      round_i8(hn::LoadU(Df(), work + first), inverse, units(draws<false>(words)), stored + first);
+      round_i8(hn::LoadU(Df(), work + second), inverse, units(draws<true>(words)), stored + second);
+    }
+  }
+  const size_t done = groups * kGroupElements;
+  reference::store_i8(work, done, n - done, key, stored, scales);
+}
+
+void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work) {
+  size_t i = 0;
+  for (; i + kGroupElements <= n; i += kGroupElements) {
+    const Vf scale = hn::Set(Df(), bf16_widen(scales[i / kGroupElements]));
+    for (size_t j = i; j < i + kGroupElements; j += kLanes) {
+      const Vi level = hn::PromoteTo(Di(), hn::LoadU(D8(), stored + j));
+      hn::StoreU(hn::Mul(hn::ConvertTo(Df(), level), scale), Df(), work + j);
+    }
+  }
+  reference::load_i8(stored + i, scales + i / kGroupElements, n - i, work + i);
+}
+
+void finish(float* sum, size_t n, float weight, float* out) {
+  constexpr size_t kVectorBytes = kLanes * sizeof(float);
+  const size_t misaligned = reinterpret_cast<uintptr_t>(out) % kVectorBytes;
+  const size_t head = std::min(n, (kVectorBytes - misaligned) % kVectorBytes / sizeof(float));
+  reference::finish(sum, head, weight, out);
+  const Vf by = hn::Set(Df(), weight);
+  size_t i = head;
+  for (; i + kLanes <= n; i += kLanes) {
+    hn::Stream(hn::Mul(by, hn::LoadU(Df(), sum + i)), Df(), out + i);
+    hn::StoreU(hn::Zero(Df()), Df(), sum + i);
+  }
+  hwy::FlushStream();
+  reference::finish(sum + i, n - i, weight, out + i);
+}
+
+}  // namespace scant::codec::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // an instruction set with kernels
