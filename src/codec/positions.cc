@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstring>
 #include <utility>
 
 #include "base/check.h"
@@ -81,15 +82,14 @@ void write_bitmap(std::span<const uint16_t> positions, MutableBytes to) {
   }
 }
 
-// One code that carries no entry is common, and its absence too: no branch depends on it, only on
-// two or more.
+// One code that carries no entry is common, and so is none: no branch depends on which.
 void write_delta8(std::span<const uint16_t> positions, std::byte* to) {
   uint32_t next = 0;
   for (const uint16_t position : positions) {
-    uint32_t gap = gap_between(position, next);
-    for (; gap >= 2 * kByteMax; gap -= kByteMax) *to++ = std::byte{kByteMax};
-    const uint32_t skips = gap >= kByteMax ? 1 : 0;
+    const uint32_t gap = gap_between(position, next);
+    const uint32_t skips = gap / kByteMax;
     *to = std::byte{kByteMax};
+    if (skips > 1) std::memset(to, kByteMax, skips);
     to += skips;
     *to++ = static_cast<std::byte>(gap - skips * kByteMax);
     next = position + 1u;
