@@ -1,0 +1,293 @@
+// Nothing is lost: what is decoded and what is kept add up to what came in, for every point and
+// every residual store, also after saving, regrouping, resizing and thousands of steps.
+#include <algorithm>
+#include <cmath>
+#include <gtest/gtest.h>
+
+#include "codec/encoder_testing.h"
+
+namespace scant::codec {
+namespace {
+
+using testing::gaussians;
+using testing::kAllKinds;
+using testing::make;
+using testing::step;
+
+constexpr uint64_t kSeed = 20261121;
+
+// f32: residual' = fl(fl(gradient + residual) - decoded), element by element, bit for bit.
+TEST(Conservation, IsExactInTheStatedArithmetic) {
+  Workspace workspace;
+  for (const ValueKind kind : kAllKinds) {
+    for (const double density : {1.0, 0.3, 0.01}) {
+      for (const uint64_t columns : {uint64_t{1}, uint64_t{300}, uint64_t{70001}}) {
+        SCOPED_TRACE(std::string(name(kind)) + " at " + std::to_string(density) + " of 3 x " +
+                     std::to_string(columns));
+        const Shape shape{3, columns};
+        Encoder encoder = make(shape);
+        std::vector<float> before(shape.elements());
+        std::vector<float> after(shape.elements());
+        for (uint64_t t = 0; t < 4; ++t) {
+          const auto gradient = gaussians(shape.elements(), kSeed, t);
+          const auto stepped = step(encoder, gradient, {density, kind}, workspace);
+          encoder.read_residual(after);
+          size_t wrong = 0;
+          for (size_t i = 0; i < gradient.size(); ++i) {
+            const float accumulated = gradient[i] + before[i];
+            wrong += after[i] == accumulated - stepped.decoded[i] ? 0 : 1;
+          }
+          ASSERT_EQ(wrong, 0u) << "step " << t;
+          before = after;
+        }
+      }
+    }
+  }
+}
+
+struct Drift {
+  double mean = 0;     // of sent + kept - given, in units of the residual's rounding
+  double largest = 0;  // the same, of one element
+};
+
+Drift drift_after(int steps, ResidualKind residual, Point point) {
+  Workspace workspace;
+  const Shape shape{8, 160};
+  EncoderOptions options{.residual = residual, .seed = kSeed};
+  Encoder encoder = make(shape, options);
+  std::vector<double> balance(shape.elements());
+  double largest_kept = 0;
+  std::vector<float> kept(shape.elements());
+  for (int t = 0; t < steps; ++t) {
+    const auto gradient = gaussians(shape.elements(), kSeed, static_cast<uint64_t>(t));
+    const auto stepped = step(encoder, gradient, point, workspace);
+    encoder.read_residual(kept);
+    for (size_t i = 0; i < balance.size(); ++i) {
+      balance[i] += static_cast<double>(stepped.decoded[i]) - static_cast<double>(gradient[i]);
+      largest_kept = std::max(largest_kept, static_cast<double>(std::abs(kept[i])));
+    }
+  }
+  // One rounding moves an element by less than this.
+  const double unit = largest_kept * (residual == ResidualKind::i8     ? 1.01 / 127
+                                      : residual == ResidualKind::bf16 ? 1.0 / 128
+                                                                       : 0x1p-24);
+  Drift drift;
+  for (size_t i = 0; i < balance.size(); ++i) {
+    const double off = (balance[i] + static_cast<double>(kept[i])) / unit;
+    drift.mean += off / static_cast<double>(balance.size());
+    drift.largest = std::max(drift.largest, std::abs(off));
+  }
+  return drift;
+}
+
+// Each rounding is unbiased and below one unit, so an element's error is a random walk of at most
+// sqrt(steps) / 2 units, and the mean of n elements one of a sqrt(n)-th of that: six deviations.
+TEST(Conservation, DoesNotDriftOverTenThousandSteps) {
+  constexpr int kSteps = 10000;
+  for (const ResidualKind residual : {ResidualKind::f32, ResidualKind::bf16, ResidualKind::i8}) {
+    for (const Point point : {Point{1.0, ValueKind::q2}, Point{0.05, ValueKind::q4}}) {
+      SCOPED_TRACE(std::string(name(residual)) + " with " + name(point.values));
+      const Drift drift = drift_after(kSteps, residual, point);
+      EXPECT_LT(std::abs(drift.mean), 6 * 0.5 * std::sqrt(kSteps / 1280.0));
+      EXPECT_LT(drift.largest, 6 * 0.5 * std::sqrt(kSteps));
+    }
+  }
+}
+
+TEST(Conservation, DecayKeepsItsShareAndNoResidualKeepsNothing) {
+  Workspace workspace;
+  const Shape shape{1, 1000};
+  Encoder decayed = make(shape, {.decay = 0.5f});
+  Encoder none = make(shape, {.residual = ResidualKind::none});
+  const auto gradient = gaussians(1000, kSeed, 1);
+  const std::vector<float> zeros(1000);
+  step(decayed, gradient, {0.1, ValueKind::f32}, workspace);
+  const auto first = step(none, gradient, {0.1, ValueKind::f32}, workspace);
+  std::vector<float> kept(1000);
+  decayed.read_residual(kept);
+  const auto stepped = step(decayed, zeros, {0.1, ValueKind::f32}, workspace);
+  for (size_t i = 0; i < kept.size(); ++i) {
+    if (stepped.decoded[i] != 0) {
+      EXPECT_EQ(stepped.decoded[i], kept[i] * 0.5f);
+    }
+  }
+  EXPECT_EQ(none.memory_bytes(), 0u);
+  const auto second = step(none, zeros, {0.1, ValueKind::f32}, workspace);
+  EXPECT_EQ(first.report.entries, 100u);
+  EXPECT_EQ(second.report.entries, 0u);
+}
+
+// Momentum correction and masking against the equations of Lin et al.
+TEST(Conservation, MomentumIsCorrectedAndMasked) {
+  Workspace workspace;
+  const size_t n = 500;
+  for (const bool mask : {true, false}) {
+    Encoder encoder = make({1, n}, {.momentum = 0.9f, .mask_momentum = mask});
+    std::vector<float> u(n);
+    std::vector<float> v(n);
+    for (uint64_t t = 0; t < 30; ++t) {
+      const auto gradient = gaussians(n, kSeed, t);
+      for (size_t i = 0; i < n; ++i) {
+        u[i] = gradient[i] + 0.9f * u[i];
+        v[i] += u[i];
+      }
+      const auto stepped = step(encoder, gradient, {0.1, ValueKind::f32}, workspace);
+      ASSERT_EQ(stepped.report.entries, 50u);
+      for (size_t i = 0; i < n; ++i) {
+        if (stepped.decoded[i] == 0) continue;
+        ASSERT_EQ(stepped.decoded[i], v[i]);
+        v[i] = 0;
+        if (mask) u[i] = 0;
+      }
+    }
+  }
+}
+
+TEST(Conservation, SavedStateContinuesWithTheSameBytes) {
+  Workspace workspace;
+  const Shape shape{40, 500};
+  for (const ResidualKind residual :
+       {ResidualKind::none, ResidualKind::f32, ResidualKind::bf16, ResidualKind::i8}) {
+    Encoder encoder =
+        make(shape, {.residual = residual, .momentum = 0.5f, .stochastic = true, .evenness = 0.5f});
+    const auto run = [&](Encoder& one, uint64_t t) {
+      return step(one, gaussians(shape.elements(), kSeed, t), {0.02, ValueKind::q4}, workspace);
+    };
+    for (uint64_t t = 0; t < 5; ++t) run(encoder, t);
+    const auto saved = encoder.save();
+    auto restored = Encoder::restore(saved);
+    ASSERT_TRUE(restored.ok()) << restored.error().to_string();
+    for (uint64_t t = 5; t < 10; ++t) {
+      EXPECT_EQ(run(encoder, t).bytes, run(restored.value(), t).bytes);
+    }
+    EXPECT_EQ(encoder.save(), restored.value().save());
+  }
+}
+
+TEST(Conservation, DamagedStateIsRefused) {
+  Encoder encoder = make({3, 100}, {.residual = ResidualKind::i8, .momentum = 0.5f});
+  const auto saved = encoder.save();
+  for (size_t size = 0; size < saved.size(); size += 7) {
+    const auto restored = Encoder::restore(Bytes(saved).first(size));
+    ASSERT_FALSE(restored.ok());
+    EXPECT_EQ(restored.error().code, ErrorCode::corrupt);
+  }
+  for (size_t bit = 0; bit < saved.size() * 8; bit += 5) {
+    auto damaged = saved;
+    damaged[bit / 8] ^= std::byte{1} << (bit % 8);
+    EXPECT_FALSE(Encoder::restore(damaged).ok()) << bit;
+  }
+}
+
+// World size or grouping changes: slices are cut anew, at multiples of 64, and every element's
+// residual moves as it is.
+TEST(Conservation, ResidualsMoveBetweenSlicesUnrounded) {
+  Workspace workspace;
+  const Shape shape{16, 100};
+  for (const ResidualKind residual : {ResidualKind::f32, ResidualKind::bf16, ResidualKind::i8}) {
+    const auto cut = [&](const std::vector<uint64_t>& bounds) {
+      std::vector<Encoder> slices;
+      for (size_t i = 0; i + 1 < bounds.size(); ++i) {
+        auto made = Encoder::create(3, shape, {.residual = residual},
+                                    Range{bounds[i], bounds[i + 1] - bounds[i]});
+        EXPECT_TRUE(made.ok());
+        slices.push_back(std::move(made).value());
+      }
+      return slices;
+    };
+    const auto kept = [&](const std::vector<Encoder>& slices) {
+      std::vector<float> all;
+      for (const Encoder& slice : slices) {
+        std::vector<float> part(slice.range().elements);
+        slice.read_residual(part);
+        all.insert(all.end(), part.begin(), part.end());
+      }
+      return all;
+    };
+    auto three = cut({0, 512, 1024, 1600});
+    for (Encoder& slice : three)
+      step(slice, gaussians(slice.range().elements, kSeed, slice.range().first),
+           {0.1, ValueKind::q4}, workspace);
+    auto five = cut({0, 320, 640, 960, 1280, 1600});
+    for (Encoder& to : five)
+      for (const Encoder& from : three) ASSERT_TRUE(to.take_over(from).ok());
+    EXPECT_EQ(kept(three), kept(five));
+    auto one = cut({0, 1600});
+    for (const Encoder& from : five) ASSERT_TRUE(one[0].take_over(from).ok());
+    EXPECT_EQ(kept(three), kept(one));
+  }
+}
+
+TEST(Conservation, ALeaversResidualIsAdded) {
+  Workspace workspace;
+  const Shape shape{1, 1000};
+  Encoder stays = make(shape);
+  Encoder leaves = make(shape);
+  step(stays, gaussians(1000, kSeed, 1), {0.1, ValueKind::q4}, workspace);
+  step(leaves, gaussians(1000, kSeed, 2), {0.1, ValueKind::q4}, workspace);
+  std::vector<float> a(1000);
+  std::vector<float> b(1000);
+  std::vector<float> sum(1000);
+  stays.read_residual(a);
+  leaves.read_residual(b);
+  ASSERT_TRUE(stays.take_over(leaves).ok());
+  stays.read_residual(sum);
+  for (size_t i = 0; i < sum.size(); ++i) ASSERT_EQ(sum[i], a[i] + b[i]);
+  Encoder other = make({10, 100});
+  const auto refused = other.take_over(stays);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::mismatch);
+}
+
+// Reduce-scatter of compressed gradients: workers send a record for each slice, the slice's owner
+// adds them, encodes the mean with a residual of its own, and everybody decodes that.
+TEST(Conservation, TwoLegsKeepTheMass) {
+  constexpr size_t kRanks = 4;
+  const Shape shape{64, 128};
+  Workspace workspace;
+  const uint64_t part = shape.elements() / kRanks;
+  std::vector<std::vector<Encoder>> workers(kRanks);
+  std::vector<Encoder> owners;
+  for (size_t slice = 0; slice < kRanks; ++slice) {
+    const Range range{slice * part, part};
+    for (auto& worker : workers)
+      worker.push_back(std::move(Encoder::create(1, shape, {}, range)).value());
+    owners.push_back(std::move(Encoder::create(1, shape, {}, range)).value());
+  }
+  std::vector<double> given(shape.elements());
+  std::vector<double> applied(shape.elements());
+  for (uint64_t t = 0; t < 50; ++t) {
+    for (size_t slice = 0; slice < kRanks; ++slice) {
+      std::vector<RecordBuffer> buffers(kRanks);
+      std::vector<RecordView> records;
+      for (size_t rank = 0; rank < kRanks; ++rank) {
+        const auto gradient = gaussians(part, kSeed, t * 100 + slice * 10 + rank);
+        for (size_t i = 0; i < part; ++i)
+          given[slice * part + i] += static_cast<double>(gradient[i]) / kRanks;
+        ASSERT_TRUE(workers[rank][slice]
+                        .encode(gradient, {1.0, ValueKind::q2}, workspace, buffers[rank])
+                        .ok());
+        records.push_back(std::move(RecordView::parse(buffers[rank].view())).value());
+      }
+      std::vector<float> mean(part);
+      ASSERT_TRUE(accumulate(records, 1, shape, slice * part, mean, 1.0f / kRanks, workspace).ok());
+      const auto out = step(owners[slice], mean, {1.0, ValueKind::q2}, workspace);
+      for (size_t i = 0; i < part; ++i)
+        applied[slice * part + i] += static_cast<double>(out.decoded[i]);
+    }
+  }
+  std::vector<float> kept(part);
+  for (size_t slice = 0; slice < kRanks; ++slice) {
+    owners[slice].read_residual(kept);
+    for (size_t i = 0; i < part; ++i) applied[slice * part + i] += static_cast<double>(kept[i]);
+    for (auto& worker : workers) {
+      worker[slice].read_residual(kept);
+      for (size_t i = 0; i < part; ++i)
+        applied[slice * part + i] += static_cast<double>(kept[i]) / kRanks;
+    }
+  }
+  for (size_t i = 0; i < given.size(); ++i) ASSERT_NEAR(applied[i], given[i], 1e-4) << i;
+}
+
+}  // namespace
+}  // namespace scant::codec
