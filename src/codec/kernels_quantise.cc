@@ -1,0 +1,639 @@
+// Vector kernels of the quantised kinds, for whole quads. Compiled once for each instruction set
+// (Highway's foreach_target, headers alone). Nearest rounding takes a chunk of groups through four
+// passes, each free of long chains: survey (mean and maximum), guess of the scale, least squares,
+// codes. Magnitudes are compared with levels as bytes, 32 at a time on a 256-bit vector.
+#include "codec/kernels_simd.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "codec/kernels_quantise.cc"
+#undef HWY_DISABLED_TARGETS
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#include <cstring>
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+#include <utility>
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || (HWY_TARGET == HWY_NEON && HWY_ARCH_ARM_A64)
+
+#include "codec/kernels_simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace scant::codec::HWY_NAMESPACE {
+namespace {
+
+using Db = hn::Repartition<uint8_t, Df>;
+using Dsb = hn::Repartition<int8_t, Df>;
+using Dh = hn::Repartition<int16_t, Df>;
+using Duh = hn::Repartition<uint16_t, Df>;
+using Vb = hn::Vec<Db>;
+using Vh = hn::Vec<Dh>;
+
+constexpr size_t kChunkQuads = 4;
+constexpr size_t kChunkGroups = 4 * kChunkQuads;
+constexpr size_t kQuadGroups = kQuadElements / kGroupElements;
+
+// The same 16 bytes in each 128-bit block, which is what TableLookupBytes looks into.
+struct Table {
+  alignas(16) uint8_t bytes[16] = {};
+};
+HWY_INLINE Vb load_table(const Table& table) { return hn::LoadDup128(Db(), table.bytes); }
+
+// Magnitudes in half units are bytes, and thresholds integers. Comparisons are signed, hence 0x80.
+constexpr unsigned threshold_above(std::span<const uint8_t> table, size_t m) {
+  return unsigned{table[m]} + table[m + 1];
+}
+// With the eight levels of q4 every 16 half units hold at most one threshold: what the upper four
+// bits leave open takes a single comparison.
+constexpr Table coarse_levels() {
+  Table result;
+  for (size_t bin = 0; bin < 16; ++bin) {
+    for (size_t m = 0; m + 1 < kLevels4.size(); ++m) {
+      if (threshold_above(kLevels4, m) < 16 * bin) ++result.bytes[bin];
+    }
+  }
+  return result;
+}
+constexpr Table fine_thresholds() {
+  Table result;
+  for (uint8_t& byte : result.bytes) byte = 0x7F;  // none: nothing is greater
+  for (size_t m = 0; m + 1 < kLevels4.size(); ++m) {
+    const unsigned threshold = threshold_above(kLevels4, m);
+    result.bytes[threshold / 16] = static_cast<uint8_t>((threshold - 1) ^ 0x80u);
+  }
+  return result;
+}
+constexpr bool one_threshold_a_bin() {
+  for (size_t m = 1; m + 1 < kLevels4.size(); ++m) {
+    if (threshold_above(kLevels4, m) / 16 == threshold_above(kLevels4, m - 1) / 16) return false;
+  }
+  return threshold_above(kLevels4, kLevels4.size() - 2) < 256;
+}
+static_assert(one_threshold_a_bin(), "levels of q4 are too close: use larger units");
+
+// What a code of this kind means, as signed bytes.
+template <ValueKind kind>
+constexpr Table signed_levels() {
+  Table result;
+  const auto table = levels(kind);
+  for (size_t m = 0; m < table.size(); ++m) {
+    result.bytes[m] = table[m];
+    result.bytes[m + table.size()] = static_cast<uint8_t>(-static_cast<int>(table[m]));
+  }
+  return result;
+}
+
+constexpr Table kCoarse = coarse_levels();
+constexpr Table kFine = fine_thresholds();
+template <ValueKind kind>
+constexpr Table kSigned = signed_levels<kind>();
+// pack_bytes() leaves values 0 and 1 of lane j of a 128-bit block in bytes 2j and 2j + 1, values 2
+// and 3 in bytes 8 + 2j and 9 + 2j; this brings the four into one 32-bit lane.
+constexpr Table kGather = {{0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15}};
+
+// Minus one where the byte is greater than its limit; both with 0x80 flipped.
+HWY_INLINE Vb above(Vb biased, Vb limit) {
+  const Dsb d;
+  const auto greater = hn::Gt(hn::BitCast(d, biased), hn::BitCast(d, limit));
+  return hn::BitCast(Db(), hn::VecFromMask(d, greater));
+}
+
+// How many thresholds each magnitude has reached.
+template <ValueKind kind>
+HWY_INLINE Vb nearest_levels(Vb half_units) {
+  const Vb biased = hn::Xor(half_units, hn::Set(Db(), uint8_t{0x80}));
+  if constexpr (kind == ValueKind::q4) {
+    const auto shifted = hn::ShiftRight<4>(hn::BitCast(Duh(), half_units));
+    const Vb bin = hn::And(hn::BitCast(Db(), shifted), hn::Set(Db(), uint8_t{0x0F}));
+    return hn::Sub(hn::TableLookupBytes(load_table(kCoarse), bin),
+                   above(biased, hn::TableLookupBytes(load_table(kFine), bin)));
+  } else {
+    Vb m = hn::Zero(Db());
+    for (size_t next = 1; next < levels(kind).size(); ++next) {
+      const unsigned limit = threshold_above(levels(kind), next - 1) - 1;
+      m = hn::Sub(m, above(biased, hn::Set(Db(), static_cast<uint8_t>(limit ^ 0x80u))));
+    }
+    return m;
+  }
+}
+
+// Two vectors of 16-bit numbers, each 0 to 32767, as bytes of at most 255: `even` below `odd`.
+HWY_INLINE Vb pack_bytes(Vh even, Vh odd) {
+  const Vh most = hn::Set(Dh(), int16_t{255});
+  const Vh upper = hn::ShiftLeft<8>(hn::Min(odd, most));
+  return hn::BitCast(Db(), hn::Or(hn::Min(even, most), upper));
+}
+
+// Results of the passes over a chunk.
+struct Groups {
+  alignas(32) float mean[kChunkGroups];
+  alignas(32) float largest[kChunkGroups];
+  alignas(32) float guess[kChunkGroups];
+  alignas(32) float inverse[kChunkGroups];  // what magnitudes are multiplied by
+  alignas(32) float scale[kChunkGroups];
+  alignas(32) int32_t products[kChunkGroups];
+  alignas(32) int32_t squares[kChunkGroups];
+};
+
+// Lanes i and i + 8, then + 4, + 2, + 1, as the reference adds them.
+template <class V, size_t kCount>
+HWY_INLINE float fold(const V (&sums)[kCount]) {
+  const hn::CappedTag<float, 4> d;
+  const V eight = hn::Add(sums[0], sums[kCount / 2]);
+  const auto four = [&]() HWY_ATTR {
+    if constexpr (kCount == 2) {
+      return hn::Add(hn::LowerHalf(d, eight), hn::UpperHalf(d, eight));
+    } else {
+      return hn::Add(eight, hn::Add(sums[1], sums[3]));
+    }
+  }();
+  const auto two = hn::Add(four, hn::Shuffle1032(four));
+  return hn::GetLane(hn::Add(two, hn::Shuffle2301(two)));
+}
+
+HWY_INLINE void survey(const float* work, size_t groups, Groups& to) {
+  const Vf share = hn::Set(Df(), 1.0f / float{kGroupElements});
+  for (size_t g = 0; g < groups; ++g) {
+    Vf sums[kSumVectors];
+    for (Vf& sum : sums) sum = hn::Zero(Df());
+    Vf largest = hn::Zero(Df());
+    for (size_t j = 0; j < kGroupVectors; ++j) {
+      const Vf v = hn::Abs(hn::LoadU(Df(), work + g * kGroupElements + j * kLanes));
+      sums[j % kSumVectors] = hn::Add(sums[j % kSumVectors], hn::Mul(v, share));
+      largest = hn::Max(largest, v);
+    }
+    to.mean[g] = fold(sums);
+    to.largest[g] = max_lane(largest);
+  }
+}
+
+// Scale bits become the group's code, scale and inverse. `inverse`: 0 where the group is zero.
+template <typename Inverse>
+HWY_INLINE void name_scales(Vi scale_bits, uint32_t base, size_t g, Groups& to, uint8_t* codes,
+                            const Inverse& inverse) {
+  const Vi most = hn::Set(Di(), static_cast<int32_t>(kScaleBitsMax));
+  const Vi from_base = hn::Sub(hn::Min(scale_bits, most), hn::Set(Di(), static_cast<int>(base)));
+  const Vi code = hn::Max(hn::Min(from_base, hn::Set(Di(), 255)), hn::Zero(Di()));
+  const auto sent = hn::Gt(code, hn::Zero(Di()));
+  const Vi bits = hn::ShiftLeft<20>(hn::Add(code, hn::Set(Di(), static_cast<int>(base))));
+  const Vf scale = hn::BitCast(Df(), hn::IfThenElseZero(sent, bits));
+  hn::StoreU(scale, Df(), to.scale + g);
+  hn::StoreU(hn::IfThenElseZero(hn::RebindMask(Df(), sent), inverse(scale)), Df(), to.inverse + g);
+  const hn::Rebind<uint8_t, Df> bytes;
+  hn::StoreU(hn::DemoteTo(bytes, code), bytes, codes);
+}
+
+// scale_bits_nearest(), scale_bits_up()
+HWY_INLINE Vi bits_nearest(Vf scale) {
+  const Vi rounded = hn::ShiftRight<20>(hn::Add(hn::BitCast(Di(), scale), hn::Set(Di(), 1 << 19)));
+  return hn::IfThenElseZero(hn::Gt(rounded, hn::Set(Di(), 7)), rounded);
+}
+HWY_INLINE Vi bits_up(Vf scale) {
+  const Vi rounded = hn::ShiftRight<20>(hn::Add(hn::BitCast(Di(), scale), hn::Set(Di(), 0xFFFFF)));
+  return hn::IfThenElseZero(hn::Gt(rounded, hn::Zero(Di())), hn::Max(rounded, hn::Set(Di(), 8)));
+}
+
+// Chunks are padded to whole vectors of groups: the numbers there are never used.
+template <ValueKind kind>
+HWY_INLINE void guess_scales(Groups& groups) {
+  constexpr Fit kFit = fit(kind);
+  for (size_t g = 0; g < kChunkGroups; g += kLanes) {
+    const Vf mean = hn::Mul(hn::Set(Df(), kFit.mean), hn::LoadU(Df(), groups.mean + g));
+    const Vf most = hn::Mul(hn::Set(Df(), kFit.max), hn::LoadU(Df(), groups.largest + g));
+    const Vf sum = hn::Add(mean, most);
+    const Mf usable = hn::Ge(sum, hn::Set(Df(), kScaleMin));
+    const Vf inverse = hn::Div(hn::Set(Df(), 2.0f), sum);
+    hn::StoreU(hn::IfThenElseZero(usable, sum), Df(), groups.guess + g);
+    hn::StoreU(hn::IfThenElseZero(usable, inverse), Df(), groups.inverse + g);
+  }
+}
+
+// Conversions of numbers far below 2^31, which spares the care that Highway takes of larger ones:
+// a group's scale is at least its maximum over 2^20.
+HWY_INLINE Vi nearest_int(Vf v) {
+#if HWY_ARCH_X86
+  return Vi{_mm256_cvtps_epi32(v.raw)};
+#else
+  return hn::NearestInt(v);
+#endif
+}
+HWY_INLINE Vi truncated(Vf v) {
+#if HWY_ARCH_X86
+  return Vi{_mm256_cvttps_epi32(v.raw)};
+#else
+  return hn::ConvertTo(Di(), v);
+#endif
+}
+
+HWY_INLINE Vi rounded_half_units(const float* from, Vf inverse) {
+  return nearest_int(hn::Mul(hn::Abs(hn::LoadU(Df(), from)), inverse));
+}
+
+HWY_INLINE int32_t sum_lanes(Vi v) { return hn::GetLane(hn::SumOfLanes(Di(), v)); }
+
+// Sums of half units * level and of level * level, in integers, so that their order is free.
+template <ValueKind kind>
+HWY_INLINE void least_squares(const float* work, size_t groups, Groups& to) {
+  const Vb table = load_table(kSigned<kind>);
+  const Vh low = hn::Set(Dh(), int16_t{0xFF});
+  for (size_t g = 0; g < groups; ++g) {
+    const Vf inverse = hn::Set(Df(), to.inverse[g]);
+    Vi products[2] = {hn::Zero(Di()), hn::Zero(Di())};
+    Vi squares[2] = {hn::Zero(Di()), hn::Zero(Di())};
+    for (size_t j = 0; j < kGroupVectors; j += 4) {
+      const float* const from = work + g * kGroupElements + j * kLanes;
+      const Vh even = hn::ReorderDemote2To(Dh(), rounded_half_units(from, inverse),
+                                           rounded_half_units(from + kLanes, inverse));
+      const Vh odd = hn::ReorderDemote2To(Dh(), rounded_half_units(from + 2 * kLanes, inverse),
+                                          rounded_half_units(from + 3 * kLanes, inverse));
+      const Vb level = hn::TableLookupBytes(table, nearest_levels<kind>(pack_bytes(even, odd)));
+      const Vh even_level = hn::And(hn::BitCast(Dh(), level), low);
+      const Vh odd_level = hn::ShiftRight<8>(hn::BitCast(Dh(), level));
+      const auto add = [](Vh a, Vh b, Vi* sums) HWY_ATTR {
+        sums[0] = hn::ReorderWidenMulAccumulate(Di(), a, b, sums[0], sums[1]);
+      };
+      add(even, even_level, products);
+      add(odd, odd_level, products);
+      add(even_level, even_level, squares);
+      add(odd_level, odd_level, squares);
+    }
+    to.products[g] = sum_lanes(hn::Add(products[0], products[1]));
+    to.squares[g] = sum_lanes(hn::Add(squares[0], squares[1]));
+  }
+}
+
+template <ValueKind kind>
+HWY_INLINE void fitted_scales(uint32_t base, Groups& groups, uint8_t* codes) {
+  for (size_t g = 0; g < kChunkGroups; g += kLanes) {
+    const Vf guess = hn::LoadU(Df(), groups.guess + g);
+    const Vf products = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.products + g));
+    const Vf squares = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.squares + g));
+    const Vf best = hn::Mul(hn::Mul(guess, hn::Set(Df(), 0.5f)), hn::Div(products, squares));
+    name_scales(bits_nearest(best), base, g, groups, codes + g, [&](Vf scale) HWY_ATTR {
+      return hn::Div(hn::Set(Df(), 2.0f), fit(kind).reassign ? scale : guess);
+    });
+  }
+}
+
+// A single level: its best scale is the mean over it.
+HWY_INLINE void mean_scales(uint32_t base, Groups& groups, uint8_t* codes) {
+  for (size_t g = 0; g < kChunkGroups; g += kLanes) {
+    const Vf best =
+        hn::Div(hn::LoadU(Df(), groups.mean + g), hn::Set(Df(), static_cast<float>(kLevels1[0])));
+    name_scales(bits_nearest(best), base, g, groups, codes + g,
+                [](Vf) HWY_ATTR { return hn::Zero(Df()); });
+  }
+}
+
+// Nothing exceeds the highest level.
+template <ValueKind kind>
+HWY_INLINE void covering_scales(uint32_t base, Groups& groups, uint8_t* codes) {
+  const float top = kind == ValueKind::q8 ? 127.0f : static_cast<float>(levels(kind).back());
+  for (size_t g = 0; g < kChunkGroups; g += kLanes) {
+    const Vf least = hn::Div(hn::LoadU(Df(), groups.largest + g), hn::Set(Df(), top));
+    name_scales(bits_up(least), base, g, groups, codes + g,
+                [](Vf scale) HWY_ATTR { return hn::Div(hn::Set(Df(), 1.0f), scale); });
+  }
+}
+
+// Four bytes of a 32-bit lane, signed, one after the other.
+template <int kByte>
+HWY_INLINE Vf widen(Vu four) {
+  const Vi v = hn::BitCast(Di(), four);
+  return hn::ConvertTo(Df(), hn::ShiftRight<24>(hn::ShiftLeft<24 - 8 * kByte>(v)));
+}
+
+// A stream of kBits-bit codes takes its words from "strands": word k holds indices 4 * kStrands * k
+// on, and strand r of it every kStrands-th index from r on, four, each in its byte at bit kBits *
+// r.
+template <int kBits>
+constexpr size_t kStrands = 8 / static_cast<size_t>(kBits);
+
+// One strand of a quad: where its four vectors are and which groups they belong to.
+template <int kBits>
+struct Strand {
+  size_t first;  // index of the first vector
+  HWY_INLINE size_t at(size_t t) const { return 8 * (first + kStrands<kBits> * t); }
+  HWY_INLINE size_t group(size_t t) const { return at(t) / kGroupElements; }
+};
+
+struct Quad {
+  float* work;           // of lane 0 of this half of the quad's lanes
+  const float* inverse;  // of its four groups
+  const float* scale;
+  const uint32_t* words;  // draws: 32 for each of the four groups
+};
+
+// Nearest codes of a strand, four in each 32-bit lane.
+template <ValueKind kind, int kBits>
+HWY_INLINE Vu nearest_codes(const Quad& quad, Strand<kBits> strand, const Vf* v) {
+  const auto signs = [&](size_t a, size_t b) HWY_ATTR {
+    return hn::BitCast(
+        Duh(), hn::ReorderDemote2To(Dh(), hn::BitCast(Di(), v[a]), hn::BitCast(Di(), v[b])));
+  };
+  constexpr int kSign = static_cast<int>(bits(kind)) - 1;
+  const auto even_sign = hn::And(hn::ShiftRight<15 - kSign>(signs(0, 2)),
+                                 hn::Set(Duh(), static_cast<uint16_t>(1u << kSign)));
+  const auto odd_sign = hn::And(hn::ShiftRight<7 - kSign>(signs(1, 3)),
+                                hn::Set(Duh(), static_cast<uint16_t>(0x100u << kSign)));
+  Vb code = hn::BitCast(Db(), hn::Or(even_sign, odd_sign));
+  if constexpr (kind != ValueKind::q1) {
+    const auto half_units = [&](size_t t) HWY_ATTR {
+      const Vf inverse = hn::Set(Df(), quad.inverse[strand.group(t)]);
+      return truncated(hn::Mul(hn::Abs(v[t]), inverse));
+    };
+    const Vh even = hn::ReorderDemote2To(Dh(), half_units(0), half_units(2));
+    const Vh odd = hn::ReorderDemote2To(Dh(), half_units(1), half_units(3));
+    code = hn::Or(code, nearest_levels<kind>(pack_bytes(even, odd)));
+  }
+  return hn::BitCast(Du(), hn::TableLookupBytes(code, load_table(kGather)));
+}
+
+// q8: levels are codes.
+template <bool kStochastic, int kBits>
+HWY_INLINE Vu byte_codes(const Quad& quad, Strand<kBits> strand, const Vf* v, const Vf* unit) {
+  const Vf limit = hn::Set(Df(), 127.0f);
+  Vu codes = hn::Zero(Du());
+  for (size_t t = 0; t < 4; ++t) {
+    const Vf x = hn::Mul(v[t], hn::Set(Df(), quad.inverse[strand.group(t)]));
+    const Vf level = kStochastic ? hn::Floor(hn::Add(x, unit[t])) : x;
+    const Vf clamped = hn::Max(hn::Min(level, limit), hn::Neg(limit));
+    const Vu byte = hn::And(hn::BitCast(Du(), nearest_int(clamped)), hn::Set(Du(), 0xFFu));
+    codes = hn::Or(codes, hn::ShiftLeftSame(byte, static_cast<int>(8 * t)));
+  }
+  return codes;
+}
+
+template <ValueKind kind, int kBits>
+HWY_INLINE Vu stochastic_codes(const Quad& quad, Strand<kBits> strand, const Vf* v,
+                               const Vf* unit) {
+  constexpr auto kTable = levels(kind);
+  const auto level = [&](size_t m)
+                         HWY_ATTR { return hn::Set(Df(), static_cast<float>(kTable[m])); };
+  Vu codes = hn::Zero(Du());
+  for (size_t t = 0; t < 4; ++t) {
+    const Vf x = hn::Mul(v[t], hn::Set(Df(), quad.inverse[strand.group(t)]));
+    const Vf size = hn::Abs(x);
+    const Vf two = hn::Set(Df(), 2.0f);
+    const Vf lowest = hn::Mul(hn::Sub(hn::Mul(two, unit[t]), hn::Set(Df(), 1.0f)), level(0));
+    Vu code = hn::And(hn::BitCast(Du(), hn::VecFromMask(Df(), hn::Lt(x, lowest))),
+                      hn::Set(Du(), 1u << (bits(kind) - 1)));
+    for (size_t m = 1; m < kTable.size(); ++m) {
+      const Vf gap = hn::Sub(level(m), level(m - 1));
+      const Vf threshold = hn::Add(level(m - 1), hn::Mul(unit[t], gap));
+      code = hn::Sub(code, hn::BitCast(Du(), hn::VecFromMask(Df(), hn::Ge(size, threshold))));
+    }
+    codes = hn::Or(codes, hn::ShiftLeftSame(code, static_cast<int>(8 * t)));
+  }
+  return codes;
+}
+
+HWY_INLINE Vf unit_at(const uint32_t* words, size_t at) {
+  const size_t within = at % kGroupElements;
+  const Vu word = hn::LoadU(Du(), words + at / kGroupElements * 32 + within % 32);
+  return units(within < 32 ? draws<false>(word) : draws<true>(word));
+}
+
+// work -= decoded
+template <int kByte, int kBits>
+HWY_INLINE void subtract(const Quad& quad, Strand<kBits> strand, Vf v, Vu levels_of) {
+  const Vf decoded =
+      hn::Mul(widen<kByte>(levels_of), hn::Set(Df(), quad.scale[strand.group(kByte)]));
+  hn::StoreU(hn::Sub(v, decoded), Df(), quad.work + strand.at(kByte));
+}
+
+// sum += decoded
+template <int kByte, int kBits>
+HWY_INLINE void add_to(const Quad& quad, Strand<kBits> strand, Vu levels_of) {
+  const Vf decoded =
+      hn::Mul(widen<kByte>(levels_of), hn::Set(Df(), quad.scale[strand.group(kByte)]));
+  float* const at = quad.work + strand.at(kByte);
+  hn::StoreU(hn::Add(hn::LoadU(Df(), at), decoded), Df(), at);
+}
+
+// Codes to levels, signed bytes.
+template <ValueKind kind>
+HWY_INLINE Vu meaning(Vu codes) {
+  if constexpr (kind == ValueKind::q8) return codes;
+  return hn::BitCast(Du(),
+                     hn::TableLookupBytes(load_table(kSigned<kind>), hn::BitCast(Db(), codes)));
+}
+
+// Codes of one strand; its vectors lose what the codes mean.
+template <ValueKind kind, bool kStochastic, int kBits>
+HWY_INLINE Vu strand_codes(const Quad& quad, Strand<kBits> strand) {
+  Vf v[4];
+  Vf unit[4];
+  for (size_t t = 0; t < 4; ++t) {
+    v[t] = hn::LoadU(Df(), quad.work + strand.at(t));
+    unit[t] = kStochastic ? unit_at(quad.words, strand.at(t)) : v[t];
+  }
+  Vu codes;
+  if constexpr (kind == ValueKind::q8) {
+    codes = byte_codes<kStochastic>(quad, strand, v, unit);
+  } else if constexpr (kStochastic) {
+    codes = stochastic_codes<kind>(quad, strand, v, unit);
+  } else {
+    codes = nearest_codes<kind>(quad, strand, v);
+  }
+  const Vu means = meaning<kind>(codes);
+  subtract<0>(quad, strand, v[0], means);
+  subtract<1>(quad, strand, v[1], means);
+  subtract<2>(quad, strand, v[2], means);
+  subtract<3>(quad, strand, v[3], means);
+  return codes;
+}
+
+// q3's signs: four bits in each byte, to sixteen in a row, and back.
+HWY_INLINE Vu close_ranks(Vu v) {
+  v = hn::And(hn::Or(v, hn::ShiftRight<4>(v)), hn::Set(Du(), 0x00FF00FFu));
+  return hn::And(hn::Or(v, hn::ShiftRight<8>(v)), hn::Set(Du(), 0xFFFFu));
+}
+HWY_INLINE Vu open_ranks(Vu v) {
+  v = hn::And(hn::Or(v, hn::ShiftLeft<8>(v)), hn::Set(Du(), 0x00FF00FFu));
+  return hn::And(hn::Or(v, hn::ShiftLeft<4>(v)), hn::Set(Du(), 0x0F0F0F0Fu));
+}
+
+constexpr uint32_t every_byte(uint32_t byte) { return byte * 0x01010101u; }
+HWY_INLINE void store_words(Vu words, std::byte* to) {
+  hn::StoreU(hn::BitCast(Db(), words), Db(), reinterpret_cast<uint8_t*>(to));
+}
+HWY_INLINE Vu load_words(const std::byte* from) {
+  return hn::BitCast(Du(), hn::LoadU(Db(), reinterpret_cast<const uint8_t*>(from)));
+}
+
+// Bits of a code in its kind's first stream.
+constexpr int stream_bits(ValueKind kind) {
+  return kind == ValueKind::q3 ? 2 : static_cast<int>(bits(kind));
+}
+constexpr size_t kWordBytes = 32;    // word k of all eight lanes
+constexpr size_t kQ3SignBytes = 64;  // where the second stream of q3 begins
+
+template <ValueKind kind, bool kStochastic, size_t... kStrand>
+HWY_INLINE void write_quad(const Quad& quad, std::byte* to, std::index_sequence<kStrand...>) {
+  constexpr int kBits = stream_bits(kind);
+  Vu signs = hn::Zero(Du());
+  for (size_t k = 0; k < static_cast<size_t>(kBits); ++k) {
+    Vu word = hn::Zero(Du());
+    Vu word_signs = hn::Zero(Du());
+    const auto add = [&]<size_t r>() HWY_ATTR {
+      const Strand<kBits> strand{4 * kStrands<kBits> * k + r};
+      Vu codes = strand_codes<kind, kStochastic>(quad, strand);
+      if constexpr (kind == ValueKind::q3) {
+        const Vu sign = hn::And(hn::ShiftRight<2>(codes), hn::Set(Du(), every_byte(1)));
+        word_signs = hn::Or(word_signs, hn::ShiftLeft<static_cast<int>(r)>(sign));
+        codes = hn::And(codes, hn::Set(Du(), every_byte(3)));
+      }
+      word = hn::Or(word, hn::ShiftLeft<kBits* static_cast<int>(r)>(codes));
+    };
+    (add.template operator()<kStrand>(), ...);
+    store_words(word, to + kWordBytes * k);
+    if constexpr (kind == ValueKind::q3) {
+      signs = hn::Or(signs, hn::ShiftLeftSame(close_ranks(word_signs), static_cast<int>(16 * k)));
+    }
+  }
+  if constexpr (kind == ValueKind::q3) store_words(signs, to + kQ3SignBytes);
+}
+
+template <ValueKind kind, size_t... kStrand>
+HWY_INLINE void add_quad(const std::byte* from, const Quad& quad, std::index_sequence<kStrand...>) {
+  constexpr int kBits = stream_bits(kind);
+  for (size_t k = 0; k < static_cast<size_t>(kBits); ++k) {
+    const Vu word = load_words(from + kWordBytes * k);
+    Vu signs = hn::Zero(Du());
+    if constexpr (kind == ValueKind::q3) {
+      signs = open_ranks(
+          hn::And(hn::ShiftRightSame(load_words(from + kQ3SignBytes), static_cast<int>(16 * k)),
+                  hn::Set(Du(), 0xFFFFu)));
+    }
+    const auto add = [&]<size_t r>() HWY_ATTR {
+      const Strand<kBits> strand{4 * kStrands<kBits> * k + r};
+      Vu codes = word;
+      if constexpr (kBits < 8) {
+        codes = hn::And(hn::ShiftRight<kBits* static_cast<int>(r)>(word),
+                        hn::Set(Du(), every_byte((1u << kBits) - 1)));
+      }
+      if constexpr (kind == ValueKind::q3) {
+        const Vu sign =
+            hn::And(hn::ShiftRight<static_cast<int>(r)>(signs), hn::Set(Du(), every_byte(1)));
+        codes = hn::Or(codes, hn::ShiftLeft<2>(sign));
+      }
+      const Vu means = meaning<kind>(codes);
+      add_to<0>(quad, strand, means);
+      add_to<1>(quad, strand, means);
+      add_to<2>(quad, strand, means);
+      add_to<3>(quad, strand, means);
+    };
+    (add.template operator()<kStrand>(), ...);
+  }
+}
+
+template <ValueKind kind>
+using StrandIndices = std::make_index_sequence<kStrands<stream_bits(kind)>>;
+
+template <ValueKind kind, bool kStochastic>
+HWY_INLINE void find_scales(const float* work, size_t count, uint32_t base, Groups& groups,
+                            uint8_t* codes) {
+  survey(work, count, groups);
+  if constexpr (kStochastic || kind == ValueKind::q8) {
+    covering_scales<kind>(base, groups, codes);
+  } else if constexpr (kind == ValueKind::q1) {
+    mean_scales(base, groups, codes);
+  } else {
+    guess_scales<kind>(groups);
+    least_squares<kind>(work, count, groups);
+    fitted_scales<kind>(base, groups, codes);
+  }
+}
+
+// A quad of what will be needed next, into the second-level cache.
+HWY_INLINE void fetch_ahead(const float* from, size_t quad) {
+  if (from == nullptr) return;
+  constexpr size_t kLineElements = 64 / sizeof(float);
+  const float* const first = from + quad * kQuadElements;
+  for (size_t i = 0; i < kQuadElements; i += kLineElements) __builtin_prefetch(first + i, 0, 2);
+}
+
+template <ValueKind kind, bool kStochastic>
+HWY_NOINLINE void quantise_quads(DrawKey key, float* work, size_t quads, uint32_t base,
+                                 uint8_t* scales, std::byte* codes, const float* ahead_gradient,
+                                 const float* ahead_work) {
+  Groups groups = {};
+  for (size_t q = 0; q < quads; ++q) {
+    const size_t in_chunk = q % kChunkQuads;
+    float* const quad_work = work + q * kQuadElements;
+    if (in_chunk == 0) {
+      const size_t count = kQuadGroups * std::min(kChunkQuads, quads - q);
+      uint8_t chunk_codes[kChunkGroups];
+      find_scales<kind, kStochastic>(quad_work, count, base, groups, chunk_codes);
+      std::memcpy(scales + kQuadGroups * q, chunk_codes, count);
+    }
+    fetch_ahead(ahead_gradient, q);
+    fetch_ahead(ahead_work, q);
+    uint32_t words[kStochastic ? kQuadElements / 2 : 1];
+    if constexpr (kStochastic) {
+      for (size_t i = 0; i < kQuadElements / 2; i += kLanes) {
+        const auto counter = static_cast<uint32_t>(q * kQuadElements / 2 + i);
+        hn::StoreU(draw_words(key, counter), Du(), words + i);
+      }
+    }
+    for (size_t lane = 0; lane < 8; lane += kLanes) {
+      const Quad quad = {quad_work + lane, groups.inverse + kQuadGroups * in_chunk,
+                         groups.scale + kQuadGroups * in_chunk, words + (kStochastic ? lane : 0)};
+      write_quad<kind, kStochastic>(quad, codes + kWordBytes * bits(kind) * q + 4 * lane,
+                                    StrandIndices<kind>());
+    }
+  }
+}
+
+template <ValueKind kind>
+HWY_NOINLINE void add_quads_of(uint32_t base, const uint8_t* scales, const std::byte* codes,
+                               size_t quads, float* sum) {
+  for (size_t q = 0; q < quads; ++q) {
+    float scale[kQuadGroups];
+    for (size_t g = 0; g < kQuadGroups; ++g) {
+      const uint8_t code = scales[kQuadGroups * q + g];
+      scale[g] = code == 0 ? 0.0f : scale_value(base + code);
+    }
+    for (size_t lane = 0; lane < 8; lane += kLanes) {
+      const Quad quad = {sum + q * kQuadElements + lane, nullptr, scale, nullptr};
+      add_quad<kind>(codes + kWordBytes * bits(kind) * q + 4 * lane, quad, StrandIndices<kind>());
+    }
+  }
+}
+
+template <ValueKind kind>
+void quantise_kind(Rounding rounding, float* work, size_t quads, uint32_t base, uint8_t* scales,
+                   std::byte* codes, const float* ahead_gradient, const float* ahead_work) {
+  const auto chosen =
+      rounding.stochastic ? quantise_quads<kind, true> : quantise_quads<kind, false>;
+  chosen(rounding.key, work, quads, base, scales, codes, ahead_gradient, ahead_work);
+}
+
+}  // namespace
+
+void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
+              uint8_t* scales, std::byte* codes, const float* ahead_gradient,
+              const float* ahead_work) {
+  const auto chosen = kind == ValueKind::q8   ? quantise_kind<ValueKind::q8>
+                      : kind == ValueKind::q4 ? quantise_kind<ValueKind::q4>
+                      : kind == ValueKind::q3 ? quantise_kind<ValueKind::q3>
+                      : kind == ValueKind::q2 ? quantise_kind<ValueKind::q2>
+                                              : quantise_kind<ValueKind::q1>;
+  chosen(rounding, work, quads, base, scales, codes, ahead_gradient, ahead_work);
+}
+
+void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
+               size_t quads, float* sum) {
+  const auto chosen = kind == ValueKind::q8   ? add_quads_of<ValueKind::q8>
+                      : kind == ValueKind::q4 ? add_quads_of<ValueKind::q4>
+                      : kind == ValueKind::q3 ? add_quads_of<ValueKind::q3>
+                      : kind == ValueKind::q2 ? add_quads_of<ValueKind::q2>
+                                              : add_quads_of<ValueKind::q1>;
+  chosen(base, scales, codes, quads, sum);
+}
+
+}  // namespace scant::codec::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // an instruction set with kernels

@@ -1,0 +1,375 @@
+// The codec's kernels: every implementation that this CPU runs against the scalar reference, bit
+// for bit, on ordinary and hostile input; and the reference against what it promises: unbiased
+// rounding, work = original - decoded, decoding what was encoded.
+#include "codec/kernels.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <gtest/gtest.h>
+#include <string>
+#include <vector>
+
+#include "base/rng.h"
+#include "codec/levels.h"
+
+namespace scant::codec {
+namespace {
+
+constexpr uint64_t kSeed = 20260404;
+constexpr ValueKind kQuantised[] = {ValueKind::q8, ValueKind::q4, ValueKind::q3, ValueKind::q2,
+                                    ValueKind::q1};
+constexpr DrawKey kKey = {0x12345678u, 0x9ABCDEF1u};
+
+// Families of values in which implementations or formulas could go wrong.
+enum class Family {
+  normal,
+  heavy_tail,
+  denormal,
+  huge,
+  zero,
+  repeated,
+  dyadic,
+  lone,
+  wide,
+  nonfinite
+};
+constexpr Family kFinite[] = {Family::normal, Family::heavy_tail, Family::denormal,
+                              Family::huge,   Family::zero,       Family::repeated,
+                              Family::dyadic, Family::lone,       Family::wide};
+
+float gaussian(base::Rng& rng) {
+  const double radius = std::sqrt(-2.0 * std::log(1.0 - rng.uniform()));
+  return static_cast<float>(radius * std::cos(6.283185307179586 * rng.uniform()));
+}
+
+float draw_value(base::Rng& rng, Family family) {
+  const float sign = rng.chance(0.5) ? 1.0f : -1.0f;
+  switch (family) {
+    case Family::normal:
+      return 0.01f * gaussian(rng);
+    case Family::heavy_tail:
+      return sign * static_cast<float>(std::pow(1.0 - rng.uniform(), -1.5)) * 1e-4f;
+    case Family::denormal:
+      return std::bit_cast<float>(static_cast<uint32_t>(rng.next()) & 0x80FFFFFFu);
+    case Family::huge:
+      return sign * static_cast<float>(3.0e38 + 0.4e38 * rng.uniform());
+    case Family::zero:
+      return sign * 0.0f;
+    case Family::repeated:
+      return sign * 0.0371f;
+    case Family::dyadic:
+      return sign * static_cast<float>(rng.below(256)) * 0x1p-8f;
+    case Family::lone:
+      return rng.chance(0.01) ? sign * 1000.0f : sign * 1e-3f * static_cast<float>(rng.uniform());
+    case Family::wide: {  // any finite bits
+      const auto bits = static_cast<uint32_t>(rng.next());
+      const float value = std::bit_cast<float>(bits);
+      return is_finite(value) ? value : 1.0f;
+    }
+    case Family::nonfinite:
+      break;
+  }
+  constexpr uint32_t kStrange[] = {0x7F800000u, 0xFF800000u, 0x7FC00000u, 0xFF812345u,
+                                   0x7F7FFFFFu, 0x477FE000u, 0x477FF000u, 0xC77FEFFFu};
+  return rng.chance(0.1) ? std::bit_cast<float>(kStrange[rng.below(8)]) : gaussian(rng);
+}
+
+std::vector<float> draw_values(Family family, size_t n, uint64_t stream) {
+  base::Rng rng(kSeed, stream * 16 + static_cast<uint64_t>(family));
+  std::vector<float> values(n);
+  for (float& value : values) value = draw_value(rng, family);
+  return values;
+}
+
+std::vector<size_t> sizes() {
+  std::vector<size_t> result;
+  for (size_t n = 0; n <= 70; ++n) result.push_back(n);
+  for (const size_t n : {127, 128, 256, 1023, 4096, 4096 + 37, 8192 + 63}) result.push_back(n);
+  return result;
+}
+
+// An array that begins `shift` elements behind an aligned address, between guards.
+template <typename T>
+class Guarded {
+ public:
+  explicit Guarded(size_t n, size_t shift = 0) : n_(n), shift_(shift), bytes_(n + 2 * kMargin) {
+    std::memset(bytes_.data(), 0x5A, bytes_.size() * sizeof(T));
+  }
+  Guarded(const std::vector<T>& values, size_t shift = 0) : Guarded(values.size(), shift) {
+    std::copy(values.begin(), values.end(), data());
+  }
+  T* data() { return bytes_.data() + kMargin - 1 - shift_ % (kMargin - 1); }
+  // The array and what surrounds it.
+  friend bool operator==(const Guarded& a, const Guarded& b) {
+    return std::memcmp(a.bytes_.data(), b.bytes_.data(), a.bytes_.size() * sizeof(T)) == 0;
+  }
+  [[nodiscard]] size_t size() const { return n_; }
+
+ private:
+  static constexpr size_t kMargin = 32;
+  size_t n_;
+  size_t shift_;
+  std::vector<T> bytes_;
+};
+
+// NaN payloads are the hardware's choice.
+void unify_nan(Guarded<float>& values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isnan(values.data()[i])) values.data()[i] = std::bit_cast<float>(0x7FC00000u);
+  }
+}
+bool same(float a, float b) {
+  return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b) ||
+         (std::isnan(a) && std::isnan(b));
+}
+
+uint32_t largest(const std::vector<float>& values) {
+  uint32_t result = 0;
+  for (const float value : values) result = std::max(result, magnitude_bits(value));
+  return result;
+}
+
+class KernelTargets : public testing::TestWithParam<Kernels> {
+ protected:
+  void SetUp() override { std::printf("seed %llu\n", static_cast<unsigned long long>(kSeed)); }
+};
+
+struct Encoded {
+  Guarded<float> work;
+  Guarded<uint8_t> scales;
+  Guarded<std::byte> codes;
+  uint32_t base = 0;
+  friend bool operator==(const Encoded&, const Encoded&) = default;
+};
+
+Encoded encode(const Kernels& target, ValueKind kind, Rounding rounding,
+               const std::vector<float>& values, size_t shift, const float* ahead = nullptr) {
+  const size_t quads = values.size() / kQuadElements;
+  Encoded result{Guarded<float>(values, shift), Guarded<uint8_t>(4 * quads, shift),
+                 Guarded<std::byte>(32 * bits(kind) * quads, shift),
+                 scale_base(kind, largest(values))};
+  target.quantise(kind, rounding, result.work.data(), quads, result.base, result.scales.data(),
+                  result.codes.data(), ahead, ahead);
+  return result;
+}
+
+TEST_P(KernelTargets, QuantiseAndAddEqualTheReference) {
+  for (const ValueKind kind : kQuantised) {
+    for (const Family family : kFinite) {
+      for (size_t quads = 0; quads <= 17; ++quads) {
+        const auto values = draw_values(family, quads * kQuadElements, quads);
+        for (const bool stochastic : {false, true}) {
+          const Rounding rounding{stochastic, kKey};
+          const auto where = std::string(name(kind)) + " family " +
+                             std::to_string(static_cast<int>(family)) + " quads " +
+                             std::to_string(quads) + (stochastic ? " stochastic" : "");
+          Encoded expected = encode(kScalarKernels, kind, rounding, values, quads);
+          const float* const ahead = quads % 2 == 0 ? values.data() : nullptr;
+          Encoded got = encode(GetParam(), kind, rounding, values, quads, ahead);
+          ASSERT_TRUE(got.scales == expected.scales) << where;
+          ASSERT_TRUE(got.codes == expected.codes) << where;
+          ASSERT_TRUE(got.work == expected.work) << where;
+          Guarded<float> sum(draw_values(Family::normal, values.size(), 99), quads);
+          Guarded<float> expected_sum = sum;
+          GetParam().add_quads(kind, got.base, got.scales.data(), got.codes.data(), quads,
+                               sum.data());
+          kScalarKernels.add_quads(kind, got.base, got.scales.data(), got.codes.data(), quads,
+                                   expected_sum.data());
+          ASSERT_TRUE(sum == expected_sum) << where;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTargets, AddsAnyCodesLikeTheReference) {
+  base::Rng rng(kSeed, 5);
+  constexpr size_t kQuads = 9;
+  for (const ValueKind kind : kQuantised) {
+    for (const uint32_t base : {0u, 1u, 900u, 1721u}) {
+      Guarded<uint8_t> scales(4 * kQuads, 3);
+      Guarded<std::byte> codes(32 * bits(kind) * kQuads, 5);
+      for (size_t i = 0; i < scales.size(); ++i) {
+        scales.data()[i] = static_cast<uint8_t>(rng.below(256));
+      }
+      for (size_t i = 0; i < codes.size(); ++i) {
+        codes.data()[i] = static_cast<std::byte>(rng.below(256));
+      }
+      Guarded<float> sum(draw_values(Family::normal, kQuads * kQuadElements, 98), 7);
+      Guarded<float> expected = sum;
+      GetParam().add_quads(kind, base, scales.data(), codes.data(), kQuads, sum.data());
+      kScalarKernels.add_quads(kind, base, scales.data(), codes.data(), kQuads, expected.data());
+      ASSERT_TRUE(sum == expected) << name(kind) << " base " << base;
+    }
+  }
+}
+
+TEST_P(KernelTargets, WhatIsLeftIsTheOriginalLessWhatIsDecoded) {
+  for (const ValueKind kind : kQuantised) {
+    for (const Family family : kFinite) {
+      const auto values = draw_values(family, 8 * kQuadElements, 3);
+      for (const bool stochastic : {false, true}) {
+        Encoded encoded = encode(GetParam(), kind, {stochastic, kKey}, values, 1);
+        std::vector<float> decoded(values.size(), 0.0f);
+        GetParam().add_quads(kind, encoded.base, encoded.scales.data(), encoded.codes.data(), 8,
+                             decoded.data());
+        for (size_t i = 0; i < values.size(); ++i) {
+          ASSERT_EQ(encoded.work.data()[i], values[i] - decoded[i])
+              << name(kind) << " family " << static_cast<int>(family) << " element " << i;
+          if (family == Family::dyadic) {  // nothing is rounded here
+            ASSERT_EQ(double{encoded.work.data()[i]} + double{decoded[i]}, double{values[i]});
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTargets, AccumulateEqualsTheReference) {
+  for (const Family family : {Family::normal, Family::denormal, Family::huge, Family::nonfinite}) {
+    for (const size_t n : sizes()) {
+      for (const bool with_gradient : {false, true}) {
+        Guarded<float> gradient(draw_values(family, n, n), n);
+        Guarded<float> work(draw_values(family, n, n + 1), n + 3);
+        Guarded<float> expected_work = work;
+        const float* const from = with_gradient ? gradient.data() : nullptr;
+        const Accumulated got = GetParam().accumulate(from, work.data(), n, 0.75f);
+        const Accumulated expected =
+            kScalarKernels.accumulate(from, expected_work.data(), n, 0.75f);
+        unify_nan(work);
+        unify_nan(expected_work);
+        ASSERT_TRUE(work == expected_work) << n;
+        ASSERT_TRUE(same(got.energy, expected.energy)) << n;
+        if (expected.magnitude_max <= kInfinityBits) {
+          ASSERT_EQ(got.magnitude_max, expected.magnitude_max);
+        } else {
+          ASSERT_GT(got.magnitude_max, kInfinityBits);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTargets, SelectEqualsTheReference) {
+  for (const Family family :
+       {Family::normal, Family::heavy_tail, Family::zero, Family::nonfinite}) {
+    for (const size_t n : sizes()) {
+      for (const float threshold : {1e-30f, 0.005f, 0.03f, 3e38f}) {
+        Guarded<float> gradient(draw_values(family, n, n), n);
+        Guarded<float> work(draw_values(Family::normal, n, n + 1), n + 3);
+        Guarded<float> expected_work = work;
+        Guarded<uint16_t> positions(n + 16), expected_positions(n + 16);
+        Guarded<float> values(n + 16), expected_values(n + 16);
+        const float* const from = n % 3 == 1 ? nullptr : gradient.data();
+        const Selected got = GetParam().select(from, work.data(), n, 0.9f, threshold,
+                                               positions.data(), values.data());
+        const Selected expected =
+            kScalarKernels.select(from, expected_work.data(), n, 0.9f, threshold,
+                                  expected_positions.data(), expected_values.data());
+        ASSERT_EQ(got.count, expected.count) << n;
+        ASSERT_TRUE(same(got.energy, expected.energy)) << n;
+        for (size_t i = 0; i < got.count; ++i) {
+          ASSERT_EQ(positions.data()[i], expected_positions.data()[i]);
+          ASSERT_TRUE(same(values.data()[i], expected_values.data()[i]));
+        }
+        unify_nan(work);
+        unify_nan(expected_work);
+        ASSERT_TRUE(work == expected_work) << n;
+      }
+    }
+  }
+}
+
+TEST_P(KernelTargets, SixteenBitValuesEqualTheReference) {
+  for (const ValueKind kind : {ValueKind::bf16, ValueKind::f16, ValueKind::f32}) {
+    for (const Family family :
+         {Family::normal, Family::denormal, Family::huge, Family::wide, Family::nonfinite}) {
+      for (const size_t n : sizes()) {
+        Guarded<float> work(draw_values(family, n, n), n);
+        Guarded<float> expected_work = work;
+        Guarded<std::byte> values(4 * n, n);
+        Guarded<std::byte> expected_values = values;
+        if (kind == ValueKind::f32) {
+          std::memcpy(values.data(), work.data(), 4 * n);
+        } else {
+          GetParam().narrow(kind, work.data(), n, values.data());
+          kScalarKernels.narrow(kind, expected_work.data(), n, expected_values.data());
+          ASSERT_TRUE(values == expected_values) << name(kind) << n;
+          ASSERT_TRUE(work == expected_work) << name(kind) << n;
+        }
+        Guarded<float> sum(draw_values(Family::normal, n, 97), n);
+        Guarded<float> expected_sum = sum;
+        GetParam().add_values(kind, values.data(), n, sum.data());
+        kScalarKernels.add_values(kind, values.data(), n, expected_sum.data());
+        unify_nan(sum);
+        unify_nan(expected_sum);
+        ASSERT_TRUE(sum == expected_sum) << name(kind) << n;
+      }
+    }
+  }
+}
+
+TEST_P(KernelTargets, WidensEverySixteenBits) {
+  std::vector<uint16_t> halves(65536);
+  for (size_t i = 0; i < halves.size(); ++i) halves[i] = static_cast<uint16_t>(i);
+  for (const ValueKind kind : {ValueKind::bf16, ValueKind::f16}) {
+    Guarded<float> sum(std::vector<float>(halves.size(), 0.0f));
+    Guarded<float> expected = sum;
+    const auto* const bytes = reinterpret_cast<const std::byte*>(halves.data());
+    GetParam().add_values(kind, bytes, halves.size(), sum.data());
+    kScalarKernels.add_values(kind, bytes, halves.size(), expected.data());
+    unify_nan(sum);
+    unify_nan(expected);
+    EXPECT_TRUE(sum == expected) << name(kind);
+  }
+}
+
+TEST_P(KernelTargets, ResidualsEqualTheReference) {
+  for (const Family family : kFinite) {
+    for (const size_t n : sizes()) {
+      Guarded<float> work(draw_values(family, n, n), n);
+      Guarded<uint16_t> halves(n, n), expected_halves(n, n);
+      GetParam().store_bf16(work.data(), n, kKey, halves.data());
+      kScalarKernels.store_bf16(work.data(), n, kKey, expected_halves.data());
+      ASSERT_TRUE(halves == expected_halves) << n;
+
+      const size_t groups = (n + 63) / 64;
+      Guarded<int8_t> stored(n, n), expected_stored(n, n);
+      Guarded<uint16_t> scales(groups, n), expected_scales(groups, n);
+      GetParam().store_i8(work.data(), n, kKey, stored.data(), scales.data());
+      kScalarKernels.store_i8(work.data(), n, kKey, expected_stored.data(), expected_scales.data());
+      ASSERT_TRUE(stored == expected_stored) << n << " family " << static_cast<int>(family);
+      ASSERT_TRUE(scales == expected_scales) << n;
+
+      Guarded<float> loaded(n, n), expected_loaded(n, n);
+      GetParam().load_bf16(halves.data(), n, loaded.data());
+      kScalarKernels.load_bf16(halves.data(), n, expected_loaded.data());
+      ASSERT_TRUE(loaded == expected_loaded) << n;
+      GetParam().load_i8(stored.data(), scales.data(), n, loaded.data());
+      kScalarKernels.load_i8(stored.data(), scales.data(), n, expected_loaded.data());
+      ASSERT_TRUE(loaded == expected_loaded) << n;
+    }
+  }
+}
+
+TEST_P(KernelTargets, FinishEqualsTheReference) {
+  for (const size_t n : sizes()) {
+    for (size_t shift = 0; shift < 9; ++shift) {
+      Guarded<float> sum(draw_values(Family::wide, n, n), shift);
+      Guarded<float> expected_sum = sum;
+      Guarded<float> out(n, shift), expected_out(n, shift);
+      GetParam().finish(sum.data(), n, 0.125f, out.data());
+      kScalarKernels.finish(expected_sum.data(), n, 0.125f, expected_out.data());
+      ASSERT_TRUE(out == expected_out) << n;
+      ASSERT_TRUE(sum == expected_sum) << n;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(OnThisCpu, KernelTargets,
+                         testing::ValuesIn(kernel_targets().begin(), kernel_targets().end()),
+                         [](const auto& target) { return std::string(target.param.name); });
+
+}  // namespace
+}  // namespace scant::codec
