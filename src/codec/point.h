@@ -35,9 +35,9 @@ struct Shape {
   friend bool operator==(const Shape&, const Shape&) = default;
 };
 
-inline constexpr size_t kGroupElements = 64;           // share one scale
-inline constexpr size_t kQuadElements = 256;           // four groups, whose codes are interleaved
-inline constexpr uint32_t kDenseBlockElements = 4096;  // stays in the first-level cache
+inline constexpr size_t kGroupElements = 64;             // share one scale
+inline constexpr size_t kQuadElements = 256;             // four groups, whose codes are interleaved
+inline constexpr uint32_t kDenseBlockElements = 4096;    // stays in the first-level cache
 inline constexpr uint32_t kSparseBlockElements = 65536;  // what 16 bits can tell apart
 
 }  // namespace scant::codec

@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/crc.h"
+#include "codec/levels.h"
 #include "codec/little_endian.h"
 #include "codec/positions.h"
 
@@ -127,6 +128,14 @@ uint32_t count_nonfinite(ValueKind kind, Bytes values) {
       return 0;
   }
 }
+
+constexpr bool levels_fit() {
+  for (int kind = 0; kind < kValueKindCount; ++kind)
+    for (const uint8_t level : levels(static_cast<ValueKind>(kind)))
+      if (level > 128) return false;
+  return true;
+}
+static_assert(levels_fit(), "kScaleSumMax expects levels of 128 or less");
 
 // A product of any level and a scale must be finite.
 bool scales_fit(const BlockView& block) {
