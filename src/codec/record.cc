@@ -145,7 +145,7 @@ bool scales_fit(const BlockView& block) {
     const auto code = std::to_integer<uint8_t>(scale);
     largest = code > largest ? code : largest;
   }
-  return largest == 0 || block.header.scale_base + uint32_t{largest} <= kScaleSumMax;
+  return block.header.scale_base + uint32_t{largest} <= kScaleSumMax;
 }
 
 // Only the codes behind the last whole quad can leave a part of a byte over.
