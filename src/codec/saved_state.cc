@@ -55,6 +55,8 @@ std::vector<std::byte> Encoder::save() const {
   store_little(out.data() + 92, std::bit_cast<uint32_t>(threshold_.slope));
   store_little(out.data() + 96, uint64_t{residual_.data().size()});
   store_little(out.data() + 104, static_cast<uint32_t>(threshold_.level.size()));
+  store_little(out.data() + 108, threshold_.settled);
+  store_little(out.data() + 112, std::bit_cast<uint32_t>(threshold_.trend));
   append(out, residual_.data());
   append(out, bytes_of(residual_.scales()));
   append(out, bytes_of(std::span(velocity_)));
@@ -117,6 +119,8 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   encoder.threshold_.density = std::bit_cast<double>(load_little<uint64_t>(saved.data() + 80));
   encoder.threshold_.threshold = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 88));
   encoder.threshold_.slope = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 92));
+  encoder.threshold_.settled = load_little<uint32_t>(saved.data() + 108);
+  encoder.threshold_.trend = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 112));
   if (!encoder.threshold_.valid()) return corrupt("its thresholds are no numbers");
   encoder.threshold_.level.resize(levels / sizeof(float));
   Bytes rest = body.subspan(kFixedBytes);

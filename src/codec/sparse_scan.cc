@@ -1,6 +1,7 @@
 // How a sparse step finds its thresholds: exactly in a range that is scanned as a whole, from a
 // sample in one that is not.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -18,8 +19,18 @@ constexpr uint64_t kPieceElements = 256;
 constexpr uint64_t kSampleElementsMin = 65536;
 constexpr uint64_t kSampleShare = 128;  // a sample is at least this part of the range
 constexpr double kSampleEntries = 500;  // that a sample should hold
-constexpr double kDrift = 0.05;         // of a sample's count, beyond noise
+constexpr double kDrift = 0.05;         // of a small sample's count, beyond noise
+constexpr double kSettledDrift = 0.01;  // of a large one's
+constexpr uint32_t kSettledSteps = 3;   // well predicted, one after the other: small samples do
 constexpr double kTieShare = 0.1;       // of the wanted entries that are equal
+
+struct SampleDeviation {
+  double count = 0;
+  double expected = 0;
+  [[nodiscard]] bool within(double share, double deviations) const {
+    return std::abs(count - expected) <= share * expected + deviations * std::sqrt(expected);
+  }
+};
 
 // What a scan aims at, so that it seldom passes fewer than are wanted: three standard deviations.
 double with_margin(uint64_t wanted) {
@@ -73,12 +84,14 @@ void SparseStep::trim(uint64_t count, float threshold) {
   std::vector<uint32_t> magnitudes;
   magnitudes.reserve(count);
   uint64_t nonfinite = 0;
-  for (const Block& block : blocks_) {
-    for (const float value : block.values) {
-      magnitudes.push_back(magnitude_bits(value));
+  for (uint64_t b = 0; b < blocks_.size(); ++b) {
+    const float share = 1 / threshold_of(b, 1.0f);
+    for (const float value : blocks_[b].values) {
+      magnitudes.push_back(magnitude_bits(value * share));
       nonfinite += magnitudes.back() >= kInfinityBits ? 1 : 0;
     }
   }
+  // Magnitudes are compared as shares of their block's threshold.
   // The threshold that would have been right for this step is the one to begin the next with.
   ThresholdState& state = encoder_.threshold_;
   const auto aim = static_cast<uint64_t>(with_margin(wanted_));
@@ -106,10 +119,12 @@ void SparseStep::trim(uint64_t count, float threshold) {
   const uint32_t cut = *last;
   // Of equal magnitudes at the cut, the first in order stay.
   auto ties = static_cast<uint64_t>(std::count(magnitudes.begin(), last + 1, cut));
-  for (Block& block : blocks_) {
+  for (uint64_t b = 0; b < blocks_.size(); ++b) {
+    const float share = 1 / threshold_of(b, 1.0f);
+    Block& block = blocks_[b];
     size_t kept = 0;
     for (size_t i = 0; i < block.values.size(); ++i) {
-      const uint32_t magnitude = magnitude_bits(block.values[i]);
+      const uint32_t magnitude = magnitude_bits(block.values[i] * share);
       if (magnitude < cut || (magnitude == cut && ties == 0)) continue;
       if (magnitude == cut) --ties;
       block.positions[kept] = block.positions[i];
@@ -120,59 +135,81 @@ void SparseStep::trim(uint64_t count, float threshold) {
   }
 }
 
-std::span<const float> SparseStep::take_sample() {
-  const uint64_t elements = encoder_.range_.elements;
-  const auto for_entries = static_cast<uint64_t>(kSampleEntries / point_.density);
-  const uint64_t wanted =
-      std::max({kSampleElementsMin, elements / kSampleShare, std::min(elements / 8, for_entries)});
-  const uint64_t pieces = wanted / kPieceElements;
-  const uint64_t stride = elements / pieces / kGroupElements * kGroupElements;
+// Calls see(values) for pieces spread evenly over the range, at places that change from step to
+// step.
+template <class See>
+uint64_t SparseStep::sample(uint64_t wanted, const See& see) const {
+  const uint64_t pieces = std::max<uint64_t>(1, wanted / kPieceElements);
+  const uint64_t stride = encoder_.range_.elements / pieces / kGroupElements * kGroupElements;
   const uint64_t slack = (stride - kPieceElements) / kGroupElements + 1;
-  float* sample = workspace_.whole(pieces * kPieceElements);
+  std::array<float, kPieceElements> values{};
   for (uint64_t piece = 0; piece < pieces; ++piece) {
     const uint64_t moved = base::random_at(encoder_.options_.seed, encoder_.step_, piece) % slack;
     const uint64_t at = piece * stride + moved * kGroupElements;
-    encoder_.peek(at, gradient_ + at, {sample + piece * kPieceElements, kPieceElements});
+    encoder_.peek(at, gradient_ + at, values);
+    see(std::span<const float>(values));
   }
-  return {sample, pieces * kPieceElements};
+  return pieces * kPieceElements;
 }
 
 float SparseStep::confirm_threshold() {
-  const std::span<const float> sample = take_sample();
   ThresholdState& state = encoder_.threshold_;
-  const auto elements = static_cast<double>(encoder_.range_.elements);
-  const double share = static_cast<double>(wanted_) / elements;
-  const double expected = share * static_cast<double>(sample.size());
-  if (state.threshold > 0) {
-    const float carried = corrected(state.threshold, state.slope, point_.density * elements,
-                                    static_cast<double>(wanted_));
-    const auto count = static_cast<double>(std::count_if(
-        sample.begin(), sample.end(), [&](float v) { return !(std::abs(v) < carried); }));
-    if (std::abs(count - expected) <= kDrift * expected + 4 * std::sqrt(expected)) return carried;
+  const uint64_t elements = encoder_.range_.elements;
+  const double share = static_cast<double>(wanted_) / static_cast<double>(elements);
+  const float predicted = predicted_threshold(state, wanted_, elements);
+  const auto deviation = [&](uint64_t wanted_elements) {
+    uint64_t count = 0;
+    const uint64_t seen = sample(wanted_elements, [&](std::span<const float> values) {
+      for (const float v : values) count += !(std::abs(v) < predicted) ? 1 : 0;
+    });
+    const double expected = share * static_cast<double>(seen);
+    return SampleDeviation{static_cast<double>(count), expected};
+  };
+  if (state.settled >= kSettledSteps) {
+    const auto for_entries = static_cast<uint64_t>(kSampleEntries / point_.density);
+    const uint64_t few = std::max(
+        {kSampleElementsMin, elements / kSampleShare, std::min(elements / 8, for_entries)});
+    if (deviation(few).within(kDrift, 4)) return predicted;
+    state.settled = 0;  // an abrupt change: what was carried is worth nothing
+    state.threshold = 0;
+    state.trend = 0;
+  } else if (predicted > 0) {
+    state.settled = deviation(elements / 2).within(kSettledDrift, 2) ? state.settled + 1 : 0;
   }
+  return calibrate(share);
+}
+
+// From half of the elements: a step whose threshold cannot be predicted costs half a pass more.
+float SparseStep::calibrate(double share) {
+  const uint64_t half = encoder_.range_.elements / 2;
   MagnitudeHistogram histogram;
-  histogram.add(sample);
+  const uint64_t seen = sample(half, [&](std::span<const float> v) { histogram.add(v); });
+  const double expected = share * static_cast<double>(seen);
   const float threshold = histogram.threshold(expected);
   // Many in one bin: are they equal? Then no threshold tells them apart.
-  if (histogram.near(threshold) > 2 * kTieShare * expected) {
-    std::vector<uint32_t> magnitudes(sample.size());
-    std::transform(sample.begin(), sample.end(), magnitudes.begin(), magnitude_bits);
-    const auto rank = static_cast<ptrdiff_t>(std::max(expected, 1.0)) - 1;
-    std::nth_element(magnitudes.begin(), magnitudes.begin() + rank, magnitudes.end(),
-                     std::greater<>());
-    const uint32_t cut = magnitudes[static_cast<size_t>(rank)];
-    const auto equal = static_cast<double>(std::count(magnitudes.begin(), magnitudes.end(), cut));
-    const auto greater = static_cast<double>(
-        std::count_if(magnitudes.begin(), magnitudes.end(), [&](uint32_t m) { return m > cut; }));
-    if (cut > 0 && equal > kTieShare * expected) {
-      tie_.magnitude = std::bit_cast<float>(cut);
-      tie_.keep = static_cast<uint32_t>(std::clamp((expected - greater) / equal, 0.0, 1.0) * 65536);
-      state.threshold = tie_.magnitude;
-      return tie_.magnitude;
+  if (histogram.near(threshold) <= 2 * kTieShare * expected) return threshold;
+  std::vector<uint32_t> near;
+  uint64_t above = 0;
+  sample(half, [&](std::span<const float> values) {
+    for (const float value : values) {
+      const MagnitudeHistogram::Side side = histogram.side(value, threshold);
+      if (side == MagnitudeHistogram::Side::same) near.push_back(magnitude_bits(value));
+      above += side == MagnitudeHistogram::Side::above ? 1 : 0;
     }
-  }
-  state.threshold = threshold;
-  return threshold;
+  });
+  const auto rank = static_cast<ptrdiff_t>(std::clamp(expected - static_cast<double>(above) - 1,
+                                                      0.0, static_cast<double>(near.size() - 1)));
+  std::nth_element(near.begin(), near.begin() + rank, near.end(), std::greater<>());
+  const uint32_t cut = near[static_cast<size_t>(rank)];
+  const auto equal = static_cast<double>(std::count(near.begin(), near.end(), cut));
+  if (cut == 0 || equal <= kTieShare * expected) return threshold;
+  const auto greater =
+      static_cast<double>(above) +
+      static_cast<double>(std::count_if(near.begin(), near.end(),
+                                        [&](uint32_t magnitude) { return magnitude > cut; }));
+  tie_.magnitude = std::bit_cast<float>(cut);
+  tie_.keep = static_cast<uint32_t>(std::clamp((expected - greater) / equal, 0.0, 1.0) * 65536);
+  return tie_.magnitude;
 }
 
 void SparseStep::drop_ties(uint64_t number) {

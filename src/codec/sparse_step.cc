@@ -99,8 +99,7 @@ void SparseStep::run_streamed() {
   if (tie_.keep == 0) {
     state.slope = fitted_slope(static_cast<double>(count), static_cast<double>(above), kAboveRatio,
                                state.slope);
-    state.threshold = corrected(threshold, state.slope, static_cast<double>(count),
-                                point_.density * static_cast<double>(encoder_.range_.elements));
+    learn(state, threshold, count, wanted_, encoder_.range_.elements);
   }
   adjust_levels();
 }

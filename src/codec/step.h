@@ -77,7 +77,9 @@ class SparseStep {
 
   void run_streamed();
   float confirm_threshold();
-  std::span<const float> take_sample();
+  float calibrate(double share);
+  template <class See>
+  uint64_t sample(uint64_t wanted, const See& see) const;  // elements seen
   void drop_ties(uint64_t number);
 
   void force_rows(uint64_t number, const float* work);

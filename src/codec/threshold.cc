@@ -14,13 +14,16 @@ constexpr uint64_t kSweepStepsMin = 32;
 constexpr double kForcedShareMax = 1.0 / 64;
 constexpr float kSlopeMin = 1.0f;
 constexpr float kSlopeMax = 32.0f;
+constexpr float kTrendMax = 0.25f;      // of one step
+constexpr float kTrendShare = 0.4f;     // of the trend that is the newest step's
+constexpr double kSettledShare = 0.01;  // of the entries, that a prediction may be off
 constexpr double kCorrectionMax = 4.0;  // of one step, in counts; more is a new calibration's part
 
 }  // namespace
 
 bool ThresholdState::valid() const {
   return std::isfinite(credit) && density >= 0 && density <= 1 && std::isfinite(threshold) &&
-         threshold >= 0 && slope >= kSlopeMin && slope <= kSlopeMax;
+         threshold >= 0 && std::abs(trend) <= kTrendMax && slope >= kSlopeMin && slope <= kSlopeMax;
 }
 
 uint64_t begin_step(ThresholdState& state, double density, uint64_t elements) {
@@ -38,6 +41,24 @@ float corrected(float threshold, float slope, double count, double wanted) {
       std::clamp(std::max(count, 0.5) / std::max(wanted, 0.5), 1 / kCorrectionMax, kCorrectionMax);
   const auto factor = static_cast<float>(std::pow(ratio, 1.0 / static_cast<double>(slope)));
   return std::max(threshold * factor, kSmallestMagnitude);
+}
+
+void learn(ThresholdState& state, float used, uint64_t count, uint64_t wanted, uint64_t elements) {
+  const double share = state.density * static_cast<double>(elements);
+  const float before = state.threshold;
+  state.threshold = corrected(used, state.slope, static_cast<double>(count), share);
+  const float moved =
+      before == 0 ? 0 : std::clamp(std::log(state.threshold / before), -kTrendMax, kTrendMax);
+  state.trend += kTrendShare * (moved - state.trend);
+  const double target = std::max<double>(static_cast<double>(wanted), 1);
+  const double off = std::abs(static_cast<double>(count) - target);
+  if (off > kSettledShare * target + 3 * std::sqrt(target)) state.settled = 0;
+}
+
+float predicted_threshold(const ThresholdState& state, uint64_t wanted, uint64_t elements) {
+  if (state.threshold <= 0) return 0;
+  return corrected(state.threshold * std::exp(state.trend), state.slope,
+                   state.density * static_cast<double>(elements), static_cast<double>(wanted));
 }
 
 float fitted_slope(double count, double count_above, float ratio, float before) {
@@ -82,6 +103,12 @@ float MagnitudeHistogram::threshold(double wanted) const {
 
 uint32_t MagnitudeHistogram::near(float magnitude) const {
   return bins_[magnitude_bits(magnitude) >> kShift];
+}
+
+MagnitudeHistogram::Side MagnitudeHistogram::side(float value, float magnitude) {
+  const uint32_t own = magnitude_bits(value) >> kShift;
+  const uint32_t bin = magnitude_bits(magnitude) >> kShift;
+  return own < bin ? Side::below : (own == bin ? Side::same : Side::above);
 }
 
 }  // namespace scant::codec

@@ -14,6 +14,8 @@ struct ThresholdState {
   double density = 0;         // what the threshold was found for
   float threshold = 0;        // 0: none yet
   float slope = kSlopeFirst;  // -d log(count) / d log(threshold)
+  float trend = 0;            // of log(threshold), each step: residuals grow for a while
+  uint32_t settled = 0;       // steps in a row that it predicted well
   std::vector<float> level;   // with evenness: each block's own threshold by the common one
 
   [[nodiscard]] bool valid() const;  // of a state that was read
@@ -28,6 +30,11 @@ void end_step(ThresholdState& state, uint64_t sent);
 
 // The threshold that would have passed `wanted` where `threshold` passed `count`.
 [[nodiscard]] float corrected(float threshold, float slope, double count, double wanted);
+// The threshold for the next step, after a step of a large range passed `count` at `used`.
+void learn(ThresholdState& state, float used, uint64_t count, uint64_t wanted, uint64_t elements);
+// What learn() left, carried on by the trend and to this step's count; 0 when there is none.
+[[nodiscard]] float predicted_threshold(const ThresholdState& state, uint64_t wanted,
+                                        uint64_t elements);
 // From the number of entries at two thresholds.
 [[nodiscard]] float fitted_slope(double count, double count_above, float ratio, float before);
 
@@ -51,6 +58,9 @@ class MagnitudeHistogram {
   [[nodiscard]] float threshold(double wanted) const;
   // Values in the bin that holds this magnitude.
   [[nodiscard]] uint32_t near(float magnitude) const;
+  // Where a value's bin lies, seen from that of `magnitude`.
+  enum class Side : uint8_t { below, same, above };
+  [[nodiscard]] static Side side(float value, float magnitude);
 
  private:
   static constexpr uint32_t kShift = 16;
