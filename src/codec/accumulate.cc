@@ -104,7 +104,7 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
     if (header.tensor != tensor)
       return mismatch(i, "the tensor", std::to_string(header.tensor), std::to_string(tensor));
     if (header.shape != shape) return mismatch(i, "the shape", text(header.shape), text(shape));
-    if (first < header.first || end > header.first + header.elements) {
+    if (end < first || first < header.first || end > header.first + header.elements) {
       return mismatch(
           i, "the range",
           std::to_string(header.elements) + " elements from " + std::to_string(header.first),
