@@ -14,6 +14,19 @@ inline constexpr size_t kSumLanes = 16;
 inline constexpr float kScaleMin = 0x1p-126f;  // a smaller guess of a scale makes the group zero
 inline constexpr float kByteScaleMin = 0x1p-100f;  // residuals: a smaller maximum is kept as zero
 
+// Magnitudes are compared with levels in whole units, so many of a level's one that thresholds
+// between levels are integers and the highest level still fits a byte.
+[[nodiscard]] constexpr int units(ValueKind kind) {
+  if (levels(kind).size() < 2) return 2;
+  int result = 2;
+  while (2 * result * int{levels(kind).back()} <= 255) result *= 2;
+  return result;
+}
+// Halfway between levels m and m + 1.
+[[nodiscard]] constexpr int threshold_above(ValueKind kind, size_t m) {
+  return (int{levels(kind)[m]} + int{levels(kind)[m + 1]}) * units(kind) / 2;
+}
+
 // x + 8 to x, then + 4, + 2, + 1.
 [[nodiscard]] inline float fold(float* lanes) {
   for (size_t half = kSumLanes / 2; half != 0; half /= 2) {

@@ -39,17 +39,14 @@ struct Table {
 };
 HWY_INLINE Vb load_table(const Table& table) { return hn::LoadDup128(Db(), table.bytes); }
 
-// Magnitudes in half units are bytes, and thresholds integers. Comparisons are signed, hence 0x80.
-constexpr unsigned threshold_above(std::span<const uint8_t> table, size_t m) {
-  return unsigned{table[m]} + table[m + 1];
-}
-// With the eight levels of q4 every 16 half units hold at most one threshold: what the upper four
+// Magnitudes in units are bytes. Comparisons are signed, hence 0x80.
+// With the eight levels of q4 every 16 units hold at most one threshold: what the upper four
 // bits leave open takes a single comparison.
 constexpr Table coarse_levels() {
   Table result;
   for (size_t bin = 0; bin < 16; ++bin) {
     for (size_t m = 0; m + 1 < kLevels4.size(); ++m) {
-      if (threshold_above(kLevels4, m) < 16 * bin) ++result.bytes[bin];
+      if (threshold_above(ValueKind::q4, m) < static_cast<int>(16 * bin)) ++result.bytes[bin];
     }
   }
   return result;
@@ -58,16 +55,17 @@ constexpr Table fine_thresholds() {
   Table result;
   for (uint8_t& byte : result.bytes) byte = 0x7F;  // none: nothing is greater
   for (size_t m = 0; m + 1 < kLevels4.size(); ++m) {
-    const unsigned threshold = threshold_above(kLevels4, m);
-    result.bytes[threshold / 16] = static_cast<uint8_t>((threshold - 1) ^ 0x80u);
+    const int threshold = threshold_above(ValueKind::q4, m);
+    result.bytes[threshold / 16] = static_cast<uint8_t>((threshold - 1) ^ 0x80);
   }
   return result;
 }
 constexpr bool one_threshold_a_bin() {
   for (size_t m = 1; m + 1 < kLevels4.size(); ++m) {
-    if (threshold_above(kLevels4, m) / 16 == threshold_above(kLevels4, m - 1) / 16) return false;
+    if (threshold_above(ValueKind::q4, m) / 16 == threshold_above(ValueKind::q4, m - 1) / 16)
+      return false;
   }
-  return threshold_above(kLevels4, kLevels4.size() - 2) < 256;
+  return threshold_above(ValueKind::q4, kLevels4.size() - 2) < 256;
 }
 static_assert(one_threshold_a_bin(), "levels of q4 are too close: use larger units");
 
@@ -83,6 +81,8 @@ constexpr Table signed_levels() {
   return result;
 }
 
+template <ValueKind kind>
+constexpr float kUnits = static_cast<float>(units(kind));
 constexpr Table kCoarse = coarse_levels();
 constexpr Table kFine = fine_thresholds();
 template <ValueKind kind>
@@ -100,18 +100,18 @@ HWY_INLINE Vb above(Vb biased, Vb limit) {
 
 // How many thresholds each magnitude has reached.
 template <ValueKind kind>
-HWY_INLINE Vb nearest_levels(Vb half_units) {
-  const Vb biased = hn::Xor(half_units, hn::Set(Db(), uint8_t{0x80}));
+HWY_INLINE Vb nearest_levels(Vb in_units) {
+  const Vb biased = hn::Xor(in_units, hn::Set(Db(), uint8_t{0x80}));
   if constexpr (kind == ValueKind::q4) {
-    const auto shifted = hn::ShiftRight<4>(hn::BitCast(Duh(), half_units));
+    const auto shifted = hn::ShiftRight<4>(hn::BitCast(Duh(), in_units));
     const Vb bin = hn::And(hn::BitCast(Db(), shifted), hn::Set(Db(), uint8_t{0x0F}));
     return hn::Sub(hn::TableLookupBytes(load_table(kCoarse), bin),
                    above(biased, hn::TableLookupBytes(load_table(kFine), bin)));
   } else {
     Vb m = hn::Zero(Db());
     for (size_t next = 1; next < levels(kind).size(); ++next) {
-      const unsigned limit = threshold_above(levels(kind), next - 1) - 1;
-      m = hn::Sub(m, above(biased, hn::Set(Db(), static_cast<uint8_t>(limit ^ 0x80u))));
+      const int limit = threshold_above(kind, next - 1) - 1;
+      m = hn::Sub(m, above(biased, hn::Set(Db(), static_cast<uint8_t>(limit ^ 0x80))));
     }
     return m;
   }
@@ -196,13 +196,13 @@ HWY_INLINE Vi bits_up(Vf scale) {
 // Chunks are padded to whole vectors of groups: the numbers there are never used.
 template <ValueKind kind>
 HWY_INLINE void guess_scales(Groups& groups) {
-  constexpr Fit kFit = fit(kind);
+  constexpr ScaleStart kStart = scale_start(kind);
   for (size_t g = 0; g < kChunkGroups; g += kLanes) {
-    const Vf mean = hn::Mul(hn::Set(Df(), kFit.mean), hn::LoadU(Df(), groups.mean + g));
-    const Vf most = hn::Mul(hn::Set(Df(), kFit.max), hn::LoadU(Df(), groups.largest + g));
+    const Vf mean = hn::Mul(hn::Set(Df(), kStart.of_mean), hn::LoadU(Df(), groups.mean + g));
+    const Vf most = hn::Mul(hn::Set(Df(), kStart.of_max), hn::LoadU(Df(), groups.largest + g));
     const Vf sum = hn::Add(mean, most);
     const Mf usable = hn::Ge(sum, hn::Set(Df(), kScaleMin));
-    const Vf inverse = hn::Div(hn::Set(Df(), 2.0f), sum);
+    const Vf inverse = hn::Div(hn::Set(Df(), kUnits<kind>), sum);
     hn::StoreU(hn::IfThenElseZero(usable, sum), Df(), groups.guess + g);
     hn::StoreU(hn::IfThenElseZero(usable, inverse), Df(), groups.inverse + g);
   }
@@ -225,13 +225,13 @@ HWY_INLINE Vi truncated(Vf v) {
 #endif
 }
 
-HWY_INLINE Vi rounded_half_units(const float* from, Vf inverse) {
+HWY_INLINE Vi rounded_units(const float* from, Vf inverse) {
   return nearest_int(hn::Mul(hn::Abs(hn::LoadU(Df(), from)), inverse));
 }
 
 HWY_INLINE int32_t sum_lanes(Vi v) { return hn::GetLane(hn::SumOfLanes(Di(), v)); }
 
-// Sums of half units * level and of level * level, in integers, so that their order is free.
+// Sums of units * level and of level * level, in integers, so that their order is free.
 template <ValueKind kind>
 HWY_INLINE void least_squares(const float* work, size_t groups, Groups& to) {
   const Vb table = load_table(kSigned<kind>);
@@ -242,10 +242,10 @@ HWY_INLINE void least_squares(const float* work, size_t groups, Groups& to) {
     Vi squares[2] = {hn::Zero(Di()), hn::Zero(Di())};
     for (size_t j = 0; j < kGroupVectors; j += 4) {
       const float* const from = work + g * kGroupElements + j * kLanes;
-      const Vh even = hn::ReorderDemote2To(Dh(), rounded_half_units(from, inverse),
-                                           rounded_half_units(from + kLanes, inverse));
-      const Vh odd = hn::ReorderDemote2To(Dh(), rounded_half_units(from + 2 * kLanes, inverse),
-                                          rounded_half_units(from + 3 * kLanes, inverse));
+      const Vh even = hn::ReorderDemote2To(Dh(), rounded_units(from, inverse),
+                                           rounded_units(from + kLanes, inverse));
+      const Vh odd = hn::ReorderDemote2To(Dh(), rounded_units(from + 2 * kLanes, inverse),
+                                          rounded_units(from + 3 * kLanes, inverse));
       const Vb level = hn::TableLookupBytes(table, nearest_levels<kind>(pack_bytes(even, odd)));
       const Vh even_level = hn::And(hn::BitCast(Dh(), level), low);
       const Vh odd_level = hn::ShiftRight<8>(hn::BitCast(Dh(), level));
@@ -268,9 +268,10 @@ HWY_INLINE void fitted_scales(uint32_t base, Groups& groups, uint8_t* codes) {
     const Vf guess = hn::LoadU(Df(), groups.guess + g);
     const Vf products = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.products + g));
     const Vf squares = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.squares + g));
-    const Vf best = hn::Mul(hn::Mul(guess, hn::Set(Df(), 0.5f)), hn::Div(products, squares));
+    const Vf best =
+        hn::Mul(hn::Mul(guess, hn::Set(Df(), 1.0f / kUnits<kind>)), hn::Div(products, squares));
     name_scales(bits_nearest(best), base, g, groups, codes + g, [&](Vf scale) HWY_ATTR {
-      return hn::Div(hn::Set(Df(), 2.0f), fit(kind).reassign ? scale : guess);
+      return hn::Div(hn::Set(Df(), kUnits<kind>), kReassign ? scale : guess);
     });
   }
 }
@@ -338,12 +339,12 @@ HWY_INLINE Vu nearest_codes(const Quad& quad, Strand<kBits> strand, const Vf* v)
                                 hn::Set(Duh(), static_cast<uint16_t>(0x100u << kSign)));
   Vb code = hn::BitCast(Db(), hn::Or(even_sign, odd_sign));
   if constexpr (kind != ValueKind::q1) {
-    const auto half_units = [&](size_t t) HWY_ATTR {
+    const auto in_units = [&](size_t t) HWY_ATTR {
       const Vf inverse = hn::Set(Df(), quad.inverse[strand.group(t)]);
       return truncated(hn::Mul(hn::Abs(v[t]), inverse));
     };
-    const Vh even = hn::ReorderDemote2To(Dh(), half_units(0), half_units(2));
-    const Vh odd = hn::ReorderDemote2To(Dh(), half_units(1), half_units(3));
+    const Vh even = hn::ReorderDemote2To(Dh(), in_units(0), in_units(2));
+    const Vh odd = hn::ReorderDemote2To(Dh(), in_units(1), in_units(3));
     code = hn::Or(code, nearest_levels<kind>(pack_bytes(even, odd)));
   }
   return hn::BitCast(Du(), hn::TableLookupBytes(code, load_table(kGather)));
@@ -391,7 +392,7 @@ HWY_INLINE Vu stochastic_codes(const Quad& quad, Strand<kBits> strand, const Vf*
 HWY_INLINE Vf unit_at(const uint32_t* words, size_t at) {
   const size_t within = at % kGroupElements;
   const Vu word = hn::LoadU(Du(), words + at / kGroupElements * 32 + within % 32);
-  return units(within < 32 ? draws<false>(word) : draws<true>(word));
+  return unit_draws(within < 32 ? draws<false>(word) : draws<true>(word));
 }
 
 // work -= decoded

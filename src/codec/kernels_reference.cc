@@ -8,16 +8,12 @@
 namespace scant::codec {
 namespace {
 
-// Levels are compared in half units, so that the thresholds between them are integers.
-constexpr float kHalfUnits = 2.0f;
-constexpr float kHalfUnitsMax = 32767.0f;
+constexpr float kUnitsMax = 32767.0f;
 
-// How many thresholds a magnitude in half units has reached.
-[[nodiscard]] size_t nearest_level(ValueKind kind, float half_units) {
-  const auto table = levels(kind);
+// How many thresholds a magnitude in units has reached.
+[[nodiscard]] size_t nearest_level(ValueKind kind, float magnitude) {
   size_t m = 0;
-  while (m + 1 < table.size() &&
-         half_units >= static_cast<float>(int{table[m]} + int{table[m + 1]})) {
+  while (m + 1 < levels(kind).size() && magnitude >= static_cast<float>(threshold_above(kind, m))) {
     ++m;
   }
   return m;
@@ -37,20 +33,21 @@ constexpr float kHalfUnitsMax = 32767.0f;
 }
 
 // Least squares over levels chosen with the scale `guess`: sum(|a| * l) / sum(l * l). Magnitudes
-// count in whole half units, which makes both sums exact integers.
+// count in whole units, which makes both sums exact integers.
 [[nodiscard]] float least_squares(ValueKind kind, const float* values, size_t n, float guess) {
   const auto table = levels(kind);
-  const float inverse = kHalfUnits / guess;
+  const float inverse = static_cast<float>(units(kind)) / guess;
   int32_t products = 0;
   int32_t squares = 0;
   for (size_t i = 0; i < n; ++i) {
     const float rounded = std::nearbyint(std::fabs(values[i]) * inverse);
-    const float half_units = std::min(rounded, kHalfUnitsMax);
-    const int32_t level = table[nearest_level(kind, half_units)];
-    products += static_cast<int32_t>(half_units) * level;
+    const float magnitude = std::min(rounded, kUnitsMax);
+    const int32_t level = table[nearest_level(kind, magnitude)];
+    products += static_cast<int32_t>(magnitude) * level;
     squares += level * level;
   }
-  return guess * 0.5f * (static_cast<float>(products) / static_cast<float>(squares));
+  return guess * (1.0f / static_cast<float>(units(kind))) *
+         (static_cast<float>(products) / static_cast<float>(squares));
 }
 
 [[nodiscard]] GroupScale named(uint32_t scale_bits, uint32_t base, float numerator) {
@@ -66,13 +63,13 @@ constexpr float kHalfUnitsMax = 32767.0f;
   if (kind == ValueKind::q1) {  // one level: its best scale is known at once
     return named(scale_bits_nearest(mean_magnitude(values, n) / float{kLevels1[0]}), base, 0);
   }
-  const Fit constants = fit(kind);
-  const float guess = constants.mean * mean_magnitude(values, n) +
-                      constants.max * std::bit_cast<float>(largest(values, n));
+  const ScaleStart start = scale_start(kind);
+  const float guess = start.of_mean * mean_magnitude(values, n) +
+                      start.of_max * std::bit_cast<float>(largest(values, n));
   if (guess < kScaleMin) return {};
-  GroupScale result =
-      named(scale_bits_nearest(least_squares(kind, values, n, guess)), base, kHalfUnits);
-  if (!constants.reassign && result.code != 0) result.inverse = kHalfUnits / guess;
+  GroupScale result = named(scale_bits_nearest(least_squares(kind, values, n, guess)), base,
+                            static_cast<float>(units(kind)));
+  if (!kReassign && result.code != 0) result.inverse = static_cast<float>(units(kind)) / guess;
   return result;
 }
 
@@ -93,8 +90,8 @@ constexpr float kHalfUnitsMax = 32767.0f;
     const float level = std::nearbyint(value * group.inverse);
     return static_cast<uint8_t>(static_cast<int8_t>(std::clamp(level, -127.0f, 127.0f)));
   }
-  const float half_units = std::trunc(std::fabs(value) * group.inverse);
-  return code_of(kind, std::signbit(value), nearest_level(kind, half_units));
+  const float magnitude = std::trunc(std::fabs(value) * group.inverse);
+  return code_of(kind, std::signbit(value), nearest_level(kind, magnitude));
 }
 
 // Each level is taken with the probability that makes the mean the value: between two levels, and

@@ -50,7 +50,7 @@ HWY_INLINE Vu draws(Vu words) {
   if constexpr (kSecond) return hn::ShiftRight<16>(words);
   return hn::And(words, hn::Set(Du(), 0xFFFFu));
 }
-HWY_INLINE Vf units(Vu draw) {
+HWY_INLINE Vf unit_draws(Vu draw) {
   const Vf x = hn::ConvertTo(Df(), hn::BitCast(Di(), draw));
   return hn::Mul(hn::Add(x, hn::Set(Df(), 0.5f)), hn::Set(Df(), 0x1p-16f));
 }

@@ -281,8 +281,10 @@ void store_i8(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t
       const Vu words = draw_words(key, static_cast<uint32_t>(i / 2 + j));
       const size_t first = i + j;
       const size_t second = first + kGroupElements / 2;
-      round_i8(hn::LoadU(Df(), work + first), inverse, units(draws<false>(words)), stored + first);
-      round_i8(hn::LoadU(Df(), work + second), inverse, units(draws<true>(words)), stored + second);
+      round_i8(hn::LoadU(Df(), work + first), inverse, unit_draws(draws<false>(words)),
+               stored + first);
+      round_i8(hn::LoadU(Df(), work + second), inverse, unit_draws(draws<true>(words)),
+               stored + second);
     }
   }
   const size_t done = groups * kGroupElements;

@@ -58,25 +58,4 @@ struct ScaleStart {
 // Codes chosen with the first scale are chosen again with the fitted and rounded one.
 inline constexpr bool kReassign = true;
 
-// The first guess of a group's scale, before least squares: mean * (mean magnitude) + max *
-// (largest magnitude). `reassign`: final codes are chosen with the rounded scale, not with that
-// guess.
-struct Fit {
-  float mean = 0;
-  float max = 0;
-  bool reassign = true;
-};
-[[nodiscard]] constexpr Fit fit(ValueKind kind) {
-  switch (kind) {  // placeholders: to be fitted
-    case ValueKind::q4:
-      return {.mean = 0.012f, .max = 0.003f, .reassign = true};
-    case ValueKind::q3:
-      return {.mean = 0.0125f, .max = 0.002f, .reassign = true};
-    case ValueKind::q2:
-      return {.mean = 0.0125f, .max = 0.0005f, .reassign = true};
-    default:
-      return {};
-  }
-}
-
 }  // namespace scant::codec
