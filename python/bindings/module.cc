@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/counters.h"
 #include "buffers.h"
+#include "codec.h"
 #include "communicator.h"
 #include "executor.h"
 #include "fork.h"
@@ -60,6 +61,7 @@ NB_MODULE(_scant, module) {
   module.def("counters_prometheus", &base::counters_prometheus);
   watch_forks();
   bind_buffers(module);
+  bind_codec(module);
   bind_store(module);
   bind_work(module);
   bind_communicator(module);

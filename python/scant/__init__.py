@@ -1,7 +1,8 @@
 """Scant: collectives and training where the network is scarce.
 
 ``scant.Communicator`` works on NumPy arrays; ``import scant.torch`` registers the backend of
-``torch.distributed``. Importing this package alone loads neither NumPy, torch nor the extension.
+``torch.distributed``; ``scant.codec`` turns gradients into few bytes. Importing this package alone
+loads neither NumPy, torch nor the extension.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scant.errors import (
 )
 
 if TYPE_CHECKING:
+    from scant import codec
     from scant.codes import DType, ReduceOp
     from scant.communicator import Communicator, Group, Work
     from scant.metrics import counters, counters_prometheus
@@ -49,6 +51,7 @@ __all__ = [
     "Unsupported",
     "Work",
     "__version__",
+    "codec",
     "counters",
     "counters_prometheus",
 ]
@@ -66,11 +69,13 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "codec":
+        return import_module("scant.codec")
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'scant' has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(module), name)
     globals()[name] = value
     return value
