@@ -98,8 +98,8 @@ Result<EncodeReport> Encoder::encode(std::span<const float> gradient, Point poin
 
 void Encoder::peek(uint64_t at, const float* gradient, std::span<float> work) const {
   SCANT_CHECK(at + work.size() <= range_.elements && work.size() <= kDenseBlockElements);
-  std::array<float, kDenseBlockElements> velocity{};
   residual_.load(range_.first + at, work.size(), work.data());
+  std::array<float, kDenseBlockElements> velocity;  // NOLINT(*-member-init): filled when needed
   if (!velocity_.empty()) {
     std::copy_n(velocity_.data() + at, work.size(), velocity.data());
     kernels().accumulate(gradient, velocity.data(), work.size(), options_.momentum);

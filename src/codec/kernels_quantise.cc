@@ -22,22 +22,9 @@ HWY_BEFORE_NAMESPACE();
 namespace scant::codec::HWY_NAMESPACE {
 namespace {
 
-using Db = hn::Repartition<uint8_t, Df>;
-using Dsb = hn::Repartition<int8_t, Df>;
-using Dh = hn::Repartition<int16_t, Df>;
-using Duh = hn::Repartition<uint16_t, Df>;
-using Vb = hn::Vec<Db>;
-using Vh = hn::Vec<Dh>;
-
 constexpr size_t kChunkQuads = 4;
 constexpr size_t kChunkGroups = 4 * kChunkQuads;
 constexpr size_t kQuadGroups = kQuadElements / kGroupElements;
-
-// The same 16 bytes in each 128-bit block, which is what TableLookupBytes looks into.
-struct Table {
-  alignas(16) uint8_t bytes[16] = {};
-};
-HWY_INLINE Vb load_table(const Table& table) { return hn::LoadDup128(Db(), table.bytes); }
 
 // Magnitudes in units are bytes. Comparisons are signed, hence 0x80.
 // With the eight levels of q4 every 16 units hold at most one threshold: what the upper four
@@ -206,23 +193,6 @@ HWY_INLINE void guess_scales(Groups& groups) {
     hn::StoreU(hn::IfThenElseZero(usable, sum), Df(), groups.guess + g);
     hn::StoreU(hn::IfThenElseZero(usable, inverse), Df(), groups.inverse + g);
   }
-}
-
-// Conversions of numbers far below 2^31, which spares the care that Highway takes of larger ones:
-// a group's scale is at least its maximum over 2^20.
-HWY_INLINE Vi nearest_int(Vf v) {
-#if HWY_ARCH_X86
-  return Vi{_mm256_cvtps_epi32(v.raw)};
-#else
-  return hn::NearestInt(v);
-#endif
-}
-HWY_INLINE Vi truncated(Vf v) {
-#if HWY_ARCH_X86
-  return Vi{_mm256_cvttps_epi32(v.raw)};
-#else
-  return hn::ConvertTo(Di(), v);
-#endif
 }
 
 HWY_INLINE Vi rounded_units(const float* from, Vf inverse) {

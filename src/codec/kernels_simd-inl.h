@@ -25,9 +25,22 @@ using Vu = hn::Vec<Du>;
 using Vi = hn::Vec<Di>;
 using Mf = hn::Mask<Df>;
 
+using Db = hn::Repartition<uint8_t, Df>;
+using Dsb = hn::Repartition<int8_t, Df>;
+using Dh = hn::Repartition<int16_t, Df>;
+using Duh = hn::Repartition<uint16_t, Df>;
+using Vb = hn::Vec<Db>;
+using Vh = hn::Vec<Dh>;
+
 constexpr size_t kLanes = hn::MaxLanes(Df());
 constexpr size_t kSumVectors = kSumLanes / kLanes;
 constexpr size_t kGroupVectors = kGroupElements / kLanes;
+
+// The same 16 bytes in each 128-bit block, which is what TableLookupBytes looks into.
+struct Table {
+  alignas(16) uint8_t bytes[16] = {};
+};
+HWY_INLINE Vb load_table(const Table& table) { return hn::LoadDup128(Db(), table.bytes); }
 
 HWY_INLINE Vu magnitude(Vf v) { return hn::And(hn::BitCast(Du(), v), hn::Set(Du(), 0x7FFFFFFFu)); }
 HWY_INLINE Mf finite(Vf v) {
@@ -37,8 +50,9 @@ HWY_INLINE Mf finite(Vf v) {
 
 // draw_word() for `kLanes` counters from `counter` on.
 HWY_INLINE Vu draw_words(DrawKey key, uint32_t counter) {
-  const Vu first = hn::Iota(Du(), counter);
-  Vu x = hn::Add(hn::Mul(first, hn::Set(Du(), 0x9E3779B9u)), hn::Set(Du(), key.add));
+  constexpr uint32_t kStep = 0x9E3779B9u;
+  const Vu steps = hn::Mul(hn::Iota(Du(), 0), hn::Set(Du(), kStep));
+  Vu x = hn::Add(steps, hn::Set(Du(), counter * kStep + key.add));
   x = hn::Mul(hn::Xor(x, hn::ShiftRight<16>(x)), hn::Set(Du(), 0x7FEB352Du));
   x = hn::Xor(hn::Xor(x, hn::ShiftRight<15>(x)), hn::Set(Du(), key.flip));
   x = hn::Mul(x, hn::Set(Du(), 0x846CA68Bu));
@@ -53,6 +67,23 @@ HWY_INLINE Vu draws(Vu words) {
 HWY_INLINE Vf unit_draws(Vu draw) {
   const Vf x = hn::ConvertTo(Df(), hn::BitCast(Di(), draw));
   return hn::Mul(hn::Add(x, hn::Set(Df(), 0.5f)), hn::Set(Df(), 0x1p-16f));
+}
+
+// Conversions of numbers far below 2^31, which spares the care that Highway takes of larger ones: a
+// group's scale is at least its maximum over 2^20.
+HWY_INLINE Vi nearest_int(Vf v) {
+#if HWY_ARCH_X86
+  return Vi{_mm256_cvtps_epi32(v.raw)};
+#else
+  return hn::NearestInt(v);
+#endif
+}
+HWY_INLINE Vi truncated(Vf v) {
+#if HWY_ARCH_X86
+  return Vi{_mm256_cvttps_epi32(v.raw)};
+#else
+  return hn::ConvertTo(Di(), v);
+#endif
 }
 
 // The largest lane; no lane is negative.

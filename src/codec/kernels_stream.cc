@@ -184,11 +184,38 @@ HWY_INLINE void byte_scales(const float* work, size_t groups, uint16_t* scales, 
   }
 }
 
-HWY_INLINE void round_i8(Vf v, Vf inverse, Vf unit, int8_t* to) {
+HWY_INLINE Vi round_i8(Vf v, Vf inverse, Vf unit) {
   const Vf limit = hn::Set(Df(), 127.0f);
   const Vf level = hn::Floor(hn::Add(hn::Mul(v, inverse), unit));
-  const Vf clamped = hn::Max(hn::Min(level, limit), hn::Neg(limit));
-  hn::StoreU(hn::DemoteTo(D8(), hn::ConvertTo(Di(), clamped)), D8(), to);
+  return nearest_int(hn::Max(hn::Min(level, limit), hn::Neg(limit)));
+}
+
+// Four vectors of numbers that fit a signed byte, in their order.
+HWY_INLINE void store_bytes(const Vi* v, int8_t* to) {
+  // ReorderDemote2To() works within blocks of 128 bits.
+  const Vh even = hn::ReorderDemote2To(Dh(), v[0], v[1]);
+  const Vh odd = hn::ReorderDemote2To(Dh(), v[2], v[3]);
+  const Vh mixed = hn::Or(hn::And(even, hn::Set(Dh(), int16_t{0xFF})), hn::ShiftLeft<8>(odd));
+  constexpr Table kSorted = {{0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15}};
+  Vu bytes = hn::BitCast(Du(), hn::TableLookupBytes(hn::BitCast(Db(), mixed), load_table(kSorted)));
+  if constexpr (kLanes == 8) {
+    alignas(32) constexpr uint32_t kBlocks[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+    bytes = hn::TableLookupLanes(bytes, hn::SetTableIndices(Du(), kBlocks));
+  }
+  hn::StoreU(hn::BitCast(Dsb(), bytes), Dsb(), to);
+}
+
+// Half a group, with the upper or the lower halves of its draws.
+template <bool kSecond>
+HWY_INLINE void store_half_group(const float* work, Vf inverse, const Vu* words, int8_t* to) {
+  for (size_t j = 0; j < kGroupVectors / 2; j += 4) {
+    Vi levels_of[4];
+    for (size_t t = 0; t < 4; ++t) {
+      const Vf unit = unit_draws(draws<kSecond>(words[j + t]));
+      levels_of[t] = round_i8(hn::LoadU(Df(), work + (j + t) * kLanes), inverse, unit);
+    }
+    store_bytes(levels_of, to + j * kLanes);
+  }
 }
 
 }  // namespace
@@ -277,15 +304,13 @@ void store_i8(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t
       byte_scales(work + i, std::min(kResidualGroups, groups - g), scales + g, inverses);
     }
     const Vf inverse = hn::Set(Df(), inverses[g % kResidualGroups]);
-    for (size_t j = 0; j < kGroupElements / 2; j += kLanes) {
-      const Vu words = draw_words(key, static_cast<uint32_t>(i / 2 + j));
-      const size_t first = i + j;
-      const size_t second = first + kGroupElements / 2;
-      round_i8(hn::LoadU(Df(), work + first), inverse, unit_draws(draws<false>(words)),
-               stored + first);
-      round_i8(hn::LoadU(Df(), work + second), inverse, unit_draws(draws<true>(words)),
-               stored + second);
+    Vu words[kGroupVectors / 2];
+    for (size_t j = 0; j < kGroupVectors / 2; ++j) {
+      words[j] = draw_words(key, static_cast<uint32_t>(i / 2 + j * kLanes));
     }
+    store_half_group<false>(work + i, inverse, words, stored + i);
+    store_half_group<true>(work + i + kGroupElements / 2, inverse, words,
+                           stored + i + kGroupElements / 2);
   }
   const size_t done = groups * kGroupElements;
   reference::store_i8(work, done, n - done, key, stored, scales);

@@ -1,6 +1,6 @@
 // Saving and restoring an encoder (docs/codec.md, "Saved state"): one byte string with a checksum,
 // so that error feedback survives a restart.
-#include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <string>
@@ -21,10 +21,6 @@ Error corrupt(const std::string& what) {
   return Error{.code = ErrorCode::corrupt, .message = "saved encoder: " + what};
 }
 
-void append(std::vector<std::byte>& out, Bytes bytes) {
-  out.insert(out.end(), bytes.begin(), bytes.end());
-}
-
 template <typename T>
 Bytes bytes_of(std::span<T> values) {
   return std::as_bytes(values);
@@ -33,7 +29,12 @@ Bytes bytes_of(std::span<T> values) {
 }  // namespace
 
 std::vector<std::byte> Encoder::save() const {
-  std::vector<std::byte> out(kFixedBytes);
+  const std::array<Bytes, 4> parts = {residual_.data(), bytes_of(residual_.scales()),
+                                      bytes_of(std::span(velocity_)),
+                                      bytes_of(std::span(threshold_.level))};
+  size_t size = kFixedBytes;
+  for (const Bytes part : parts) size += part.size();
+  std::vector<std::byte> out(size + kCrcBytes);
   store_little(out.data() + 0, kStateMagic);
   store_little(out.data() + 4, kStateVersion);
   store_little(out.data() + 5, static_cast<uint8_t>(options_.residual));
@@ -57,13 +58,12 @@ std::vector<std::byte> Encoder::save() const {
   store_little(out.data() + 104, static_cast<uint32_t>(threshold_.level.size()));
   store_little(out.data() + 108, threshold_.settled);
   store_little(out.data() + 112, std::bit_cast<uint32_t>(threshold_.trend));
-  append(out, residual_.data());
-  append(out, bytes_of(residual_.scales()));
-  append(out, bytes_of(std::span(velocity_)));
-  append(out, bytes_of(std::span(threshold_.level)));
-  const uint32_t crc = base::crc32c(out);
-  out.resize(out.size() + kCrcBytes);
-  store_little(out.data() + out.size() - kCrcBytes, crc);
+  size_t at = kFixedBytes;
+  for (const Bytes part : parts) {
+    if (!part.empty()) std::memcpy(out.data() + at, part.data(), part.size());
+    at += part.size();
+  }
+  store_little(out.data() + size, base::crc32c(Bytes(out).first(size)));
   return out;
 }
 

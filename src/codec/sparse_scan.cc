@@ -17,20 +17,17 @@ constexpr uint64_t kSmallElements = 16384;
 // A sample: pieces of a few cache lines, enough of them for a count that can be trusted.
 constexpr uint64_t kPieceElements = 256;
 constexpr uint64_t kSampleElementsMin = 65536;
-constexpr uint64_t kSampleShare = 128;  // a sample is at least this part of the range
-constexpr double kSampleEntries = 500;  // that a sample should hold
-constexpr double kDrift = 0.05;         // of a small sample's count, beyond noise
-constexpr double kSettledDrift = 0.01;  // of a large one's
-constexpr uint32_t kSettledSteps = 3;   // well predicted, one after the other: small samples do
-constexpr double kTieShare = 0.1;       // of the wanted entries that are equal
+constexpr uint64_t kSampleShare = 128;     // a sample is at least this part of the range
+constexpr double kSampleEntries = 500;     // that a sample should hold
+constexpr double kDrift = 0.05;            // of a small sample's count, beyond noise
+constexpr uint64_t kCalibrationShare = 4;  // a threshold that cannot be predicted: of the range
+constexpr double kSettledDrift = 0.01;     // of such a sample's count
+constexpr uint32_t kSettledSteps = 3;      // well predicted, one after the other: small samples do
+constexpr double kTieShare = 0.1;          // of the wanted entries that are equal
 
-struct SampleDeviation {
-  double count = 0;
-  double expected = 0;
-  [[nodiscard]] bool within(double share, double deviations) const {
-    return std::abs(count - expected) <= share * expected + deviations * std::sqrt(expected);
-  }
-};
+bool within(double count, double expected, double share, double deviations) {
+  return std::abs(count - expected) <= share * expected + deviations * std::sqrt(expected);
+}
 
 // What a scan aims at, so that it seldom passes fewer than are wanted: three standard deviations.
 double with_margin(uint64_t wanted) {
@@ -157,40 +154,39 @@ float SparseStep::confirm_threshold() {
   const uint64_t elements = encoder_.range_.elements;
   const double share = static_cast<double>(wanted_) / static_cast<double>(elements);
   const float predicted = predicted_threshold(state, wanted_, elements);
-  const auto deviation = [&](uint64_t wanted_elements) {
-    uint64_t count = 0;
-    const uint64_t seen = sample(wanted_elements, [&](std::span<const float> values) {
-      for (const float v : values) count += !(std::abs(v) < predicted) ? 1 : 0;
-    });
-    const double expected = share * static_cast<double>(seen);
-    return SampleDeviation{static_cast<double>(count), expected};
-  };
   if (state.settled >= kSettledSteps) {
     const auto for_entries = static_cast<uint64_t>(kSampleEntries / point_.density);
     const uint64_t few = std::max(
         {kSampleElementsMin, elements / kSampleShare, std::min(elements / 8, for_entries)});
-    if (deviation(few).within(kDrift, 4)) return predicted;
+    uint64_t count = 0;
+    const uint64_t seen = sample(few, [&](std::span<const float> values) {
+      for (const float v : values) count += !(std::abs(v) < predicted) ? 1 : 0;
+    });
+    if (within(static_cast<double>(count), share * static_cast<double>(seen), kDrift, 4))
+      return predicted;
     state.settled = 0;  // an abrupt change: what was carried is worth nothing
     state.threshold = 0;
     state.trend = 0;
-  } else if (predicted > 0) {
-    state.settled = deviation(elements / 2).within(kSettledDrift, 2) ? state.settled + 1 : 0;
   }
-  return calibrate(share);
+  return calibrate(share, state.threshold > 0 ? predicted : 0);
 }
 
-// From half of the elements: a step whose threshold cannot be predicted costs half a pass more.
-float SparseStep::calibrate(double share) {
-  const uint64_t half = encoder_.range_.elements / 2;
+float SparseStep::calibrate(double share, float predicted) {
+  ThresholdState& state = encoder_.threshold_;
+  const uint64_t many = encoder_.range_.elements / kCalibrationShare;
   MagnitudeHistogram histogram;
-  const uint64_t seen = sample(half, [&](std::span<const float> v) { histogram.add(v); });
+  const uint64_t seen = sample(many, [&](std::span<const float> v) { histogram.add(v); });
   const double expected = share * static_cast<double>(seen);
   const float threshold = histogram.threshold(expected);
+  if (predicted > 0) {
+    const bool good = within(histogram.count(predicted), expected, kSettledDrift, 2);
+    state.settled = good ? state.settled + 1 : 0;
+  }
   // Many in one bin: are they equal? Then no threshold tells them apart.
   if (histogram.near(threshold) <= 2 * kTieShare * expected) return threshold;
   std::vector<uint32_t> near;
   uint64_t above = 0;
-  sample(half, [&](std::span<const float> values) {
+  sample(many, [&](std::span<const float> values) {
     for (const float value : values) {
       const MagnitudeHistogram::Side side = histogram.side(value, threshold);
       if (side == MagnitudeHistogram::Side::same) near.push_back(magnitude_bits(value));

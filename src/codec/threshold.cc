@@ -101,6 +101,14 @@ float MagnitudeHistogram::threshold(double wanted) const {
   return kSmallestMagnitude;
 }
 
+double MagnitudeHistogram::count(float threshold) const {
+  const uint32_t bits = magnitude_bits(threshold);
+  double above = 0;
+  for (uint32_t bin = kBins; --bin > bits >> kShift;) above += bins_[bin];
+  const uint32_t up = (1u << kShift) - (bits & ((1u << kShift) - 1));
+  return above + bins_[bits >> kShift] * static_cast<double>(up) / (1u << kShift);
+}
+
 uint32_t MagnitudeHistogram::near(float magnitude) const {
   return bins_[magnitude_bits(magnitude) >> kShift];
 }

@@ -56,6 +56,8 @@ class MagnitudeHistogram {
   // The threshold that about `wanted` of the counted values pass: a line within the bin. The
   // smallest positive float when no more are positive.
   [[nodiscard]] float threshold(double wanted) const;
+  // About how many values pass this threshold.
+  [[nodiscard]] double count(float threshold) const;
   // Values in the bin that holds this magnitude.
   [[nodiscard]] uint32_t near(float magnitude) const;
   // Where a value's bin lies, seen from that of `magnitude`.
