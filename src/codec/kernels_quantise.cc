@@ -1,7 +1,6 @@
 // Vector kernels of the quantised kinds, for whole quads. Compiled once for each instruction set
-// (Highway's foreach_target, headers alone). Nearest rounding takes a chunk of groups through four
-// passes, each free of long chains: survey (mean and maximum), guess of the scale, least squares,
-// codes. Magnitudes are compared with levels as bytes, 32 at a time on a 256-bit vector.
+// (Highway's foreach_target, headers alone). A strand of a quad at a time: magnitudes as bytes, their
+// levels by table, the code's place in its word by shifts, so that lanes are never crossed.
 #include "codec/kernels_simd.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -16,256 +15,15 @@
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || (HWY_TARGET == HWY_NEON && HWY_ARCH_ARM_A64)
 
-#include "codec/kernels_simd-inl.h"
+#include "codec/kernels_scales-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace scant::codec::HWY_NAMESPACE {
 namespace {
 
-constexpr size_t kChunkQuads = 4;
-constexpr size_t kChunkGroups = 4 * kChunkQuads;
-constexpr size_t kQuadGroups = kQuadElements / kGroupElements;
-
-// Magnitudes in units are bytes. Comparisons are signed, hence 0x80.
-// With the eight levels of q4 every 16 units hold at most one threshold: what the upper four
-// bits leave open takes a single comparison.
-constexpr Table coarse_levels() {
-  Table result;
-  for (size_t bin = 0; bin < 16; ++bin) {
-    for (size_t m = 0; m + 1 < kLevels4.size(); ++m) {
-      if (threshold_above(ValueKind::q4, m) < static_cast<int>(16 * bin)) ++result.bytes[bin];
-    }
-  }
-  return result;
-}
-constexpr Table fine_thresholds() {
-  Table result;
-  for (uint8_t& byte : result.bytes) byte = 0x7F;  // none: nothing is greater
-  for (size_t m = 0; m + 1 < kLevels4.size(); ++m) {
-    const int threshold = threshold_above(ValueKind::q4, m);
-    result.bytes[threshold / 16] = static_cast<uint8_t>((threshold - 1) ^ 0x80);
-  }
-  return result;
-}
-constexpr bool one_threshold_a_bin() {
-  for (size_t m = 1; m + 1 < kLevels4.size(); ++m) {
-    if (threshold_above(ValueKind::q4, m) / 16 == threshold_above(ValueKind::q4, m - 1) / 16)
-      return false;
-  }
-  return threshold_above(ValueKind::q4, kLevels4.size() - 2) < 256;
-}
-static_assert(one_threshold_a_bin(), "levels of q4 are too close: use larger units");
-
-// What a code of this kind means, as signed bytes.
-template <ValueKind kind>
-constexpr Table signed_levels() {
-  Table result;
-  const auto table = levels(kind);
-  for (size_t m = 0; m < table.size(); ++m) {
-    result.bytes[m] = table[m];
-    result.bytes[m + table.size()] = static_cast<uint8_t>(-static_cast<int>(table[m]));
-  }
-  return result;
-}
-
-template <ValueKind kind>
-constexpr float kUnits = static_cast<float>(units(kind));
-constexpr Table kCoarse = coarse_levels();
-constexpr Table kFine = fine_thresholds();
-template <ValueKind kind>
-constexpr Table kSigned = signed_levels<kind>();
 // pack_bytes() leaves values 0 and 1 of lane j of a 128-bit block in bytes 2j and 2j + 1, values 2
 // and 3 in bytes 8 + 2j and 9 + 2j; this brings the four into one 32-bit lane.
 constexpr Table kGather = {{0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15}};
-
-// Minus one where the byte is greater than its limit; both with 0x80 flipped.
-HWY_INLINE Vb above(Vb biased, Vb limit) {
-  const Dsb d;
-  const auto greater = hn::Gt(hn::BitCast(d, biased), hn::BitCast(d, limit));
-  return hn::BitCast(Db(), hn::VecFromMask(d, greater));
-}
-
-// How many thresholds each magnitude has reached.
-template <ValueKind kind>
-HWY_INLINE Vb nearest_levels(Vb in_units) {
-  const Vb biased = hn::Xor(in_units, hn::Set(Db(), uint8_t{0x80}));
-  if constexpr (kind == ValueKind::q4) {
-    const auto shifted = hn::ShiftRight<4>(hn::BitCast(Duh(), in_units));
-    const Vb bin = hn::And(hn::BitCast(Db(), shifted), hn::Set(Db(), uint8_t{0x0F}));
-    return hn::Sub(hn::TableLookupBytes(load_table(kCoarse), bin),
-                   above(biased, hn::TableLookupBytes(load_table(kFine), bin)));
-  } else {
-    Vb m = hn::Zero(Db());
-    for (size_t next = 1; next < levels(kind).size(); ++next) {
-      const int limit = threshold_above(kind, next - 1) - 1;
-      m = hn::Sub(m, above(biased, hn::Set(Db(), static_cast<uint8_t>(limit ^ 0x80))));
-    }
-    return m;
-  }
-}
-
-// Two vectors of 16-bit numbers, each 0 to 32767, as bytes of at most 255: `even` below `odd`.
-HWY_INLINE Vb pack_bytes(Vh even, Vh odd) {
-  const Vh most = hn::Set(Dh(), int16_t{255});
-  const Vh upper = hn::ShiftLeft<8>(hn::Min(odd, most));
-  return hn::BitCast(Db(), hn::Or(hn::Min(even, most), upper));
-}
-
-// Results of the passes over a chunk.
-struct Groups {
-  alignas(32) float mean[kChunkGroups];
-  alignas(32) float largest[kChunkGroups];
-  alignas(32) float guess[kChunkGroups];
-  alignas(32) float inverse[kChunkGroups];  // what magnitudes are multiplied by
-  alignas(32) float scale[kChunkGroups];
-  alignas(32) int32_t products[kChunkGroups];
-  alignas(32) int32_t squares[kChunkGroups];
-};
-
-// Lanes i and i + 8, then + 4, + 2, + 1, as the reference adds them.
-template <class V, size_t kCount>
-HWY_INLINE float fold(const V (&sums)[kCount]) {
-  const hn::CappedTag<float, 4> d;
-  const V eight = hn::Add(sums[0], sums[kCount / 2]);
-  const auto four = [&]() HWY_ATTR {
-    if constexpr (kCount == 2) {
-      return hn::Add(hn::LowerHalf(d, eight), hn::UpperHalf(d, eight));
-    } else {
-      return hn::Add(eight, hn::Add(sums[1], sums[3]));
-    }
-  }();
-  const auto two = hn::Add(four, hn::Shuffle1032(four));
-  return hn::GetLane(hn::Add(two, hn::Shuffle2301(two)));
-}
-
-HWY_INLINE void survey(const float* work, size_t groups, Groups& to) {
-  const Vf share = hn::Set(Df(), 1.0f / float{kGroupElements});
-  for (size_t g = 0; g < groups; ++g) {
-    Vf sums[kSumVectors];
-    for (Vf& sum : sums) sum = hn::Zero(Df());
-    Vf largest = hn::Zero(Df());
-    for (size_t j = 0; j < kGroupVectors; ++j) {
-      const Vf v = hn::Abs(hn::LoadU(Df(), work + g * kGroupElements + j * kLanes));
-      sums[j % kSumVectors] = hn::Add(sums[j % kSumVectors], hn::Mul(v, share));
-      largest = hn::Max(largest, v);
-    }
-    to.mean[g] = fold(sums);
-    to.largest[g] = max_lane(largest);
-  }
-}
-
-// Scale bits become the group's code, scale and inverse. `inverse`: 0 where the group is zero.
-template <typename Inverse>
-HWY_INLINE void name_scales(Vi scale_bits, uint32_t base, size_t g, Groups& to, uint8_t* codes,
-                            const Inverse& inverse) {
-  const Vi most = hn::Set(Di(), static_cast<int32_t>(kScaleBitsMax));
-  const Vi from_base = hn::Sub(hn::Min(scale_bits, most), hn::Set(Di(), static_cast<int>(base)));
-  const Vi code = hn::Max(hn::Min(from_base, hn::Set(Di(), 255)), hn::Zero(Di()));
-  const auto sent = hn::Gt(code, hn::Zero(Di()));
-  const Vi bits = hn::ShiftLeft<20>(hn::Add(code, hn::Set(Di(), static_cast<int>(base))));
-  const Vf scale = hn::BitCast(Df(), hn::IfThenElseZero(sent, bits));
-  hn::StoreU(scale, Df(), to.scale + g);
-  hn::StoreU(hn::IfThenElseZero(hn::RebindMask(Df(), sent), inverse(scale)), Df(), to.inverse + g);
-  const hn::Rebind<uint8_t, Df> bytes;
-  hn::StoreU(hn::DemoteTo(bytes, code), bytes, codes);
-}
-
-// scale_bits_nearest(), scale_bits_up()
-HWY_INLINE Vi bits_nearest(Vf scale) {
-  const Vi rounded = hn::ShiftRight<20>(hn::Add(hn::BitCast(Di(), scale), hn::Set(Di(), 1 << 19)));
-  return hn::IfThenElseZero(hn::Gt(rounded, hn::Set(Di(), 7)), rounded);
-}
-HWY_INLINE Vi bits_up(Vf scale) {
-  const Vi rounded = hn::ShiftRight<20>(hn::Add(hn::BitCast(Di(), scale), hn::Set(Di(), 0xFFFFF)));
-  return hn::IfThenElseZero(hn::Gt(rounded, hn::Zero(Di())), hn::Max(rounded, hn::Set(Di(), 8)));
-}
-
-// Chunks are padded to whole vectors of groups: the numbers there are never used.
-template <ValueKind kind>
-HWY_INLINE void guess_scales(Groups& groups) {
-  constexpr ScaleStart kStart = scale_start(kind);
-  for (size_t g = 0; g < kChunkGroups; g += kLanes) {
-    const Vf mean = hn::Mul(hn::Set(Df(), kStart.of_mean), hn::LoadU(Df(), groups.mean + g));
-    const Vf most = hn::Mul(hn::Set(Df(), kStart.of_max), hn::LoadU(Df(), groups.largest + g));
-    const Vf sum = hn::Add(mean, most);
-    const Mf usable = hn::Ge(sum, hn::Set(Df(), kScaleMin));
-    const Vf inverse = hn::Div(hn::Set(Df(), kUnits<kind>), sum);
-    hn::StoreU(hn::IfThenElseZero(usable, sum), Df(), groups.guess + g);
-    hn::StoreU(hn::IfThenElseZero(usable, inverse), Df(), groups.inverse + g);
-  }
-}
-
-HWY_INLINE Vi rounded_units(const float* from, Vf inverse) {
-  return nearest_int(hn::Mul(hn::Abs(hn::LoadU(Df(), from)), inverse));
-}
-
-HWY_INLINE int32_t sum_lanes(Vi v) { return hn::GetLane(hn::SumOfLanes(Di(), v)); }
-
-// Sums of units * level and of level * level, in integers, so that their order is free.
-template <ValueKind kind>
-HWY_INLINE void least_squares(const float* work, size_t groups, Groups& to) {
-  const Vb table = load_table(kSigned<kind>);
-  const Vh low = hn::Set(Dh(), int16_t{0xFF});
-  for (size_t g = 0; g < groups; ++g) {
-    const Vf inverse = hn::Set(Df(), to.inverse[g]);
-    Vi products[2] = {hn::Zero(Di()), hn::Zero(Di())};
-    Vi squares[2] = {hn::Zero(Di()), hn::Zero(Di())};
-    for (size_t j = 0; j < kGroupVectors; j += 4) {
-      const float* const from = work + g * kGroupElements + j * kLanes;
-      const Vh even = hn::ReorderDemote2To(Dh(), rounded_units(from, inverse),
-                                           rounded_units(from + kLanes, inverse));
-      const Vh odd = hn::ReorderDemote2To(Dh(), rounded_units(from + 2 * kLanes, inverse),
-                                          rounded_units(from + 3 * kLanes, inverse));
-      const Vb level = hn::TableLookupBytes(table, nearest_levels<kind>(pack_bytes(even, odd)));
-      const Vh even_level = hn::And(hn::BitCast(Dh(), level), low);
-      const Vh odd_level = hn::ShiftRight<8>(hn::BitCast(Dh(), level));
-      const auto add = [](Vh a, Vh b, Vi* sums) HWY_ATTR {
-        sums[0] = hn::ReorderWidenMulAccumulate(Di(), a, b, sums[0], sums[1]);
-      };
-      add(even, even_level, products);
-      add(odd, odd_level, products);
-      add(even_level, even_level, squares);
-      add(odd_level, odd_level, squares);
-    }
-    to.products[g] = sum_lanes(hn::Add(products[0], products[1]));
-    to.squares[g] = sum_lanes(hn::Add(squares[0], squares[1]));
-  }
-}
-
-template <ValueKind kind>
-HWY_INLINE void fitted_scales(uint32_t base, Groups& groups, uint8_t* codes) {
-  for (size_t g = 0; g < kChunkGroups; g += kLanes) {
-    const Vf guess = hn::LoadU(Df(), groups.guess + g);
-    const Vf products = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.products + g));
-    const Vf squares = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.squares + g));
-    const Vf best =
-        hn::Mul(hn::Mul(guess, hn::Set(Df(), 1.0f / kUnits<kind>)), hn::Div(products, squares));
-    name_scales(bits_nearest(best), base, g, groups, codes + g, [&](Vf scale) HWY_ATTR {
-      return hn::Div(hn::Set(Df(), kUnits<kind>), kReassign ? scale : guess);
-    });
-  }
-}
-
-// A single level: its best scale is the mean over it.
-HWY_INLINE void mean_scales(uint32_t base, Groups& groups, uint8_t* codes) {
-  for (size_t g = 0; g < kChunkGroups; g += kLanes) {
-    const Vf best =
-        hn::Div(hn::LoadU(Df(), groups.mean + g), hn::Set(Df(), static_cast<float>(kLevels1[0])));
-    name_scales(bits_nearest(best), base, g, groups, codes + g,
-                [](Vf) HWY_ATTR { return hn::Zero(Df()); });
-  }
-}
-
-// Nothing exceeds the highest level.
-template <ValueKind kind>
-HWY_INLINE void covering_scales(uint32_t base, Groups& groups, uint8_t* codes) {
-  const float top = kind == ValueKind::q8 ? 127.0f : static_cast<float>(levels(kind).back());
-  for (size_t g = 0; g < kChunkGroups; g += kLanes) {
-    const Vf least = hn::Div(hn::LoadU(Df(), groups.largest + g), hn::Set(Df(), top));
-    name_scales(bits_up(least), base, g, groups, codes + g,
-                [](Vf scale) HWY_ATTR { return hn::Div(hn::Set(Df(), 1.0f), scale); });
-  }
-}
 
 // Four bytes of a 32-bit lane, signed, one after the other.
 template <int kByte>
@@ -501,21 +259,6 @@ HWY_INLINE void add_quad(const std::byte* from, const Quad& quad, std::index_seq
 
 template <ValueKind kind>
 using StrandIndices = std::make_index_sequence<kStrands<stream_bits(kind)>>;
-
-template <ValueKind kind, bool kStochastic>
-HWY_INLINE void find_scales(const float* work, size_t count, uint32_t base, Groups& groups,
-                            uint8_t* codes) {
-  survey(work, count, groups);
-  if constexpr (kStochastic || kind == ValueKind::q8) {
-    covering_scales<kind>(base, groups, codes);
-  } else if constexpr (kind == ValueKind::q1) {
-    mean_scales(base, groups, codes);
-  } else {
-    guess_scales<kind>(groups);
-    least_squares<kind>(work, count, groups);
-    fitted_scales<kind>(base, groups, codes);
-  }
-}
 
 // A quad of what will be needed next, into the second-level cache.
 HWY_INLINE void fetch_ahead(const float* from, size_t quad) {
