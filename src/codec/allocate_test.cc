@@ -125,7 +125,6 @@ Ratio compare_with_brute_force(uint64_t seed, int rounds, const Make& make) {
     const double slack = 1e-9 * (best + 1);
     EXPECT_LE(best, got.value().energy_bound + slack) << "round " << round;
     EXPECT_LE(got.value().energy, best + slack) << "round " << round;
-    const double step = largest_hull_step(curves);
     const double missing = got.value().energy_bound - got.value().energy;
     if (missing > 0) {
       EXPECT_LT(missing, largest_hull_step(curves) + slack) << "round " << round;
