@@ -11,6 +11,7 @@
 #include "codec/accumulate.h"
 #include "codec/encoder.h"
 #include "codec/kernels.h"
+#include "codec_plane.h"
 #include "codec_record.h"
 #include "codec_workspaces.h"
 #include "errors.h"
@@ -40,12 +41,6 @@ std::span<const float> input(uintptr_t address, size_t elements) {
 }
 std::span<float> output(uintptr_t address, size_t elements) {
   return {reinterpret_cast<float*>(address), elements};
-}
-
-Point point_of(double density, const std::string& values) {
-  const auto kind = codec::value_kind(values);
-  if (!kind) refuse("values: no kind '" + values + "'");
-  return {density, *kind};
 }
 
 // One encoder, used by one thread at a time.
@@ -155,6 +150,19 @@ PythonRecord* encode(PythonEncoder& self, uintptr_t address, size_t elements, do
   return new PythonRecord(std::move(buffer), report.value());
 }
 
+nb::tuple probe(PythonEncoder& self, uintptr_t address, size_t elements, const nb::list& given,
+                size_t threads) {
+  std::vector<Point> points;
+  for (nb::handle item : given) {
+    const auto pair = nb::cast<nb::tuple>(item);
+    points.push_back(point_of(nb::cast<double>(pair[0]), nb::cast<std::string>(pair[1])));
+  }
+  const WorkspaceLease lease(threads);
+  return to_python(unwrap(self.locked([&](Encoder& encoder) {
+    return codec::probe(encoder, input(address, elements), points, lease.get());
+  })));
+}
+
 uint64_t range_elements(PythonEncoder& self) {
   return self.locked([](Encoder& encoder) { return encoder.range().elements; });
 }
@@ -231,6 +239,7 @@ void bind_encoder(nb::module_& module) {
   nb::class_<PythonEncoder> cls(module, "Encoder");
   cls.def(nb::new_(&make_encoder), nb::arg("fields"));
   cls.def("encode", &encode, nb::rv_policy::take_ownership);
+  cls.def("probe", &probe);
   cls.def("read_residual", [](PythonEncoder& self, uintptr_t address, size_t elements) {
     check_elements(self, elements, "out");
     self.locked([&](Encoder& encoder) { encoder.read_residual(output(address, elements)); });
@@ -255,6 +264,7 @@ void bind_codec(nb::module_& module) {
   module.attr("residual_kind_names") = names<codec::ResidualKind>(codec::kResidualKindCount);
   module.attr("codec_kernels") = codec::kernels().name;
   bind_codec_records(module);
+  bind_codec_plane(module);
   bind_encoder(module);
   module.def("accumulate", &accumulate);
 }

@@ -1,0 +1,22 @@
+// The plane of codecs for Python: points, budgets, and the selections of others. Arithmetic alone;
+// work on elements is done without the GIL.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <string>
+
+#include "codec/probe.h"
+
+namespace scant::python {
+
+namespace nb = nanobind;
+
+// (density, name of the kind of value); raises where there is no such kind.
+[[nodiscard]] codec::Point point_of(double density, const std::string& values);
+
+// (energy, [(density, values, bytes, energy), ...])
+[[nodiscard]] nb::tuple to_python(const codec::Curve& curve);
+
+void bind_codec_plane(nb::module_& module);
+
+}  // namespace scant::python
