@@ -23,6 +23,9 @@ constexpr uint64_t kSampleElementsMax = kSparseBlockElements;
 // With fewer entries than this in a sample, the law of independent positions is closer to what a
 // record takes than the sample's own gaps.
 constexpr size_t kGapEntriesMin = 256;
+constexpr double kGapSurplusMax = 1.1;  // of what passes by what is meant
+// So many values tell which share of the energy a kind keeps.
+constexpr size_t kQuantisedMax = 8192;
 // Sums of squares in f32 are exact enough between these.
 constexpr float kPlainEnergyMin = 1e-20f;
 constexpr float kPlainEnergyMax = 1e30f;
@@ -106,13 +109,13 @@ class Probe {
   Curve run(std::span<const Point> points);
 
  private:
-  static constexpr unsigned kBinShift = 20;  // eight bins an octave
-  struct Selection {
+  static constexpr unsigned kBinShift = 18;  // 32 bins an octave
+  struct Selection {                         // its values stand in the scratch memory
+    double density = 1;
     size_t count = 0;
-    double energy = 0;
+    double energy = 0;          // of those that are meant
     double entries = 0;         // of a record
     double position_bytes = 0;  // of a record
-    double share = 1;           // of the selected entries that are meant
   };
 
   void take_sample(const float* gradient);
@@ -120,9 +123,8 @@ class Probe {
   CurvePoint dense(Point point);
   Selection select(double density);
   CurvePoint sparse(Point point, const Selection& selection);
-  size_t keep_largest(size_t count, size_t keep, size_t above, uint32_t bin);
-  // Energy of the values at scratch_.work() that the kind keeps, of `energy`.
-  double kept(ValueKind kind, size_t n, double energy);
+  // Which part of the values' energy the kind keeps.
+  double kept_share(ValueKind kind, const float* values, size_t n);
 
   const Encoder& encoder_;
   Workspace::Scratch& scratch_;
@@ -133,6 +135,9 @@ class Probe {
   double scale_ = 0;  // elements for each one of the sample
   double energy_ = 0;
   std::array<uint32_t, 1u << (31 - kBinShift)> bins_{};
+  // Densities come in ascending order: the search for a bin goes on where the last one ended.
+  uint32_t bin_ = 0;
+  size_t above_ = 0;  // values beyond it
 };
 
 void Probe::take_sample(const float* gradient) {
@@ -142,111 +147,101 @@ void Probe::take_sample(const float* gradient) {
       encoder_.peek(at, gradient + at, {sample_ + at, n});
     }
   } else {
-    // One piece in each of as many equal parts, where in the part is drawn.
+    // One piece in each of as many equal parts; where in the part is drawn.
     const uint64_t pieces = size_ / kPieceElements;
     const uint64_t groups = elements_ / kGroupElements;
     constexpr uint64_t kPieceGroups = kPieceElements / kGroupElements;
+    const uint64_t slack = groups / pieces - kPieceGroups + 1;
     for (uint64_t piece = 0; piece < pieces; ++piece) {
       const uint64_t begin = groups / pieces * piece + groups % pieces * piece / pieces;
-      const uint64_t slack = groups / pieces - kPieceGroups + 1;
       const uint64_t drawn = base::random_at(encoder_.options().seed, encoder_.step(), piece);
       const uint64_t at = (begin + drawn % slack) * kGroupElements;
       encoder_.peek(at, gradient + at, {sample_ + piece * kPieceElements, kPieceElements});
     }
   }
-  if (magnitude_max(sample_, size_) >= kInfinityBits)
+  if (kernels().accumulate(nullptr, sample_, size_, 1.0f).magnitude_max >= kInfinityBits)
     std::replace_if(
         sample_, sample_ + size_, [](float v) { return !is_finite(v); }, 0.0f);
 }
 
 void Probe::count_bins() {
   for (size_t i = 0; i < size_; ++i) ++bins_[magnitude_bits(sample_[i]) >> kBinShift];
+  bin_ = static_cast<uint32_t>(bins_.size() - 1);
 }
 
-double Probe::kept(ValueKind kind, size_t n, double energy) {
-  if (kind == ValueKind::f32 || n == 0) return energy;
+double Probe::kept_share(ValueKind kind, const float* values, size_t n) {
+  if (kind == ValueKind::f32) return 1;
   float* work = scratch_.work();
+  const size_t used = std::min(n, kQuantisedMax);
+  // Whole pieces, spread evenly; with few values each piece is the next one.
+  const size_t pieces = (used + kPieceElements - 1) / kPieceElements;
+  for (size_t piece = 0; piece < pieces; ++piece) {
+    const size_t to = piece * kPieceElements;
+    const size_t from = used == n ? to : n / kPieceElements * piece / pieces * kPieceElements;
+    std::copy_n(values + from, std::min<size_t>(kPieceElements, used - to), work + to);
+  }
+  const double energy = energy_of(work, used);
+  if (energy == 0) return 0;
   const auto key = static_cast<uint32_t>(
       base::random_at(encoder_.options().seed, encoder_.step(), ~uint64_t{0}));
   BlockHeader header;
   write_values(kind, {encoder_.options().stochastic, {.add = key, .flip = ~key}},
-               magnitude_max(work, n), work, n, payload_, header);
-  return std::max(0.0, energy - energy_of(work, n));
+               kernels().accumulate(nullptr, work, used, 1.0f).magnitude_max, work, used, payload_,
+               header);
+  return std::max(0.0, 1 - energy_of(work, used) / energy);
 }
 
 CurvePoint Probe::dense(Point point) {
-  std::copy_n(sample_, size_, scratch_.work());
   return {.point = point,
           .bytes = static_cast<double>(dense_record_bytes(elements_, point.values)),
-          .energy = scale_ * kept(point.values, size_, energy_)};
-}
-
-// Of the candidates, all with magnitudes of `bin` or more, of which `above` lie beyond it, the
-// `keep` largest; of equal ones the first.
-size_t Probe::keep_largest(size_t count, size_t keep, size_t above, uint32_t bin) {
-  float* values = scratch_.values();
-  uint16_t* positions = scratch_.positions();
-  std::vector<uint32_t> inside;
-  inside.reserve(count - above);
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = magnitude_bits(values[i]);
-    if (magnitude >> kBinShift == bin) inside.push_back(magnitude);
-  }
-  const auto last = inside.begin() + static_cast<std::ptrdiff_t>(keep - above) - 1;
-  std::nth_element(inside.begin(), last, inside.end(), std::greater<>());
-  const uint32_t cut = *last;
-  auto ties = std::count(inside.begin(), last + 1, cut);
-  size_t kept_count = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = magnitude_bits(values[i]);
-    if (magnitude < cut || (magnitude == cut && ties == 0)) continue;
-    if (magnitude == cut) --ties;
-    positions[kept_count] = positions[i];
-    values[kept_count++] = values[i];
-  }
-  return kept_count;
+          .energy = scale_ * energy_ * kept_share(point.values, sample_, size_)};
 }
 
 Probe::Selection Probe::select(double density) {
-  Selection selection;
   const double wanted = density * static_cast<double>(size_);
-  const auto keep = std::max<size_t>(1, static_cast<size_t>(std::llround(wanted)));
-  size_t above = 0;
-  auto bin = static_cast<uint32_t>(bins_.size() - 1);
-  for (; bin > 0 && above + bins_[bin] < keep; --bin) above += bins_[bin];
-  const float floor = std::max(std::bit_cast<float>(bin << kBinShift), 0x1p-149f);
-  selection.count =
-      kernels()
-          .select(nullptr, sample_, size_, 1.0f, floor, scratch_.positions(), scratch_.values())
-          .count;
-  if (selection.count >= keep) {
-    selection.count = keep_largest(selection.count, keep, above, bin);
-    selection.share = wanted / static_cast<double>(keep);
+  while (bin_ > 0 && static_cast<double>(above_ + bins_[bin_]) < wanted) above_ += bins_[bin_--];
+  float* values = scratch_.values();
+  Selection result{.density = density};
+  // All of the last bin pass; those that are too many are taken out again by their mean.
+  const float floor = std::max(std::bit_cast<float>(bin_ << kBinShift), kSmallestMagnitude);
+  result.count =
+      kernels().select(nullptr, sample_, size_, 1.0f, floor, scratch_.positions(), values).count;
+  const auto count = static_cast<double>(result.count);
+  result.energy = energy_of(values, result.count);
+  if (count > wanted) {
+    const float ceiling = std::bit_cast<float>((bin_ + 1) << kBinShift);
+    double inside = 0;
+    for (size_t i = 0; i < result.count; ++i) {
+      const auto value = static_cast<double>(values[i]);
+      inside += std::fabs(values[i]) < ceiling ? value * value : 0;
+    }
+    const double surplus = (count - wanted) / (count - static_cast<double>(above_));
+    result.energy = std::max(0.0, result.energy - surplus * inside);
   }
-  selection.energy = energy_of(scratch_.values(), selection.count);
-  selection.entries = static_cast<double>(selection.count) * selection.share * scale_;
-  if (size_ == elements_ || selection.count >= kGapEntriesMin) {
+  const double meant = std::min(count, wanted);
+  result.entries = meant * scale_;
+  const bool by_gaps = size_ == elements_ || result.count >= kGapEntriesMin;
+  if (result.count > 0 && by_gaps && count <= kGapSurplusMax * wanted) {
     const PositionChoice choice =
-        choose_positions({scratch_.positions(), selection.count}, static_cast<uint32_t>(size_));
-    selection.position_bytes = choice.bytes * selection.share * scale_;
-  } else {
-    selection.position_bytes =
-        selection.entries *
-        position_bytes_of_law(selection.entries / static_cast<double>(elements_));
+        choose_positions({scratch_.positions(), result.count}, static_cast<uint32_t>(size_));
+    result.position_bytes = choice.bytes * scale_ * (meant / count);
+  } else if (result.count > 0) {
+    result.position_bytes =
+        result.entries * position_bytes_of_law(result.entries / static_cast<double>(elements_));
   }
-  return selection;
+  return result;
 }
 
 CurvePoint Probe::sparse(Point point, const Selection& selection) {
   const uint64_t blocks = (elements_ + kSparseBlockElements - 1) / kSparseBlockElements;
   CurvePoint result{.point = point, .bytes = kRecordHeaderBytes};
   if (blocks == 0) return result;
-  std::copy_n(scratch_.values(), selection.count, scratch_.work());
   const auto count = static_cast<double>(blocks);
   result.bytes += count * (static_cast<double>(kBlockHeaderBytes) +
                            mean_value_bytes(point.values, selection.entries / count, blocks > 1)) +
                   selection.position_bytes;
-  result.energy = scale_ * selection.share * kept(point.values, selection.count, selection.energy);
+  result.energy =
+      scale_ * selection.energy * kept_share(point.values, scratch_.values(), selection.count);
   return result;
 }
 
@@ -255,18 +250,13 @@ Curve Probe::run(std::span<const Point> points) {
   std::vector<size_t> order(points.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(),
-            [&](size_t a, size_t b) { return points[a].density > points[b].density; });
-  double selected = 1;  // the density that `selection` is for
+            [&](size_t a, size_t b) { return points[a].density < points[b].density; });
   Selection selection;
   for (const size_t p : order) {
-    if (points[p].density == 1) {
-      curve.points[p] = dense(points[p]);
-      continue;
-    }
-    if (selected == 1) count_bins();
-    if (points[p].density != selected) selection = select(points[p].density);
-    selected = points[p].density;
-    curve.points[p] = sparse(points[p], selection);
+    const Point point = points[p];
+    if (point.density < 1 && selection.density == 1) count_bins();
+    if (point.density < 1 && selection.density != point.density) selection = select(point.density);
+    curve.points[p] = point.density < 1 ? sparse(point, selection) : dense(point);
   }
   return curve;
 }
