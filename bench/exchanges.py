@@ -1,0 +1,209 @@
+"""Ways to average the gradients of several ranks: plain, fp16, PowerSGD and the codec's points.
+
+A :class:`Worker` is one rank: it turns its gradients into a message. A :class:`Combiner` turns the
+messages of all ranks, in their order, into what the optimizer gets; every rank has one and they
+stay alike. A simulation holds all workers and one combiner in one process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from scant import codec
+
+Tensors = Sequence[torch.Tensor]
+F32_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What an exchange does; the defaults are the plain average."""
+
+    kind: str = "plain"  # plain, fp16, powersgd, codec
+    density: float = 1.0
+    values: str = "f32"
+    residual: str = "f32"
+    legs: int = 1  # 2: the average is encoded again, with a residual of its own
+    decay: float = 1.0
+    momentum: float = 0.0
+    rank: int = 0  # of PowerSGD
+    warm_up: int = 0  # steps at four times the density, falling
+    small: int = 0  # tensors of fewer elements go as q8, dense
+    local_adam: bool = False  # the local optimizer's step is sent instead of the gradient
+    budget: float = 0.0  # > 0: bytes an element; an allocator chooses each tensor's point
+
+
+class Worker(Protocol):
+    def message(self, gradients: Tensors) -> list[Any]: ...
+
+
+class Combiner(Protocol):
+    sent_bytes: float  # by one rank in the last step, both legs
+
+    def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]: ...
+
+
+class PlainWorker:
+    """The gradients as they are, or rounded to half precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def message(self, gradients: Tensors) -> list[Any]:
+        return [gradient.to(self.dtype) for gradient in gradients]
+
+
+class PlainCombiner:
+    def __init__(self) -> None:
+        self.sent_bytes = 0.0
+
+    def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]:
+        self.sent_bytes = sum(part.nbytes for part in messages[0])
+        sums = [torch.zeros_like(part, dtype=torch.float32) for part in messages[0]]
+        for message in messages:
+            for total, part in zip(sums, message, strict=True):
+                total += part.float()
+        return [total / len(messages) for total in sums]
+
+
+class CodecWorker:
+    """One rank's encoders, one a tensor."""
+
+    def __init__(self, shapes: Sequence[torch.Size], options: Options, rank: int) -> None:
+        self.options = options
+        self.step = 0
+        self.encoders = [
+            codec.Encoder(
+                tuple(shape),
+                tensor=number,
+                residual=options.residual,
+                decay=options.decay,
+                momentum=options.momentum,
+                seed=1 + rank,
+            )
+            for number, shape in enumerate(shapes)
+        ]
+        self.points: list[tuple[float, str]] | None = None
+
+    def message(self, gradients: Tensors) -> list[Any]:
+        self._choose(gradients)
+        made = []
+        for number, (encoder, gradient) in enumerate(zip(self.encoders, gradients, strict=True)):
+            density, values = self._point(number, gradient.numel())
+            made.append(encoder.encode(gradient, density, values))
+        self.step += 1
+        return made
+
+    def _choose(self, gradients: Tensors) -> None:
+        """Every twentieth step, by measured rate and distortion."""
+        if self.options.budget <= 0 or self.step % 20 != 0:
+            return
+        curves = [
+            codec.probe(gradient, encoder=encoder)
+            for encoder, gradient in zip(self.encoders, gradients, strict=True)
+        ]
+        budget = self.options.budget * sum(gradient.numel() for gradient in gradients)
+        chosen = codec.allocate(curves, budget).points
+        self.points = [(point.density, point.values) for point in chosen]
+
+    def _point(self, number: int, elements: int) -> tuple[float, str]:
+        if self.points is not None:
+            return self.points[number]
+        if elements < self.options.small:
+            return 1.0, "q8"
+        density = self.options.density
+        if density < 1 and self.step < self.options.warm_up:
+            left = 1 - self.step / self.options.warm_up
+            density = min(1.0, density * 4.0 ** (2 * left))
+        return density, self.options.values
+
+
+class CodecCombiner:
+    """Adds the records; with two legs, encodes the average as the slices' owners would."""
+
+    def __init__(self, shapes: Sequence[torch.Size], options: Options) -> None:
+        self.shapes = shapes
+        self.sent_bytes = 0.0
+        self.owner = CodecWorker(shapes, options, 1000) if options.legs == 2 else None
+
+    def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]:
+        self.sent_bytes = sum(record.nbytes for record in messages[0])
+        averages = []
+        for number, shape in enumerate(self.shapes):
+            average = torch.empty(shape)
+            averages.append(codec.accumulate([message[number] for message in messages], average))
+        if self.owner is None:
+            return averages
+        records = self.owner.message(averages)
+        self.sent_bytes += sum(record.nbytes for record in records)
+        return [codec.decode(record, out) for record, out in zip(records, averages, strict=True)]
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.qr(matrix).Q
+
+
+class PowerSgd:
+    """Vogels et al. 2019, all ranks in one: error feedback, warm start; vectors go as f32.
+
+    Written as a combiner of plain messages, since its two all-reduces are sums.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size], options: Options, ranks: int) -> None:
+        self.sent_bytes = 0.0
+        self.rank = options.rank
+        draw = torch.Generator().manual_seed(7)
+        self.q: list[torch.Tensor | None] = []
+        self.errors = [[torch.zeros(shape) for shape in shapes] for _ in range(ranks)]
+        for shape in shapes:
+            low = min([self.rank, *self._matrix(shape)]) if len(shape) > 1 else 0
+            columns = self._matrix(shape)[1]
+            self.q.append(torch.randn(columns, low, generator=draw) if low else None)
+
+    @staticmethod
+    def _matrix(shape: torch.Size) -> tuple[int, int]:
+        return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
+
+    def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]:
+        self.sent_bytes = 0.0
+        averages = []
+        for number, first in enumerate(messages[0]):
+            q = self.q[number]
+            parts = [message[number] for message in messages]
+            if q is None:
+                self.sent_bytes += first.numel() * F32_BYTES
+                averages.append(torch.stack(parts).mean(0))
+                continue
+            size = self._matrix(first.shape)
+            kept = [
+                (part + errors[number]).view(size)
+                for part, errors in zip(parts, self.errors, strict=True)
+            ]
+            p = orthogonal(sum(matrix @ q for matrix in kept) / len(kept))
+            q = sum(matrix.T @ p for matrix in kept) / len(kept)
+            self.q[number] = q
+            self.sent_bytes += (p.numel() + q.numel()) * F32_BYTES
+            average = p @ q.T
+            for matrix, errors in zip(kept, self.errors, strict=True):
+                errors[number] = (matrix - average).view(first.shape)
+            averages.append(average.view(first.shape))
+        return averages
+
+
+def make(
+    options: Options, shapes: Sequence[torch.Size], ranks: int
+) -> tuple[list[Worker], Combiner]:
+    """One worker a rank, and a combiner."""
+    if options.kind == "codec":
+        workers: list[Worker] = [CodecWorker(shapes, options, rank) for rank in range(ranks)]
+        return workers, CodecCombiner(shapes, options)
+    dtype = torch.float16 if options.kind == "fp16" else torch.float32
+    plain: list[Worker] = [PlainWorker(dtype) for _ in range(ranks)]
+    if options.kind == "powersgd":
+        return plain, PowerSgd(shapes, options, ranks)
+    return plain, PlainCombiner()
