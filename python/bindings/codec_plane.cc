@@ -56,15 +56,13 @@ void bind_selections(nb::module_& module) {
     return packed(
         without_gil([&] { return codec::select_top_k(input(address, elements), count); }));
   });
-  module.def("select_row_top_k",
-             [](uintptr_t address, size_t elements, size_t columns, double density) {
-               return packed(without_gil([&] {
-                 return codec::select_row_top_k(input(address, elements), columns, density);
-               }));
-             });
+  module.def(
+      "select_row_top_k", [](uintptr_t address, size_t elements, size_t columns, double density) {
+        return packed(without_gil(
+            [&] { return codec::select_row_top_k(input(address, elements), columns, density); }));
+      });
   module.def("select_random_k", [](size_t elements, size_t count, uint64_t seed, uint64_t step) {
-    return packed(
-        without_gil([&] { return codec::select_random_k(elements, count, seed, step); }));
+    return packed(without_gil([&] { return codec::select_random_k(elements, count, seed, step); }));
   });
   module.def("select_threshold", [](uintptr_t address, size_t elements, double threshold) {
     return packed(without_gil([&] {

@@ -79,7 +79,8 @@ nb::list parse_all(nb::handle object) {
   if (!parsed) raise(parsed.error(), kNoRank);
   nb::list records;
   for (RecordView& view : parsed.value()) {
-    records.append(nb::cast(new PythonRecord(data, std::move(view)), nb::rv_policy::take_ownership));
+    records.append(
+        nb::cast(new PythonRecord(data, std::move(view)), nb::rv_policy::take_ownership));
   }
   return records;
 }
@@ -159,8 +160,8 @@ void bind_report(nb::module_& module) {
   });
   report.def("__repr__", [](const EncodeReport& self) {
     return "<scant.codec.Report: " + std::to_string(self.entries) + " entries, " +
-           std::to_string(self.bytes) + " bytes, energy " + std::to_string(self.energy) + ", left " +
-           std::to_string(self.energy_left) + ">";
+           std::to_string(self.bytes) + " bytes, energy " + std::to_string(self.energy) +
+           ", left " + std::to_string(self.energy_left) + ">";
   });
 }
 
@@ -182,10 +183,10 @@ void bind_codec_records(nb::module_& module) {
   nb::class_<PythonRecord> record(module, "Record", nb::type_slots(record_slots),
                                   "One range of one tensor in few bytes (docs/record.md).");
   record.attr("__module__") = "scant.codec";
-  record.def(nb::new_(&parse_one), nb::arg("data"));
+  record.def(nb::new_(&parse_one), nb::arg("data").none());
   const auto header = [&record](const char* field, auto member) {
-    record.def_prop_ro(
-        field, [member](const PythonRecord& self) { return read(self).header().*member; });
+    record.def_prop_ro(field,
+                       [member](const PythonRecord& self) { return read(self).header().*member; });
   };
   header("tensor", &codec::RecordHeader::tensor);
   header("first", &codec::RecordHeader::first);
@@ -206,7 +207,7 @@ void bind_codec_records(nb::module_& module) {
     return nb::make_tuple(nb::type<PythonRecord>(),
                           nb::make_tuple(copy(nb::cast<const PythonRecord&>(self))));
   });
-  module.def("parse_all", &parse_all, nb::arg("data"));
+  module.def("parse_all", &parse_all, nb::arg("data").none());
 }
 
 }  // namespace scant::python
