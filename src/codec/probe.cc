@@ -22,7 +22,7 @@ constexpr uint64_t kSampleElementsMin = 8192;
 constexpr uint64_t kSampleElementsMax = kSparseBlockElements;
 // With fewer entries than this in a sample, the law of independent positions is closer to what a
 // record takes than the sample's own gaps.
-constexpr size_t kGapEntriesMin = 256;
+constexpr size_t kGapEntriesMin = 32;
 constexpr double kGapSurplusMax = 1.1;  // of what passes by what is meant
 // So many values tell which share of the energy a kind keeps.
 constexpr size_t kQuantisedMax = 8192;

@@ -16,7 +16,7 @@ namespace scant::codec {
 struct CurvePoint {
   Point point;
   double bytes = 0;   // of the record, headers included; a mean over steps
-  double energy = 0;  // kept, as a sum of squares
+  double energy = 0;  // kept, as a sum of squares; 0 where rounding adds more than is kept
 };
 struct Curve {
   double energy = 0;  // of gradient + residual
