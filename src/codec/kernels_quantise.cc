@@ -1,6 +1,6 @@
 // Vector kernels of the quantised kinds, for whole quads. Compiled once for each instruction set
-// (Highway's foreach_target, headers alone). A strand of a quad at a time: magnitudes as bytes, their
-// levels by table, the code's place in its word by shifts, so that lanes are never crossed.
+// (Highway's foreach_target, headers alone). A strand of a quad at a time: magnitudes as bytes,
+// their levels by table, the code's place in its word by shifts, so that lanes are never crossed.
 #include "codec/kernels_simd.h"
 
 #undef HWY_TARGET_INCLUDE

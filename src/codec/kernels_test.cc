@@ -85,7 +85,7 @@ std::vector<float> draw_values(Family family, size_t n, uint64_t stream) {
 std::vector<size_t> sizes() {
   std::vector<size_t> result;
   for (size_t n = 0; n <= 70; ++n) result.push_back(n);
-  for (const size_t n : {127, 128, 256, 1023, 4096, 4096 + 37, 8192 + 63}) result.push_back(n);
+  for (const size_t n : {127u, 128u, 256u, 1023u, 4096u, 4133u, 8255u}) result.push_back(n);
   return result;
 }
 
