@@ -140,7 +140,6 @@ struct Encoded {
   Guarded<uint8_t> scales;
   Guarded<std::byte> codes;
   uint32_t base = 0;
-  friend bool operator==(const Encoded&, const Encoded&) = default;
 };
 
 Encoded encode(const Kernels& target, ValueKind kind, Rounding rounding,
