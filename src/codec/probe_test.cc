@@ -124,14 +124,14 @@ TEST(Probe, StochasticRounding) {
 // Looked at as a whole. A first step sends whole entries only, an estimate is the mean of many.
 TEST(Probe, SmallTensors) {
   base::Rng rng = printed_rng(35);
-  for (const size_t n : {8192, 5000, 4099, 1000, 255})
+  for (const size_t n : {8192u, 5000u, 4099u, 1000u, 255u})
     compare(gaussian_values(rng, n), n, {.total = 1e-5, .share = 0.025, .bytes = 0.05});
 }
 
 // Every element of the tensor is equally likely to be seen, the last one too.
 TEST(Probe, SizesAroundThatOfASample) {
   base::Rng rng = printed_rng(36);
-  for (const size_t n : {8193, 8256, 8447, 8448, 16411, 65537})
+  for (const size_t n : {8193u, 8256u, 8447u, 8448u, 16411u, 65537u})
     compare(gaussian_values(rng, n), n, {.total = 0.08, .share = 0.03, .bytes = 0.05});
 }
 
@@ -176,7 +176,7 @@ Curve curve_of(const Values& gradient) {
 }
 
 TEST(Probe, ZerosKeepNothingAndCostTheirHeadersWhenSparse) {
-  for (const size_t n : {300, 20000, 200000}) {
+  for (const size_t n : {300u, 20000u, 200000u}) {
     const Curve curve = curve_of(Values(n));
     EXPECT_EQ(curve.energy, 0);
     const size_t blocks = (n + kSparseBlockElements - 1) / kSparseBlockElements;
@@ -200,7 +200,7 @@ TEST(Probe, EmptyTensor) {
 
 TEST(Probe, NanAndInfinityCountAsZeros) {
   base::Rng rng = printed_rng(38);
-  for (const size_t n : {5000, 40000}) {
+  for (const size_t n : {5000u, 40000u}) {
     Values values = gaussian_values(rng, n);
     Values zeros = values;
     for (size_t i = 0; i < n; i += 7) {
@@ -239,7 +239,7 @@ TEST(Probe, SquaresBeyondTheRangeOfFloats) {
 
 // Of equal values any share keeps that share of the energy.
 TEST(Probe, OneRepeatedValue) {
-  for (const size_t n : {4096, 300000}) {
+  for (const size_t n : {4096u, 300000u}) {
     const Curve curve = curve_of(Values(n, -0.75f));
     EXPECT_NEAR(curve.energy, 0.5625 * static_cast<double>(n), 1e-3 * static_cast<double>(n));
     for (const CurvePoint& point : curve.points)

@@ -128,7 +128,7 @@ TEST(Slope, KeptWhereCountsSayTooLittle) {
 
 TEST(Sweep, ForcedEntriesAreAtMostASixtyFourthOfTheSent) {
   for (const double density : {1e-6, 0.001, 0.01, 0.1, 0.25, 0.999}) {
-    for (const uint64_t columns : {1, 3, 64, 1000, 65536}) {
+    for (const uint64_t columns : {1u, 3u, 64u, 1000u, 65536u}) {
       const uint64_t steps = sweep_steps(density, columns);
       EXPECT_GE(steps, 32u);
       const double sent_a_row = density * static_cast<double>(columns);
