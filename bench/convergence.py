@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -30,12 +29,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import exchanges
 import harness
+from captured import BATCH, BLOCK, RANKS, RATE, load_example
 from exchanges import Options
 
-RANKS, BATCH, BLOCK, RATE = 4, 8, 64, 1e-3
 HELD_OUT_BYTES = 100_000
 EVALUATE_EVERY = 25
-SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "char_transformer.py"
 
 
 def dense(values: str, **more: Any) -> Options:
@@ -105,14 +103,6 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     harness.apply_defaults(arguments, DEFAULTS)
     return arguments
-
-
-def load_example() -> Any:
-    spec = importlib.util.spec_from_file_location("char_transformer", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class LocalAdam:

@@ -145,7 +145,8 @@ class CodecCombiner:
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.qr(matrix).Q
+    columns: torch.Tensor = torch.linalg.qr(matrix).Q
+    return columns
 
 
 class PowerSgd:

@@ -1,3 +1,4 @@
+// The other selections: each against what its name says, ties and NaN included.
 #include "codec/select_reference.h"
 
 #include <algorithm>

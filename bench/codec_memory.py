@@ -1,0 +1,101 @@
+"""Memory of model states with error feedback: peak RSS with int8 residuals against f32 ones.
+
+Each measurement is a process of its own: parameters, gradients, a torch optimizer and one encoder a
+tensor take some steps. What the process had before the model was made is taken off.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import harness
+
+SAVED_MIN = {"sgd": 0.18, "adam": 0.14}  # as stated
+TENSORS, SHAPE, QUICK_SHAPE = 8, (4096, 4096), (512, 512)
+STEPS = 3
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process, as the kernel counts it."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmHWM in /proc/self/status")
+
+
+def measure(optimizer: str, residual: str, rows: int, columns: int) -> int:
+    """Peak bytes that this process's model took."""
+    import torch
+
+    from scant import codec
+
+    torch.set_num_threads(1)
+    warm = codec.Encoder((64, 64), residual=residual)
+    warm.encode(torch.randn(64, 64))
+    before = peak_bytes()
+    parameters = [torch.full((rows, columns), 0.5).requires_grad_() for _ in range(TENSORS)]
+    encoders = [
+        codec.Encoder((rows, columns), tensor=number, residual=residual, values="q4")
+        for number in range(TENSORS)
+    ]
+    stepper: torch.optim.Optimizer = (
+        torch.optim.SGD(parameters, lr=0.1, momentum=0.9, foreach=False)
+        if optimizer == "sgd"
+        else torch.optim.Adam(parameters, lr=1e-3, foreach=False)
+    )
+    for step in range(STEPS):
+        for parameter, encoder in zip(parameters, encoders, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.uniform_(-1, 1, generator=torch.Generator().manual_seed(step))
+            codec.decode(encoder.encode(parameter.grad), out=parameter.grad)
+        stepper.step()
+    return peak_bytes() - before
+
+
+def run(quick: bool, recorder: harness.Recorder) -> None:
+    """Both optimizers with every residual."""
+    rows, columns = QUICK_SHAPE if quick else SHAPE
+    for optimizer, saved_min in SAVED_MIN.items():
+        peaks = {}
+        for residual in ("f32", "bf16", "i8", "none"):
+            command = [sys.executable, __file__, optimizer, residual, str(rows), str(columns)]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            peaks[residual] = json.loads(out)
+        recorder.add(
+            {
+                "case": "memory",
+                "optimizer": optimizer,
+                "elements": TENSORS * rows * columns,
+                "peak_bytes": peaks,
+                "saved": 1 - peaks["i8"] / peaks["f32"],
+                "saved_min": saved_min,
+            }
+            | harness.machine()
+        )
+
+
+def report(rows: Sequence[harness.Row]) -> str:
+    """A table of what was saved."""
+    own = [row for row in rows if row["case"] == "memory"]
+    if not own:
+        return ""
+    head = ["model states", "f32 residual", "bf16", "i8", "none", "i8 saves"]
+    lines = [
+        [
+            row["optimizer"],
+            *(f"{row['peak_bytes'][kind] / 1e6:.0f} MB" for kind in ("f32", "bf16", "i8", "none")),
+            f"{100 * row['saved']:.1f} %",
+        ]
+        for row in own
+    ]
+    return harness.markdown(head, lines)
+
+
+if __name__ == "__main__":
+    kind, kept, height, width = sys.argv[1:]
+    print(json.dumps(measure(kind, kept, int(height), int(width))))
