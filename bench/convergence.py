@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import convergence_report
 import exchanges
 import harness
 from captured import BATCH, BLOCK, RANKS, RATE, load_example
@@ -99,6 +99,8 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, metavar="N", help=words("steps", "of training"))
     add("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
     add("--real", action="store_true", help="four processes beside the simulation, q4 and 1%% q4")
+    text = "no training: table and plots of the rows in these files, as --out/convergence.*"
+    add("--report", nargs="+", type=pathlib.Path, metavar="JSONL", help=text)
     add("--out", default="out/bench", help="folder (default: %(default)s)")
     arguments = parser.parse_args()
     harness.apply_defaults(arguments, DEFAULTS)
@@ -265,42 +267,6 @@ def run_real(name: str, seed: int, steps: int) -> harness.Row:
     return row | {"loss": losses, "same_bits": losses == simulated} | harness.machine()
 
 
-def last(row: harness.Row) -> float:
-    return float(row["held_out"][-1][2])
-
-
-def table(rows: Sequence[harness.Row]) -> str:
-    """Held-out loss of each configuration, mean and spread over the seeds."""
-    trainings = [row for row in rows if row["case"] == "convergence"]
-    by_name: dict[str, list[harness.Row]] = {}
-    for row in trainings:
-        by_name.setdefault(row["configuration"], []).append(row)
-    lines = []
-    for name, own in by_name.items():
-        values = [last(row) for row in own]
-        spread = f"{min(values):.3f}–{max(values):.3f}"
-        bytes_per_element = statistics.mean(row["bytes_per_element"] for row in own)
-        train = statistics.mean(statistics.mean(row["loss"][-20:]) for row in own)
-        lines.append(
-            [name, f"{bytes_per_element:.4f}", f"{statistics.mean(values):.3f}", spread,
-             f"{train:.3f}", str(len(own))]
-        )  # fmt: skip
-    head = [
-        "exchange",
-        "bytes/element",
-        "held-out loss",
-        "of seeds",
-        "loss, last 20 steps",
-        "seeds",
-    ]
-    text = harness.markdown(head, lines)
-    for row in rows:
-        if row["case"] == "real":
-            same = "the same bits as" if row["same_bits"] else "NOT the losses of"
-            text += f"\n\nFour processes, {row['configuration']}: {same} the simulation."
-    return text
-
-
 def run_all(arguments: argparse.Namespace, add: Callable[[harness.Row], None]) -> None:
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
         waiting = [
@@ -311,7 +277,10 @@ def run_all(arguments: argparse.Namespace, add: Callable[[harness.Row], None]) -
         for done in concurrent.futures.as_completed(waiting):
             row = done.result()
             add(row)
-            print(f"{row['configuration']}, seed {row['seed']}: {last(row):.3f}", file=sys.stderr)
+            print(
+                f"{row['configuration']}, seed {row['seed']}: {convergence_report.last(row):.3f}",
+                file=sys.stderr,
+            )
     if arguments.real:
         for name in ("q4", "1% q4"):
             add(run_real(name, arguments.seeds[0], arguments.steps))
@@ -324,13 +293,16 @@ def main() -> int:
         real_rank(name, int(seed), int(steps), out)
     arguments = parse()
     folder = pathlib.Path(arguments.out)
+    if arguments.report:
+        lines = [line for path in arguments.report for line in path.read_text().splitlines()]
+        print(convergence_report.write([json.loads(line) for line in lines], folder))
+        return 0
     recorder = harness.Recorder(folder / "convergence.jsonl")
     try:
         run_all(arguments, recorder.add)
     finally:
         recorder.close()
-        text = table(recorder.rows)
-        (folder / "convergence.md").write_text(text + "\n")
+        text = convergence_report.write(recorder.rows, folder)
         print(text)
     return 1 if any(row.get("same_bits") is False for row in recorder.rows) else 0
 
