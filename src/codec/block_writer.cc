@@ -6,7 +6,8 @@
 namespace scant::codec {
 
 void write_values(ValueKind kind, Rounding rounding, uint32_t magnitude_max, float* values,
-                  size_t n, std::byte* payload, BlockHeader& header, Ahead ahead) {
+                  size_t n, std::byte* payload, BlockHeader& header, const GroupMagnitudes* groups,
+                  Ahead ahead) {
   header.values = kind;
   header.scale_base = 0;
   if (kind == ValueKind::f32) {
@@ -23,8 +24,7 @@ void write_values(ValueKind kind, Rounding rounding, uint32_t magnitude_max, flo
   auto* scales = reinterpret_cast<uint8_t*>(payload);
   std::byte* codes = payload + scale_count(kind, n);
   const size_t quads = n / kQuadElements;
-  kernels().quantise(kind, rounding, values, quads, base, scales, codes, ahead.gradient,
-                     ahead.work);
+  kernels().quantise(kind, rounding, values, quads, base, groups, scales, codes, ahead);
   const size_t whole = quads * kQuadElements;
   quantise_rest(kind, rounding, whole, values + whole, n - whole, base,
                 scales + whole / kGroupElements, codes + whole * bits(kind) / 8);

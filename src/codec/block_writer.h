@@ -10,17 +10,13 @@
 
 namespace scant::codec {
 
-// What will be worked on next, for the cache; null without.
-struct Ahead {
-  const float* gradient = nullptr;
-  const float* work = nullptr;
-};
-
 // Writes `n` values of the kind to `payload` (value_bytes(kind, n) of them). The values become what
 // is left; NaN and infinities are kept by f32, bf16 and f16 only, and leave 0. `magnitude_max`:
-// of the values, as Kernels::accumulate gives it. Sets header.values and header.scale_base.
+// of the values, as Kernels::accumulate gives it, and so are `groups` (may be null). Sets
+// header.values and header.scale_base.
 void write_values(ValueKind kind, Rounding rounding, uint32_t magnitude_max, float* values,
-                  size_t n, std::byte* payload, BlockHeader& header, Ahead ahead = {});
+                  size_t n, std::byte* payload, BlockHeader& header,
+                  const GroupMagnitudes* groups = nullptr, Ahead ahead = {});
 
 // Bits of the largest magnitude.
 [[nodiscard]] uint32_t magnitude_max(const float* values, size_t n);

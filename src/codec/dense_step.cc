@@ -7,6 +7,9 @@ namespace scant::codec {
 namespace {
 
 constexpr uint32_t kBlock = kDenseBlockElements;
+// A worker takes this many neighbours at a time: the memory ahead of a block is then its own. What
+// is left is measured up to the first of them that leaves something.
+constexpr uint64_t kStretch = 8;
 
 }  // namespace
 
@@ -25,8 +28,6 @@ EncodeReport DenseStep::run(RecordBuffer& record) {
   const MutableBytes out = record.resize(dense_record_bytes(shape.elements, point_.values));
   results_.assign(blocks, {});
   wide_.assign(blocks, {});
-  // A worker takes eight neighbours at a time: the memory ahead of a block is then its own.
-  constexpr uint64_t kStretch = 8;
   workspace_.pool().for_each((blocks + kStretch - 1) / kStretch,
                              [&](size_t stretch, size_t worker) {
                                const uint64_t end = std::min(blocks, (stretch + 1) * kStretch);
@@ -34,10 +35,21 @@ EncodeReport DenseStep::run(RecordBuffer& record) {
                                  results_[block] = encode_block(block, worker, out);
                              });
   EncodeReport report{.entries = shape.elements};
-  for (const BlockResult& result : results_) {
-    report.energy += static_cast<double>(result.energy);
-    report.energy_left += static_cast<double>(result.energy_left);
-    report.nonfinite += result.nonfinite;
+  for (uint64_t begin = 0; begin < blocks; begin += kStretch) {
+    double energy = 0;  // of blocks whose rest is kept
+    double measured = 0;
+    double left = 0;
+    for (uint64_t block = begin; block < std::min(blocks, begin + kStretch); ++block) {
+      const BlockResult& result = results_[block];
+      report.energy += static_cast<double>(result.energy);
+      report.nonfinite += result.nonfinite;
+      if (result.nonfinite > 0) continue;
+      energy += static_cast<double>(result.energy);
+      if (left > 0) continue;
+      measured = energy;
+      left = static_cast<double>(result.energy_left);
+    }
+    if (left > 0) report.energy_left += left * std::max(1.0, energy / measured);
   }
   if (report.nonfinite > 0) widen_blocks(record);
   RecordHeader header = shape;
@@ -59,7 +71,11 @@ DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, Mu
     kernels().accumulate(gradient, velocity, n, encoder_.options_.momentum);
     gradient = velocity;
   }
-  const Accumulated sum = kernels().accumulate(gradient, work, n, encoder_.options_.decay);
+  GroupMagnitudes groups;
+  const Accumulated sum =
+      quantised(point_.values)
+          ? kernels().accumulate_groups(gradient, work, n, encoder_.options_.decay, groups)
+          : kernels().accumulate(gradient, work, n, encoder_.options_.decay);
 
   BlockResult result{.energy = sum.energy};
   BlockHeader header{.entries = n};
@@ -80,10 +96,14 @@ DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, Mu
     const Ahead ahead{more ? gradient + n : nullptr,
                       more && in_place != nullptr ? work + n : nullptr};
     write_values(point_.values, {encoder_.options_.stochastic, encoder_.draw_key(block, 0)},
-                 sum.magnitude_max, work, n, payload, header, ahead);
+                 sum.magnitude_max, work, n, payload, header, &groups, ahead);
   }
   write_block_header(record, block, header);
-  if (point_.values != ValueKind::f32 && result.nonfinite == 0)
+  const auto neighbours = results_.begin() + static_cast<ptrdiff_t>(block / kStretch * kStretch);
+  const bool measured =
+      std::any_of(neighbours, results_.begin() + static_cast<ptrdiff_t>(block),
+                  [](const BlockResult& before) { return before.energy_left > 0; });
+  if (!measured && point_.values != ValueKind::f32 && result.nonfinite == 0)
     result.energy_left = kernels().accumulate(nullptr, work, n, 1.0f).energy;
   if (in_place == nullptr)
     residual.store(residual.first() + at, n, work, encoder_.draw_key(block, 1));

@@ -17,6 +17,12 @@ struct Accumulated {
   uint32_t magnitude_max = 0;  // bits of the largest magnitude; >= kInfinityBits: not finite
   float energy = 0;            // sum of squares
 };
+// Of each whole group of 64: its mean magnitude and the largest.
+struct GroupMagnitudes {
+  static constexpr size_t kMost = 64;
+  alignas(32) float mean[kMost];
+  alignas(32) float largest[kMost];
+};
 struct Selected {
   size_t count = 0;
   float energy = 0;  // of all elements, sent or not
@@ -27,11 +33,20 @@ struct Rounding {
   DrawKey key;
 };
 
+// What will be worked on next, for the cache; null without.
+struct Ahead {
+  const float* gradient = nullptr;
+  const float* work = nullptr;
+};
+
 struct Kernels {
   const char* name;  // "avx512", "avx2", "neon", "scalar"
 
   // work = gradient + decay * work. A null gradient leaves work as it is.
   Accumulated (*accumulate)(const float* gradient, float* work, size_t n, float decay);
+  // The same for n <= 4096, with a gradient, and finds what the groups hold on the way.
+  Accumulated (*accumulate_groups)(const float* gradient, float* work, size_t n, float decay,
+                                   GroupMagnitudes& groups);
 
   // The same, and lists every element whose magnitude is not below `threshold` (> 0), NaN
   // included, in ascending order. n <= 65536; both lists have room for n + 16.
@@ -40,11 +55,10 @@ struct Kernels {
 
   // Quantises quads * 256 values, q8 to q1, as docs/record.md writes them: one byte of `scales` a
   // group, `codes` 32 * bits bytes a quad. work becomes what is left: work - decoded. All values
-  // are finite and a scale that `base` puts out of reach becomes zero. `ahead`: memory that will be
-  // needed next, as many elements; may be null.
+  // are finite and a scale that `base` puts out of reach becomes zero. `groups`: their magnitudes,
+  // where known; null otherwise. `ahead`: memory that will be needed next, as many elements.
   void (*quantise)(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
-                   uint8_t* scales, std::byte* codes, const float* ahead_gradient,
-                   const float* ahead_work);
+                   const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead);
   // sum[i] += decoded[i]
   void (*add_quads)(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
                     size_t quads, float* sum);

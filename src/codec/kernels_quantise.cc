@@ -21,9 +21,9 @@ HWY_BEFORE_NAMESPACE();
 namespace scant::codec::HWY_NAMESPACE {
 namespace {
 
-// pack_bytes() leaves values 0 and 1 of lane j of a 128-bit block in bytes 2j and 2j + 1, values 2
-// and 3 in bytes 8 + 2j and 9 + 2j; this brings the four into one 32-bit lane.
-constexpr Table kGather = {{0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15}};
+// pack_bytes() leaves value t of lane j of a 128-bit block in byte 4t + j; this brings the four of
+// a lane together.
+constexpr Table kGather = {{0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15}};
 
 // Four bytes of a 32-bit lane, signed, one after the other.
 template <int kByte>
@@ -57,23 +57,20 @@ struct Quad {
 template <ValueKind kind, int kBits>
 HWY_INLINE Vu nearest_codes(const Quad& quad, Strand<kBits> strand, const Vf* v) {
   const auto signs = [&](size_t a, size_t b) HWY_ATTR {
-    return hn::BitCast(
-        Duh(), hn::ReorderDemote2To(Dh(), hn::BitCast(Di(), v[a]), hn::BitCast(Di(), v[b])));
+    return hn::ReorderDemote2To(Dh(), hn::BitCast(Di(), v[a]), hn::BitCast(Di(), v[b]));
   };
   constexpr int kSign = static_cast<int>(bits(kind)) - 1;
-  const auto even_sign = hn::And(hn::ShiftRight<15 - kSign>(signs(0, 2)),
-                                 hn::Set(Duh(), static_cast<uint16_t>(1u << kSign)));
-  const auto odd_sign = hn::And(hn::ShiftRight<7 - kSign>(signs(1, 3)),
-                                hn::Set(Duh(), static_cast<uint16_t>(0x100u << kSign)));
-  Vb code = hn::BitCast(Db(), hn::Or(even_sign, odd_sign));
+  const auto sign = hn::BitCast(Duh(), pack_signed(signs(0, 1), signs(2, 3)));
+  Vb code = hn::And(hn::BitCast(Db(), hn::ShiftRight<7 - kSign>(sign)),
+                    hn::Set(Db(), static_cast<uint8_t>(1u << kSign)));
   if constexpr (kind != ValueKind::q1) {
     const auto in_units = [&](size_t t) HWY_ATTR {
       const Vf inverse = hn::Set(Df(), quad.inverse[strand.group(t)]);
       return truncated(hn::Mul(hn::Abs(v[t]), inverse));
     };
-    const Vh even = hn::ReorderDemote2To(Dh(), in_units(0), in_units(2));
-    const Vh odd = hn::ReorderDemote2To(Dh(), in_units(1), in_units(3));
-    code = hn::Or(code, nearest_levels<kind>(pack_bytes(even, odd)));
+    const Vh lower = hn::ReorderDemote2To(Dh(), in_units(0), in_units(1));
+    const Vh upper = hn::ReorderDemote2To(Dh(), in_units(2), in_units(3));
+    code = hn::Or(code, nearest_levels<kind>(pack_bytes(lower, upper)));
   }
   return hn::BitCast(Du(), hn::TableLookupBytes(code, load_table(kGather)));
 }
@@ -123,21 +120,20 @@ HWY_INLINE Vf unit_at(const uint32_t* words, size_t at) {
   return unit_draws(within < 32 ? draws<false>(word) : draws<true>(word));
 }
 
+// A level times a scale is exact: eight bits times four. Hence one rounding gives the same as two.
 // work -= decoded
 template <int kByte, int kBits>
 HWY_INLINE void subtract(const Quad& quad, Strand<kBits> strand, Vf v, Vu levels_of) {
-  const Vf decoded =
-      hn::Mul(widen<kByte>(levels_of), hn::Set(Df(), quad.scale[strand.group(kByte)]));
-  hn::StoreU(hn::Sub(v, decoded), Df(), quad.work + strand.at(kByte));
+  const Vf scale = hn::Set(Df(), quad.scale[strand.group(kByte)]);
+  hn::StoreU(hn::NegMulAdd(widen<kByte>(levels_of), scale, v), Df(), quad.work + strand.at(kByte));
 }
 
 // sum += decoded
 template <int kByte, int kBits>
 HWY_INLINE void add_to(const Quad& quad, Strand<kBits> strand, Vu levels_of) {
-  const Vf decoded =
-      hn::Mul(widen<kByte>(levels_of), hn::Set(Df(), quad.scale[strand.group(kByte)]));
+  const Vf scale = hn::Set(Df(), quad.scale[strand.group(kByte)]);
   float* const at = quad.work + strand.at(kByte);
-  hn::StoreU(hn::Add(hn::LoadU(Df(), at), decoded), Df(), at);
+  hn::StoreU(hn::MulAdd(widen<kByte>(levels_of), scale, hn::LoadU(Df(), at)), Df(), at);
 }
 
 // Codes to levels, signed bytes.
@@ -270,8 +266,8 @@ HWY_INLINE void fetch_ahead(const float* from, size_t quad) {
 
 template <ValueKind kind, bool kStochastic>
 HWY_NOINLINE void quantise_quads(DrawKey key, float* work, size_t quads, uint32_t base,
-                                 uint8_t* scales, std::byte* codes, const float* ahead_gradient,
-                                 const float* ahead_work) {
+                                 const GroupMagnitudes* known, uint8_t* scales, std::byte* codes,
+                                 Ahead ahead) {
   Groups groups = {};
   for (size_t q = 0; q < quads; ++q) {
     const size_t in_chunk = q % kChunkQuads;
@@ -279,11 +275,17 @@ HWY_NOINLINE void quantise_quads(DrawKey key, float* work, size_t quads, uint32_
     if (in_chunk == 0) {
       const size_t count = kQuadGroups * std::min(kChunkQuads, quads - q);
       uint8_t chunk_codes[kChunkGroups];
+      if (known != nullptr) {
+        std::memcpy(groups.mean, known->mean + kQuadGroups * q, count * sizeof(float));
+        std::memcpy(groups.largest, known->largest + kQuadGroups * q, count * sizeof(float));
+      } else {
+        survey(quad_work, count, groups);
+      }
       find_scales<kind, kStochastic>(quad_work, count, base, groups, chunk_codes);
       std::memcpy(scales + kQuadGroups * q, chunk_codes, count);
     }
-    fetch_ahead(ahead_gradient, q);
-    fetch_ahead(ahead_work, q);
+    fetch_ahead(ahead.gradient, q);
+    fetch_ahead(ahead.work, q);
     uint32_t words[kStochastic ? kQuadElements / 2 : 1];
     if constexpr (kStochastic) {
       for (size_t i = 0; i < kQuadElements / 2; i += kLanes) {
@@ -317,24 +319,23 @@ HWY_NOINLINE void add_quads_of(uint32_t base, const uint8_t* scales, const std::
 }
 
 template <ValueKind kind>
-void quantise_kind(Rounding rounding, float* work, size_t quads, uint32_t base, uint8_t* scales,
-                   std::byte* codes, const float* ahead_gradient, const float* ahead_work) {
+void quantise_kind(Rounding rounding, float* work, size_t quads, uint32_t base,
+                   const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead) {
   const auto chosen =
       rounding.stochastic ? quantise_quads<kind, true> : quantise_quads<kind, false>;
-  chosen(rounding.key, work, quads, base, scales, codes, ahead_gradient, ahead_work);
+  chosen(rounding.key, work, quads, base, groups, scales, codes, ahead);
 }
 
 }  // namespace
 
 void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
-              uint8_t* scales, std::byte* codes, const float* ahead_gradient,
-              const float* ahead_work) {
+              const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead) {
   const auto chosen = kind == ValueKind::q8   ? quantise_kind<ValueKind::q8>
                       : kind == ValueKind::q4 ? quantise_kind<ValueKind::q4>
                       : kind == ValueKind::q3 ? quantise_kind<ValueKind::q3>
                       : kind == ValueKind::q2 ? quantise_kind<ValueKind::q2>
                                               : quantise_kind<ValueKind::q1>;
-  chosen(rounding, work, quads, base, scales, codes, ahead_gradient, ahead_work);
+  chosen(rounding, work, quads, base, groups, scales, codes, ahead);
 }
 
 void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,

@@ -163,7 +163,7 @@ void unpack_quad(const std::byte* from, unsigned width, uint8_t* quad_codes) {
 }
 
 void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
-              uint8_t* scales, std::byte* codes, const float*, const float*) {
+              const GroupMagnitudes*, uint8_t* scales, std::byte* codes, Ahead) {
   for (size_t q = 0; q < quads; ++q) {
     uint8_t quad_codes[kQuadElements];
     quantise_groups(kind, rounding, q * kQuadElements, work + q * kQuadElements, kQuadElements,
@@ -209,6 +209,17 @@ Accumulated accumulate(const float* gradient, float* work, size_t n, float decay
   reference::Sums sums;
   reference::accumulate(gradient, work, 0, n, decay, sums);
   return {sums.magnitude_max, fold(sums.lanes)};
+}
+
+Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,
+                              GroupMagnitudes& groups) {
+  const Accumulated result = accumulate(gradient, work, n, decay);
+  for (size_t g = 0; g < n / kGroupElements; ++g) {
+    const float* const group = work + g * kGroupElements;
+    groups.mean[g] = mean_magnitude(group, kGroupElements);
+    groups.largest[g] = std::bit_cast<float>(largest(group, kGroupElements));
+  }
+  return result;
 }
 
 Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,
@@ -293,8 +304,8 @@ void store_i8(const float* work, size_t first, size_t n, DrawKey key, int8_t* st
     const float inverse = scale == 0 ? 0.0f : 1.0f / bf16_widen(scale);
     scales[group / kGroupElements] = scale;
     for (size_t i = group; i < end; ++i) {
-      const float level = std::floor(work[i] * inverse + draw_unit(key, i));
-      stored[i] = static_cast<int8_t>(std::clamp(level, -127.0f, 127.0f));
+      const float level = std::nearbyint(work[i] * inverse + draw_offset(key, i));
+      stored[i] = static_cast<int8_t>(std::clamp(level, -128.0f, 127.0f));
     }
   }
 }
@@ -317,6 +328,7 @@ void finish(float* sum, size_t n, float weight, float* out) {
 const Kernels kScalarKernels = {
     .name = "scalar",
     .accumulate = accumulate,
+    .accumulate_groups = accumulate_groups,
     .select = select,
     .quantise = quantise,
     .add_quads = add_quads,

@@ -92,11 +92,18 @@ HWY_INLINE Vb nearest_levels(Vb in_units) {
   }
 }
 
-// Two vectors of 16-bit numbers, each 0 to 32767, as bytes of at most 255: `even` below `odd`.
-HWY_INLINE Vb pack_bytes(Vh even, Vh odd) {
-  const Vh most = hn::Set(Dh(), int16_t{255});
-  const Vh upper = hn::ShiftLeft<8>(hn::Min(odd, most));
-  return hn::BitCast(Db(), hn::Or(hn::Min(even, most), upper));
+// Squares of bytes up to 127, added up four by four.
+HWY_INLINE Vi squares_of(Vb v) {
+#if HWY_ARCH_X86
+  return Vi{_mm256_madd_epi16(_mm256_maddubs_epi16(v.raw, v.raw), _mm256_set1_epi16(1))};
+#else
+  const Vh even = hn::BitCast(Dh(), hn::And(hn::BitCast(Duh(), v), hn::Set(Duh(), uint16_t{0xFF})));
+  const Vh odd = hn::BitCast(Dh(), hn::ShiftRight<8>(hn::BitCast(Duh(), v)));
+  Vi upper = hn::Zero(Di());
+  Vi sum = hn::ReorderWidenMulAccumulate(Di(), even, even, hn::Zero(Di()), upper);
+  sum = hn::ReorderWidenMulAccumulate(Di(), odd, odd, sum, upper);
+  return hn::Add(sum, upper);
+#endif
 }
 
 // Results of the passes over a chunk.
@@ -110,35 +117,17 @@ struct Groups {
   alignas(32) int32_t squares[kChunkGroups];
 };
 
-// Lanes i and i + 8, then + 4, + 2, + 1, as the reference adds them.
-template <class V, size_t kCount>
-HWY_INLINE float fold(const V (&sums)[kCount]) {
-  const hn::CappedTag<float, 4> d;
-  const V eight = hn::Add(sums[0], sums[kCount / 2]);
-  const auto four = [&]() HWY_ATTR {
-    if constexpr (kCount == 2) {
-      return hn::Add(hn::LowerHalf(d, eight), hn::UpperHalf(d, eight));
-    } else {
-      return hn::Add(eight, hn::Add(sums[1], sums[3]));
-    }
-  }();
-  const auto two = hn::Add(four, hn::Shuffle1032(four));
-  return hn::GetLane(hn::Add(two, hn::Shuffle2301(two)));
-}
-
 HWY_INLINE void survey(const float* work, size_t groups, Groups& to) {
-  const Vf share = hn::Set(Df(), 1.0f / float{kGroupElements});
+  Survey survey;
   for (size_t g = 0; g < groups; ++g) {
-    Vf sums[kSumVectors];
-    for (Vf& sum : sums) sum = hn::Zero(Df());
-    Vf largest = hn::Zero(Df());
+    survey.begin();
     for (size_t j = 0; j < kGroupVectors; ++j) {
-      const Vf v = hn::Abs(hn::LoadU(Df(), work + g * kGroupElements + j * kLanes));
-      sums[j % kSumVectors] = hn::Add(sums[j % kSumVectors], hn::Mul(v, share));
-      largest = hn::Max(largest, v);
+      survey.add(j, hn::LoadU(Df(), work + g * kGroupElements + j * kLanes));
     }
-    to.mean[g] = fold(sums);
-    to.largest[g] = max_lane(largest);
+    survey.end(g);
+    if (g % kLanes == kLanes - 1 || g + 1 == groups) {
+      survey.flush(to.mean + g / kLanes * kLanes, to.largest + g / kLanes * kLanes);
+    }
   }
 }
 
@@ -187,36 +176,39 @@ HWY_INLINE Vi rounded_units(const float* from, Vf inverse) {
   return nearest_int(hn::Mul(hn::Abs(hn::LoadU(Df(), from)), inverse));
 }
 
-HWY_INLINE int32_t sum_lanes(Vi v) { return hn::GetLane(hn::SumOfLanes(Di(), v)); }
-
 // Sums of units * level and of level * level, in integers, so that their order is free.
 template <ValueKind kind>
 HWY_INLINE void least_squares(const float* work, size_t groups, Groups& to) {
   const Vb table = load_table(kSigned<kind>);
-  const Vh low = hn::Set(Dh(), int16_t{0xFF});
-  for (size_t g = 0; g < groups; ++g) {
-    const Vf inverse = hn::Set(Df(), to.inverse[g]);
-    Vi products[2] = {hn::Zero(Di()), hn::Zero(Di())};
-    Vi squares[2] = {hn::Zero(Di()), hn::Zero(Di())};
-    for (size_t j = 0; j < kGroupVectors; j += 4) {
-      const float* const from = work + g * kGroupElements + j * kLanes;
-      const Vh even = hn::ReorderDemote2To(Dh(), rounded_units(from, inverse),
-                                           rounded_units(from + kLanes, inverse));
-      const Vh odd = hn::ReorderDemote2To(Dh(), rounded_units(from + 2 * kLanes, inverse),
+  const auto add = [](Vi a, Vi b) HWY_ATTR { return hn::Add(a, b); };
+  for (size_t first = 0; first < groups; first += kLanes) {
+    Vi products[kLanes];
+    Vi squares[kLanes];
+    for (Vi& v : products) v = hn::Zero(Di());
+    for (Vi& v : squares) v = hn::Zero(Di());
+    for (size_t g = first; g < std::min(first + kLanes, groups); ++g) {
+      const Vf inverse = hn::Set(Df(), to.inverse[g]);
+      Vi sums[2] = {hn::Zero(Di()), hn::Zero(Di())};
+      Vi square = hn::Zero(Di());
+      for (size_t j = 0; j < kGroupVectors; j += 4) {
+        const float* const from = work + g * kGroupElements + j * kLanes;
+        const Vh a = hn::ReorderDemote2To(Dh(), rounded_units(from, inverse),
+                                          rounded_units(from + kLanes, inverse));
+        const Vh b = hn::ReorderDemote2To(Dh(), rounded_units(from + 2 * kLanes, inverse),
                                           rounded_units(from + 3 * kLanes, inverse));
-      const Vb level = hn::TableLookupBytes(table, nearest_levels<kind>(pack_bytes(even, odd)));
-      const Vh even_level = hn::And(hn::BitCast(Dh(), level), low);
-      const Vh odd_level = hn::ShiftRight<8>(hn::BitCast(Dh(), level));
-      const auto add = [](Vh a, Vh b, Vi* sums) HWY_ATTR {
-        sums[0] = hn::ReorderWidenMulAccumulate(Di(), a, b, sums[0], sums[1]);
-      };
-      add(even, even_level, products);
-      add(odd, odd_level, products);
-      add(even_level, even_level, squares);
-      add(odd_level, odd_level, squares);
+        const Vb level = hn::TableLookupBytes(table, nearest_levels<kind>(pack_bytes(a, b)));
+        const Vb zero = hn::Zero(Db());
+        const Vh level_a = hn::BitCast(Dh(), hn::InterleaveLower(Db(), level, zero));
+        const Vh level_b = hn::BitCast(Dh(), hn::InterleaveUpper(Db(), level, zero));
+        sums[0] = hn::ReorderWidenMulAccumulate(Di(), a, level_a, sums[0], sums[1]);
+        sums[0] = hn::ReorderWidenMulAccumulate(Di(), b, level_b, sums[0], sums[1]);
+        square = hn::Add(square, squares_of(level));
+      }
+      products[g - first] = hn::Add(sums[0], sums[1]);
+      squares[g - first] = square;
     }
-    to.products[g] = sum_lanes(hn::Add(products[0], products[1]));
-    to.squares[g] = sum_lanes(hn::Add(squares[0], squares[1]));
+    hn::StoreU(across(Di(), products, add), Di(), to.products + first);
+    hn::StoreU(across(Di(), squares, add), Di(), to.squares + first);
   }
 }
 
@@ -258,7 +250,6 @@ HWY_INLINE void covering_scales(uint32_t base, Groups& groups, uint8_t* codes) {
 template <ValueKind kind, bool kStochastic>
 HWY_INLINE void find_scales(const float* work, size_t count, uint32_t base, Groups& groups,
                             uint8_t* codes) {
-  survey(work, count, groups);
   if constexpr (kStochastic || kind == ValueKind::q8) {
     covering_scales<kind>(base, groups, codes);
   } else if constexpr (kind == ValueKind::q1) {

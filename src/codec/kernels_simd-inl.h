@@ -86,8 +86,90 @@ HWY_INLINE Vi truncated(Vf v) {
 #endif
 }
 
-// The largest lane; no lane is negative.
-HWY_INLINE float max_lane(Vf v) { return hn::GetLane(hn::MaxOfLanes(Df(), v)); }
+// Two vectors of 16-bit numbers as bytes, clamped; those of each 128-bit block stay in it, `first`
+// below `second`.
+HWY_INLINE Vb pack_bytes(Vh first, Vh second) {
+#if HWY_ARCH_X86
+  return Vb{_mm256_packus_epi16(first.raw, second.raw)};
+#else
+  const hn::Half<Db> half;
+  return hn::Combine(Db(), hn::DemoteTo(half, second), hn::DemoteTo(half, first));
+#endif
+}
+// The same, as signed bytes.
+HWY_INLINE Vb pack_signed(Vh first, Vh second) {
+#if HWY_ARCH_X86
+  return Vb{_mm256_packs_epi16(first.raw, second.raw)};
+#else
+  const hn::Half<Dsb> half;
+  return hn::BitCast(Db(),
+                     hn::Combine(Dsb(), hn::DemoteTo(half, second), hn::DemoteTo(half, first)));
+#endif
+}
+
+// All lanes of vector k, of kLanes vectors, in lane k: first lanes i and i + 4, then + 2, + 1.
+template <class D, class Op>
+HWY_INLINE hn::Vec<D> across(D d, const hn::Vec<D>* v, const Op& op) {
+  const hn::Repartition<uint64_t, D> pairs;
+  hn::Vec<D> four[4];
+  for (size_t k = 0; k < 4; ++k) {
+    if constexpr (kLanes == 8) {
+      four[k] =
+          op(hn::ConcatLowerLower(d, v[k + 4], v[k]), hn::ConcatUpperUpper(d, v[k + 4], v[k]));
+    } else {
+      four[k] = v[k];
+    }
+  }
+  const auto folded = [&](hn::Vec<D> a, hn::Vec<D> b) HWY_ATTR {
+    const auto x = hn::BitCast(pairs, a);
+    const auto y = hn::BitCast(pairs, b);
+    return op(hn::BitCast(d, hn::InterleaveLower(pairs, x, y)),
+              hn::BitCast(d, hn::InterleaveUpper(pairs, x, y)));
+  };
+  const auto even = folded(four[0], four[2]);
+  const auto odd = folded(four[1], four[3]);
+  return folded(hn::InterleaveLower(d, even, odd), hn::InterleaveUpper(d, even, odd));
+}
+
+// Magnitudes of groups: collects kLanes of them, then gives them together.
+class Survey {
+ public:
+  HWY_INLINE Survey() {
+    for (Vf& mean : means_) mean = hn::Zero(Df());
+    for (Vu& largest : largest_) largest = hn::Zero(Du());
+  }
+  HWY_INLINE void begin() {
+    for (Vf& sum : sums_) sum = hn::Zero(Df());
+    most_ = hn::Zero(Du());
+  }
+  // Vector j of the group.
+  HWY_INLINE void add(size_t j, Vf v) {
+    const Vu bits = magnitude(v);
+    const Vf part = hn::Mul(hn::BitCast(Df(), bits), hn::Set(Df(), 1.0f / float{kGroupElements}));
+    sums_[j % kSumVectors] = hn::Add(sums_[j % kSumVectors], part);
+    most_ = hn::Max(most_, bits);
+  }
+  HWY_INLINE Vu most() const { return most_; }
+  // Ends group g; every kLanes groups, and after the last, `flush` stores them.
+  HWY_INLINE void end(size_t g) {
+    means_[g % kLanes] = kSumVectors == 2 ? hn::Add(sums_[0], sums_[kSumVectors - 1])
+                                          : hn::Add(hn::Add(sums_[0], sums_[kSumVectors / 2]),
+                                                    hn::Add(sums_[1], sums_[kSumVectors - 1]));
+    largest_[g % kLanes] = most_;
+  }
+  HWY_INLINE void flush(float* mean, float* largest) const {
+    const auto add = [](Vf a, Vf b) HWY_ATTR { return hn::Add(a, b); };
+    const auto max = [](Vu a, Vu b) HWY_ATTR { return hn::Max(a, b); };
+    hn::StoreU(across(Df(), means_, add), Df(), mean);
+    hn::StoreU(hn::BitCast(Df(), across(Du(), largest_, max)), Df(), largest);
+  }
+
+ private:
+  Vf sums_[kSumVectors];
+  Vu most_;
+  Vf means_[kLanes];
+  Vu largest_[kLanes];
+};
 
 }  // namespace
 }  // namespace scant::codec::HWY_NAMESPACE

@@ -5,23 +5,24 @@
 #include "codec/kernels.h"
 
 // NOLINTNEXTLINE: namespaces cannot be template arguments
-#define SCANT_CODEC_DECLARE_KERNELS(TARGET)                                                    \
-  namespace TARGET {                                                                           \
-  Accumulated accumulate(const float* gradient, float* work, size_t n, float decay);           \
-  Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,  \
-                  uint16_t* positions, float* values);                                         \
-  void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,   \
-                uint8_t* scales, std::byte* codes, const float* ahead_gradient,                \
-                const float* ahead_work);                                                      \
-  void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes, \
-                 size_t quads, float* sum);                                                    \
-  void narrow(ValueKind kind, float* work, size_t n, std::byte* values);                       \
-  void add_values(ValueKind kind, const std::byte* values, size_t n, float* sum);              \
-  void store_bf16(const float* work, size_t n, DrawKey key, uint16_t* stored);                 \
-  void load_bf16(const uint16_t* stored, size_t n, float* work);                               \
-  void store_i8(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t* scales);   \
-  void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work);           \
-  void finish(float* sum, size_t n, float weight, float* out);                                 \
+#define SCANT_CODEC_DECLARE_KERNELS(TARGET)                                                     \
+  namespace TARGET {                                                                            \
+  Accumulated accumulate(const float* gradient, float* work, size_t n, float decay);            \
+  Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,      \
+                                GroupMagnitudes& groups);                                       \
+  Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,   \
+                  uint16_t* positions, float* values);                                          \
+  void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,    \
+                const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead); \
+  void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,  \
+                 size_t quads, float* sum);                                                     \
+  void narrow(ValueKind kind, float* work, size_t n, std::byte* values);                        \
+  void add_values(ValueKind kind, const std::byte* values, size_t n, float* sum);               \
+  void store_bf16(const float* work, size_t n, DrawKey key, uint16_t* stored);                  \
+  void load_bf16(const uint16_t* stored, size_t n, float* work);                                \
+  void store_i8(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t* scales);    \
+  void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work);            \
+  void finish(float* sum, size_t n, float weight, float* out);                                  \
   }
 
 namespace scant::codec {

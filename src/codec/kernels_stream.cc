@@ -51,6 +51,31 @@ HWY_INLINE Vf step(const float* gradient, float* work, Vf decay) {
   return after;
 }
 
+// Whole groups, and what they hold.
+size_t accumulate_whole_groups(const float* gradient, float* work, size_t n, float decay,
+                               GroupMagnitudes& groups, reference::Sums& to) {
+  Sums sums;
+  Survey survey;
+  const Vf by = hn::Set(Df(), decay);
+  const size_t count = n / kGroupElements;
+  for (size_t g = 0; g < count; ++g) {
+    survey.begin();
+    for (size_t j = 0; j < kGroupVectors; ++j) {
+      const size_t at = g * kGroupElements + j * kLanes;
+      const Vf v = step<true>(gradient + at, work + at, by);
+      sums.energy[j % kSumVectors] = hn::Add(sums.energy[j % kSumVectors], hn::Mul(v, v));
+      survey.add(j, v);
+    }
+    sums.largest = hn::Max(sums.largest, survey.most());
+    survey.end(g);
+    if (g % kLanes == kLanes - 1 || g + 1 == count) {
+      survey.flush(groups.mean + g / kLanes * kLanes, groups.largest + g / kLanes * kLanes);
+    }
+  }
+  sums.store(to);
+  return count * kGroupElements;
+}
+
 template <bool kGradient>
 size_t accumulate_vectors(const float* gradient, float* work, size_t n, float decay,
                           reference::Sums& to) {
@@ -170,13 +195,18 @@ constexpr size_t kResidualGroups = 16;  // whose scales are found together
 
 // The scales of up to kResidualGroups groups; their inverses go to `inverses`.
 HWY_INLINE void byte_scales(const float* work, size_t groups, uint16_t* scales, float* inverses) {
+  const auto max = [](Vf a, Vf b) HWY_ATTR { return hn::Max(a, b); };
+  Vf largest[kLanes];
+  for (Vf& v : largest) v = hn::Zero(Df());
   for (size_t g = 0; g < groups; ++g) {
-    Vf largest = hn::Zero(Df());
+    Vf most = hn::Zero(Df());
     for (size_t j = 0; j < kGroupVectors; ++j) {
-      const Vf v = hn::LoadU(Df(), work + g * kGroupElements + j * kLanes);
-      largest = hn::Max(largest, hn::Abs(v));
+      most = hn::Max(most, hn::Abs(hn::LoadU(Df(), work + g * kGroupElements + j * kLanes)));
     }
-    inverses[g] = max_lane(largest);
+    largest[g % kLanes] = most;
+    if (g % kLanes == kLanes - 1 || g + 1 == groups) {
+      hn::StoreU(across(Df(), largest, max), Df(), inverses + g / kLanes * kLanes);
+    }
   }
   for (size_t g = 0; g < groups; ++g) {
     scales[g] = byte_scale(std::bit_cast<uint32_t>(inverses[g]));
@@ -184,25 +214,24 @@ HWY_INLINE void byte_scales(const float* work, size_t groups, uint16_t* scales, 
   }
 }
 
-HWY_INLINE Vi round_i8(Vf v, Vf inverse, Vf unit) {
-  const Vf limit = hn::Set(Df(), 127.0f);
-  const Vf level = hn::Floor(hn::Add(hn::Mul(v, inverse), unit));
-  return nearest_int(hn::Max(hn::Min(level, limit), hn::Neg(limit)));
-}
-
-// Four vectors of numbers that fit a signed byte, in their order.
+// Four vectors of numbers as signed bytes, clamped, in their order.
 HWY_INLINE void store_bytes(const Vi* v, int8_t* to) {
-  // ReorderDemote2To() works within blocks of 128 bits.
-  const Vh even = hn::ReorderDemote2To(Dh(), v[0], v[1]);
-  const Vh odd = hn::ReorderDemote2To(Dh(), v[2], v[3]);
-  const Vh mixed = hn::Or(hn::And(even, hn::Set(Dh(), int16_t{0xFF})), hn::ShiftLeft<8>(odd));
-  constexpr Table kSorted = {{0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15}};
-  Vu bytes = hn::BitCast(Du(), hn::TableLookupBytes(hn::BitCast(Db(), mixed), load_table(kSorted)));
+  // Packing works within blocks of 128 bits.
+  Vu bytes = hn::BitCast(Du(), pack_signed(hn::ReorderDemote2To(Dh(), v[0], v[1]),
+                                           hn::ReorderDemote2To(Dh(), v[2], v[3])));
   if constexpr (kLanes == 8) {
     alignas(32) constexpr uint32_t kBlocks[8] = {0, 4, 1, 5, 2, 6, 3, 7};
     bytes = hn::TableLookupLanes(bytes, hn::SetTableIndices(Du(), kBlocks));
   }
   hn::StoreU(hn::BitCast(Dsb(), bytes), Dsb(), to);
+}
+
+// draw_offset() times 2^32, of half a group.
+template <bool kSecond>
+HWY_INLINE Vf offsets(Vu words) {
+  const Vu bits =
+      kSecond ? words : hn::Or(hn::ShiftLeft<16>(words), hn::Set(Du(), uint32_t{0x8000}));
+  return hn::ConvertTo(Df(), hn::BitCast(Di(), bits));
 }
 
 // Half a group, with the upper or the lower halves of its draws.
@@ -211,8 +240,10 @@ HWY_INLINE void store_half_group(const float* work, Vf inverse, const Vu* words,
   for (size_t j = 0; j < kGroupVectors / 2; j += 4) {
     Vi levels_of[4];
     for (size_t t = 0; t < 4; ++t) {
-      const Vf unit = unit_draws(draws<kSecond>(words[j + t]));
-      levels_of[t] = round_i8(hn::LoadU(Df(), work + (j + t) * kLanes), inverse, unit);
+      const Vf x = hn::Mul(hn::LoadU(Df(), work + (j + t) * kLanes), inverse);
+      // The product is exact.
+      const Vf moved = hn::MulAdd(offsets<kSecond>(words[j + t]), hn::Set(Df(), 0x1p-32f), x);
+      levels_of[t] = nearest_int(moved);
     }
     store_bytes(levels_of, to + j * kLanes);
   }
@@ -225,6 +256,14 @@ Accumulated accumulate(const float* gradient, float* work, size_t n, float decay
   const size_t done = gradient != nullptr
                           ? accumulate_vectors<true>(gradient, work, n, decay, sums)
                           : accumulate_vectors<false>(nullptr, work, n, decay, sums);
+  reference::accumulate(gradient, work, done, n - done, decay, sums);
+  return {sums.magnitude_max, fold(sums.lanes)};
+}
+
+Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,
+                              GroupMagnitudes& groups) {
+  reference::Sums sums;
+  const size_t done = accumulate_whole_groups(gradient, work, n, decay, groups, sums);
   reference::accumulate(gradient, work, done, n - done, decay, sums);
   return {sums.magnitude_max, fold(sums.lanes)};
 }

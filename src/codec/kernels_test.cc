@@ -143,13 +143,14 @@ struct Encoded {
 };
 
 Encoded encode(const Kernels& target, ValueKind kind, Rounding rounding,
-               const std::vector<float>& values, size_t shift, const float* ahead = nullptr) {
+               const std::vector<float>& values, size_t shift,
+               const GroupMagnitudes* groups = nullptr, Ahead ahead = {}) {
   const size_t quads = values.size() / kQuadElements;
   Encoded result{Guarded<float>(values, shift), Guarded<uint8_t>(4 * quads, shift),
                  Guarded<std::byte>(32 * bits(kind) * quads, shift),
                  scale_base(kind, largest(values))};
-  target.quantise(kind, rounding, result.work.data(), quads, result.base, result.scales.data(),
-                  result.codes.data(), ahead, ahead);
+  target.quantise(kind, rounding, result.work.data(), quads, result.base, groups,
+                  result.scales.data(), result.codes.data(), ahead);
   return result;
 }
 
@@ -164,8 +165,16 @@ TEST_P(KernelTargets, QuantiseAndAddEqualTheReference) {
                              std::to_string(static_cast<int>(family)) + " quads " +
                              std::to_string(quads) + (stochastic ? " stochastic" : "");
           Encoded expected = encode(kScalarKernels, kind, rounding, values, quads);
-          const float* const ahead = quads % 2 == 0 ? values.data() : nullptr;
-          Encoded got = encode(GetParam(), kind, rounding, values, quads, ahead);
+          GroupMagnitudes groups;
+          Guarded<float> same_values(values);
+          if (values.size() <= 4096) {
+            GetParam().accumulate_groups(values.data(), same_values.data(), values.size(), 0.0f,
+                                         groups);
+          }
+          const bool known = quads % 2 == 0 && values.size() <= 4096;
+          const Ahead ahead = known ? Ahead{values.data(), values.data()} : Ahead{};
+          Encoded got =
+              encode(GetParam(), kind, rounding, values, quads, known ? &groups : nullptr, ahead);
           ASSERT_TRUE(got.scales == expected.scales) << where;
           ASSERT_TRUE(got.codes == expected.codes) << where;
           ASSERT_TRUE(got.work == expected.work) << where;
@@ -233,9 +242,19 @@ TEST_P(KernelTargets, AccumulateEqualsTheReference) {
         Guarded<float> work(draw_values(family, n, n + 1), n + 3);
         Guarded<float> expected_work = work;
         const float* const from = with_gradient ? gradient.data() : nullptr;
-        const Accumulated got = GetParam().accumulate(from, work.data(), n, 0.75f);
-        const Accumulated expected =
-            kScalarKernels.accumulate(from, expected_work.data(), n, 0.75f);
+        GroupMagnitudes groups = {};
+        GroupMagnitudes expected_groups = {};
+        const bool survey = with_gradient && n <= 64 * GroupMagnitudes::kMost && n % 5 != 0;
+        const auto call = [&](const Kernels& target, float* to, GroupMagnitudes& found) {
+          return survey ? target.accumulate_groups(from, to, n, 0.75f, found)
+                        : target.accumulate(from, to, n, 0.75f);
+        };
+        const Accumulated got = call(GetParam(), work.data(), groups);
+        const Accumulated expected = call(kScalarKernels, expected_work.data(), expected_groups);
+        for (size_t g = 0; g < GroupMagnitudes::kMost && survey && g < n / 64; ++g) {
+          ASSERT_TRUE(same(groups.mean[g], expected_groups.mean[g])) << n << " group " << g;
+          ASSERT_TRUE(same(groups.largest[g], expected_groups.largest[g])) << n << " group " << g;
+        }
         unify_nan(work);
         unify_nan(expected_work);
         ASSERT_TRUE(work == expected_work) << n;

@@ -71,8 +71,8 @@ TEST_F(KernelTruths, StochasticCodesKeepTheMean) {
     Mean mean(values.size());
     for (int round = 0; round < kRounds; ++round) {
       std::vector<float> work = values;
-      kernels().quantise(kind, {true, next_key()}, work.data(), 1, base, scales.data(),
-                         codes.data(), nullptr, nullptr);
+      kernels().quantise(kind, {true, next_key()}, work.data(), 1, base, nullptr, scales.data(),
+                         codes.data(), {});
       const auto decoded = decode(kind, base, scales, codes, values.size());
       for (size_t i = 0; i < values.size(); ++i) mean.add(i, double{decoded[i]});
     }
@@ -118,8 +118,7 @@ TEST_F(KernelTruths, NearestScaleIsNearlyTheBest) {
       std::vector<uint8_t> scales(4);
       std::vector<std::byte> codes(32 * bits(kind));
       const uint32_t base = scale_base(kind, magnitude_bits(8.0f));
-      kernels().quantise(kind, {}, work.data(), 1, base, scales.data(), codes.data(), nullptr,
-                         nullptr);
+      kernels().quantise(kind, {}, work.data(), 1, base, nullptr, scales.data(), codes.data(), {});
       for (size_t i = 0; i < values.size(); ++i) {
         energy += double{values[i]} * double{values[i]};
         error += double{work[i]} * double{work[i]};
@@ -183,8 +182,8 @@ TEST_F(KernelTruths, RestMeansTheSameAsAQuad) {
       std::vector<float> work = values;
       std::vector<uint8_t> scales(8);
       std::vector<std::byte> codes(64 * bits(kind));
-      kernels().quantise(kind, rounding, work.data(), 2, base, scales.data(), codes.data(), nullptr,
-                         nullptr);
+      kernels().quantise(kind, rounding, work.data(), 2, base, nullptr, scales.data(), codes.data(),
+                         {});
       std::vector<float> rest(values.begin() + kQuadElements, values.begin() + kQuadElements + 192);
       quantise_rest(kind, rounding, kQuadElements, rest.data(), rest.size(), base, scales.data(),
                     codes.data());
@@ -203,8 +202,8 @@ TEST_F(KernelTruths, BaseReachesWhatAGroupNeeds) {
         std::vector<float> work(kQuadElements, top * share);
         std::vector<uint8_t> scales(4);
         std::vector<std::byte> codes(32 * bits(kind));
-        kernels().quantise(kind, {}, work.data(), 1, base, scales.data(), codes.data(), nullptr,
-                           nullptr);
+        kernels().quantise(kind, {}, work.data(), 1, base, nullptr, scales.data(), codes.data(),
+                           {});
         EXPECT_GT(scales[0], 0) << name(kind) << " " << top << " " << share;
         EXPECT_LT(scales[0], 255) << name(kind) << " " << top;
       }

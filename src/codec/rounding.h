@@ -30,6 +30,15 @@ struct DrawKey {
 [[nodiscard]] constexpr float draw_unit(DrawKey key, size_t element) {
   return (static_cast<float>(draw16(key, element)) + 0.5f) * 0x1p-16f;
 }
+// In [-1/2, 1/2], what is added before rounding to the nearest: the same draws, centred. The second
+// element of a word keeps the first one's bits below its own.
+[[nodiscard]] constexpr float draw_offset(DrawKey key, size_t element) {
+  const auto group = static_cast<uint32_t>(element / 64);
+  const auto within = static_cast<uint32_t>(element % 64);
+  const uint32_t word = draw_word(key, group * 32 + within % 32);
+  const uint32_t bits = within < 32 ? (word << 16) | 0x8000u : word;
+  return static_cast<float>(static_cast<int32_t>(bits)) * 0x1p-32f;
+}
 
 [[nodiscard]] constexpr uint32_t magnitude_bits(float value) {
   return std::bit_cast<uint32_t>(value) & 0x7FFFFFFFu;
