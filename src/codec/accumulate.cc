@@ -21,8 +21,8 @@ std::string text(Shape shape) {
   return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
 }
 
-// Adds `n` values of a block to sum.
-void add_entries(const BlockView& block, size_t n, float* sum) {
+// Adds `n` values of a block to sum. `ahead`: what will be added next, as many bytes; may be null.
+void add_entries(const BlockView& block, size_t n, float* sum, const std::byte* ahead = nullptr) {
   const BlockHeader& header = block.header;
   if (!quantised(header.values)) {
     kernels().add_values(header.values, block.values.data(), n, sum);
@@ -31,7 +31,8 @@ void add_entries(const BlockView& block, size_t n, float* sum) {
   const auto* scales = reinterpret_cast<const uint8_t*>(block.scales.data());
   const size_t quads = n / kQuadElements;
   const size_t whole = quads * kQuadElements;
-  kernels().add_quads(header.values, header.scale_base, scales, block.values.data(), quads, sum);
+  kernels().add_quads(header.values, header.scale_base, scales, block.values.data(), quads, sum,
+                      ahead);
   add_rest(header.values, header.scale_base, scales + whole / kGroupElements,
            block.values.data() + whole * bits(header.values) / 8, n - whole, sum + whole);
 }
@@ -52,16 +53,22 @@ class Tile {
     const uint64_t size = header.block_elements;
     const uint64_t from = (begin_ - header.first) / size;
     const uint64_t to = (end_ - header.first + size - 1) / size;
-    for (uint64_t b = from; b < to; ++b) add_block(record.block(b), header.first + b * size);
+    for (uint64_t b = from; b < to; ++b) {
+      // Dense blocks of one kind follow each other in steps of one size.
+      const bool more =
+          b + 2 < header.block_count() && header.block_elements == kDenseBlockElements;
+      add_block(record.block(b), header.first + b * size, more);
+    }
   }
 
  private:
-  void add_block(const BlockView& block, uint64_t at) {
+  void add_block(const BlockView& block, uint64_t at, bool more) {
     const size_t n = block.header.entries;
     if (n == 0) return;
     const bool inside = at >= begin_ && at + block.elements <= end_;
     if (block.header.positions == 0 && inside) {
-      add_entries(block, n, sum_ + (at - begin_));
+      const size_t step = block.scales.size() + block.values.size();
+      add_entries(block, n, sum_ + (at - begin_), more ? block.values.data() + step : nullptr);
       return;
     }
     std::fill_n(values_, n, 0.0f);
@@ -118,15 +125,21 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
   const uint64_t tiles_before = (first - origin) / tile;
   const uint64_t tiles_end = (end - origin + tile - 1) / tile;
   if (out.empty()) return {};
-  workspace.pool().for_each(tiles_end - tiles_before, [&](size_t index, size_t worker) {
-    const uint64_t tile_begin = std::max(first, origin + (tiles_before + index) * tile);
-    const uint64_t tile_end = std::min(end, origin + (tiles_before + index + 1) * tile);
+  // A worker takes neighbours: what is fetched ahead is then its own.
+  const uint64_t stretch = std::max<uint64_t>(kSparseBlockElements / 2 / tile, 1);
+  const uint64_t stretches = (tiles_end - tiles_before + stretch - 1) / stretch;
+  workspace.pool().for_each(stretches, [&](size_t index, size_t worker) {
+    const uint64_t from = tiles_before + index * stretch;
     Workspace::Scratch& scratch = workspace.scratch(worker);
-    std::fill_n(scratch.work(), tile_end - tile_begin, 0.0f);
-    Tile sum(scratch, tile_begin, tile_end);
-    for (const RecordView& record : records) sum.add(record);
-    kernels().finish(scratch.work(), tile_end - tile_begin, weight,
-                     out.data() + (tile_begin - first));
+    std::fill_n(scratch.work(), tile, 0.0f);  // finish() leaves it so for the next tile
+    for (uint64_t t = from; t < std::min(tiles_end, from + stretch); ++t) {
+      const uint64_t tile_begin = std::max(first, origin + t * tile);
+      const uint64_t tile_end = std::min(end, origin + (t + 1) * tile);
+      Tile sum(scratch, tile_begin, tile_end);
+      for (const RecordView& record : records) sum.add(record);
+      kernels().finish(scratch.work(), tile_end - tile_begin, weight,
+                       out.data() + (tile_begin - first));
+    }
   });
   return {};
 }

@@ -59,9 +59,9 @@ struct Kernels {
   // where known; null otherwise. `ahead`: memory that will be needed next, as many elements.
   void (*quantise)(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
                    const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead);
-  // sum[i] += decoded[i]
+  // sum[i] += decoded[i]. `ahead`: codes that will be needed next, as many bytes; may be null.
   void (*add_quads)(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
-                    size_t quads, float* sum);
+                    size_t quads, float* sum, const std::byte* ahead);
 
   // 16-bit values. work becomes work - widened, 0 where that is not finite.
   void (*narrow)(ValueKind kind, float* work, size_t n, std::byte* values);           // bf16, f16

@@ -220,37 +220,42 @@ HWY_INLINE void write_quad(const Quad& quad, std::byte* to, std::index_sequence<
   if constexpr (kind == ValueKind::q3) store_words(signs, to + kQ3SignBytes);
 }
 
-template <ValueKind kind, size_t... kStrand>
-HWY_INLINE void add_quad(const std::byte* from, const Quad& quad, std::index_sequence<kStrand...>) {
+// Word k of a quad: which group a vector belongs to is then known when this is compiled.
+template <ValueKind kind, size_t k, size_t... kStrand>
+HWY_INLINE void add_word(const std::byte* from, const Quad& quad, std::index_sequence<kStrand...>) {
   constexpr int kBits = stream_bits(kind);
-  for (size_t k = 0; k < static_cast<size_t>(kBits); ++k) {
-    const Vu word = load_words(from + kWordBytes * k);
-    Vu signs = hn::Zero(Du());
-    if constexpr (kind == ValueKind::q3) {
-      signs = open_ranks(
-          hn::And(hn::ShiftRightSame(load_words(from + kQ3SignBytes), static_cast<int>(16 * k)),
-                  hn::Set(Du(), 0xFFFFu)));
-    }
-    const auto add = [&]<size_t r>() HWY_ATTR {
-      const Strand<kBits> strand{4 * kStrands<kBits> * k + r};
-      Vu codes = word;
-      if constexpr (kBits < 8) {
-        codes = hn::And(hn::ShiftRight<kBits* static_cast<int>(r)>(word),
-                        hn::Set(Du(), every_byte((1u << kBits) - 1)));
-      }
-      if constexpr (kind == ValueKind::q3) {
-        const Vu sign =
-            hn::And(hn::ShiftRight<static_cast<int>(r)>(signs), hn::Set(Du(), every_byte(1)));
-        codes = hn::Or(codes, hn::ShiftLeft<2>(sign));
-      }
-      const Vu means = meaning<kind>(codes);
-      add_to<0>(quad, strand, means);
-      add_to<1>(quad, strand, means);
-      add_to<2>(quad, strand, means);
-      add_to<3>(quad, strand, means);
-    };
-    (add.template operator()<kStrand>(), ...);
+  const Vu word = load_words(from + kWordBytes * k);
+  Vu signs = hn::Zero(Du());
+  if constexpr (kind == ValueKind::q3) {
+    signs = open_ranks(
+        hn::And(hn::ShiftRight<static_cast<int>(16 * k)>(load_words(from + kQ3SignBytes)),
+                hn::Set(Du(), 0xFFFFu)));
   }
+  const auto add = [&]<size_t r>() HWY_ATTR {
+    const Strand<kBits> strand{4 * kStrands<kBits> * k + r};
+    Vu codes = word;
+    if constexpr (kBits < 8) {
+      codes = hn::And(hn::ShiftRight<kBits* static_cast<int>(r)>(word),
+                      hn::Set(Du(), every_byte((1u << kBits) - 1)));
+    }
+    if constexpr (kind == ValueKind::q3) {
+      const Vu sign =
+          hn::And(hn::ShiftRight<static_cast<int>(r)>(signs), hn::Set(Du(), every_byte(1)));
+      codes = hn::Or(codes, hn::ShiftLeft<2>(sign));
+    }
+    const Vu means = meaning<kind>(codes);
+    add_to<0>(quad, strand, means);
+    add_to<1>(quad, strand, means);
+    add_to<2>(quad, strand, means);
+    add_to<3>(quad, strand, means);
+  };
+  (add.template operator()<kStrand>(), ...);
+}
+
+template <ValueKind kind, size_t... k>
+HWY_INLINE void add_quad(const std::byte* from, const Quad& quad, std::index_sequence<k...>) {
+  using Strands = std::make_index_sequence<kStrands<stream_bits(kind)>>;
+  (add_word<kind, k>(from, quad, Strands()), ...);
 }
 
 template <ValueKind kind>
@@ -304,16 +309,21 @@ HWY_NOINLINE void quantise_quads(DrawKey key, float* work, size_t quads, uint32_
 
 template <ValueKind kind>
 HWY_NOINLINE void add_quads_of(uint32_t base, const uint8_t* scales, const std::byte* codes,
-                               size_t quads, float* sum) {
+                               size_t quads, float* sum, const std::byte* ahead) {
   for (size_t q = 0; q < quads; ++q) {
     float scale[kQuadGroups];
     for (size_t g = 0; g < kQuadGroups; ++g) {
       const uint8_t code = scales[kQuadGroups * q + g];
       scale[g] = code == 0 ? 0.0f : scale_value(base + code);
     }
+    if (ahead != nullptr) {
+      constexpr size_t kBytes = kWordBytes * bits(kind);
+      for (size_t i = 0; i < kBytes; i += 64) __builtin_prefetch(ahead + kBytes * q + i, 0, 3);
+    }
     for (size_t lane = 0; lane < 8; lane += kLanes) {
       const Quad quad = {sum + q * kQuadElements + lane, nullptr, scale, nullptr};
-      add_quad<kind>(codes + kWordBytes * bits(kind) * q + 4 * lane, quad, StrandIndices<kind>());
+      add_quad<kind>(codes + kWordBytes * bits(kind) * q + 4 * lane, quad,
+                     std::make_index_sequence<static_cast<size_t>(stream_bits(kind))>());
     }
   }
 }
@@ -339,13 +349,13 @@ void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint
 }
 
 void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
-               size_t quads, float* sum) {
+               size_t quads, float* sum, const std::byte* ahead) {
   const auto chosen = kind == ValueKind::q8   ? add_quads_of<ValueKind::q8>
                       : kind == ValueKind::q4 ? add_quads_of<ValueKind::q4>
                       : kind == ValueKind::q3 ? add_quads_of<ValueKind::q3>
                       : kind == ValueKind::q2 ? add_quads_of<ValueKind::q2>
                                               : add_quads_of<ValueKind::q1>;
-  chosen(base, scales, codes, quads, sum);
+  chosen(base, scales, codes, quads, sum, ahead);
 }
 
 }  // namespace scant::codec::HWY_NAMESPACE

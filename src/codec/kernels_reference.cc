@@ -185,7 +185,7 @@ void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint
 }
 
 void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
-               size_t quads, float* sum) {
+               size_t quads, float* sum, const std::byte*) {
   for (size_t q = 0; q < quads; ++q) {
     const std::byte* const from = codes + 32 * bits(kind) * q;
     uint8_t quad_codes[kQuadElements];

@@ -15,7 +15,7 @@
   void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,    \
                 const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead); \
   void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,  \
-                 size_t quads, float* sum);                                                     \
+                 size_t quads, float* sum, const std::byte* ahead);                             \
   void narrow(ValueKind kind, float* work, size_t n, std::byte* values);                        \
   void add_values(ValueKind kind, const std::byte* values, size_t n, float* sum);               \
   void store_bf16(const float* work, size_t n, DrawKey key, uint16_t* stored);                  \

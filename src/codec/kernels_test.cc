@@ -181,9 +181,9 @@ TEST_P(KernelTargets, QuantiseAndAddEqualTheReference) {
           Guarded<float> sum(draw_values(Family::normal, values.size(), 99), quads);
           Guarded<float> expected_sum = sum;
           GetParam().add_quads(kind, got.base, got.scales.data(), got.codes.data(), quads,
-                               sum.data());
+                               sum.data(), got.codes.data());
           kScalarKernels.add_quads(kind, got.base, got.scales.data(), got.codes.data(), quads,
-                                   expected_sum.data());
+                                   expected_sum.data(), nullptr);
           ASSERT_TRUE(sum == expected_sum) << where;
         }
       }
@@ -206,8 +206,9 @@ TEST_P(KernelTargets, AddsAnyCodesLikeTheReference) {
       }
       Guarded<float> sum(draw_values(Family::normal, kQuads * kQuadElements, 98), 7);
       Guarded<float> expected = sum;
-      GetParam().add_quads(kind, base, scales.data(), codes.data(), kQuads, sum.data());
-      kScalarKernels.add_quads(kind, base, scales.data(), codes.data(), kQuads, expected.data());
+      GetParam().add_quads(kind, base, scales.data(), codes.data(), kQuads, sum.data(), nullptr);
+      kScalarKernels.add_quads(kind, base, scales.data(), codes.data(), kQuads, expected.data(),
+                               nullptr);
       ASSERT_TRUE(sum == expected) << name(kind) << " base " << base;
     }
   }
@@ -221,7 +222,7 @@ TEST_P(KernelTargets, WhatIsLeftIsTheOriginalLessWhatIsDecoded) {
         Encoded encoded = encode(GetParam(), kind, {stochastic, kKey}, values, 1);
         std::vector<float> decoded(values.size(), 0.0f);
         GetParam().add_quads(kind, encoded.base, encoded.scales.data(), encoded.codes.data(), 8,
-                             decoded.data());
+                             decoded.data(), nullptr);
         for (size_t i = 0; i < values.size(); ++i) {
           ASSERT_EQ(encoded.work.data()[i], values[i] - decoded[i])
               << name(kind) << " family " << static_cast<int>(family) << " element " << i;

@@ -39,7 +39,8 @@ class KernelTruths : public testing::Test {
 std::vector<float> decode(ValueKind kind, uint32_t base, const std::vector<uint8_t>& scales,
                           const std::vector<std::byte>& codes, size_t n) {
   std::vector<float> decoded(n, 0.0f);
-  kernels().add_quads(kind, base, scales.data(), codes.data(), n / kQuadElements, decoded.data());
+  kernels().add_quads(kind, base, scales.data(), codes.data(), n / kQuadElements, decoded.data(),
+                      nullptr);
   return decoded;
 }
 
