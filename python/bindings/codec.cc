@@ -142,7 +142,7 @@ PythonRecord* encode(PythonEncoder& self, uintptr_t address, size_t elements, do
                      const std::string& values, size_t threads) {
   const Point point = point_of(density, values);
   const WorkspaceLease lease(threads);
-  codec::RecordBuffer buffer;
+  codec::RecordBuffer buffer = take_record_buffer();
   const auto report = self.locked([&](Encoder& encoder) {
     return encoder.encode(input(address, elements), point, lease.get(), buffer);
   });

@@ -4,6 +4,8 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "errors.h"
@@ -23,6 +25,15 @@ struct Block {
   uint32_t elements = 0;
   uint64_t bytes = 0;
 };
+
+// Buffers of records that are gone, the last on top; small ones are the allocator's matter.
+constexpr size_t kKeptBuffersMax = 8;
+constexpr size_t kKeptBytesMin = size_t{1} << 18;
+constexpr size_t kKeptBytesMax = size_t{1} << 26;
+std::vector<codec::RecordBuffer>& kept_buffers() {
+  static auto* const kept = new std::vector<codec::RecordBuffer>;  // outlives the last record
+  return *kept;
+}
 
 std::string positions_name(uint8_t positions) {
   switch (static_cast<PositionKind>(positions)) {
@@ -166,6 +177,19 @@ void bind_report(nb::module_& module) {
 }
 
 }  // namespace
+
+PythonRecord::~PythonRecord() {
+  const size_t capacity = buffer_.capacity();
+  if (capacity < kKeptBytesMin || capacity > kKeptBytesMax) return;
+  if (kept_buffers().size() < kKeptBuffersMax) kept_buffers().push_back(std::move(buffer_));
+}
+
+codec::RecordBuffer take_record_buffer() {
+  if (kept_buffers().empty()) return {};
+  codec::RecordBuffer buffer = std::move(kept_buffers().back());
+  kept_buffers().pop_back();
+  return buffer;
+}
 
 const codec::RecordView& PythonRecord::view() const {
   std::call_once(read_, [this] {

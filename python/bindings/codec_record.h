@@ -22,6 +22,10 @@ class PythonRecord {
   PythonRecord(codec::RecordBuffer buffer, const codec::EncodeReport& report)
       : buffer_(std::move(buffer)), bytes_(std::as_const(buffer_).view()), report_(report) {}
 
+  PythonRecord(const PythonRecord&) = delete;
+  PythonRecord& operator=(const PythonRecord&) = delete;
+  ~PythonRecord();  // with the GIL; keeps the memory for the next record
+
   [[nodiscard]] Bytes bytes() const { return bytes_; }
   [[nodiscard]] const codec::RecordView& view() const;
   [[nodiscard]] const std::optional<codec::EncodeReport>& report() const { return report_; }
@@ -34,6 +38,10 @@ class PythonRecord {
   mutable std::once_flag read_;
   mutable std::optional<codec::RecordView> view_;
 };
+
+// Memory of a record that is gone, when there is some: fresh pages cost more than writing a record.
+// With the GIL.
+[[nodiscard]] codec::RecordBuffer take_record_buffer();
 
 void bind_codec_records(nb::module_& module);
 

@@ -83,6 +83,10 @@ Result<Encoder> Encoder::restore(Bytes saved) {
     return corrupt("its checksum does not fit");
   if (load_little<uint8_t>(saved.data() + 5) >= kResidualKindCount)
     return corrupt("it has no such residual");
+  if (load_little<uint8_t>(saved.data() + 6) > 1 || load_little<uint8_t>(saved.data() + 7) > 1 ||
+      load_little<uint32_t>(saved.data() + 116) != 0) {
+    return corrupt("a flag or a reserved field is out of range");
+  }
   const EncoderOptions options{
       .residual = static_cast<ResidualKind>(load_little<uint8_t>(saved.data() + 5)),
       .decay = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 12)),
@@ -121,7 +125,6 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   encoder.threshold_.slope = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 92));
   encoder.threshold_.settled = load_little<uint32_t>(saved.data() + 108);
   encoder.threshold_.trend = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 112));
-  if (!encoder.threshold_.valid()) return corrupt("its thresholds are no numbers");
   encoder.threshold_.level.resize(levels / sizeof(float));
   Bytes rest = body.subspan(kFixedBytes);
   const auto take = [&](MutableBytes to) {
@@ -132,6 +135,7 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   take(std::as_writable_bytes(encoder.residual_.scales()));
   take(std::as_writable_bytes(std::span(encoder.velocity_)));
   take(std::as_writable_bytes(std::span(encoder.threshold_.level)));
+  if (!encoder.threshold_.valid()) return corrupt("its thresholds are no numbers");
   return encoder;
 }
 

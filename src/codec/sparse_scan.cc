@@ -39,10 +39,7 @@ double with_margin(uint64_t wanted) {
 
 uint64_t SparseStep::scan(float threshold, bool add) {
   workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t worker) {
-    float* work = add ? load_block(number, worker) : whole_ + number * kBlock;
-    const float energy = blocks_[number].energy;
-    select(number, worker, add ? gradient_of(number) : nullptr, work, threshold);
-    if (!add) blocks_[number].energy = energy;
+    select(number, worker, add, whole_ + number * kBlock, threshold);
   });
   uint64_t count = 0;
   for (const Block& block : blocks_) count += block.positions.size();

@@ -12,7 +12,7 @@ namespace {
 constexpr uint64_t kBlock = kSparseBlockElements;
 // A second threshold, to see how fast counts fall.
 constexpr float kAboveRatio = 1.125f;
-constexpr float kLevelMax = 64.0f;
+constexpr size_t kPieceElements = 4096;
 
 }  // namespace
 
@@ -48,13 +48,10 @@ float SparseStep::threshold_of(uint64_t block, float threshold) const {
   return std::max(threshold * std::pow(level, evenness), kSmallestMagnitude);
 }
 
-float* SparseStep::load_block(uint64_t block, size_t worker) {
+float* SparseStep::work_of(uint64_t block, size_t worker) {
   const uint64_t at = block * kBlock;
-  ResidualStore& residual = encoder_.residual_;
-  if (float* in_place = residual.in_place()) return in_place + at;
-  float* work = whole_ != nullptr ? whole_ + at : workspace_.scratch(worker).work();
-  residual.load(residual.first() + at, elements_of(block), work);
-  return work;
+  if (float* in_place = encoder_.residual_.in_place()) return in_place + at;
+  return whole_ != nullptr ? whole_ + at : workspace_.scratch(worker).work();
 }
 
 const float* SparseStep::gradient_of(uint64_t block) {
@@ -65,23 +62,37 @@ const float* SparseStep::gradient_of(uint64_t block) {
   return velocity;
 }
 
-void SparseStep::select(uint64_t number, size_t worker, const float* gradient, float* work,
-                        float threshold) {
+void SparseStep::select(uint64_t number, size_t worker, bool add, float* work, float threshold) {
   Workspace::Scratch& scratch = workspace_.scratch(worker);
-  const Selected selected =
-      kernels().select(gradient, work, elements_of(number), encoder_.options_.decay,
-                       threshold_of(number, threshold), scratch.positions(), scratch.values());
+  ResidualStore& residual = encoder_.residual_;
+  const uint64_t first = residual.first() + number * kBlock;
+  const float* gradient = add ? gradient_of(number) : nullptr;
+  const float limit = threshold_of(number, threshold);
   Block& block = blocks_[number];
-  block.positions.assign(scratch.positions(), scratch.positions() + selected.count);
-  block.values.assign(scratch.values(), scratch.values() + selected.count);
-  block.energy = selected.energy;
+  size_t count = 0;
+  double energy = 0;
+  // In pieces that stay in the first-level cache from loading to selection.
+  for (size_t at = 0; at < elements_of(number); at += kPieceElements) {
+    const size_t n = std::min(kPieceElements, elements_of(number) - at);
+    if (add && residual.in_place() == nullptr) residual.load(first + at, n, work + at);
+    const Selected found =
+        kernels().select(add ? gradient + at : nullptr, work + at, n, encoder_.options_.decay,
+                         limit, scratch.positions() + count, scratch.values() + count);
+    for (size_t i = count; i < count + found.count; ++i)
+      scratch.positions()[i] = static_cast<uint16_t>(scratch.positions()[i] + at);
+    count += found.count;
+    energy += static_cast<double>(found.energy);
+  }
+  block.positions.assign(scratch.positions(), scratch.positions() + count);
+  block.values.assign(scratch.values(), scratch.values() + count);
+  if (add) block.energy = energy;
 }
 
 void SparseStep::run_streamed() {
   const float threshold = confirm_threshold();
   workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t worker) {
-    float* work = load_block(number, worker);
-    select(number, worker, gradient_of(number), work, threshold);
+    float* work = work_of(number, worker);
+    select(number, worker, true, work, threshold);
     drop_ties(number);
     const float above = threshold_of(number, threshold) * kAboveRatio;
     Block& block = blocks_[number];
@@ -214,9 +225,8 @@ EncodeReport SparseStep::assemble(RecordBuffer& record) {
     report.entries += block.header.entries;
     report.nonfinite += block.nonfinite;
     report.forced += block.forced;
-    const auto energy = static_cast<double>(block.energy);
-    report.energy += energy;
-    report.energy_left += std::max(0.0, energy - block.energy_sent) + block.energy_back;
+    report.energy += block.energy;
+    report.energy_left += std::max(0.0, block.energy - block.energy_sent) + block.energy_back;
   }
   header.nonfinite = static_cast<uint32_t>(std::min<uint64_t>(report.nonfinite, UINT32_MAX));
   seal(out, header);

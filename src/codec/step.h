@@ -50,7 +50,7 @@ class SparseStep {
     std::vector<float> values;
     std::vector<std::byte> payload;
     BlockHeader header;
-    float energy = 0;
+    double energy = 0;
     double energy_sent = 0;  // of the entries before quantisation
     double energy_back = 0;  // of what quantisation returned to the residual
     uint64_t nonfinite = 0;
@@ -64,11 +64,12 @@ class SparseStep {
 
   [[nodiscard]] size_t elements_of(uint64_t block) const;
   [[nodiscard]] float threshold_of(uint64_t block, float threshold) const;
-  // Where a block's gradient + residual will be worked on; the residual is there on return.
-  float* load_block(uint64_t block, size_t worker);
+  // Where a block's gradient + residual is worked on.
+  float* work_of(uint64_t block, size_t worker);
   // With momentum: the velocity, brought up to this step. Once a step.
   const float* gradient_of(uint64_t block);
-  void select(uint64_t number, size_t worker, const float* gradient, float* work, float threshold);
+  // Lists what passes; with `add` after residual and gradient have been added up in `work`.
+  void select(uint64_t number, size_t worker, bool add, float* work, float threshold);
 
   void run_whole();
   uint64_t scan(float threshold, bool add);  // candidates found

@@ -17,13 +17,18 @@ constexpr float kSlopeMax = 32.0f;
 constexpr float kTrendMax = 0.25f;      // of one step
 constexpr float kTrendShare = 0.4f;     // of the trend that is the newest step's
 constexpr double kSettledShare = 0.01;  // of the entries, that a prediction may be off
+constexpr double kCreditMax = 0x1p63;   // entries; more than a tensor can have
 constexpr double kCorrectionMax = 4.0;  // of one step, in counts; more is a new calibration's part
 
 }  // namespace
 
 bool ThresholdState::valid() const {
-  return std::isfinite(credit) && density >= 0 && density <= 1 && std::isfinite(threshold) &&
-         threshold >= 0 && std::abs(trend) <= kTrendMax && slope >= kSlopeMin && slope <= kSlopeMax;
+  const bool levels_valid = std::all_of(level.begin(), level.end(), [](float one) {
+    return one >= 1 / kLevelMax && one <= kLevelMax;
+  });
+  return std::abs(credit) <= kCreditMax && density >= 0 && density <= 1 &&
+         std::isfinite(threshold) && threshold >= 0 && std::abs(trend) <= kTrendMax &&
+         slope >= kSlopeMin && slope <= kSlopeMax && levels_valid;
 }
 
 uint64_t begin_step(ThresholdState& state, double density, uint64_t elements) {

@@ -70,6 +70,8 @@ class MagnitudeHistogram {
   std::vector<uint32_t> bins_;
 };
 
+inline constexpr float kLevelMax =
+    64.0f;  // a block's own threshold by the common one, or its inverse
 inline constexpr float kSmallestMagnitude = 0x1p-149f;
 
 }  // namespace scant::codec

@@ -21,6 +21,7 @@ class RecordBuffer {
     size_ = size;
     return memory_.view().first(size);
   }
+  [[nodiscard]] size_t capacity() const { return memory_.size(); }
   [[nodiscard]] Bytes view() const { return memory_.view().first(size_); }
   [[nodiscard]] MutableBytes view() { return memory_.view().first(size_); }
 
