@@ -17,7 +17,7 @@ namespace scant::codec {
 namespace {
 
 constexpr uint64_t kPieceElements = 256;  // whole groups, and long enough for the memory to stream
-constexpr uint64_t kSampleShare = 512;    // the sample is this part of the range
+constexpr uint64_t kSampleShare = 1024;   // the sample is this part of the range
 constexpr uint64_t kSampleElementsMin = 8192;
 constexpr uint64_t kSampleElementsMax = kSparseBlockElements;
 // With fewer entries than this in a sample, the law of independent positions is closer to what a
@@ -25,7 +25,7 @@ constexpr uint64_t kSampleElementsMax = kSparseBlockElements;
 constexpr size_t kGapEntriesMin = 32;
 constexpr double kGapSurplusMax = 1.1;  // of what passes by what is meant
 // So many values tell which share of the energy a kind keeps.
-constexpr size_t kQuantisedMax = 8192;
+constexpr size_t kQuantisedMax = 4096;
 // Sums of squares in f32 are exact enough between these.
 constexpr float kPlainEnergyMin = 1e-20f;
 constexpr float kPlainEnergyMax = 1e30f;
@@ -172,7 +172,9 @@ void Probe::count_bins() {
 double Probe::kept_share(ValueKind kind, const float* values, size_t n) {
   if (kind == ValueKind::f32) return 1;
   float* work = scratch_.work();
-  const size_t used = std::min(n, kQuantisedMax);
+  // Whole quads, where there is one: what is left behind the last takes longer than it tells.
+  const size_t most = std::min(n, kQuantisedMax);
+  const size_t used = most < kQuadElements ? most : most / kQuadElements * kQuadElements;
   // Whole pieces, spread evenly; with few values each piece is the next one.
   const size_t pieces = (used + kPieceElements - 1) / kPieceElements;
   for (size_t piece = 0; piece < pieces; ++piece) {
