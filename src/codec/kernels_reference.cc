@@ -67,10 +67,8 @@ constexpr float kUnitsMax = 32767.0f;
   const float guess = start.of_mean * mean_magnitude(values, n) +
                       start.of_max * std::bit_cast<float>(largest(values, n));
   if (guess < kScaleMin) return {};
-  GroupScale result = named(scale_bits_nearest(least_squares(kind, values, n, guess)), base,
-                            static_cast<float>(units(kind)));
-  if (!kReassign && result.code != 0) result.inverse = static_cast<float>(units(kind)) / guess;
-  return result;
+  const float scale = fits_scale(kind) ? least_squares(kind, values, n, guess) : guess;
+  return named(scale_bits_nearest(scale), base, static_cast<float>(units(kind)));
 }
 
 [[nodiscard]] GroupScale group_scale(ValueKind kind, bool stochastic, const float* values, size_t n,

@@ -215,14 +215,14 @@ HWY_INLINE void least_squares(const float* work, size_t groups, Groups& to) {
 template <ValueKind kind>
 HWY_INLINE void fitted_scales(uint32_t base, Groups& groups, uint8_t* codes) {
   for (size_t g = 0; g < kChunkGroups; g += kLanes) {
-    const Vf guess = hn::LoadU(Df(), groups.guess + g);
-    const Vf products = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.products + g));
-    const Vf squares = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.squares + g));
-    const Vf best =
-        hn::Mul(hn::Mul(guess, hn::Set(Df(), 1.0f / kUnits<kind>)), hn::Div(products, squares));
-    name_scales(bits_nearest(best), base, g, groups, codes + g, [&](Vf scale) HWY_ATTR {
-      return hn::Div(hn::Set(Df(), kUnits<kind>), kReassign ? scale : guess);
-    });
+    Vf best = hn::LoadU(Df(), groups.guess + g);
+    if constexpr (fits_scale(kind)) {
+      const Vf products = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.products + g));
+      const Vf squares = hn::ConvertTo(Df(), hn::LoadU(Di(), groups.squares + g));
+      best = hn::Mul(hn::Mul(best, hn::Set(Df(), 1.0f / kUnits<kind>)), hn::Div(products, squares));
+    }
+    name_scales(bits_nearest(best), base, g, groups, codes + g,
+                [](Vf scale) HWY_ATTR { return hn::Div(hn::Set(Df(), kUnits<kind>), scale); });
   }
 }
 
@@ -256,7 +256,7 @@ HWY_INLINE void find_scales(const float* work, size_t count, uint32_t base, Grou
     mean_scales(base, groups, codes);
   } else {
     guess_scales<kind>(groups);
-    least_squares<kind>(work, count, groups);
+    if constexpr (fits_scale(kind)) least_squares<kind>(work, count, groups);
     fitted_scales<kind>(base, groups, codes);
   }
 }

@@ -4,8 +4,7 @@
 // The levels are those of Lloyd and Max for a Gaussian, rounded to integers that lose less than
 // 0.02 % of the energy; levels fitted to captured gradients (the least squared error over groups of
 // 64, each with its best scale) were the same within 4 % of a level. A scale starts from the
-// group's mean and largest magnitude, is fitted by least squares to the codes that it gives,
-// rounded, and the codes are chosen again. docs/decisions/quantiser.md has the figures.
+// group's mean and largest magnitude. docs/decisions/quantiser.md has the figures.
 #pragma once
 
 #include <array>
@@ -55,7 +54,10 @@ struct ScaleStart {
   }
 }
 
-// Codes chosen with the first scale are chosen again with the fitted and rounded one.
-inline constexpr bool kReassign = true;
+// q2 and q3 fit the scale by least squares to the codes that the first one gives, and choose codes
+// again with the fitted one. For q4 that would gain a twentieth of the little that is lost.
+[[nodiscard]] constexpr bool fits_scale(ValueKind kind) {
+  return kind == ValueKind::q2 || kind == ValueKind::q3;
+}
 
 }  // namespace scant::codec

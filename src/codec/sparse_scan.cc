@@ -15,15 +15,18 @@ constexpr uint64_t kBlock = kSparseBlockElements;
 // Up to here every non-zero element is a candidate: no threshold is needed.
 constexpr uint64_t kSmallElements = 16384;
 // A sample: pieces of a few cache lines, enough of them for a count that can be trusted.
-constexpr uint64_t kPieceElements = 256;
+constexpr size_t kSmallPiece = 256;
+constexpr size_t kLargePiece = 1024;
 constexpr uint64_t kSampleElementsMin = 65536;
-constexpr uint64_t kSampleShare = 128;     // a sample is at least this part of the range
-constexpr double kSampleEntries = 500;     // that a sample should hold
-constexpr double kDrift = 0.05;            // of a small sample's count, beyond noise
-constexpr uint64_t kCalibrationShare = 4;  // a threshold that cannot be predicted: of the range
-constexpr double kSettledDrift = 0.01;     // of such a sample's count
-constexpr uint32_t kSettledSteps = 3;      // well predicted, one after the other: small samples do
-constexpr double kTieShare = 0.1;          // of the wanted entries that are equal
+constexpr uint64_t kSampleShare = 128;  // a sample is at least this part of the range
+constexpr double kSampleEntries = 500;  // that a sample should hold
+constexpr double kDrift = 0.05;         // of a small sample's count, beyond noise
+// A threshold that cannot be predicted comes from a sample with this many entries, if a quarter of
+// the range has them.
+constexpr double kCalibrationEntries = 16384;
+constexpr double kSettledDrift = 0.01;  // of such a sample's count
+constexpr uint32_t kSettledSteps = 3;   // well predicted, one after the other: small samples do
+constexpr double kTieShare = 0.1;       // of the wanted entries that are equal
 
 bool within(double count, double expected, double share, double deviations) {
   return std::abs(count - expected) <= share * expected + deviations * std::sqrt(expected);
@@ -131,19 +134,19 @@ void SparseStep::trim(uint64_t count, float threshold) {
 
 // Calls see(values) for pieces spread evenly over the range, at places that change from step to
 // step.
-template <class See>
+template <size_t kPiece, class See>
 uint64_t SparseStep::sample(uint64_t wanted, const See& see) const {
-  const uint64_t pieces = std::max<uint64_t>(1, wanted / kPieceElements);
+  const uint64_t pieces = std::max<uint64_t>(1, wanted / kPiece);
   const uint64_t stride = encoder_.range_.elements / pieces / kGroupElements * kGroupElements;
-  const uint64_t slack = (stride - kPieceElements) / kGroupElements + 1;
-  std::array<float, kPieceElements> values{};
+  const uint64_t slack = (stride - kPiece) / kGroupElements + 1;
+  std::array<float, kPiece> values{};
   for (uint64_t piece = 0; piece < pieces; ++piece) {
     const uint64_t moved = base::random_at(encoder_.options_.seed, encoder_.step_, piece) % slack;
     const uint64_t at = piece * stride + moved * kGroupElements;
     encoder_.peek(at, gradient_ + at, values);
     see(std::span<const float>(values));
   }
-  return pieces * kPieceElements;
+  return pieces * kPiece;
 }
 
 float SparseStep::confirm_threshold() {
@@ -156,7 +159,7 @@ float SparseStep::confirm_threshold() {
     const uint64_t few = std::max(
         {kSampleElementsMin, elements / kSampleShare, std::min(elements / 8, for_entries)});
     uint64_t count = 0;
-    const uint64_t seen = sample(few, [&](std::span<const float> values) {
+    const uint64_t seen = sample<kSmallPiece>(few, [&](std::span<const float> values) {
       for (const float v : values) count += !(std::abs(v) < predicted) ? 1 : 0;
     });
     if (within(static_cast<double>(count), share * static_cast<double>(seen), kDrift, 4))
@@ -170,20 +173,25 @@ float SparseStep::confirm_threshold() {
 
 float SparseStep::calibrate(double share, float predicted) {
   ThresholdState& state = encoder_.threshold_;
-  const uint64_t many = encoder_.range_.elements / kCalibrationShare;
+  const auto for_entries = static_cast<uint64_t>(kCalibrationEntries / point_.density);
+  const uint64_t elements = encoder_.range_.elements;
+  const uint64_t many = std::clamp(for_entries, elements / 32, elements / 4);
   MagnitudeHistogram histogram;
-  const uint64_t seen = sample(many, [&](std::span<const float> v) { histogram.add(v); });
+  const uint64_t seen =
+      sample<kLargePiece>(many, [&](std::span<const float> v) { histogram.add(v); });
   const double expected = share * static_cast<double>(seen);
   const float threshold = histogram.threshold(expected);
   if (predicted > 0) {
     const bool good = within(histogram.count(predicted), expected, kSettledDrift, 2);
     state.settled = good ? state.settled + 1 : 0;
+    // Both err by about as much, independently.
+    if (good) return std::sqrt(predicted * threshold);
   }
   // Many in one bin: are they equal? Then no threshold tells them apart.
   if (histogram.near(threshold) <= 2 * kTieShare * expected) return threshold;
   std::vector<uint32_t> near;
   uint64_t above = 0;
-  sample(many, [&](std::span<const float> values) {
+  sample<kLargePiece>(many, [&](std::span<const float> values) {
     for (const float value : values) {
       const MagnitudeHistogram::Side side = histogram.side(value, threshold);
       if (side == MagnitudeHistogram::Side::same) near.push_back(magnitude_bits(value));

@@ -79,7 +79,7 @@ class SparseStep {
   void run_streamed();
   float confirm_threshold();
   float calibrate(double share, float predicted);
-  template <class See>
+  template <size_t kPiece, class See>
   uint64_t sample(uint64_t wanted, const See& see) const;  // elements seen
   void drop_ties(uint64_t number);
 
