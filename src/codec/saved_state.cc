@@ -104,11 +104,11 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   const uint64_t left = body.size() - kFixedBytes;
   const uint64_t data = load_little<uint64_t>(saved.data() + 96);
   const uint64_t levels = uint64_t{load_little<uint32_t>(saved.data() + 104)} * sizeof(float);
-  if (range.elements > 0 && options.residual != ResidualKind::none && range.elements > left) {
+  const bool kept = options.residual != ResidualKind::none;
+  if ((kept && range.elements > left) ||
+      (options.momentum > 0 && range.elements > left / sizeof(float))) {
     return corrupt("its range is longer than its data");
   }
-  if (options.momentum > 0 && range.elements > left / sizeof(float))
-    return corrupt("its range is longer than its data");
   auto made = create(load_little<uint32_t>(saved.data() + 8), shape, options, range);
   if (!made) return made.error();
   Encoder encoder = std::move(made).value();
