@@ -1,10 +1,12 @@
 #include "codec/accumulate.h"
 
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "base/check.h"
 #include "codec/kernels.h"
+#include "codec/little_endian.h"
 #include "codec/positions.h"
 
 namespace scant::codec {
@@ -21,20 +23,17 @@ std::string text(Shape shape) {
   return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
 }
 
-// Adds `n` values of a block to sum. `ahead`: what will be added next, as many bytes; may be null.
-void add_entries(const BlockView& block, size_t n, float* sum, const std::byte* ahead = nullptr) {
-  const BlockHeader& header = block.header;
-  if (!quantised(header.values)) {
-    kernels().add_values(header.values, block.values.data(), n, sum);
-    return;
-  }
-  const auto* scales = reinterpret_cast<const uint8_t*>(block.scales.data());
-  const size_t quads = n / kQuadElements;
-  const size_t whole = quads * kQuadElements;
-  kernels().add_quads(header.values, header.scale_base, scales, block.values.data(), quads, sum,
-                      ahead);
-  add_rest(header.values, header.scale_base, scales + whole / kGroupElements,
-           block.values.data() + whole * bits(header.values) / 8, n - whole, sum + whole);
+CodedValues coded(const BlockView& block, const std::byte* ahead = nullptr) {
+  return {.base = block.header.scale_base,
+          .scales = reinterpret_cast<const uint8_t*>(block.scales.data()),
+          .codes = block.values.data(),
+          .ahead = ahead};
+}
+
+// Adds values at their positions, which must lie within the sum.
+template <typename Value>
+void scatter(const uint16_t* positions, size_t n, const Value& value, float* sum) {
+  for (size_t i = 0; i < n; ++i) sum[positions[i]] += value(i);
 }
 
 // One worker's tile of the sum.
@@ -46,8 +45,12 @@ class Tile {
         positions_(scratch.positions()),
         begin_(begin),
         end_(end) {}
+  ~Tile() { SCANT_CHECK(waiting_ == 0); }
+  Tile(const Tile&) = delete;
+  Tile& operator=(const Tile&) = delete;
 
-  // The part of a record that lies in this tile, elements counted within the tensor.
+  // The part of a record that lies in this tile, elements counted within the tensor. Quantised
+  // blocks that fill the tile wait until several can be added at once, or until end().
   void add(const RecordView& record) {
     const RecordHeader& header = record.header();
     const uint64_t size = header.block_elements;
@@ -60,37 +63,92 @@ class Tile {
       add_block(record.block(b), header.first + b * size, more);
     }
   }
+  void end() {
+    if (waiting_ == 0) return;
+    const size_t n = end_ - begin_;
+    const size_t quads = n / kQuadElements;
+    const size_t whole = quads * kQuadElements;
+    kernels().add_quads(kind_, sources_.data(), waiting_, quads, sum_);
+    for (size_t s = 0; s < waiting_ && whole < n; ++s) {
+      kernels().decode(kind_,
+                       {.base = sources_[s].base,
+                        .scales = sources_[s].scales + whole / kGroupElements,
+                        .codes = sources_[s].codes + whole * bits(kind_) / 8},
+                       n - whole, values_);
+      for (size_t i = whole; i < n; ++i) sum_[i] += values_[i - whole];
+    }
+    waiting_ = 0;
+  }
 
  private:
   void add_block(const BlockView& block, uint64_t at, bool more) {
     const size_t n = block.header.entries;
     if (n == 0) return;
-    const bool inside = at >= begin_ && at + block.elements <= end_;
-    if (block.header.positions == 0 && inside) {
+    const ValueKind kind = block.header.values;
+    if (block.header.positions == 0 && quantised(kind) && at == begin_ && at + n == end_) {
+      if (waiting_ == sources_.size() || kind_ != kind) end();
+      kind_ = kind;
       const size_t step = block.scales.size() + block.values.size();
-      add_entries(block, n, sum_ + (at - begin_), more ? block.values.data() + step : nullptr);
+      sources_[waiting_++] = coded(block, more ? block.values.data() + step : nullptr);
       return;
     }
-    std::fill_n(values_, n, 0.0f);
-    add_entries(block, n, values_);
+    end();
     if (block.header.positions == 0) {
-      const uint64_t from = std::max(at, begin_);
-      const uint64_t to = std::min(at + n, end_);
-      for (uint64_t i = from; i < to; ++i) sum_[i - begin_] += values_[i - at];
+      add_dense(block, at);
+    } else {
+      add_sparse(block, at);
+    }
+  }
+
+  void add_dense(const BlockView& block, uint64_t at) {
+    const size_t n = block.header.entries;
+    const ValueKind kind = block.header.values;
+    if (!quantised(kind) && at >= begin_ && at + n <= end_) {
+      kernels().add_values(kind, block.values.data(), n, sum_ + (at - begin_));
       return;
     }
+    decode(block);
+    const uint64_t from = std::max(at, begin_);
+    const uint64_t to = std::min(at + n, end_);
+    for (uint64_t i = from; i < to; ++i) sum_[i - begin_] += values_[i - at];
+  }
+
+  void add_sparse(const BlockView& block, uint64_t at) {
+    const size_t n = block.header.entries;
     const bool read = read_positions(block.positions, block.header.positions, block.elements,
                                      block.header.entries, positions_);
     SCANT_CHECK(read, "a record was parsed and then changed");
-    if (inside) {
-      float* sum = sum_ + (at - begin_);
-      for (size_t i = 0; i < n; ++i) sum[positions_[i]] += values_[i];
+    if (at >= begin_ && at + block.elements <= end_) {
+      float* const sum = sum_ + (at - begin_);
+      if (block.header.values == ValueKind::bf16) {
+        const std::byte* const values = block.values.data();
+        const auto value = [&](size_t i) {
+          return bf16_widen(load_little<uint16_t>(values + 2 * i));
+        };
+        scatter(positions_, n, value, sum);
+        return;
+      }
+      decode(block);
+      scatter(
+          positions_, n, [&](size_t i) { return values_[i]; }, sum);
       return;
     }
+    decode(block);
     for (size_t i = 0; i < n; ++i) {
       const uint64_t element = at + positions_[i];
       if (element >= begin_ && element < end_) sum_[element - begin_] += values_[i];
     }
+  }
+
+  // A block's values, from values_ on.
+  void decode(const BlockView& block) {
+    const size_t n = block.header.entries;
+    if (quantised(block.header.values)) {
+      kernels().decode(block.header.values, coded(block), n, values_);
+      return;
+    }
+    std::fill_n(values_, n, 0.0f);
+    kernels().add_values(block.header.values, block.values.data(), n, values_);
   }
 
   float* sum_;
@@ -98,6 +156,9 @@ class Tile {
   uint16_t* positions_;
   uint64_t begin_;
   uint64_t end_;
+  ValueKind kind_ = ValueKind::q8;
+  std::array<CodedValues, 4> sources_;
+  size_t waiting_ = 0;
 };
 
 }  // namespace
@@ -137,6 +198,7 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
       const uint64_t tile_end = std::min(end, origin + (t + 1) * tile);
       Tile sum(scratch, tile_begin, tile_end);
       for (const RecordView& record : records) sum.add(record);
+      sum.end();
       kernels().finish(scratch.work(), tile_end - tile_begin, weight,
                        out.data() + (tile_begin - first));
     }

@@ -39,6 +39,15 @@ struct Ahead {
   const float* work = nullptr;
 };
 
+// Values as a record holds them, from a group's first on. `ahead`: codes that will be needed next,
+// as many bytes; may be null.
+struct CodedValues {
+  uint32_t base = 0;
+  const uint8_t* scales = nullptr;
+  const std::byte* codes = nullptr;
+  const std::byte* ahead = nullptr;
+};
+
 struct Kernels {
   const char* name;  // "avx512", "avx2", "neon", "scalar"
 
@@ -59,9 +68,12 @@ struct Kernels {
   // where known; null otherwise. `ahead`: memory that will be needed next, as many elements.
   void (*quantise)(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
                    const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead);
-  // sum[i] += decoded[i]. `ahead`: codes that will be needed next, as many bytes; may be null.
-  void (*add_quads)(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
-                    size_t quads, float* sum, const std::byte* ahead);
+  // sum[i] += decoded[i], for `count` sources one after the other.
+  void (*add_quads)(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,
+                    float* sum);
+  // out[i] = decoded[i], of any n <= 65536, what stands behind the last quad included. `out` has
+  // room for n + 31.
+  void (*decode)(ValueKind kind, const CodedValues& source, size_t n, float* out);
 
   // 16-bit values. work becomes work - widened, 0 where that is not finite.
   void (*narrow)(ValueKind kind, float* work, size_t n, std::byte* values);           // bf16, f16
@@ -85,8 +97,6 @@ extern const Kernels kScalarKernels;
 // What is left behind the last whole quad of a block, n < 256. Scalar everywhere.
 void quantise_rest(ValueKind kind, Rounding rounding, size_t first, float* work, size_t n,
                    uint32_t base, uint8_t* scales, std::byte* codes);
-void add_rest(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
-              size_t n, float* sum);
 [[nodiscard]] constexpr size_t rest_bytes(ValueKind kind, size_t n) {
   return (n * bits(kind) + 7) / 8;
 }

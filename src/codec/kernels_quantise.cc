@@ -15,7 +15,7 @@
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || (HWY_TARGET == HWY_NEON && HWY_ARCH_ARM_A64)
 
-#include "codec/kernels_scales-inl.h"
+#include "codec/kernels_quads-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace scant::codec::HWY_NAMESPACE {
@@ -24,19 +24,6 @@ namespace {
 // pack_bytes() leaves value t of lane j of a 128-bit block in byte 4t + j; this brings the four of
 // a lane together.
 constexpr Table kGather = {{0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15}};
-
-// Four bytes of a 32-bit lane, signed, one after the other.
-template <int kByte>
-HWY_INLINE Vf widen(Vu four) {
-  const Vi v = hn::BitCast(Di(), four);
-  return hn::ConvertTo(Df(), hn::ShiftRight<24>(hn::ShiftLeft<24 - 8 * kByte>(v)));
-}
-
-// A stream of kBits-bit codes takes its words from "strands": word k holds indices 4 * kStrands * k
-// on, and strand r of it every kStrands-th index from r on, four, each in its byte at bit kBits *
-// r.
-template <int kBits>
-constexpr size_t kStrands = 8 / static_cast<size_t>(kBits);
 
 // One strand of a quad: where its four vectors are and which groups they belong to.
 template <int kBits>
@@ -128,22 +115,6 @@ HWY_INLINE void subtract(const Quad& quad, Strand<kBits> strand, Vf v, Vu levels
   hn::StoreU(hn::NegMulAdd(widen<kByte>(levels_of), scale, v), Df(), quad.work + strand.at(kByte));
 }
 
-// sum += decoded
-template <int kByte, int kBits>
-HWY_INLINE void add_to(const Quad& quad, Strand<kBits> strand, Vu levels_of) {
-  const Vf scale = hn::Set(Df(), quad.scale[strand.group(kByte)]);
-  float* const at = quad.work + strand.at(kByte);
-  hn::StoreU(hn::MulAdd(widen<kByte>(levels_of), scale, hn::LoadU(Df(), at)), Df(), at);
-}
-
-// Codes to levels, signed bytes.
-template <ValueKind kind>
-HWY_INLINE Vu meaning(Vu codes) {
-  if constexpr (kind == ValueKind::q8) return codes;
-  return hn::BitCast(Du(),
-                     hn::TableLookupBytes(load_table(kSigned<kind>), hn::BitCast(Db(), codes)));
-}
-
 // Codes of one strand; its vectors lose what the codes mean.
 template <ValueKind kind, bool kStochastic, int kBits>
 HWY_INLINE Vu strand_codes(const Quad& quad, Strand<kBits> strand) {
@@ -169,31 +140,14 @@ HWY_INLINE Vu strand_codes(const Quad& quad, Strand<kBits> strand) {
   return codes;
 }
 
-// q3's signs: four bits in each byte, to sixteen in a row, and back.
+// q3's signs: four bits in each byte, to sixteen in a row.
 HWY_INLINE Vu close_ranks(Vu v) {
   v = hn::And(hn::Or(v, hn::ShiftRight<4>(v)), hn::Set(Du(), 0x00FF00FFu));
   return hn::And(hn::Or(v, hn::ShiftRight<8>(v)), hn::Set(Du(), 0xFFFFu));
 }
-HWY_INLINE Vu open_ranks(Vu v) {
-  v = hn::And(hn::Or(v, hn::ShiftLeft<8>(v)), hn::Set(Du(), 0x00FF00FFu));
-  return hn::And(hn::Or(v, hn::ShiftLeft<4>(v)), hn::Set(Du(), 0x0F0F0F0Fu));
-}
-
-constexpr uint32_t every_byte(uint32_t byte) { return byte * 0x01010101u; }
 HWY_INLINE void store_words(Vu words, std::byte* to) {
   hn::StoreU(hn::BitCast(Db(), words), Db(), reinterpret_cast<uint8_t*>(to));
 }
-HWY_INLINE Vu load_words(const std::byte* from) {
-  return hn::BitCast(Du(), hn::LoadU(Db(), reinterpret_cast<const uint8_t*>(from)));
-}
-
-// Bits of a code in its kind's first stream.
-constexpr int stream_bits(ValueKind kind) {
-  return kind == ValueKind::q3 ? 2 : static_cast<int>(bits(kind));
-}
-constexpr size_t kWordBytes = 32;    // word k of all eight lanes
-constexpr size_t kQ3SignBytes = 64;  // where the second stream of q3 begins
-
 template <ValueKind kind, bool kStochastic, size_t... kStrand>
 HWY_INLINE void write_quad(const Quad& quad, std::byte* to, std::index_sequence<kStrand...>) {
   constexpr int kBits = stream_bits(kind);
@@ -218,44 +172,6 @@ HWY_INLINE void write_quad(const Quad& quad, std::byte* to, std::index_sequence<
     }
   }
   if constexpr (kind == ValueKind::q3) store_words(signs, to + kQ3SignBytes);
-}
-
-// Word k of a quad: which group a vector belongs to is then known when this is compiled.
-template <ValueKind kind, size_t k, size_t... kStrand>
-HWY_INLINE void add_word(const std::byte* from, const Quad& quad, std::index_sequence<kStrand...>) {
-  constexpr int kBits = stream_bits(kind);
-  const Vu word = load_words(from + kWordBytes * k);
-  Vu signs = hn::Zero(Du());
-  if constexpr (kind == ValueKind::q3) {
-    signs = open_ranks(
-        hn::And(hn::ShiftRight<static_cast<int>(16 * k)>(load_words(from + kQ3SignBytes)),
-                hn::Set(Du(), 0xFFFFu)));
-  }
-  const auto add = [&]<size_t r>() HWY_ATTR {
-    const Strand<kBits> strand{4 * kStrands<kBits> * k + r};
-    Vu codes = word;
-    if constexpr (kBits < 8) {
-      codes = hn::And(hn::ShiftRight<kBits* static_cast<int>(r)>(word),
-                      hn::Set(Du(), every_byte((1u << kBits) - 1)));
-    }
-    if constexpr (kind == ValueKind::q3) {
-      const Vu sign =
-          hn::And(hn::ShiftRight<static_cast<int>(r)>(signs), hn::Set(Du(), every_byte(1)));
-      codes = hn::Or(codes, hn::ShiftLeft<2>(sign));
-    }
-    const Vu means = meaning<kind>(codes);
-    add_to<0>(quad, strand, means);
-    add_to<1>(quad, strand, means);
-    add_to<2>(quad, strand, means);
-    add_to<3>(quad, strand, means);
-  };
-  (add.template operator()<kStrand>(), ...);
-}
-
-template <ValueKind kind, size_t... k>
-HWY_INLINE void add_quad(const std::byte* from, const Quad& quad, std::index_sequence<k...>) {
-  using Strands = std::make_index_sequence<kStrands<stream_bits(kind)>>;
-  (add_word<kind, k>(from, quad, Strands()), ...);
 }
 
 template <ValueKind kind>
@@ -308,27 +224,6 @@ HWY_NOINLINE void quantise_quads(DrawKey key, float* work, size_t quads, uint32_
 }
 
 template <ValueKind kind>
-HWY_NOINLINE void add_quads_of(uint32_t base, const uint8_t* scales, const std::byte* codes,
-                               size_t quads, float* sum, const std::byte* ahead) {
-  for (size_t q = 0; q < quads; ++q) {
-    float scale[kQuadGroups];
-    for (size_t g = 0; g < kQuadGroups; ++g) {
-      const uint8_t code = scales[kQuadGroups * q + g];
-      scale[g] = code == 0 ? 0.0f : scale_value(base + code);
-    }
-    if (ahead != nullptr) {
-      constexpr size_t kBytes = kWordBytes * bits(kind);
-      for (size_t i = 0; i < kBytes; i += 64) __builtin_prefetch(ahead + kBytes * q + i, 0, 3);
-    }
-    for (size_t lane = 0; lane < 8; lane += kLanes) {
-      const Quad quad = {sum + q * kQuadElements + lane, nullptr, scale, nullptr};
-      add_quad<kind>(codes + kWordBytes * bits(kind) * q + 4 * lane, quad,
-                     std::make_index_sequence<static_cast<size_t>(stream_bits(kind))>());
-    }
-  }
-}
-
-template <ValueKind kind>
 void quantise_kind(Rounding rounding, float* work, size_t quads, uint32_t base,
                    const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead) {
   const auto chosen =
@@ -346,16 +241,6 @@ void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint
                       : kind == ValueKind::q2 ? quantise_kind<ValueKind::q2>
                                               : quantise_kind<ValueKind::q1>;
   chosen(rounding, work, quads, base, groups, scales, codes, ahead);
-}
-
-void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
-               size_t quads, float* sum, const std::byte* ahead) {
-  const auto chosen = kind == ValueKind::q8   ? add_quads_of<ValueKind::q8>
-                      : kind == ValueKind::q4 ? add_quads_of<ValueKind::q4>
-                      : kind == ValueKind::q3 ? add_quads_of<ValueKind::q3>
-                      : kind == ValueKind::q2 ? add_quads_of<ValueKind::q2>
-                                              : add_quads_of<ValueKind::q1>;
-  chosen(base, scales, codes, quads, sum, ahead);
 }
 
 }  // namespace scant::codec::HWY_NAMESPACE

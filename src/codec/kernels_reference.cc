@@ -182,10 +182,11 @@ void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint
   }
 }
 
-void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
-               size_t quads, float* sum, const std::byte*) {
+// Calls put(i, value) for each value of a quad.
+template <typename Put>
+void read_quads(ValueKind kind, const CodedValues& source, size_t quads, const Put& put) {
   for (size_t q = 0; q < quads; ++q) {
-    const std::byte* const from = codes + 32 * bits(kind) * q;
+    const std::byte* const from = source.codes + 32 * bits(kind) * q;
     uint8_t quad_codes[kQuadElements];
     unpack_quad(from, kind == ValueKind::q3 ? 2 : bits(kind), quad_codes);
     if (kind == ValueKind::q3) {
@@ -196,10 +197,31 @@ void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::
       }
     }
     for (size_t i = 0; i < kQuadElements; ++i) {
-      const uint8_t scale = scales[4 * q + i / kGroupElements];
-      sum[q * kQuadElements + i] +=
-          decoded(kind, quad_codes[i], scale == 0 ? 0.0f : scale_value(base + scale));
+      const uint8_t scale = source.scales[4 * q + i / kGroupElements];
+      put(q * kQuadElements + i,
+          decoded(kind, quad_codes[i], scale == 0 ? 0.0f : scale_value(source.base + scale)));
     }
+  }
+}
+
+void add_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads, float* sum) {
+  for (size_t s = 0; s < count; ++s)
+    read_quads(kind, sources[s], quads, [&](size_t i, float value) { sum[i] += value; });
+}
+
+void decode(ValueKind kind, const CodedValues& source, size_t n, float* out) {
+  const size_t quads = n / kQuadElements;
+  read_quads(kind, source, quads, [&](size_t i, float value) { out[i] = value; });
+  const size_t whole = quads * kQuadElements;
+  const std::byte* const rest = source.codes + whole * bits(kind) / 8;
+  const unsigned width = bits(kind);
+  for (size_t i = 0; i < n - whole; ++i) {
+    const size_t at = i * width / 8;
+    unsigned wide = std::to_integer<unsigned>(rest[at]);
+    if (i * width % 8 + width > 8) wide |= std::to_integer<unsigned>(rest[at + 1]) << 8;
+    const auto code = static_cast<uint8_t>((wide >> (i * width % 8)) & ((1u << width) - 1));
+    const uint8_t scale = source.scales[(whole + i) / kGroupElements];
+    out[whole + i] = decoded(kind, code, scale == 0 ? 0.0f : scale_value(source.base + scale));
   }
 }
 
@@ -330,6 +352,7 @@ const Kernels kScalarKernels = {
     .select = select,
     .quantise = quantise,
     .add_quads = add_quads,
+    .decode = decode,
     .narrow = reference::narrow,
     .add_values = reference::add_values,
     .store_bf16 = store_bf16,
@@ -350,19 +373,6 @@ void quantise_rest(ValueKind kind, Rounding rounding, size_t first, float* work,
     std::byte* const at = codes + i * width / 8;
     at[0] |= static_cast<std::byte>(wide);
     if (wide > 0xFF) at[1] |= static_cast<std::byte>(wide >> 8);
-  }
-}
-
-void add_rest(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,
-              size_t n, float* sum) {
-  const unsigned width = bits(kind);
-  for (size_t i = 0; i < n; ++i) {
-    const size_t at = i * width / 8;
-    unsigned wide = std::to_integer<unsigned>(codes[at]);
-    if (i * width % 8 + width > 8) wide |= std::to_integer<unsigned>(codes[at + 1]) << 8;
-    const auto code = static_cast<uint8_t>((wide >> (i * width % 8)) & ((1u << width) - 1));
-    const uint8_t scale = scales[i / kGroupElements];
-    sum[i] += decoded(kind, code, scale == 0 ? 0.0f : scale_value(base + scale));
   }
 }
 

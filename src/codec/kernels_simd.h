@@ -1,5 +1,6 @@
 // The vector kernels of one instruction set, declared for each set of which any build may contain
-// code. kernels_simd.cc chooses among them; kernels_stream.cc and kernels_quantise.cc define them.
+// code. kernels_simd.cc chooses among them; kernels_stream.cc,
+// kernels_quantise.cc and kernels_decode.cc define them.
 #pragma once
 
 #include "codec/kernels.h"
@@ -14,8 +15,9 @@
                   uint16_t* positions, float* values);                                          \
   void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,    \
                 const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead); \
-  void add_quads(ValueKind kind, uint32_t base, const uint8_t* scales, const std::byte* codes,  \
-                 size_t quads, float* sum, const std::byte* ahead);                             \
+  void add_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,        \
+                 float* sum);                                                                   \
+  void decode(ValueKind kind, const CodedValues& source, size_t n, float* out);                 \
   void narrow(ValueKind kind, float* work, size_t n, std::byte* values);                        \
   void add_values(ValueKind kind, const std::byte* values, size_t n, float* sum);               \
   void store_bf16(const float* work, size_t n, DrawKey key, uint16_t* stored);                  \

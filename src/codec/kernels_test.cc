@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <gtest/gtest.h>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -180,10 +181,9 @@ TEST_P(KernelTargets, QuantiseAndAddEqualTheReference) {
           ASSERT_TRUE(got.work == expected.work) << where;
           Guarded<float> sum(draw_values(Family::normal, values.size(), 99), quads);
           Guarded<float> expected_sum = sum;
-          GetParam().add_quads(kind, got.base, got.scales.data(), got.codes.data(), quads,
-                               sum.data(), got.codes.data());
-          kScalarKernels.add_quads(kind, got.base, got.scales.data(), got.codes.data(), quads,
-                                   expected_sum.data(), nullptr);
+          CodedValues source{got.base, got.scales.data(), got.codes.data(), got.codes.data()};
+          GetParam().add_quads(kind, &source, 1, quads, sum.data());
+          kScalarKernels.add_quads(kind, &source, 1, quads, expected_sum.data());
           ASSERT_TRUE(sum == expected_sum) << where;
         }
       }
@@ -191,25 +191,62 @@ TEST_P(KernelTargets, QuantiseAndAddEqualTheReference) {
   }
 }
 
+// Codes and scales of any bytes, as many records as given.
+struct AnyCodes {
+  std::vector<Guarded<uint8_t>> scales;
+  std::vector<Guarded<std::byte>> codes;
+  std::vector<CodedValues> sources;
+  AnyCodes(base::Rng& rng, ValueKind kind, size_t n, std::span<const uint32_t> bases) {
+    for (const uint32_t base : bases) {
+      Guarded<uint8_t>& scale = scales.emplace_back((n + 63) / 64, 3);
+      Guarded<std::byte>& code = codes.emplace_back(rest_bytes(kind, n), 5);
+      for (size_t i = 0; i < scale.size(); ++i)
+        scale.data()[i] = static_cast<uint8_t>(rng.below(4) == 0 ? 0 : rng.below(256));
+      for (size_t i = 0; i < code.size(); ++i)
+        code.data()[i] = static_cast<std::byte>(rng.below(256));
+      sources.push_back({.base = base});
+    }
+    for (size_t s = 0; s < sources.size(); ++s) {
+      sources[s].scales = scales[s].data();
+      sources[s].codes = codes[s].data();
+    }
+  }
+};
+// From the lowest to the highest, and around the one below which scales are too small to share the
+// fast path.
+constexpr uint32_t kBases[] = {900, 0, 200, 1721, 199, 201, 1, 640, 1000};
+
 TEST_P(KernelTargets, AddsAnyCodesLikeTheReference) {
   base::Rng rng(kSeed, 5);
   constexpr size_t kQuads = 9;
   for (const ValueKind kind : kQuantised) {
-    for (const uint32_t base : {0u, 1u, 900u, 1721u}) {
-      Guarded<uint8_t> scales(4 * kQuads, 3);
-      Guarded<std::byte> codes(32 * bits(kind) * kQuads, 5);
-      for (size_t i = 0; i < scales.size(); ++i) {
-        scales.data()[i] = static_cast<uint8_t>(rng.below(256));
+    for (size_t first = 0; first < std::size(kBases); ++first) {
+      for (size_t count = 0; count <= std::size(kBases) - first; ++count) {
+        const AnyCodes any(rng, kind, kQuads * kQuadElements,
+                           std::span(kBases).subspan(first, count));
+        Guarded<float> sum(draw_values(Family::normal, kQuads * kQuadElements, 98), 7);
+        Guarded<float> expected = sum;
+        GetParam().add_quads(kind, any.sources.data(), count, kQuads, sum.data());
+        kScalarKernels.add_quads(kind, any.sources.data(), count, kQuads, expected.data());
+        ASSERT_TRUE(sum == expected) << name(kind) << " from " << kBases[first] << ", " << count;
       }
-      for (size_t i = 0; i < codes.size(); ++i) {
-        codes.data()[i] = static_cast<std::byte>(rng.below(256));
+    }
+  }
+}
+
+TEST_P(KernelTargets, DecodesAnyCodesLikeTheReference) {
+  base::Rng rng(kSeed, 6);
+  for (const ValueKind kind : kQuantised) {
+    for (const uint32_t base : kBases) {
+      for (size_t n = 0; n <= 2 * kQuadElements; ++n) {
+        const AnyCodes any(rng, kind, n, {&base, 1});
+        std::vector<float> got(n + 31 + 16, 7.0f), expected(n);
+        GetParam().decode(kind, any.sources[0], n, got.data());
+        kScalarKernels.decode(kind, any.sources[0], n, expected.data());
+        ASSERT_EQ(n == 0 ? 0 : std::memcmp(got.data(), expected.data(), n * sizeof(float)), 0)
+            << name(kind) << " base " << base << " n " << n;
+        for (size_t i = n + 31; i < got.size(); ++i) ASSERT_EQ(got[i], 7.0f) << n;
       }
-      Guarded<float> sum(draw_values(Family::normal, kQuads * kQuadElements, 98), 7);
-      Guarded<float> expected = sum;
-      GetParam().add_quads(kind, base, scales.data(), codes.data(), kQuads, sum.data(), nullptr);
-      kScalarKernels.add_quads(kind, base, scales.data(), codes.data(), kQuads, expected.data(),
-                               nullptr);
-      ASSERT_TRUE(sum == expected) << name(kind) << " base " << base;
     }
   }
 }
@@ -220,9 +257,9 @@ TEST_P(KernelTargets, WhatIsLeftIsTheOriginalLessWhatIsDecoded) {
       const auto values = draw_values(family, 8 * kQuadElements, 3);
       for (const bool stochastic : {false, true}) {
         Encoded encoded = encode(GetParam(), kind, {stochastic, kKey}, values, 1);
-        std::vector<float> decoded(values.size(), 0.0f);
-        GetParam().add_quads(kind, encoded.base, encoded.scales.data(), encoded.codes.data(), 8,
-                             decoded.data(), nullptr);
+        std::vector<float> decoded(values.size() + 31);
+        GetParam().decode(kind, {encoded.base, encoded.scales.data(), encoded.codes.data()},
+                          values.size(), decoded.data());
         for (size_t i = 0; i < values.size(); ++i) {
           ASSERT_EQ(encoded.work.data()[i], values[i] - decoded[i])
               << name(kind) << " family " << static_cast<int>(family) << " element " << i;

@@ -38,9 +38,10 @@ class KernelTruths : public testing::Test {
 
 std::vector<float> decode(ValueKind kind, uint32_t base, const std::vector<uint8_t>& scales,
                           const std::vector<std::byte>& codes, size_t n) {
-  std::vector<float> decoded(n, 0.0f);
-  kernels().add_quads(kind, base, scales.data(), codes.data(), n / kQuadElements, decoded.data(),
-                      nullptr);
+  std::vector<float> decoded(n + 31);
+  kernels().decode(kind, {.base = base, .scales = scales.data(), .codes = codes.data()}, n,
+                   decoded.data());
+  decoded.resize(n);
   return decoded;
 }
 
@@ -159,8 +160,7 @@ TEST_F(KernelTruths, RestDecodesWhatItEncodes) {
         std::vector<std::byte> codes(rest_bytes(kind, n), std::byte{0xFF});
         quantise_rest(kind, {stochastic, next_key()}, kQuadElements, work.data(), n, base,
                       scales.data(), codes.data());
-        std::vector<float> decoded(n, 0.0f);
-        add_rest(kind, base, scales.data(), codes.data(), n, decoded.data());
+        const std::vector<float> decoded = decode(kind, base, scales, codes, n);
         for (size_t i = 0; i < n; ++i) {
           ASSERT_EQ(work[i], values[i] - decoded[i]) << name(kind) << " " << n;
           ASSERT_NE(decoded[i], 0.0f) << name(kind) << " " << n << " " << i;
