@@ -1,5 +1,9 @@
 """Ways to average the gradients of several ranks: plain, fp16, PowerSGD and the codec's points.
 
+Bytes are those that one of P ranks sends: an all-reduce of S bytes 2 (P−1)/P · S, one leg of a
+reduce-scatter or all-gather of S bytes in all (P−1)/P · S, a record that all others get (P−1) times
+its size.
+
 A :class:`Worker` is one rank: it turns its gradients into a message. A :class:`Combiner` turns the
 messages of all ranks, in their order, into what the optimizer gets; every rank has one and they
 stay alike. A simulation holds all workers and one combiner in one process.
@@ -38,12 +42,16 @@ class Options:
     budget: float = 0.0  # > 0: bytes an element; an allocator chooses each tensor's point
 
 
+def all_reduce_bytes(size: float, ranks: int) -> float:
+    return 2 * (ranks - 1) / ranks * size
+
+
 class Worker(Protocol):
     def message(self, gradients: Tensors) -> list[Any]: ...
 
 
 class Combiner(Protocol):
-    sent_bytes: float  # by one rank in the last step, both legs
+    sent_bytes: float  # by one rank in the last step
 
     def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]: ...
 
@@ -63,7 +71,7 @@ class PlainCombiner:
         self.sent_bytes = 0.0
 
     def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]:
-        self.sent_bytes = sum(part.nbytes for part in messages[0])
+        self.sent_bytes = all_reduce_bytes(sum(part.nbytes for part in messages[0]), len(messages))
         sums = [torch.zeros_like(part, dtype=torch.float32) for part in messages[0]]
         for message in messages:
             for total, part in zip(sums, message, strict=True):
@@ -132,15 +140,18 @@ class CodecCombiner:
         self.owner = CodecWorker(shapes, options, 1000) if options.legs == 2 else None
 
     def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]:
-        self.sent_bytes = sum(record.nbytes for record in messages[0])
+        ranks = len(messages)
+        own = sum(record.nbytes for record in messages[0])
         averages = []
         for number, shape in enumerate(self.shapes):
             average = torch.empty(shape)
             averages.append(codec.accumulate([message[number] for message in messages], average))
         if self.owner is None:
+            self.sent_bytes = (ranks - 1) * own
             return averages
         records = self.owner.message(averages)
-        self.sent_bytes += sum(record.nbytes for record in records)
+        back = sum(record.nbytes for record in records)
+        self.sent_bytes = (ranks - 1) / ranks * (own + back)
         return [codec.decode(record, out) for record, out in zip(records, averages, strict=True)]
 
 
@@ -177,7 +188,7 @@ class PowerSgd:
             q = self.q[number]
             parts = [message[number] for message in messages]
             if q is None:
-                self.sent_bytes += first.numel() * F32_BYTES
+                self.sent_bytes += all_reduce_bytes(first.numel() * F32_BYTES, len(messages))
                 averages.append(torch.stack(parts).mean(0))
                 continue
             size = self._matrix(first.shape)
@@ -188,7 +199,8 @@ class PowerSgd:
             p = orthogonal(sum(matrix @ q for matrix in kept) / len(kept))
             q = sum(matrix.T @ p for matrix in kept) / len(kept)
             self.q[number] = q
-            self.sent_bytes += (p.numel() + q.numel()) * F32_BYTES
+            size_bytes = (p.numel() + q.numel()) * F32_BYTES
+            self.sent_bytes += all_reduce_bytes(size_bytes, len(messages))
             average = p @ q.T
             for matrix, errors in zip(kept, self.errors, strict=True):
                 errors[number] = (matrix - average).view(first.shape)

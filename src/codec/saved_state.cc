@@ -1,8 +1,10 @@
 // Saving and restoring an encoder (docs/codec.md, "Saved state"): one byte string with a checksum,
 // so that error feedback survives a restart.
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "base/crc.h"
@@ -24,6 +26,30 @@ Error corrupt(const std::string& what) {
 template <typename T>
 Bytes bytes_of(std::span<T> values) {
   return std::as_bytes(values);
+}
+
+// What is wrong with the frame; nothing when the fields can be read.
+std::optional<Error> frame_error(Bytes saved) {
+  if (saved.size() < kFixedBytes + kCrcBytes)
+    return corrupt(std::to_string(saved.size()) + " bytes are too few");
+  if (load_little<uint32_t>(saved.data() + 0) != kStateMagic)
+    return corrupt("it does not begin with SCRS");
+  if (load_little<uint8_t>(saved.data() + 4) != kStateVersion) {
+    return Error{.code = ErrorCode::unsupported,
+                 .message = "saved encoder: version " +
+                            std::to_string(load_little<uint8_t>(saved.data() + 4)) +
+                            ", this build reads 1"};
+  }
+  const Bytes body = saved.first(saved.size() - kCrcBytes);
+  if (base::crc32c(body) != load_little<uint32_t>(saved.data() + body.size()))
+    return corrupt("its checksum does not fit");
+  if (load_little<uint8_t>(saved.data() + 5) >= kResidualKindCount)
+    return corrupt("it has no such residual");
+  if (load_little<uint8_t>(saved.data() + 6) > 1 || load_little<uint8_t>(saved.data() + 7) > 1 ||
+      load_little<uint32_t>(saved.data() + 116) != 0) {
+    return corrupt("a flag or a reserved field is out of range");
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -68,25 +94,8 @@ std::vector<std::byte> Encoder::save() const {
 }
 
 Result<Encoder> Encoder::restore(Bytes saved) {
-  if (saved.size() < kFixedBytes + kCrcBytes)
-    return corrupt(std::to_string(saved.size()) + " bytes are too few");
-  if (load_little<uint32_t>(saved.data() + 0) != kStateMagic)
-    return corrupt("it does not begin with SCRS");
-  if (load_little<uint8_t>(saved.data() + 4) != kStateVersion) {
-    return Error{.code = ErrorCode::unsupported,
-                 .message = "saved encoder: version " +
-                            std::to_string(load_little<uint8_t>(saved.data() + 4)) +
-                            ", this build reads 1"};
-  }
+  if (auto wrong = frame_error(saved)) return *std::move(wrong);
   const Bytes body = saved.first(saved.size() - kCrcBytes);
-  if (base::crc32c(body) != load_little<uint32_t>(saved.data() + body.size()))
-    return corrupt("its checksum does not fit");
-  if (load_little<uint8_t>(saved.data() + 5) >= kResidualKindCount)
-    return corrupt("it has no such residual");
-  if (load_little<uint8_t>(saved.data() + 6) > 1 || load_little<uint8_t>(saved.data() + 7) > 1 ||
-      load_little<uint32_t>(saved.data() + 116) != 0) {
-    return corrupt("a flag or a reserved field is out of range");
-  }
   const EncoderOptions options{
       .residual = static_cast<ResidualKind>(load_little<uint8_t>(saved.data() + 5)),
       .decay = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 12)),
@@ -128,7 +137,7 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   encoder.threshold_.level.resize(levels / sizeof(float));
   Bytes rest = body.subspan(kFixedBytes);
   const auto take = [&](MutableBytes to) {
-    if (!to.empty()) std::memcpy(to.data(), rest.data(), to.size());
+    std::copy_n(rest.begin(), to.size(), to.begin());
     rest = rest.subspan(to.size());
   };
   take(encoder.residual_.data());
