@@ -1,3 +1,4 @@
+// A dense step: blocks that stay in the first-level cache from gradient to record and residual.
 #include <algorithm>
 #include <cstring>
 
