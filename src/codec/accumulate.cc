@@ -50,7 +50,8 @@ class Tile {
   Tile& operator=(const Tile&) = delete;
 
   // The part of a record that lies in this tile, elements counted within the tensor. Quantised
-  // blocks that fill the tile wait until several can be added at once, or until end().
+  // blocks that fill the tile wait until several can be added at once, or until
+  // finish().
   void add(const RecordView& record) {
     const RecordHeader& header = record.header();
     const uint64_t size = header.block_elements;
@@ -63,36 +64,62 @@ class Tile {
       add_block(record.block(b), header.first + b * size, more);
     }
   }
-  void end() {
-    if (waiting_ == 0) return;
+  // out = weight * sum; the sum is zero for the next tile. What waits is added piece by piece, so
+  // that the memory of `out` is written while the next piece is decoded.
+  void finish(float weight, float* out) {
     const size_t n = end_ - begin_;
-    const size_t quads = n / kQuadElements;
-    const size_t whole = quads * kQuadElements;
-    kernels().add_quads(kind_, sources_.data(), waiting_, quads, sum_);
-    for (size_t s = 0; s < waiting_ && whole < n; ++s) {
-      kernels().decode(kind_,
-                       {.base = sources_[s].base,
-                        .scales = sources_[s].scales + whole / kGroupElements,
-                        .codes = sources_[s].codes + whole * bits(kind_) / 8},
-                       n - whole, values_);
-      for (size_t i = whole; i < n; ++i) sum_[i] += values_[i - whole];
+    size_t at = 0;
+    while (waiting_ > 0 && n - at >= kQuadElements) {
+      const size_t quads = std::min(kPieceQuads, (n - at) / kQuadElements);
+      add_waiting(quads, at);
+      kernels().finish(sum_ + at, quads * kQuadElements, weight, out + at);
+      at += quads * kQuadElements;
     }
-    waiting_ = 0;
+    add_waiting_rest(at);
+    kernels().finish(sum_ + at, n - at, weight, out + at);
   }
 
  private:
+  static constexpr size_t kPieceQuads = 2;
+
+  void add_waiting(size_t quads, size_t at) {
+    kernels().add_quads(kind_, sources_.data(), waiting_, quads, sum_ + at);
+    for (size_t s = 0; s < waiting_; ++s) {
+      CodedValues& source = sources_[s];
+      const size_t bytes = quads * kQuadElements * bits(kind_) / 8;
+      source.scales += quads * kQuadElements / kGroupElements;
+      source.codes += bytes;
+      if (source.ahead != nullptr) source.ahead += bytes;
+    }
+  }
+  // What stands behind the last quad; then nothing waits.
+  void add_waiting_rest(size_t at) {
+    const size_t n = end_ - begin_ - at;
+    for (size_t s = 0; s < waiting_ && n > 0; ++s) {
+      kernels().decode(kind_, sources_[s], n, values_);
+      for (size_t i = 0; i < n; ++i) sum_[at + i] += values_[i];
+    }
+    waiting_ = 0;
+  }
+  void add_all_waiting() {
+    if (waiting_ == 0) return;
+    const size_t quads = (end_ - begin_) / kQuadElements;
+    add_waiting(quads, 0);
+    add_waiting_rest(quads * kQuadElements);
+  }
+
   void add_block(const BlockView& block, uint64_t at, bool more) {
     const size_t n = block.header.entries;
     if (n == 0) return;
     const ValueKind kind = block.header.values;
     if (block.header.positions == 0 && quantised(kind) && at == begin_ && at + n == end_) {
-      if (waiting_ == sources_.size() || kind_ != kind) end();
+      if (waiting_ == sources_.size() || kind_ != kind) add_all_waiting();
       kind_ = kind;
       const size_t step = block.scales.size() + block.values.size();
       sources_[waiting_++] = coded(block, more ? block.values.data() + step : nullptr);
       return;
     }
-    end();
+    add_all_waiting();
     if (block.header.positions == 0) {
       add_dense(block, at);
     } else {
@@ -157,7 +184,7 @@ class Tile {
   uint64_t begin_;
   uint64_t end_;
   ValueKind kind_ = ValueKind::q8;
-  std::array<CodedValues, 4> sources_;
+  std::array<CodedValues, 8> sources_;
   size_t waiting_ = 0;
 };
 
@@ -198,10 +225,9 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
       const uint64_t tile_end = std::min(end, origin + (t + 1) * tile);
       Tile sum(scratch, tile_begin, tile_end);
       for (const RecordView& record : records) sum.add(record);
-      sum.end();
-      kernels().finish(scratch.work(), tile_end - tile_begin, weight,
-                       out.data() + (tile_begin - first));
+      sum.finish(weight, out.data() + (tile_begin - first));
     }
+    kernels().flush();
   });
   return {};
 }

@@ -26,8 +26,8 @@ void write_values(ValueKind kind, Rounding rounding, uint32_t magnitude_max, flo
   const size_t quads = n / kQuadElements;
   kernels().quantise(kind, rounding, values, quads, base, groups, scales, codes, ahead);
   const size_t whole = quads * kQuadElements;
-  quantise_rest(kind, rounding, whole, values + whole, n - whole, base,
-                scales + whole / kGroupElements, codes + whole * bits(kind) / 8);
+  kernels().quantise_rest(kind, rounding, whole, values + whole, n - whole, base,
+                          scales + whole / kGroupElements, codes + whole * bits(kind) / 8);
 }
 
 uint32_t magnitude_max(const float* values, size_t n) {

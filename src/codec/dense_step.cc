@@ -12,6 +12,19 @@ constexpr uint32_t kBlock = kDenseBlockElements;
 // is left is measured up to the first of them that leaves something.
 constexpr uint64_t kStretch = 8;
 
+// work = gradient + decay * residual, from element `first` of the tensor on. `groups` may be null.
+Accumulated add_gradient(const float* gradient, ResidualStore& residual, uint64_t first,
+                         float decay, GroupMagnitudes* groups, float* work, size_t n) {
+  if (residual.kind() == ResidualKind::i8 && groups != nullptr) {
+    const ResidualStore::Levels left = residual.levels(first);
+    return kernels().accumulate_groups_i8(gradient, left.levels, left.scales, work, n, decay,
+                                          *groups);
+  }
+  if (residual.in_place() == nullptr) residual.load(first, n, work);
+  return groups != nullptr ? kernels().accumulate_groups(gradient, work, n, decay, *groups)
+                           : kernels().accumulate(gradient, work, n, decay);
+}
+
 }  // namespace
 
 uint32_t DenseStep::elements_of(uint64_t block) const {
@@ -66,7 +79,6 @@ DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, Mu
   ResidualStore& residual = encoder_.residual_;
   float* const in_place = residual.in_place();
   float* work = in_place != nullptr ? in_place + at : workspace_.scratch(worker).work();
-  if (in_place == nullptr) residual.load(residual.first() + at, n, work);
   if (!encoder_.velocity_.empty()) {
     float* velocity = encoder_.velocity_.data() + at;
     kernels().accumulate(gradient, velocity, n, encoder_.options_.momentum);
@@ -74,9 +86,8 @@ DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, Mu
   }
   GroupMagnitudes groups;
   const Accumulated sum =
-      quantised(point_.values)
-          ? kernels().accumulate_groups(gradient, work, n, encoder_.options_.decay, groups)
-          : kernels().accumulate(gradient, work, n, encoder_.options_.decay);
+      add_gradient(gradient, residual, residual.first() + at, encoder_.options_.decay,
+                   quantised(point_.values) ? &groups : nullptr, work, n);
 
   BlockResult result{.energy = sum.energy};
   BlockHeader header{.entries = n};

@@ -56,6 +56,10 @@ struct Kernels {
   // The same for n <= 4096, with a gradient, and finds what the groups hold on the way.
   Accumulated (*accumulate_groups)(const float* gradient, float* work, size_t n, float decay,
                                    GroupMagnitudes& groups);
+  // The same after load_i8().
+  Accumulated (*accumulate_groups_i8)(const float* gradient, const int8_t* stored,
+                                      const uint16_t* scales, float* work, size_t n, float decay,
+                                      GroupMagnitudes& groups);
 
   // The same, and lists every element whose magnitude is not below `threshold` (> 0), NaN
   // included, in ascending order. n <= 65536; both lists have room for n + 16.
@@ -68,6 +72,9 @@ struct Kernels {
   // where known; null otherwise. `ahead`: memory that will be needed next, as many elements.
   void (*quantise)(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
                    const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead);
+  // The same for what stands behind the last quad, n < 256, the block's from `first` on.
+  void (*quantise_rest)(ValueKind kind, Rounding rounding, size_t first, float* work, size_t n,
+                        uint32_t base, uint8_t* scales, std::byte* codes);
   // sum[i] += decoded[i], for `count` sources one after the other.
   void (*add_quads)(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,
                     float* sum);
@@ -85,8 +92,10 @@ struct Kernels {
   void (*store_i8)(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t* scales);
   void (*load_i8)(const int8_t* stored, const uint16_t* scales, size_t n, float* work);
 
-  // out = weight * sum, past the cache where the CPU can. Then sum = 0.
+  // out = weight * sum, past the cache where the CPU can. Then sum = 0. Other threads may look at
+  // `out` after flush().
   void (*finish)(float* sum, size_t n, float weight, float* out);
+  void (*flush)();
 };
 
 // What this CPU can run, fastest first; the last is "scalar".
@@ -94,9 +103,6 @@ struct Kernels {
 [[nodiscard]] inline const Kernels& kernels() { return kernel_targets().front(); }
 extern const Kernels kScalarKernels;
 
-// What is left behind the last whole quad of a block, n < 256. Scalar everywhere.
-void quantise_rest(ValueKind kind, Rounding rounding, size_t first, float* work, size_t n,
-                   uint32_t base, uint8_t* scales, std::byte* codes);
 [[nodiscard]] constexpr size_t rest_bytes(ValueKind kind, size_t n) {
   return (n * bits(kind) + 7) / 8;
 }

@@ -231,6 +231,95 @@ void quantise_kind(Rounding rounding, float* work, size_t quads, uint32_t base,
   chosen(rounding.key, work, quads, base, groups, scales, codes, ahead);
 }
 
+// The mean and the largest magnitude of up to 64 values with zeros behind them.
+HWY_INLINE void survey_part(const float* work, size_t n, float& mean, float& largest) {
+  const Vf share = hn::Set(Df(), 1.0f / static_cast<float>(n));
+  Vf sums[kSumVectors];
+  for (Vf& sum : sums) sum = hn::Zero(Df());
+  Vf most = hn::Zero(Df());
+  for (size_t j = 0; j < kGroupVectors; ++j) {
+    const Vf v = hn::Abs(hn::LoadU(Df(), work + j * kLanes));
+    sums[j % kSumVectors] = hn::Add(sums[j % kSumVectors], hn::Mul(v, share));
+    most = hn::Max(most, v);
+  }
+  float lanes[kSumLanes];
+  for (size_t j = 0; j < kSumVectors; ++j) hn::StoreU(sums[j], Df(), lanes + j * kLanes);
+  mean = fold(lanes);
+  largest = hn::GetLane(hn::MaxOfLanes(Df(), most));
+}
+
+// Eight codes of kBits bits, a byte each, brought together.
+template <unsigned kBits>
+constexpr uint64_t gather(uint64_t codes) {
+  constexpr auto low = [](unsigned width) { return (uint64_t{1} << width) - 1; };
+  constexpr uint64_t kTwo = low(2 * kBits) | low(2 * kBits) << 16;
+  codes = (codes | codes >> (8 - kBits)) & (kTwo | kTwo << 32);
+  codes = (codes | codes >> (16 - 2 * kBits)) & (low(4 * kBits) | low(4 * kBits) << 32);
+  return (codes | codes >> (32 - 4 * kBits)) & low(8 * kBits);
+}
+
+// A byte for each value, to a stream of codes; `codes` may be changed behind n.
+template <ValueKind kind>
+HWY_INLINE void pack_rest(uint8_t* codes, size_t n, std::byte* to) {
+  if constexpr (kind == ValueKind::q8) {
+    std::memcpy(to, codes, n);
+  } else {
+    constexpr size_t kBytes = bits(kind);  // of eight codes
+    std::memset(codes + n, 0, 8);
+    uint8_t packed[kQuadElements / 8 * kBytes + 8];
+    for (size_t i = 0; i < n; i += 8) {
+      uint64_t eight = 0;
+      std::memcpy(&eight, codes + i, 8);
+      eight = gather<bits(kind)>(eight);
+      std::memcpy(packed + i / 8 * kBytes, &eight, 8);
+    }
+    std::memcpy(to, packed, rest_bytes(kind, n));
+  }
+}
+
+// Strands of four vectors in a row, codes a byte each.
+template <ValueKind kind, bool kStochastic>
+HWY_NOINLINE void quantise_rest_of(DrawKey key, size_t first, float* work, size_t n, uint32_t base,
+                                   uint8_t* scales, std::byte* to) {
+  alignas(32) float padded[kQuadElements] = {};
+  std::memcpy(padded, work, n * sizeof(float));
+  Groups groups = {};
+  const size_t count = (n + kGroupElements - 1) / kGroupElements;
+  for (size_t g = 0; g < count; ++g) {
+    const size_t at = g * kGroupElements;
+    survey_part(padded + at, std::min(kGroupElements, n - at), groups.mean[g], groups.largest[g]);
+  }
+  uint8_t chunk_codes[kChunkGroups];
+  find_scales<kind, kStochastic>(padded, count, base, groups, chunk_codes,
+                                 count * kGroupElements - n);
+  std::memcpy(scales, chunk_codes, count);
+  uint32_t words[kStochastic ? kQuadElements / 2 : 1];
+  for (size_t i = 0; kStochastic && i < kQuadElements / 2; i += kLanes)
+    hn::StoreU(draw_words(key, static_cast<uint32_t>(first / 2 + i)), Du(), words + i);
+  uint8_t codes[kQuadElements + 8];
+  for (size_t lane = 0; lane < 8; lane += kLanes) {
+    const Quad quad = {padded + lane, groups.inverse, groups.scale,
+                       words + (kStochastic ? lane : 0)};
+    for (size_t i = 0; i < n; i += 32) {
+      const Vu four = strand_codes<kind, kStochastic>(quad, Strand<8>{i / 8});
+      uint8_t bytes[4 * kLanes];  // kGather is its own inverse: four lanes of a vector together
+      hn::StoreU(hn::TableLookupBytes(hn::BitCast(Db(), four), load_table(kGather)), Db(), bytes);
+      for (size_t part = 0; part < kLanes; ++part)
+        std::memcpy(codes + i + 8 * (part % 4) + lane + part / 4 * 4, bytes + 4 * part, 4);
+    }
+  }
+  std::memcpy(work, padded, n * sizeof(float));
+  pack_rest<kind>(codes, n, to);
+}
+
+template <ValueKind kind>
+void quantise_rest_kind(Rounding rounding, size_t first, float* work, size_t n, uint32_t base,
+                        uint8_t* scales, std::byte* codes) {
+  const auto chosen =
+      rounding.stochastic ? quantise_rest_of<kind, true> : quantise_rest_of<kind, false>;
+  chosen(rounding.key, first, work, n, base, scales, codes);
+}
+
 }  // namespace
 
 void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
@@ -241,6 +330,17 @@ void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint
                       : kind == ValueKind::q2 ? quantise_kind<ValueKind::q2>
                                               : quantise_kind<ValueKind::q1>;
   chosen(rounding, work, quads, base, groups, scales, codes, ahead);
+}
+
+void quantise_rest(ValueKind kind, Rounding rounding, size_t first, float* work, size_t n,
+                   uint32_t base, uint8_t* scales, std::byte* codes) {
+  if (n == 0) return;
+  const auto chosen = kind == ValueKind::q8   ? quantise_rest_kind<ValueKind::q8>
+                      : kind == ValueKind::q4 ? quantise_rest_kind<ValueKind::q4>
+                      : kind == ValueKind::q3 ? quantise_rest_kind<ValueKind::q3>
+                      : kind == ValueKind::q2 ? quantise_rest_kind<ValueKind::q2>
+                                              : quantise_rest_kind<ValueKind::q1>;
+  chosen(rounding, first, work, n, base, scales, codes);
 }
 
 }  // namespace scant::codec::HWY_NAMESPACE

@@ -182,6 +182,20 @@ void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint
   }
 }
 
+void quantise_rest(ValueKind kind, Rounding rounding, size_t first, float* work, size_t n,
+                   uint32_t base, uint8_t* scales, std::byte* codes) {
+  uint8_t rest_codes[kQuadElements];
+  quantise_groups(kind, rounding, first, work, n, base, scales, rest_codes);
+  const unsigned width = bits(kind);
+  std::fill_n(codes, rest_bytes(kind, n), std::byte{0});
+  for (size_t i = 0; i < n; ++i) {
+    const unsigned wide = unsigned{rest_codes[i]} << (i * width % 8);
+    std::byte* const at = codes + i * width / 8;
+    at[0] |= static_cast<std::byte>(wide);
+    if (wide > 0xFF) at[1] |= static_cast<std::byte>(wide >> 8);
+  }
+}
+
 // Calls put(i, value) for each value of a quad.
 template <typename Put>
 void read_quads(ValueKind kind, const CodedValues& source, size_t quads, const Put& put) {
@@ -240,6 +254,13 @@ Accumulated accumulate_groups(const float* gradient, float* work, size_t n, floa
     groups.largest[g] = std::bit_cast<float>(largest(group, kGroupElements));
   }
   return result;
+}
+
+Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,
+                                 const uint16_t* scales, float* work, size_t n, float decay,
+                                 GroupMagnitudes& groups) {
+  reference::load_i8(stored, scales, n, work);
+  return accumulate_groups(gradient, work, n, decay, groups);
 }
 
 Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,
@@ -349,8 +370,10 @@ const Kernels kScalarKernels = {
     .name = "scalar",
     .accumulate = accumulate,
     .accumulate_groups = accumulate_groups,
+    .accumulate_groups_i8 = accumulate_groups_i8,
     .select = select,
     .quantise = quantise,
+    .quantise_rest = quantise_rest,
     .add_quads = add_quads,
     .decode = decode,
     .narrow = reference::narrow,
@@ -360,21 +383,8 @@ const Kernels kScalarKernels = {
     .store_i8 = store_i8,
     .load_i8 = reference::load_i8,
     .finish = reference::finish,
+    .flush = [] {},
 };
-
-void quantise_rest(ValueKind kind, Rounding rounding, size_t first, float* work, size_t n,
-                   uint32_t base, uint8_t* scales, std::byte* codes) {
-  uint8_t rest_codes[kQuadElements];
-  quantise_groups(kind, rounding, first, work, n, base, scales, rest_codes);
-  const unsigned width = bits(kind);
-  std::fill_n(codes, rest_bytes(kind, n), std::byte{0});
-  for (size_t i = 0; i < n; ++i) {
-    const unsigned wide = unsigned{rest_codes[i]} << (i * width % 8);
-    std::byte* const at = codes + i * width / 8;
-    at[0] |= static_cast<std::byte>(wide);
-    if (wide > 0xFF) at[1] |= static_cast<std::byte>(wide >> 8);
-  }
-}
 
 uint32_t scale_base(ValueKind kind, uint32_t magnitude_max) {
   // The least-squares scale is at most the maximum over the lowest level; one octave is for what

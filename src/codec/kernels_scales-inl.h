@@ -247,16 +247,21 @@ HWY_INLINE void covering_scales(uint32_t base, Groups& groups, uint8_t* codes) {
   }
 }
 
+// The last `padding` values of the last group are zeros that do not count.
 template <ValueKind kind, bool kStochastic>
 HWY_INLINE void find_scales(const float* work, size_t count, uint32_t base, Groups& groups,
-                            uint8_t* codes) {
+                            uint8_t* codes, size_t padding = 0) {
   if constexpr (kStochastic || kind == ValueKind::q8) {
     covering_scales<kind>(base, groups, codes);
   } else if constexpr (kind == ValueKind::q1) {
     mean_scales(base, groups, codes);
   } else {
     guess_scales<kind>(groups);
-    if constexpr (fits_scale(kind)) least_squares<kind>(work, count, groups);
+    if constexpr (fits_scale(kind)) {
+      least_squares<kind>(work, count, groups);
+      constexpr int kLowest = levels(kind).front();  // the level of zero
+      groups.squares[count - 1] -= static_cast<int>(padding) * kLowest * kLowest;
+    }
     fitted_scales<kind>(base, groups, codes);
   }
 }

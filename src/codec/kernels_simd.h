@@ -11,10 +11,15 @@
   Accumulated accumulate(const float* gradient, float* work, size_t n, float decay);            \
   Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,      \
                                 GroupMagnitudes& groups);                                       \
+  Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,                 \
+                                   const uint16_t* scales, float* work, size_t n, float decay,  \
+                                   GroupMagnitudes& groups);                                    \
   Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,   \
                   uint16_t* positions, float* values);                                          \
   void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,    \
                 const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead); \
+  void quantise_rest(ValueKind kind, Rounding rounding, size_t first, float* work, size_t n,    \
+                     uint32_t base, uint8_t* scales, std::byte* codes);                         \
   void add_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,        \
                  float* sum);                                                                   \
   void decode(ValueKind kind, const CodedValues& source, size_t n, float* out);                 \
@@ -25,6 +30,7 @@
   void store_i8(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t* scales);    \
   void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work);            \
   void finish(float* sum, size_t n, float weight, float* out);                                  \
+  void flush();                                                                                 \
   }
 
 namespace scant::codec {

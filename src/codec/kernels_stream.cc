@@ -41,19 +41,29 @@ struct Sums {
   }
 };
 
-// work = gradient + decay * work
-template <bool kGradient>
-HWY_INLINE Vf step(const float* gradient, float* work, Vf decay) {
-  const Vf before = hn::LoadU(Df(), work);
-  if constexpr (!kGradient) return before;
+// work = gradient + decay * before
+HWY_INLINE Vf step_from(Vf before, const float* gradient, float* work, Vf decay) {
   const Vf after = hn::Add(hn::LoadU(Df(), gradient), hn::Mul(decay, before));
   hn::StoreU(after, Df(), work);
   return after;
 }
+template <bool kGradient>
+HWY_INLINE Vf step(const float* gradient, float* work, Vf decay) {
+  const Vf before = hn::LoadU(Df(), work);
+  if constexpr (!kGradient) return before;
+  return step_from(before, gradient, work, decay);
+}
 
-// Whole groups, and what they hold.
-size_t accumulate_whole_groups(const float* gradient, float* work, size_t n, float decay,
-                               GroupMagnitudes& groups, reference::Sums& to) {
+HWY_INLINE Vf load_bytes(const int8_t* stored, Vf scale) {
+  const Vi level = hn::PromoteTo(Di(), hn::LoadU(D8(), stored));
+  return hn::Mul(hn::ConvertTo(Df(), level), scale);
+}
+
+// Whole groups, and what they hold. `before`: what was left, a function of group and element.
+template <typename Before>
+HWY_INLINE size_t accumulate_whole_groups(const float* gradient, const Before& before, float* work,
+                                          size_t n, float decay, GroupMagnitudes& groups,
+                                          reference::Sums& to) {
   Sums sums;
   Survey survey;
   const Vf by = hn::Set(Df(), decay);
@@ -62,7 +72,7 @@ size_t accumulate_whole_groups(const float* gradient, float* work, size_t n, flo
     survey.begin();
     for (size_t j = 0; j < kGroupVectors; ++j) {
       const size_t at = g * kGroupElements + j * kLanes;
-      const Vf v = step<true>(gradient + at, work + at, by);
+      const Vf v = step_from(before(g, at), gradient + at, work + at, by);
       sums.energy[j % kSumVectors] = hn::Add(sums.energy[j % kSumVectors], hn::Mul(v, v));
       survey.add(j, v);
     }
@@ -208,10 +218,18 @@ HWY_INLINE void byte_scales(const float* work, size_t groups, uint16_t* scales, 
       hn::StoreU(across(Df(), largest, max), Df(), inverses + g / kLanes * kLanes);
     }
   }
-  for (size_t g = 0; g < groups; ++g) {
-    scales[g] = byte_scale(std::bit_cast<uint32_t>(inverses[g]));
-    inverses[g] = scales[g] == 0 ? 0.0f : 1.0f / bf16_widen(scales[g]);
+  uint16_t named[kResidualGroups];  // byte_scale(), past `groups` of anything
+  for (size_t g = 0; g < groups; g += kLanes) {
+    const Vf most = hn::LoadU(Df(), inverses + g);
+    const Vf share = hn::Div(most, hn::Set(Df(), 127.0f));
+    const Vu rounded = hn::Add(hn::BitCast(Du(), share), hn::Set(Du(), 0xFFFFu));
+    const Mf kept = hn::Ge(most, hn::Set(Df(), kByteScaleMin));
+    const Vu bits = hn::IfThenElseZero(hn::RebindMask(Du(), kept), hn::ShiftRight<16>(rounded));
+    hn::StoreU(hn::DemoteTo(D16(), hn::BitCast(Di(), bits)), D16(), named + g);
+    const Vf scale = hn::BitCast(Df(), hn::ShiftLeft<16>(bits));
+    hn::StoreU(hn::IfThenElseZero(kept, hn::Div(hn::Set(Df(), 1.0f), scale)), Df(), inverses + g);
   }
+  std::memcpy(scales, named, groups * sizeof(uint16_t));
 }
 
 // Four vectors of numbers as signed bytes, clamped, in their order.
@@ -263,7 +281,21 @@ Accumulated accumulate(const float* gradient, float* work, size_t n, float decay
 Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,
                               GroupMagnitudes& groups) {
   reference::Sums sums;
-  const size_t done = accumulate_whole_groups(gradient, work, n, decay, groups, sums);
+  const auto before = [work](size_t, size_t at) HWY_ATTR { return hn::LoadU(Df(), work + at); };
+  const size_t done = accumulate_whole_groups(gradient, before, work, n, decay, groups, sums);
+  reference::accumulate(gradient, work, done, n - done, decay, sums);
+  return {sums.magnitude_max, fold(sums.lanes)};
+}
+
+Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,
+                                 const uint16_t* scales, float* work, size_t n, float decay,
+                                 GroupMagnitudes& groups) {
+  reference::Sums sums;
+  const auto before = [stored, scales](size_t g, size_t at) HWY_ATTR {
+    return load_bytes(stored + at, hn::Set(Df(), bf16_widen(scales[g])));
+  };
+  const size_t done = accumulate_whole_groups(gradient, before, work, n, decay, groups, sums);
+  reference::load_i8(stored + done, scales + done / kGroupElements, n - done, work + done);
   reference::accumulate(gradient, work, done, n - done, decay, sums);
   return {sums.magnitude_max, fold(sums.lanes)};
 }
@@ -360,8 +392,7 @@ void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work
   for (; i + kGroupElements <= n; i += kGroupElements) {
     const Vf scale = hn::Set(Df(), bf16_widen(scales[i / kGroupElements]));
     for (size_t j = i; j < i + kGroupElements; j += kLanes) {
-      const Vi level = hn::PromoteTo(Di(), hn::LoadU(D8(), stored + j));
-      hn::StoreU(hn::Mul(hn::ConvertTo(Df(), level), scale), Df(), work + j);
+      hn::StoreU(load_bytes(stored + j, scale), Df(), work + j);
     }
   }
   reference::load_i8(stored + i, scales + i / kGroupElements, n - i, work + i);
@@ -378,9 +409,10 @@ void finish(float* sum, size_t n, float weight, float* out) {
     hn::Stream(hn::Mul(by, hn::LoadU(Df(), sum + i)), Df(), out + i);
     hn::StoreU(hn::Zero(Df()), Df(), sum + i);
   }
-  hwy::FlushStream();
   reference::finish(sum + i, n - i, weight, out + i);
 }
+
+void flush() { hwy::FlushStream(); }
 
 }  // namespace scant::codec::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

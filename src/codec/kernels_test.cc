@@ -191,6 +191,34 @@ TEST_P(KernelTargets, QuantiseAndAddEqualTheReference) {
   }
 }
 
+TEST_P(KernelTargets, RestsEqualTheReference) {
+  for (const ValueKind kind : kQuantised) {
+    for (const Family family : kFinite) {
+      for (size_t n = 0; n < kQuadElements; ++n) {
+        const auto values = draw_values(family, n, n);
+        const uint32_t base = scale_base(kind, largest(values));
+        for (const bool stochastic : {false, true}) {
+          const auto encode_rest = [&](const Kernels& target) {
+            Encoded rest{Guarded<float>(values, n), Guarded<uint8_t>((n + 63) / 64, n),
+                         Guarded<std::byte>(rest_bytes(kind, n), n), base};
+            target.quantise_rest(kind, {stochastic, kKey}, 512, rest.work.data(), n, base,
+                                 rest.scales.data(), rest.codes.data());
+            return rest;
+          };
+          Encoded got = encode_rest(GetParam());
+          Encoded expected = encode_rest(kScalarKernels);
+          const auto where = std::string(name(kind)) + " family " +
+                             std::to_string(static_cast<int>(family)) + " n " + std::to_string(n) +
+                             (stochastic ? " stochastic" : "");
+          ASSERT_TRUE(got.scales == expected.scales) << where;
+          ASSERT_TRUE(got.codes == expected.codes) << where;
+          ASSERT_TRUE(got.work == expected.work) << where;
+        }
+      }
+    }
+  }
+}
+
 // Codes and scales of any bytes, as many records as given.
 struct AnyCodes {
   std::vector<Guarded<uint8_t>> scales;
@@ -405,6 +433,20 @@ TEST_P(KernelTargets, ResidualsEqualTheReference) {
       GetParam().load_i8(stored.data(), scales.data(), n, loaded.data());
       kScalarKernels.load_i8(stored.data(), scales.data(), n, expected_loaded.data());
       ASSERT_TRUE(loaded == expected_loaded) << n;
+      if (n > 64 * GroupMagnitudes::kMost) continue;
+      GroupMagnitudes found = {}, expected_found = {};
+      const Accumulated got = GetParam().accumulate_groups_i8(
+          work.data(), stored.data(), scales.data(), loaded.data(), n, 0.75f, found);
+      const Accumulated expected =
+          kScalarKernels.accumulate_groups_i8(work.data(), stored.data(), scales.data(),
+                                              expected_loaded.data(), n, 0.75f, expected_found);
+      ASSERT_TRUE(loaded == expected_loaded) << n;
+      ASSERT_EQ(got.magnitude_max, expected.magnitude_max) << n;
+      ASSERT_TRUE(same(got.energy, expected.energy)) << n;
+      for (size_t g = 0; g < n / 64; ++g) {
+        ASSERT_TRUE(same(found.mean[g], expected_found.mean[g])) << n << " group " << g;
+        ASSERT_TRUE(same(found.largest[g], expected_found.largest[g])) << n << " group " << g;
+      }
     }
   }
 }
@@ -416,6 +458,7 @@ TEST_P(KernelTargets, FinishEqualsTheReference) {
       Guarded<float> expected_sum = sum;
       Guarded<float> out(n, shift), expected_out(n, shift);
       GetParam().finish(sum.data(), n, 0.125f, out.data());
+      GetParam().flush();
       kScalarKernels.finish(expected_sum.data(), n, 0.125f, expected_out.data());
       ASSERT_TRUE(out == expected_out) << n;
       ASSERT_TRUE(sum == expected_sum) << n;

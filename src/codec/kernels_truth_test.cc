@@ -158,8 +158,8 @@ TEST_F(KernelTruths, RestDecodesWhatItEncodes) {
         std::vector<float> work = values;
         std::vector<uint8_t> scales((n + 63) / 64);
         std::vector<std::byte> codes(rest_bytes(kind, n), std::byte{0xFF});
-        quantise_rest(kind, {stochastic, next_key()}, kQuadElements, work.data(), n, base,
-                      scales.data(), codes.data());
+        kernels().quantise_rest(kind, {stochastic, next_key()}, kQuadElements, work.data(), n, base,
+                                scales.data(), codes.data());
         const std::vector<float> decoded = decode(kind, base, scales, codes, n);
         for (size_t i = 0; i < n; ++i) {
           ASSERT_EQ(work[i], values[i] - decoded[i]) << name(kind) << " " << n;
@@ -186,8 +186,8 @@ TEST_F(KernelTruths, RestMeansTheSameAsAQuad) {
       kernels().quantise(kind, rounding, work.data(), 2, base, nullptr, scales.data(), codes.data(),
                          {});
       std::vector<float> rest(values.begin() + kQuadElements, values.begin() + kQuadElements + 192);
-      quantise_rest(kind, rounding, kQuadElements, rest.data(), rest.size(), base, scales.data(),
-                    codes.data());
+      kernels().quantise_rest(kind, rounding, kQuadElements, rest.data(), rest.size(), base,
+                              scales.data(), codes.data());
       for (size_t i = 0; i < rest.size(); ++i) ASSERT_EQ(rest[i], work[kQuadElements + i]);
     }
   }

@@ -66,6 +66,12 @@ void ResidualStore::load(uint64_t first, size_t count, float* work) const {
                     scales_.data() + at / kGroupElements, count, work);
 }
 
+ResidualStore::Levels ResidualStore::levels(uint64_t first) const {
+  SCANT_CHECK(kind_ == ResidualKind::i8 && first >= first_ && first % kGroupElements == 0);
+  const size_t at = first - first_;
+  return {reinterpret_cast<const int8_t*>(data_.data()) + at, scales_.data() + at / kGroupElements};
+}
+
 void ResidualStore::store(uint64_t first, size_t count, const float* work, DrawKey key) {
   SCANT_CHECK(first >= first_ && first + count <= first_ + count_);
   const size_t at = first - first_;

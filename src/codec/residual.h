@@ -39,6 +39,13 @@ class ResidualStore {
   void load(uint64_t first, size_t count, float* work) const;
   void store(uint64_t first, size_t count, const float* work, DrawKey key);
 
+  // i8: what an element and all behind it are stored as; the first of a group of 64.
+  struct Levels {
+    const int8_t* levels;
+    const uint16_t* scales;
+  };
+  [[nodiscard]] Levels levels(uint64_t first) const;
+
   // Adds what another store keeps of the elements that both have. Where this one is zero and both
   // are of one kind, groups are copied and nothing is rounded.
   void merge(const ResidualStore& other, DrawKey key);
