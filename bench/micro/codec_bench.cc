@@ -11,7 +11,9 @@
 
 namespace {
 
+using scant::codec::CodedValues;
 using scant::codec::DrawKey;
+using scant::codec::GroupMagnitudes;
 using scant::codec::kDenseBlockElements;
 using scant::codec::Kernels;
 using scant::codec::ValueKind;
@@ -72,12 +74,14 @@ void encode_blocks(const Kernels& kernels, ValueKind kind, bool stochastic, Arra
   constexpr size_t kBlock = kDenseBlockElements;
   for (size_t i = 0; i + kBlock <= n; i += kBlock) {
     const bool last = i + 2 * kBlock > n;
-    const auto found = kernels.accumulate(a.gradient.data() + i, a.work.data() + i, kBlock, 1.0f);
+    GroupMagnitudes groups;
+    const auto found =
+        kernels.accumulate_groups(a.gradient.data() + i, a.work.data() + i, kBlock, 1.0f, groups);
     kernels.quantise(kind, {stochastic, kKey}, a.work.data() + i, kBlock / 256,
-                     scant::codec::scale_base(kind, found.magnitude_max), a.scales.data() + i / 64,
-                     a.bytes.data() + i * bits(kind) / 8,
-                     last ? nullptr : a.gradient.data() + i + kBlock,
-                     last ? nullptr : a.work.data() + i + kBlock);
+                     scant::codec::scale_base(kind, found.magnitude_max), &groups,
+                     a.scales.data() + i / 64, a.bytes.data() + i * bits(kind) / 8,
+                     {last ? nullptr : a.gradient.data() + i + kBlock,
+                      last ? nullptr : a.work.data() + i + kBlock});
   }
 }
 
@@ -87,12 +91,14 @@ void encode_blocks_i8(const Kernels& kernels, ValueKind kind, Arrays& a, size_t 
   auto* const stored = reinterpret_cast<int8_t*>(a.other.data());
   for (size_t i = 0; i + kBlock <= n; i += kBlock) {
     const bool last = i + 2 * kBlock > n;
-    kernels.load_i8(stored + i, a.positions.data() + i / 64, kBlock, a.work.data());
-    const auto found = kernels.accumulate(a.gradient.data() + i, a.work.data(), kBlock, 1.0f);
+    GroupMagnitudes groups;
+    const auto found =
+        kernels.accumulate_groups_i8(a.gradient.data() + i, stored + i, a.positions.data() + i / 64,
+                                     a.work.data(), kBlock, 1.0f, groups);
     kernels.quantise(kind, {}, a.work.data(), kBlock / 256,
-                     scant::codec::scale_base(kind, found.magnitude_max), a.scales.data() + i / 64,
-                     a.bytes.data() + i * bits(kind) / 8,
-                     last ? nullptr : a.gradient.data() + i + kBlock, nullptr);
+                     scant::codec::scale_base(kind, found.magnitude_max), &groups,
+                     a.scales.data() + i / 64, a.bytes.data() + i * bits(kind) / 8,
+                     {last ? nullptr : a.gradient.data() + i + kBlock, nullptr});
     kernels.store_i8(a.work.data(), kBlock, kKey, stored + i, a.positions.data() + i / 64);
   }
 }
@@ -108,7 +114,8 @@ void add_encoders(const Kernels& kernels, const std::string& target) {
     add(target + "/encode_i8_residual" + suffix,
         [&kernels, kind](Arrays& a, size_t n) { encode_blocks_i8(kernels, kind, a, n); });
     add(target + "/add_quads" + suffix, [&kernels, kind](Arrays& a, size_t n) {
-      kernels.add_quads(kind, 900, a.scales.data(), a.bytes.data(), n / 256, a.other.data());
+      const CodedValues source{.base = 900, .scales = a.scales.data(), .codes = a.bytes.data()};
+      kernels.add_quads(kind, &source, 1, n / 256, a.other.data());
     });
   }
 }
