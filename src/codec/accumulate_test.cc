@@ -53,6 +53,8 @@ TEST(Accumulate, AddsInRankOrderBitForBit) {
         for (const double density : {1.0, 0.02})
           worlds.push_back(std::vector<Point>(static_cast<size_t>(kind) + 1, {density, kind}));
       worlds.push_back({{1.0, ValueKind::q4}, {0.1, ValueKind::f32}, {1.0, ValueKind::bf16}});
+      worlds.push_back({{1.0, ValueKind::q4}, {1.0, ValueKind::bf16}, {1.0, ValueKind::q4}});
+      worlds.push_back({{1.0, ValueKind::q4}, {1.0, ValueKind::q2}, {1.0, ValueKind::q4}});
       for (const auto& points : worlds) {
         const Records records = make_records(shape, points, workspace);
         const float weight = 1.0f / static_cast<float>(points.size());

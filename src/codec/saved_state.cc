@@ -16,7 +16,7 @@ namespace {
 
 constexpr uint32_t kStateMagic = 0x53524353;  // "SCRS" in memory
 constexpr uint8_t kStateVersion = 1;
-constexpr size_t kFixedBytes = 120;
+constexpr size_t kFixedBytes = 128;
 constexpr size_t kCrcBytes = 4;
 
 Error corrupt(const std::string& what) {
@@ -45,10 +45,8 @@ std::optional<Error> frame_error(Bytes saved) {
     return corrupt("its checksum does not fit");
   if (load_little<uint8_t>(saved.data() + 5) >= kResidualKindCount)
     return corrupt("it has no such residual");
-  if (load_little<uint8_t>(saved.data() + 6) > 1 || load_little<uint8_t>(saved.data() + 7) > 1 ||
-      load_little<uint32_t>(saved.data() + 116) != 0) {
-    return corrupt("a flag or a reserved field is out of range");
-  }
+  if (load_little<uint8_t>(saved.data() + 6) > 1 || load_little<uint8_t>(saved.data() + 7) > 1)
+    return corrupt("a flag is neither 0 nor 1");
   return std::nullopt;
 }
 
@@ -84,6 +82,8 @@ std::vector<std::byte> Encoder::save() const {
   store_little(out.data() + 104, static_cast<uint32_t>(threshold_.level.size()));
   store_little(out.data() + 108, threshold_.settled);
   store_little(out.data() + 112, std::bit_cast<uint32_t>(threshold_.trend));
+  store_little(out.data() + 116, threshold_.sweeps);
+  store_little(out.data() + 120, std::bit_cast<uint64_t>(threshold_.turn));
   size_t at = kFixedBytes;
   for (const Bytes part : parts) {
     if (!part.empty()) std::memcpy(out.data() + at, part.data(), part.size());
@@ -134,6 +134,8 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   encoder.threshold_.slope = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 92));
   encoder.threshold_.settled = load_little<uint32_t>(saved.data() + 108);
   encoder.threshold_.trend = std::bit_cast<float>(load_little<uint32_t>(saved.data() + 112));
+  encoder.threshold_.sweeps = load_little<uint32_t>(saved.data() + 116);
+  encoder.threshold_.turn = std::bit_cast<double>(load_little<uint64_t>(saved.data() + 120));
   encoder.threshold_.level.resize(levels / sizeof(float));
   Bytes rest = body.subspan(kFixedBytes);
   const auto take = [&](MutableBytes to) {
@@ -144,7 +146,7 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   take(std::as_writable_bytes(encoder.residual_.scales()));
   take(std::as_writable_bytes(std::span(encoder.velocity_)));
   take(std::as_writable_bytes(std::span(encoder.threshold_.level)));
-  if (!encoder.threshold_.valid()) return corrupt("its thresholds are no numbers");
+  if (!encoder.threshold_.valid(range.elements)) return corrupt("its thresholds are no numbers");
   return encoder;
 }
 

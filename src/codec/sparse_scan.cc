@@ -149,13 +149,18 @@ uint64_t SparseStep::sample(uint64_t wanted, const See& see) const {
   return pieces * kPiece;
 }
 
+uint64_t SparseStep::elements_for(double entries) const {
+  return static_cast<uint64_t>(
+      std::min(entries / point_.density, static_cast<double>(encoder_.range_.elements)));
+}
+
 float SparseStep::confirm_threshold() {
   ThresholdState& state = encoder_.threshold_;
   const uint64_t elements = encoder_.range_.elements;
   const double share = static_cast<double>(wanted_) / static_cast<double>(elements);
   const float predicted = predicted_threshold(state, wanted_, elements);
   if (state.settled >= kSettledSteps) {
-    const auto for_entries = static_cast<uint64_t>(kSampleEntries / point_.density);
+    const uint64_t for_entries = elements_for(kSampleEntries);
     const uint64_t few = std::max(
         {kSampleElementsMin, elements / kSampleShare, std::min(elements / 8, for_entries)});
     uint64_t count = 0;
@@ -173,7 +178,7 @@ float SparseStep::confirm_threshold() {
 
 float SparseStep::calibrate(double share, float predicted) {
   ThresholdState& state = encoder_.threshold_;
-  const auto for_entries = static_cast<uint64_t>(kCalibrationEntries / point_.density);
+  const uint64_t for_entries = elements_for(kCalibrationEntries);
   const uint64_t elements = encoder_.range_.elements;
   const uint64_t many = std::clamp(for_entries, elements / 32, elements / 4);
   MagnitudeHistogram histogram;
@@ -209,18 +214,19 @@ float SparseStep::calibrate(double share, float predicted) {
       static_cast<double>(std::count_if(near.begin(), near.end(),
                                         [&](uint32_t magnitude) { return magnitude > cut; }));
   tie_.magnitude = std::bit_cast<float>(cut);
-  tie_.keep = static_cast<uint32_t>(std::clamp((expected - greater) / equal, 0.0, 1.0) * 65536);
+  tie_.keep =
+      static_cast<uint32_t>(std::clamp((expected - greater) / equal, 0.0, 1.0) * (0x1p32 - 1));
   return tie_.magnitude;
 }
 
 void SparseStep::drop_ties(uint64_t number) {
-  if (tie_.keep == 0) return;
+  if (tie_.magnitude == 0) return;
   Block& block = blocks_[number];
   const DrawKey key = encoder_.draw_key(number, 1);
   size_t kept = 0;
   for (size_t i = 0; i < block.values.size(); ++i) {
     const bool tied = std::abs(block.values[i]) == tie_.magnitude;
-    if (tied && draw_word(key, block.positions[i]) >> 16 >= tie_.keep) continue;
+    if (tied && draw_word(key, block.positions[i]) >= tie_.keep) continue;
     block.positions[kept] = block.positions[i];
     block.values[kept++] = block.values[i];
   }

@@ -13,13 +13,13 @@ constexpr uint64_t kBlock = kSparseBlockElements;
 // A second threshold, to see how fast counts fall.
 constexpr float kAboveRatio = 1.125f;
 constexpr size_t kPieceElements = 4096;
+constexpr uint32_t kQuantisedSweeps = 16;  // in one of which rows take turns
 
 }  // namespace
 
 SparseStep::SparseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace)
     : encoder_(encoder), gradient_(gradient), point_(point), workspace_(workspace) {
   blocks_.resize((encoder.range_.elements + kBlock - 1) / kBlock);
-  sweep_ = sweep_steps(point.density, std::min<uint64_t>(encoder.shape_.columns, kBlock));
 }
 
 size_t SparseStep::elements_of(uint64_t block) const {
@@ -33,6 +33,7 @@ EncodeReport SparseStep::run(RecordBuffer& record) {
   if (state.density != point_.density) state.threshold = 0;
   state.density = point_.density;
   wanted_ = begin_step(state, point_.density, encoder_.range_.elements);
+  choose_turns();
   if (encoder_.range_.elements <= kWholeElements) {
     run_whole();
   } else {
@@ -107,7 +108,7 @@ void SparseStep::run_streamed() {
     above += block.above;
   }
   ThresholdState& state = encoder_.threshold_;
-  if (tie_.keep == 0) {
+  if (tie_.magnitude == 0) {
     state.slope = fitted_slope(static_cast<double>(count), static_cast<double>(above), kAboveRatio,
                                state.slope);
     learn(state, threshold, count, wanted_, encoder_.range_.elements);
@@ -129,28 +130,32 @@ void SparseStep::adjust_levels() {
   }
 }
 
+// Codes share scales with their neighbours: a value far below theirs would come out as nothing, or
+// as far too much. So with quantised values rows take turns in one sweep of sixteen, and the blocks
+// concerned go as bf16.
+void SparseStep::choose_turns() {
+  const Range range = encoder_.range_;
+  const uint64_t columns = encoder_.shape_.columns;
+  if (range.elements == 0) return;
+  const uint64_t rows = (range.first + range.elements - 1) / columns - range.first / columns + 1;
+  ThresholdState& state = encoder_.threshold_;
+  const bool now = !quantised(point_.values) || state.sweeps % kQuantisedSweeps == 0;
+  const RowWindow window =
+      take_turns(state, rows, sweep_steps(point_.density, std::min<uint64_t>(columns, kBlock)));
+  if (now) turns_ = window;
+}
+
 void SparseStep::force_rows(uint64_t number, const float* work) {
   const uint64_t columns = encoder_.shape_.columns;
   const Range range = encoder_.range_;
   const uint64_t row_first = range.first / columns;
   const uint64_t rows = (range.first + range.elements - 1) / columns - row_first + 1;
-  const RowWindow window = sweep_window(encoder_.step_, rows, sweep_);
-  // Elements of the tensor that this block covers.
-  const uint64_t begin = range.first + number * kBlock;
-  const uint64_t end = begin + elements_of(number);
-  const uint64_t row_begin = std::max(row_first + window.begin, begin / columns);
-  const uint64_t row_end = std::min(row_first + window.end, (end - 1) / columns + 1);
-  Block& block = blocks_[number];
   std::vector<uint16_t> forced;
-  for (uint64_t row = row_begin; row < row_end; ++row) {
-    const auto from = static_cast<size_t>(std::max(row * columns, begin) - begin);
-    const auto to = static_cast<size_t>(std::min((row + 1) * columns, end) - begin);
-    const auto next = std::lower_bound(block.positions.begin(), block.positions.end(), from);
-    if (next != block.positions.end() && *next < to) continue;
-    const auto* largest = std::max_element(
-        work + from, work + to, [](float a, float b) { return std::abs(a) < std::abs(b); });
-    if (*largest != 0.0f) forced.push_back(static_cast<uint16_t>(largest - work));
-  }
+  force_rows(number, work, row_first + turns_.begin, row_first + std::min(turns_.end, rows),
+             forced);
+  if (turns_.end > rows) force_rows(number, work, row_first, row_first + turns_.end - rows, forced);
+  std::sort(forced.begin(), forced.end());
+  Block& block = blocks_[number];
   if (forced.empty()) return;
   block.forced = forced.size();
   std::vector<uint16_t> merged(block.positions.size() + forced.size());
@@ -159,6 +164,26 @@ void SparseStep::force_rows(uint64_t number, const float* work) {
   block.positions = std::move(merged);
   block.values.resize(block.positions.size());
   for (size_t i = 0; i < block.values.size(); ++i) block.values[i] = work[block.positions[i]];
+}
+
+void SparseStep::force_rows(uint64_t number, const float* work, uint64_t row_begin,
+                            uint64_t row_end, std::vector<uint16_t>& forced) const {
+  const uint64_t columns = encoder_.shape_.columns;
+  // Elements of the tensor that this block covers.
+  const uint64_t begin = encoder_.range_.first + number * kBlock;
+  const uint64_t end = begin + elements_of(number);
+  const std::vector<uint16_t>& positions = blocks_[number].positions;
+  row_begin = std::max(row_begin, begin / columns);
+  row_end = std::min(row_end, (end - 1) / columns + 1);
+  for (uint64_t row = row_begin; row < row_end; ++row) {
+    const auto from = static_cast<size_t>(std::max(row * columns, begin) - begin);
+    const auto to = static_cast<size_t>(std::min((row + 1) * columns, end) - begin);
+    const auto next = std::lower_bound(positions.begin(), positions.end(), from);
+    if (next != positions.end() && *next < to) continue;
+    const auto* largest = std::max_element(
+        work + from, work + to, [](float a, float b) { return std::abs(a) < std::abs(b); });
+    if (*largest != 0.0f) forced.push_back(static_cast<uint16_t>(largest - work));
+  }
 }
 
 void SparseStep::finish_block(uint64_t number, float* work) {
@@ -176,7 +201,10 @@ void SparseStep::finish_block(uint64_t number, float* work) {
     block.energy_sent += static_cast<double>(value) * static_cast<double>(value);
   }
   if (largest >= kInfinityBits) block.nonfinite = count_nonfinite(block.values.data(), n);
-  const ValueKind kind = block.nonfinite > 0 ? ValueKind::f32 : point_.values;
+  const bool spread = block.forced > 0 && quantised(point_.values);
+  const ValueKind kind = block.nonfinite > 0 ? ValueKind::f32
+                         : spread            ? ValueKind::bf16
+                                             : point_.values;
   block.payload.reserve(choice.bytes + value_bytes(kind, n));
   append_positions(block.positions, elements, choice, block.payload);
   block.payload.resize(choice.bytes + value_bytes(kind, n));

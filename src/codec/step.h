@@ -57,9 +57,9 @@ class SparseStep {
     uint64_t forced = 0;
     uint64_t above = 0;  // entries beyond kAboveRatio thresholds
   };
-  struct Tie {  // equal magnitudes at the threshold, of which only a share is sent
-    float magnitude = 0;
-    uint32_t keep = 0;  // of 65536; 0: no tie
+  struct Tie {            // equal magnitudes at the threshold, of which only a share is sent
+    float magnitude = 0;  // 0: no tie
+    uint32_t keep = 0;    // of 2^32
   };
 
   [[nodiscard]] size_t elements_of(uint64_t block) const;
@@ -79,11 +79,15 @@ class SparseStep {
   void run_streamed();
   float confirm_threshold();
   float calibrate(double share, float predicted);
+  [[nodiscard]] uint64_t elements_for(double entries) const;  // that hold so many, on average
   template <size_t kPiece, class See>
   uint64_t sample(uint64_t wanted, const See& see) const;  // elements seen
   void drop_ties(uint64_t number);
 
+  void choose_turns();
   void force_rows(uint64_t number, const float* work);
+  void force_rows(uint64_t number, const float* work, uint64_t row_begin, uint64_t row_end,
+                  std::vector<uint16_t>& forced) const;
   void finish_block(uint64_t number, float* work);
   void restart_momentum(uint64_t number);
   void adjust_levels();
@@ -94,7 +98,7 @@ class SparseStep {
   Point point_;
   Workspace& workspace_;
   uint64_t wanted_ = 0;
-  uint64_t sweep_ = 0;
+  RowWindow turns_;  // rows that send something, be it little; none: begin is end
   float* whole_ = nullptr;
   Tie tie_;
   std::vector<Block> blocks_;

@@ -10,6 +10,7 @@ namespace scant::codec {
 namespace {
 
 constexpr double kCarriedShare = 0.05;  // of a step's entries, may come from earlier steps
+constexpr double kDebtMin = 4;          // entries that are always paid back: of rows' turns
 constexpr uint64_t kSweepStepsMin = 32;
 constexpr double kForcedShareMax = 1.0 / 64;
 constexpr float kSlopeMin = 1.0f;
@@ -17,23 +18,24 @@ constexpr float kSlopeMax = 32.0f;
 constexpr float kTrendMax = 0.25f;      // of one step
 constexpr float kTrendShare = 0.4f;     // of the trend that is the newest step's
 constexpr double kSettledShare = 0.01;  // of the entries, that a prediction may be off
-constexpr double kCreditMax = 0x1p63;   // entries; more than a tensor can have
 constexpr double kCorrectionMax = 4.0;  // of one step, in counts; more is a new calibration's part
 
 }  // namespace
 
-bool ThresholdState::valid() const {
+bool ThresholdState::valid(uint64_t elements) const {
   const bool levels_valid = std::all_of(level.begin(), level.end(), [](float one) {
     return one >= 1 / kLevelMax && one <= kLevelMax;
   });
-  return std::abs(credit) <= kCreditMax && density >= 0 && density <= 1 &&
-         std::isfinite(threshold) && threshold >= 0 && std::abs(trend) <= kTrendMax &&
-         slope >= kSlopeMin && slope <= kSlopeMax && levels_valid;
+  const double most = 2 * static_cast<double>(elements) + 2;
+  return std::abs(credit) <= most && density >= 0 && density <= 1 && std::isfinite(threshold) &&
+         threshold >= 0 && std::abs(trend) <= kTrendMax && slope >= kSlopeMin &&
+         slope <= kSlopeMax && turn >= 0 && turn <= most && levels_valid;
 }
 
 uint64_t begin_step(ThresholdState& state, double density, uint64_t elements) {
   const double share = density * static_cast<double>(elements);
-  state.credit = std::min(state.credit, std::max(1.0, kCarriedShare * share)) + share;
+  const double most = std::max(1.0, kCarriedShare * share);
+  state.credit = std::clamp(state.credit, -std::max(kDebtMin, share), most) + share;
   return state.credit <= 0
              ? 0
              : std::min(elements, static_cast<uint64_t>(std::floor(state.credit + 1e-9)));
@@ -78,12 +80,19 @@ uint64_t sweep_steps(double density, uint64_t columns) {
   return std::max(kSweepStepsMin, static_cast<uint64_t>(std::min(steps, 0x1p62)));
 }
 
-RowWindow sweep_window(uint64_t step, uint64_t rows, uint64_t steps) {
-  const uint64_t turn = step % steps;
-  const auto cut = [&](uint64_t at) {
-    return static_cast<uint64_t>(static_cast<unsigned __int128>(rows) * at / steps);
-  };
-  return {cut(turn), cut(turn + 1)};
+RowWindow take_turns(ThresholdState& state, uint64_t rows, uint64_t steps) {
+  // A trifle more, so that rounding makes no sweep a step longer.
+  constexpr double kMore = 1 + 1e-12;
+  const auto all = static_cast<double>(rows);
+  if (state.turn >= all) state.turn = 0;
+  const double next = state.turn + all / static_cast<double>(steps) * kMore;
+  const RowWindow window{static_cast<uint64_t>(state.turn), static_cast<uint64_t>(next)};
+  state.turn = next;
+  if (next >= all) {
+    state.turn = std::min(next - all, all);
+    ++state.sweeps;
+  }
+  return {window.begin, std::min(window.end, window.begin + rows)};
 }
 
 void MagnitudeHistogram::add(std::span<const float> values) {

@@ -18,13 +18,17 @@ struct ThresholdState {
   uint32_t settled = 0;       // steps in a row that it predicted well
   std::vector<float> level;   // with evenness: each block's own threshold by the common one
 
-  [[nodiscard]] bool valid() const;  // of a state that was read
+  double turn = 0;      // the row whose turn is next, and how much of the step to the one behind
+  uint32_t sweeps = 0;  // times that all rows have had their turn
+  // Of a state that was read, for a range of so many elements.
+  [[nodiscard]] bool valid(uint64_t elements) const;
 
   static constexpr float kSlopeFirst = 7.0f;  // of a Gaussian at 1 %
 };
 
 // Entries to send in this step. Adds the step's share to the credit, of which at most a twentieth
-// is kept from earlier steps, one entry at least.
+// is kept from earlier steps, one entry at least. A debt of more than one step and four
+// entries is forgiven.
 [[nodiscard]] uint64_t begin_step(ThresholdState& state, double density, uint64_t elements);
 void end_step(ThresholdState& state, uint64_t sent);
 
@@ -41,12 +45,14 @@ void learn(ThresholdState& state, float used, uint64_t count, uint64_t wanted, u
 // How often a row that passes nothing sends its largest entry: once in so many steps. These entries
 // are at most a 64th of what is sent.
 [[nodiscard]] uint64_t sweep_steps(double density, uint64_t columns);
-// The rows whose turn it is.
+// Rows [begin, end) have their turn; those from `rows` on stand for the first ones again.
 struct RowWindow {
   uint64_t begin = 0;
   uint64_t end = 0;
 };
-[[nodiscard]] RowWindow sweep_window(uint64_t step, uint64_t rows, uint64_t steps);
+// Moves on by rows / steps, so that all rows have a turn in any `steps` steps, also when the number
+// of steps changes in between.
+[[nodiscard]] RowWindow take_turns(ThresholdState& state, uint64_t rows, uint64_t steps);
 
 // Counts magnitudes by the upper 15 bits of their floats: steps of 1/128 or finer.
 class MagnitudeHistogram {
