@@ -128,7 +128,7 @@ def interleave(
     for _ in range(repeats):
         for side in (0, 1, 1, 0):
             call = candidate if side else baseline
-            times[side].append(min(seconds(call), seconds(call)))
+            times[side].append((seconds(call) + seconds(call)) / 2)
     return times
 
 
@@ -194,9 +194,9 @@ def encode_case(
 
     def step() -> None:
         records.append(encoder.encode(gradients.next().reshape(shape)))
-        del records[:-1]
+        del records[:-RECORDS]
 
-    for _ in range(SETTLE_STEPS if density < 1 else 2):
+    for _ in range(SETTLE_STEPS if density < 1 else RECORDS):
         step()
     copy = Copier(gradients.next(), threads)
     copy()
@@ -220,12 +220,16 @@ def encode_case(
 
 
 def decode_case(
-    name: str, record: codec.Record, source: str, threads: int, arguments: argparse.Namespace
+    name: str,
+    made: Sequence[codec.Record],
+    source: str,
+    threads: int,
+    arguments: argparse.Namespace,
 ) -> harness.Row:
     """Eight records into one average: the bytes that must move, at memcpy's rate, ÷ the time."""
     out = np.empty(arguments.elements, np.float32)
     copy = Copier(out, threads)
-    records = [codec.Record(bytes(record)) for _ in range(RECORDS)]
+    records = [codec.Record(bytes(record)) for record in made]
     expected = codec.accumulate(records).reshape(-1)
 
     def add() -> None:
@@ -235,7 +239,7 @@ def decode_case(
     copy()
     assert np.array_equal(out, expected)
     base, own = interleave(copy, add, arguments.repeats)
-    moved = RECORDS * record.nbytes + out.nbytes
+    moved = sum(record.nbytes for record in records) + out.nbytes
     share = [moved / (2 * out.nbytes) * b / a for a, b in zip(own, base, strict=True)]
     row = {
         "case": "decode",
@@ -306,7 +310,7 @@ def run_speed(arguments: argparse.Namespace, recorder: harness.Recorder) -> None
                 row, records = encode_case(name, gradients, source, threads, arguments)
                 recorder.add(row)
                 if ENCODINGS[name][2] == "f32":
-                    recorder.add(decode_case(name, records[-1], source, threads, arguments))
+                    recorder.add(decode_case(name, records, source, threads, arguments))
         if source == "gaussian":
             recorder.add(topk_case(gradients, arguments))
             recorder.add(probe_case(gradients, arguments))

@@ -27,6 +27,10 @@ FAMILIES: dict[str, list[str]] = {
         "1% q4", "1% q4, i8 residual",
     ],
     "PowerSGD": ["PowerSGD 16", "PowerSGD 8", "PowerSGD 4", "PowerSGD 1"],
+    "After the local Adam step": [
+        "f32, after Adam", "q2, after Adam", "1% q4, after Adam", "PowerSGD 8, after Adam",
+        "PowerSGD 1, after Adam",
+    ],
 }  # fmt: skip
 PLAIN = "f32"
 

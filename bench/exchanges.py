@@ -36,7 +36,7 @@ class Options:
     decay: float = 1.0
     momentum: float = 0.0
     rank: int = 0  # of PowerSGD
-    warm_up: int = 0  # steps at four times the density, falling
+    warm_up: int = 0  # steps at sixteen times the density, falling
     small: int = 0  # tensors of fewer elements go as q8, dense
     local_adam: bool = False  # the local optimizer's step is sent instead of the gradient
     budget: float = 0.0  # > 0: bytes an element; an allocator chooses each tensor's point
