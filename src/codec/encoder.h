@@ -38,9 +38,11 @@ struct EncodeReport {
   uint64_t entries = 0;
   uint64_t nonfinite = 0;  // sent, not kept
   uint64_t forced = 0;     // entries that a row sent because its turn had come
-  double energy = 0;       // of gradient + residual
+  // Sums of squares, taken in f32 within a block: infinite where magnitudes exceed 1e17, 0 below
+  // 1e-23, and NaN with NaN or infinities.
+  double energy = 0;  // of gradient + residual
   // Of the residual after the step. Dense steps measure one in eight blocks of 4096 elements and
-  // take its neighbours to have kept the same share.
+  // take its neighbours to have kept the same share, which very uneven tensors belie.
   double energy_left = 0;
 };
 
