@@ -35,7 +35,7 @@ struct Targets {
 // NOLINTNEXTLINE: namespaces cannot be template arguments
 #define SCANT_CODEC_KERNELS(NAME, TARGET)                                                     \
   Kernels {                                                                                   \
-    .name = NAME, .accumulate = TARGET::accumulate,                                           \
+    .name = (NAME), .accumulate = TARGET::accumulate,                                         \
     .accumulate_groups = TARGET::accumulate_groups,                                           \
     .accumulate_groups_i8 = TARGET::accumulate_groups_i8, .select = TARGET::select,           \
     .quantise = TARGET::quantise, .quantise_rest = TARGET::quantise_rest,                     \

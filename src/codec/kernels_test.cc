@@ -97,7 +97,7 @@ class Guarded {
   explicit Guarded(size_t n, size_t shift = 0) : n_(n), shift_(shift), bytes_(n + 2 * kMargin) {
     std::memset(bytes_.data(), 0x5A, bytes_.size() * sizeof(T));
   }
-  Guarded(const std::vector<T>& values, size_t shift = 0) : Guarded(values.size(), shift) {
+  explicit Guarded(const std::vector<T>& values, size_t shift = 0) : Guarded(values.size(), shift) {
     std::copy(values.begin(), values.end(), data());
   }
   T* data() { return bytes_.data() + kMargin - 1 - shift_ % (kMargin - 1); }

@@ -15,7 +15,6 @@ namespace {
 using testing::build;
 using testing::dense_block;
 using testing::printed_rng;
-using testing::random_positions;
 using testing::random_record;
 using testing::sparse_block;
 using testing::TestBlock;

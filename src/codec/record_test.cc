@@ -231,7 +231,8 @@ TEST(ValueKind, NamesAreReadAsWritten) {
 }
 
 TEST(Record, NonfiniteIsCounted) {
-  const auto record_of = [](ValueKind values, std::vector<uint32_t> numbers, uint32_t nonfinite) {
+  const auto record_of = [](ValueKind values, const std::vector<uint32_t>& numbers,
+                            uint32_t nonfinite) {
     TestBlock block{{.values = values, .entries = static_cast<uint32_t>(numbers.size())}, {}};
     for (const uint32_t number : numbers)
       for (unsigned i = 0; i < bits(values); i += 8)

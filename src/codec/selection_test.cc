@@ -339,8 +339,10 @@ TEST(Selection, EvennessServesBlocksAlike) {
     std::vector<uint64_t> sent(blocks);
     for (uint64_t t = 0; t < 40; ++t) {
       auto gradient = many_gaussians(blocks * 65536, kSeed, t);
-      for (uint64_t i = 0; i < gradient.size(); ++i)
-        gradient[i] *= static_cast<float>(1 + i / 65536);
+      for (uint64_t i = 0; i < gradient.size(); ++i) {
+        const uint64_t block = i / 65536;
+        gradient[i] *= static_cast<float>(1 + block);
+      }
       const auto stepped = step(encoder, gradient, {0.01, ValueKind::bf16}, workspace);
       if (t < 20) continue;
       for (uint64_t i = 0; i < gradient.size(); ++i) sent[i / 65536] += stepped.decoded[i] != 0;

@@ -139,7 +139,8 @@ void SparseStep::choose_turns() {
   if (range.elements == 0) return;
   const uint64_t rows = (range.first + range.elements - 1) / columns - range.first / columns + 1;
   ThresholdState& state = encoder_.threshold_;
-  const bool now = !quantised(point_.values) || state.sweeps % kQuantisedSweeps == 0;
+  const bool now =
+      !quantised(point_.values) || state.sweeps % kQuantisedSweeps == kQuantisedSweeps - 1;
   const RowWindow window =
       take_turns(state, rows, sweep_steps(point_.density, std::min<uint64_t>(columns, kBlock)));
   if (now) turns_ = window;
