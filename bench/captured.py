@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import pathlib
-from typing import Any
 
+import harness
 import torch
 
 RANKS, BATCH, BLOCK, RATE = 4, 8, 64, 1e-3
-SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "char_transformer.py"
-
-
-def load_example() -> Any:
-    """examples/char_transformer.py as a module."""
-    spec = importlib.util.spec_from_file_location("char_transformer", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclasses.dataclass
@@ -36,7 +24,7 @@ class Capture:
 def capture(first: int, count: int, seed: int = 1) -> Capture:
     """Gradients of steps [first, first + count) of a plain training."""
     torch.set_num_threads(1)
-    example = load_example()
+    example = harness.load_example()
     text = example.load_text()
     torch.manual_seed(seed)
     model = example.CharTransformer(block=BLOCK)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import convergence_report
 import exchanges
 import harness
-from captured import BATCH, BLOCK, RANKS, RATE, load_example
+from captured import BATCH, BLOCK, RANKS, RATE
 from exchanges import Options
 
 HELD_OUT_BYTES = 100_000
@@ -136,7 +136,7 @@ class Training:
 
     def __init__(self, options: Options, seed: int, ranks: Sequence[int]) -> None:
         torch.set_num_threads(1)
-        self.example = load_example()
+        self.example = harness.load_example()
         text = self.example.load_text()
         self.text, self.held_out = text[:-HELD_OUT_BYTES], text[-HELD_OUT_BYTES:]
         torch.manual_seed(seed)

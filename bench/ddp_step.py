@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -27,7 +26,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import harness
 
 BACKENDS = ("gloo", "scant")
-SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "char_transformer.py"
 # The two add gradients in different orders, and AdamW's first steps magnify rounding.
 LOSS_TOLERANCE = 1e-3
 WARM_UP = 3  # steps; DDP settles its buckets in the first two
@@ -77,15 +75,6 @@ def parse() -> argparse.Namespace:
 # ---- one rank -------------------------------------------------------------------------------
 
 
-def load_example() -> Any:
-    """The demo's script as a module: its model, its samples and its step."""
-    spec = importlib.util.spec_from_file_location("char_transformer", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Training:
     """The example's training on one process group."""
 
@@ -124,7 +113,7 @@ def measure(plan: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
     """This rank's blocks; every rank runs the same ones."""
     import torch.distributed as dist
 
-    example = load_example()
+    example = harness.load_example()
     trainings = {name: Training(example, groups[name], plan["seed"]) for name in BACKENDS}
     for training in trainings.values():
         for _ in range(WARM_UP):

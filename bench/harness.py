@@ -7,6 +7,7 @@ the ratios of neighbouring blocks. Tables and plots are made from rows alone.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -21,6 +22,8 @@ from typing import Any, NoReturn
 
 Row = dict[str, Any]
 Sample = dict[str, float]  # seconds, cpu and wire (bytes sent) of one call, on one rank
+
+EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "char_transformer.py"
 
 # Links of the lab, one rank a host. On loopback all ranks share one host instead.
 NETWORKS: dict[str, str | None] = {
@@ -133,6 +136,15 @@ def of_all_ranks(ranks: Sequence[Sequence[Sample]]) -> Row:
         "cpu_s": statistics.median(sum(sample["cpu"] for sample in one) for one in blocks),
         "wire_bytes_per_rank": wire / len(ranks),
     }
+
+
+def load_example() -> Any:
+    """The demo's script as a module: its model, its samples and its step."""
+    spec = importlib.util.spec_from_file_location("char_transformer", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def open_lab(network: str, ranks: int) -> Any:

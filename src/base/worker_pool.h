@@ -18,6 +18,8 @@ class WorkerPool {
   // Body of one iteration: its index, and the worker that runs it, 0 to workers() - 1.
   using Body = std::function<void(size_t index, size_t worker)>;
 
+  static constexpr size_t kWorkersMax = 256;
+
   WorkerPool() = default;  // one worker: the caller
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
@@ -38,7 +40,6 @@ class WorkerPool {
   };
   static void run(const Loop& loop, size_t worker);
 
-  static constexpr size_t kWorkersMax = 256;
   std::vector<std::unique_ptr<Thread>> threads_;
   BoundedQueue<Loop> loops_{kWorkersMax};
   BoundedQueue<bool> finished_{kWorkersMax};

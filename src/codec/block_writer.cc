@@ -30,12 +30,6 @@ void write_values(ValueKind kind, Rounding rounding, uint32_t magnitude_max, flo
                           scales + whole / kGroupElements, codes + whole * bits(kind) / 8);
 }
 
-uint32_t magnitude_max(const float* values, size_t n) {
-  uint32_t largest = 0;
-  for (size_t i = 0; i < n; ++i) largest = std::max(largest, magnitude_bits(values[i]));
-  return largest;
-}
-
 uint64_t count_nonfinite(const float* values, size_t n) {
   uint64_t count = 0;
   for (size_t i = 0; i < n; ++i) count += is_finite(values[i]) ? 0u : 1u;

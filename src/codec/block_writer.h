@@ -18,8 +18,6 @@ void write_values(ValueKind kind, Rounding rounding, uint32_t magnitude_max, flo
                   size_t n, std::byte* payload, BlockHeader& header,
                   const GroupMagnitudes* groups = nullptr, Ahead ahead = {});
 
-// Bits of the largest magnitude.
-[[nodiscard]] uint32_t magnitude_max(const float* values, size_t n);
 [[nodiscard]] uint64_t count_nonfinite(const float* values, size_t n);
 
 }  // namespace scant::codec

@@ -58,7 +58,7 @@ class Workspace {
 
  private:
   base::WorkerPool pool_;
-  std::array<std::unique_ptr<Scratch>, 256> scratch_;
+  std::array<std::unique_ptr<Scratch>, base::WorkerPool::kWorkersMax> scratch_;
   base::Buffer whole_;
 };
 

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/cpu.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sync/reduce_simd.cc"
 #undef HWY_DISABLED_TARGETS
@@ -410,29 +412,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 
-#if HWY_ARCH_X86
-#include <cpuid.h>
-#endif
-
 namespace scant::sync {
 namespace {
-
-#if HWY_ARCH_X86
-// The sets that Highway lets the compiler use in each target, and that the operating system keeps.
-bool has_avx2() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (1u << 29)) != 0;
-  __builtin_cpu_init();
-  return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-         __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("aes");
-}
-
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-}
-#endif
 
 struct Targets {
   ReduceTarget list[3];
@@ -443,8 +424,8 @@ struct Targets {
 Targets find_targets() {
   Targets found;
 #if HWY_ARCH_X86
-  if (has_avx512()) found.add({"avx512", N_AVX3::combine, N_AVX3::divide});
-  if (has_avx2()) found.add({"avx2", N_AVX2::combine, N_AVX2::divide});
+  if (base::cpu_has_avx512()) found.add({"avx512", N_AVX3::combine, N_AVX3::divide});
+  if (base::cpu_has_avx2()) found.add({"avx2", N_AVX2::combine, N_AVX2::divide});
 #elif HWY_ARCH_ARM_A64
   found.add({"neon", N_NEON::combine, N_NEON::divide});
 #endif

@@ -1,0 +1,11 @@
+// Which of the instruction sets that Highway compiles for this CPU has and the operating system
+// keeps. Asked by us, since Highway's own choice would need libhwy, which Debian ships as a shared
+// library only, and a wheel must be self-contained.
+#pragma once
+
+namespace scant::base {
+
+[[nodiscard]] bool cpu_has_avx2();    // and what Highway's HWY_AVX2 takes for granted beside it
+[[nodiscard]] bool cpu_has_avx512();  // likewise of HWY_AVX3
+
+}  // namespace scant::base
