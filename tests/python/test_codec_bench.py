@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+from programs import run
 
 
 def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:

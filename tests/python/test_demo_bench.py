@@ -7,28 +7,14 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 from typing import Any
 
 import pytest
+from programs import ROOT, run
 
 from scant.demo.summary import Run, build_page, table
 from scant.lab import Lab, LinkOptions
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
 
 
 @pytest.fixture(autouse=True)
