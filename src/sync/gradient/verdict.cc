@@ -1,0 +1,132 @@
+#include "sync/gradient/verdict.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+
+#include "base/check.h"
+
+namespace scant::sync {
+namespace {
+
+constexpr size_t kNumbers = 4;
+constexpr size_t kNamedMax = 8;  // in one message
+
+// Explicit little-endian.
+void put(MutableBytes out, size_t at, uint64_t value) {
+  for (size_t i = 0; i < 8; ++i) out[at + i] = static_cast<std::byte>(value >> (8 * i));
+}
+uint64_t get(Bytes in, size_t at) {
+  uint64_t value = 0;
+  for (size_t i = 0; i < 8; ++i) value |= static_cast<uint64_t>(in[at + i]) << (8 * i);
+  return value;
+}
+
+Error mismatch(Rank peer, std::string message) {
+  return Error{.code = ErrorCode::mismatch, .peer = peer, .message = std::move(message)};
+}
+
+// "rank 3", "ranks 0, 2 and 5", "ranks 0, 1, ... (12 in all)"
+std::string list(const std::vector<Rank>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    if (i == kNamedMax) return text + ", ... (" + std::to_string(ranks.size()) + " in all)";
+    if (i > 0) text += i + 1 == ranks.size() ? " and " : ", ";
+    text += std::to_string(ranks[i]);
+  }
+  return text;
+}
+
+std::string tensor_name(size_t tensor, const JudgeOptions& options) {
+  if (tensor < options.names.size()) return "'" + options.names[tensor] + "'";
+  return "tensor " + std::to_string(tensor);
+}
+
+std::optional<Error> compare_steps(std::span<const Verdict> by_rank) {
+  for (size_t rank = 1; rank < by_rank.size(); ++rank) {
+    if (by_rank[rank].step != by_rank[0].step) {
+      return mismatch(static_cast<Rank>(rank),
+                      "rank " + std::to_string(rank) + " is at step " +
+                          std::to_string(by_rank[rank].step) + " of its gradients, rank 0 at step " +
+                          std::to_string(by_rank[0].step));
+    }
+    if (by_rank[rank].plan_hash != by_rank[0].plan_hash) {
+      return mismatch(static_cast<Rank>(rank),
+                      "rank " + std::to_string(rank) + " and rank 0 use different plans in step " +
+                          std::to_string(by_rank[0].step));
+    }
+  }
+  return std::nullopt;
+}
+
+// The ranks that differ from the most frequent hash (of several the lowest rank's).
+std::optional<Error> compare_parameters(std::span<const Verdict> by_rank) {
+  std::map<uint64_t, size_t> counts;
+  for (const Verdict& verdict : by_rank) ++counts[verdict.parameters_hash];
+  if (counts.size() == 1) return std::nullopt;
+  uint64_t most = by_rank[0].parameters_hash;
+  for (const Verdict& verdict : by_rank) {
+    if (counts[verdict.parameters_hash] > counts[most]) most = verdict.parameters_hash;
+  }
+  std::vector<Rank> others;
+  for (size_t rank = 0; rank < by_rank.size(); ++rank) {
+    if (by_rank[rank].parameters_hash != most) others.push_back(static_cast<Rank>(rank));
+  }
+  return mismatch(others.front(), "the parameters of " + list(others) +
+                                      " differ from those of the other ranks before step " +
+                                      std::to_string(by_rank[0].step));
+}
+
+}  // namespace
+
+size_t verdict_bytes(size_t tensors) { return kNumbers * 8 + (tensors + 7) / 8; }
+
+void write_verdict(const Verdict& verdict, MutableBytes out) {
+  SCANT_CHECK(out.size() == verdict_bytes(verdict.present.size()));
+  const std::array<uint64_t, kNumbers> numbers = {verdict.step, verdict.plan_hash,
+                                                  verdict.nonfinite, verdict.parameters_hash};
+  for (size_t i = 0; i < kNumbers; ++i) put(out, 8 * i, numbers[i]);
+  std::fill(out.begin() + 8 * kNumbers, out.end(), std::byte{0});
+  for (size_t i = 0; i < verdict.present.size(); ++i) {
+    if (verdict.present[i]) out[8 * kNumbers + i / 8] |= static_cast<std::byte>(1u << (i % 8));
+  }
+}
+
+Verdict read_verdict(Bytes bytes, size_t tensors) {
+  SCANT_CHECK(bytes.size() == verdict_bytes(tensors));
+  Verdict verdict{get(bytes, 0), get(bytes, 8), get(bytes, 16), get(bytes, 24),
+                  std::vector<bool>(tensors)};
+  for (size_t i = 0; i < tensors; ++i) {
+    verdict.present[i] =
+        (bytes[8 * kNumbers + i / 8] & static_cast<std::byte>(1u << (i % 8))) != std::byte{0};
+  }
+  return verdict;
+}
+
+Result<Judgement> judge(std::span<const Verdict> by_rank, const JudgeOptions& options) {
+  SCANT_CHECK(!by_rank.empty());
+  if (auto error = compare_steps(by_rank)) return *std::move(error);
+  Judgement judgement{std::vector<bool>(by_rank[0].present.size()), 0};
+  for (const Verdict& verdict : by_rank) {
+    const uint64_t sum = judgement.nonfinite + verdict.nonfinite;
+    judgement.nonfinite = sum < verdict.nonfinite ? UINT64_MAX : sum;
+  }
+  for (size_t tensor = 0; tensor < judgement.present.size(); ++tensor) {
+    std::vector<Rank> missing;
+    for (size_t rank = 0; rank < by_rank.size(); ++rank) {
+      if (!by_rank[rank].present[tensor]) missing.push_back(static_cast<Rank>(rank));
+    }
+    judgement.present[tensor] = missing.size() < by_rank.size();
+    if (judgement.present[tensor] && !missing.empty() && !options.missing_as_zeros) {
+      return mismatch(missing.front(), tensor_name(tensor, options) + " got no gradient on " +
+                                           list(missing) + " in step " +
+                                           std::to_string(by_rank[0].step) +
+                                           ", but did on the other ranks");
+    }
+  }
+  if (auto error = compare_parameters(by_rank)) return *std::move(error);
+  return judgement;
+}
+
+}  // namespace scant::sync
