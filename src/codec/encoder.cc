@@ -126,6 +126,15 @@ void Encoder::clear_residual() {
   std::fill(velocity_.begin(), velocity_.end(), 0.0f);
 }
 
+void Encoder::scale_residual(float factor) {
+  std::vector<float> scaled(range_.elements);
+  read_residual(scaled);
+  for (float& value : scaled) value *= factor;
+  residual_.store(range_.first, scaled.size(), scaled.data(), draw_key(~uint64_t{2}, 1));
+  for (float& value : velocity_) value *= factor;
+  threshold_.threshold *= factor;
+}
+
 Result<void> Encoder::take_over(const Encoder& other) {
   if (other.tensor_ != tensor_ || other.shape_ != shape_) {
     return Error{.code = ErrorCode::mismatch,
