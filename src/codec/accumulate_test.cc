@@ -1,5 +1,6 @@
 // Sums of records: in rank order, bit for bit, whole and in slices, whatever the number of workers;
 // and what is refused before anything is added.
+#include <array>
 #include <gtest/gtest.h>
 
 #include "codec/encoder_testing.h"
@@ -83,6 +84,49 @@ TEST(Accumulate, ASliceHasTheBitsOfTheWhole) {
       ASSERT_TRUE(accumulate(records.views, 7, shape, first, part, 0.5f, workspace).ok());
       const auto begin = whole.begin() + static_cast<ptrdiff_t>(first);
       ASSERT_TRUE(std::equal(part.begin(), part.end(), begin)) << first << " + " << count;
+    }
+  }
+}
+
+// More ranks than a worker holds back at a time, and not a multiple of them.
+TEST(Accumulate, AddsManyRanks) {
+  Workspace workspace;
+  const Shape shape{1, 9001};
+  for (const size_t ranks : {size_t{9}, size_t{16}, size_t{19}}) {
+    const Records records =
+        make_records(shape, std::vector<Point>(ranks, {1.0, ValueKind::q4}), workspace);
+    std::vector<float> sum(shape.elements());
+    ASSERT_TRUE(accumulate(records.views, 7, shape, 0, sum, 1.0f, workspace).ok());
+    ASSERT_EQ(sum, expected_sum(records, sum.size(), 1.0f)) << ranks;
+  }
+}
+
+// Ranks may have cut a tensor differently: blocks of one record then begin within those of another.
+TEST(Accumulate, AddsRecordsOfDifferentRanges) {
+  Workspace workspace;
+  const Shape shape{2, 100000};
+  const uint64_t first = 70016;
+  const uint64_t count = 60001;
+  for (const auto& points :
+       {std::vector<Point>(3, {1.0, ValueKind::q4}), std::vector<Point>(3, {0.05, ValueKind::bf16}),
+        std::vector<Point>{{1.0, ValueKind::q2}, {0.05, ValueKind::q3}, {1.0, ValueKind::f16}}}) {
+    for (const auto& bounds :
+         {std::array<uint64_t, 3>{70016, 640, 69952}, std::array<uint64_t, 3>{0, 65536, 70016}}) {
+      std::vector<float> expected(count);
+      std::vector<std::vector<std::byte>> bytes;
+      for (size_t rank = 0; rank < 3; ++rank) {
+        const Range range{bounds[rank], 140000 - bounds[rank]};
+        Encoder encoder = std::move(Encoder::create(7, shape, {}, range)).value();
+        const auto stepped =
+            step(encoder, gaussians(range.elements, kSeed, rank), points[rank], workspace);
+        for (size_t i = 0; i < count; ++i) expected[i] += stepped.decoded[first - range.first + i];
+        bytes.push_back(stepped.bytes);
+      }
+      std::vector<RecordView> views;
+      for (const auto& one : bytes) views.push_back(std::move(RecordView::parse(one)).value());
+      std::vector<float> sum(count);
+      ASSERT_TRUE(accumulate(views, 7, shape, first, sum, 1.0f, workspace).ok());
+      ASSERT_EQ(sum, expected) << bounds[0] << ", " << bounds[1];
     }
   }
 }

@@ -166,6 +166,37 @@ TEST(Conservation, SavedStateContinuesWithTheSameBytes) {
   }
 }
 
+// Each field has a value of its own, also those that small ranges never use.
+TEST(Conservation, EveryFieldOfASavedStateComesBack) {
+  const EncoderOptions options{.residual = ResidualKind::i8,
+                               .decay = 0.75f,
+                               .momentum = 0.5f,
+                               .mask_momentum = false,
+                               .stochastic = true,
+                               .evenness = 0.25f,
+                               .seed = 0x123456789ABCDEF0};
+  auto made = Encoder::create(11, {5, 777}, options, Range{640, 1000});
+  auto saved = std::move(made).value().save();
+  store_little(saved.data() + 64, uint64_t{0x100000002});  // step
+  store_little(saved.data() + 72, std::bit_cast<uint64_t>(-3.25));
+  store_little(saved.data() + 80, std::bit_cast<uint64_t>(0.125));
+  store_little(saved.data() + 88, std::bit_cast<uint32_t>(0.5f));     // threshold
+  store_little(saved.data() + 92, std::bit_cast<uint32_t>(9.5f));     // slope
+  store_little(saved.data() + 108, uint32_t{2});                      // settled
+  store_little(saved.data() + 112, std::bit_cast<uint32_t>(0.125f));  // trend
+  store_little(saved.data() + 116, uint32_t{31});                     // sweeps
+  store_little(saved.data() + 120, std::bit_cast<uint64_t>(3.5));     // turn
+  for (size_t at = 128; at < saved.size() - 4; at += 4)               // small finite numbers
+    store_little(saved.data() + at, static_cast<uint32_t>(0x3C000000u + at));
+  const size_t body = saved.size() - 4;
+  store_little(saved.data() + body, base::crc32c(Bytes(saved).first(body)));
+  const auto restored = Encoder::restore(saved);
+  ASSERT_TRUE(restored.ok()) << restored.error().to_string();
+  EXPECT_EQ(restored.value().save(), saved);
+  EXPECT_EQ(restored.value().step(), 0x100000002u);
+  EXPECT_EQ(restored.value().range(), (Range{640, 1000}));
+}
+
 TEST(Conservation, DamagedStateIsRefused) {
   Encoder encoder = make({3, 100}, {.residual = ResidualKind::i8, .momentum = 0.5f});
   const auto saved = encoder.save();
@@ -201,6 +232,40 @@ TEST(Conservation, EnergiesAreThoseOfTheResidual) {
     EXPECT_NEAR(stepped.report.energy, 4000, 400);
     EXPECT_NEAR(stepped.report.energy_left / left, 1.0, 1e-4) << name(point.values);
   }
+}
+
+double energy_kept_by(const Encoder& encoder) {
+  std::vector<float> kept(encoder.range().elements);
+  encoder.read_residual(kept);
+  double left = 0;
+  for (const float value : kept) left += static_cast<double>(value) * static_cast<double>(value);
+  return left;
+}
+
+// One block in eight stands for its neighbours, those that go as f32 for NaN's sake left out.
+TEST(Conservation, EnergyLeftOfManyBlocksIsEstimated) {
+  Workspace workspace;
+  constexpr size_t kElements = 20 * 4096 + 100;
+  for (const bool nan : {false, true}) {
+    Encoder encoder = make({1, kElements});
+    auto gradient = gaussians(kElements, kSeed, 1);
+    if (nan) gradient[5] = gradient[9 * 4096] = std::nanf("");
+    const auto stepped = step(encoder, gradient, {1.0, ValueKind::q2}, workspace);
+    EXPECT_NEAR(stepped.report.energy_left / energy_kept_by(encoder), 1.0, 0.05) << nan;
+  }
+}
+
+// A block that leaves nothing has been measured too: what stands behind it is no measure for it.
+TEST(Conservation, BlocksThatLeaveNothingCountAsMeasured) {
+  Workspace workspace;
+  constexpr size_t kBlock = 4096;
+  Encoder encoder = make({1, 8 * kBlock});
+  auto gradient = gaussians(8 * kBlock, kSeed, 1);
+  std::fill_n(gradient.begin(), kBlock, 16.0f);  // a number of q1
+  const auto stepped = step(encoder, gradient, {1.0, ValueKind::q1}, workspace);
+  const double left = energy_kept_by(encoder);
+  EXPECT_GT(stepped.report.energy_left, left / 8);
+  EXPECT_LT(stepped.report.energy_left, left * 2);
 }
 
 // World size or grouping changes: slices are cut anew, at multiples of 64, and every element's

@@ -133,7 +133,7 @@ void SparseStep::trim(uint64_t count, float threshold) {
 }
 
 // Calls see(values) for pieces spread evenly over the range, at places that change from step to
-// step.
+// step. With evenness, values come as shares of their block's threshold.
 template <size_t kPiece, class See>
 uint64_t SparseStep::sample(uint64_t wanted, const See& see) const {
   const uint64_t pieces = std::max<uint64_t>(1, wanted / kPiece);
@@ -144,6 +144,12 @@ uint64_t SparseStep::sample(uint64_t wanted, const See& see) const {
     const uint64_t moved = base::random_at(encoder_.options_.seed, encoder_.step_, piece) % slack;
     const uint64_t at = piece * stride + moved * kGroupElements;
     encoder_.peek(at, gradient_ + at, values);
+    if (encoder_.options_.evenness > 0) {
+      for (size_t i = 0; i < kPiece; i += kGroupElements) {
+        const float share = 1 / threshold_of((at + i) / kBlock, 1.0f);
+        for (size_t j = i; j < i + kGroupElements; ++j) values[j] *= share;
+      }
+    }
     see(std::span<const float>(values));
   }
   return pieces * kPiece;

@@ -112,8 +112,8 @@ void SparseStep::run_streamed() {
     state.slope = fitted_slope(static_cast<double>(count), static_cast<double>(above), kAboveRatio,
                                state.slope);
     learn(state, threshold, count, wanted_, encoder_.range_.elements);
+    adjust_levels();  // what ties pass says nothing about thresholds
   }
-  adjust_levels();
 }
 
 void SparseStep::adjust_levels() {

@@ -136,6 +136,57 @@ TEST(Slope, KeptWhereCountsSayTooLittle) {
   EXPECT_EQ(fitted_slope(1000, 500, std::numeric_limits<float>::quiet_NaN(), 9.0f), 9.0f);
 }
 
+// Counts of a range whose entries fall as threshold^-slope, the threshold for 1 % being `scale`.
+uint64_t power_law_count(double threshold, double scale, double slope, uint64_t elements) {
+  return static_cast<uint64_t>(0.01 * static_cast<double>(elements) *
+                               std::pow(threshold / scale, -slope));
+}
+
+constexpr uint64_t kLearnElements = 100'000'000;
+
+// Residuals grow for a while: thresholds rise by a like factor from step to step.
+TEST(Learning, FollowsAThresholdThatMovesSteadily) {
+  for (const double growth : {1.05, 0.97, 1.0}) {
+    ThresholdState state{.density = 0.01};
+    double scale = 1;
+    float used = 1.3f;  // a first guess
+    for (int step = 0; step < 30; ++step) {
+      const uint64_t count = power_law_count(static_cast<double>(used), scale, 7.0, kLearnElements);
+      if (step >= 20) {
+        EXPECT_NEAR(static_cast<double>(count), 1e6, 5e3) << growth << ", step " << step;
+      }
+      learn(state, used, count, 1'000'000, kLearnElements);
+      scale *= growth;
+      used = predicted_threshold(state, 1'000'000, kLearnElements);
+    }
+    EXPECT_NEAR(static_cast<double>(state.trend), std::log(growth), 1e-3);
+  }
+}
+
+// Whatever a step was to send, what is learnt stands for the density; credit and debts come on top.
+TEST(Learning, AimsAtTheDensityAndPredictsForTheStep) {
+  for (const uint64_t wanted : {uint64_t{500'000}, uint64_t{1'000'000}, uint64_t{1'050'000}}) {
+    ThresholdState state{.density = 0.01};
+    const auto count = power_law_count(1.1, 1, 7.0, kLearnElements);
+    learn(state, 1.1f, count, wanted, kLearnElements);
+    EXPECT_NEAR(static_cast<double>(state.threshold), 1.0, 1e-5);
+    const float next = predicted_threshold(state, wanted, kLearnElements);
+    EXPECT_NEAR(
+        static_cast<double>(power_law_count(static_cast<double>(next), 1, 7.0, kLearnElements)),
+        static_cast<double>(wanted), 1e-4 * static_cast<double>(wanted));
+  }
+  EXPECT_EQ(predicted_threshold({.density = 0.01}, 100, kLearnElements), 0.0f);
+}
+
+TEST(Learning, IsSettledOnlyWhileCountsAreNear) {
+  for (const auto& [count, settled] :
+       {std::pair{1'000'000, 3u}, {1'012'000, 3u}, {988'000, 3u}, {1'014'000, 0u}, {986'000, 0u}}) {
+    ThresholdState state{.density = 0.01, .threshold = 1, .settled = 3};
+    learn(state, 1.0f, static_cast<uint64_t>(count), 1'000'000, kLearnElements);
+    EXPECT_EQ(state.settled, settled) << count;
+  }
+}
+
 TEST(Sweep, ForcedEntriesAreAtMostASixtyFourthOfTheSent) {
   for (const double density : {1e-6, 0.001, 0.01, 0.1, 0.25, 0.999}) {
     for (const uint64_t columns : {1u, 3u, 64u, 1000u, 65536u}) {

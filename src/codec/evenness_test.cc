@@ -1,0 +1,78 @@
+// Evenness in ranges that are not scanned as a whole: blocks have thresholds of their own, and the
+// density holds all the same.
+#include <algorithm>
+#include <cmath>
+#include <gtest/gtest.h>
+
+#include "codec/encoder_testing.h"
+
+namespace scant::codec {
+namespace {
+
+using testing::make;
+using testing::many_gaussians;
+using testing::step;
+
+constexpr uint64_t kSeed = 20261123;
+constexpr uint64_t kBlock = 65536;
+constexpr uint64_t kBlocks = 72;  // more than 2^22 elements
+constexpr uint64_t kElements = kBlocks * kBlock;
+constexpr double kWanted = 0.01 * static_cast<double>(kElements);
+
+// Blocks whose sizes differ by a factor of up to eight.
+std::vector<float> uneven_blocks(const std::vector<float>& base, uint64_t t) {
+  const auto begin = base.begin() + static_cast<ptrdiff_t>(64 * t);
+  std::vector<float> gradient(begin, begin + static_cast<ptrdiff_t>(kElements));
+  for (uint64_t i = 0; i < kElements; ++i) gradient[i] *= static_cast<float>(1 + i / kBlock % 8);
+  return gradient;
+}
+
+// The largest count of a block by the smallest.
+double spread(const std::vector<float>& decoded) {
+  double least = HUGE_VAL;
+  double most = 0;
+  for (auto block = decoded.begin(); block < decoded.end(); block += kBlock) {
+    const auto count =
+        static_cast<double>(std::count_if(block, block + kBlock, [](float v) { return v != 0; }));
+    least = std::min(least, count);
+    most = std::max(most, count);
+  }
+  return most / std::max(least, 1.0);
+}
+
+TEST(Evenness, HoldsTheDensityInOnePass) {
+  Workspace workspace;
+  constexpr uint64_t kSteps = 20;
+  const auto base = many_gaussians(kElements + 64 * kSteps, kSeed, 1);
+  for (const float evenness : {0.5f, 1.0f}) {
+    Encoder encoder =
+        make({kBlocks, kBlock}, {.residual = ResidualKind::none, .evenness = evenness});
+    double last = 0;  // of the last ten steps
+    for (uint64_t t = 0; t < kSteps; ++t) {
+      const auto stepped = step(encoder, uneven_blocks(base, t), {0.01, ValueKind::f32}, workspace);
+      const auto count = static_cast<double>(stepped.report.entries);
+      EXPECT_NEAR(count / kWanted, 1.0, 0.05) << evenness << ", step " << t;
+      last += t >= kSteps - 10 ? count : 0;
+      if (t + 1 == kSteps && evenness == 1.0f) {
+        EXPECT_LT(spread(stepped.decoded), 1.2);
+      }
+    }
+    EXPECT_NEAR(last / (10 * kWanted), 1.0, 0.01) << evenness;
+  }
+}
+
+// The common threshold is the one value that there is: blocks must not drift apart by what chance
+// took of each.
+TEST(Evenness, LeavesTiesAlone) {
+  Workspace workspace;
+  Encoder encoder = make({kBlocks, kBlock}, {.residual = ResidualKind::none, .evenness = 1.0f});
+  const std::vector<float> gradient(kElements, 0.5f);
+  for (int t = 0; t < 5; ++t) {
+    const auto stepped = step(encoder, gradient, {0.01, ValueKind::f32}, workspace);
+    EXPECT_NEAR(static_cast<double>(stepped.report.entries) / kWanted, 1.0, 0.05) << t;
+    EXPECT_LT(spread(stepped.decoded), 1.5) << t;
+  }
+}
+
+}  // namespace
+}  // namespace scant::codec
