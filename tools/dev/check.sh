@@ -38,8 +38,7 @@ check_types() {
 }
 
 check_gcc() { cmake --preset dev && cmake --build --preset dev -j "$jobs"; }
-check_clang() { cmake --preset clang && cmake --build --preset clang -j "$jobs"; }
-check_tidy() { .venv/bin/python tools/run_tidy.py --build build/clang --jobs "$jobs"; }
+check_tidy() { cmake --preset clang && .venv/bin/python tools/run_tidy.py --build build/clang --jobs "$jobs"; }
 check_includes() {
   cmake --preset dev >/dev/null &&
     ctest --test-dir build/dev -R '^include_order' --no-tests=error --output-on-failure
@@ -63,8 +62,7 @@ run_checks() {
     "format|clang-format and ruff format"
     "lint|ruff, shellcheck, file and function sizes"
     "gcc|no warnings with GCC"
-    "clang|no warnings with Clang"
-    "tidy|clang-tidy"
+    "tidy|no warnings with Clang, clang-tidy"
     "includes|no include upwards"
     "types|mypy --strict"
     "links|links and anchors of the documents"
@@ -78,7 +76,7 @@ run_checks() {
     if [ "$name" = commands ]; then setup_scant; fi
     case $name in
       commands) say "$words"; check_commands || failed+=("$name") ;;  # each command is a line of progress
-      gcc | clang) locked step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
+      gcc | tidy) locked step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
       *) step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
     esac
   done
