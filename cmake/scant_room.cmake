@@ -6,7 +6,8 @@ find_package(Threads REQUIRED)
 
 add_library(scant_flags INTERFACE)
 target_compile_options(scant_flags INTERFACE -Wall -Wextra -Wconversion -Wshadow -ffp-contract=off)
-if(SCANT_STRICT)
+# ./dev asks through the environment for builds that pip or a reader's command configures.
+if(SCANT_STRICT OR "$ENV{SCANT_STRICT}" STREQUAL "ON")
   target_compile_options(scant_flags INTERFACE -Werror)
 endif()
 if(SCANT_SANITIZE)

@@ -2,6 +2,9 @@
 # working directory.
 logs=$root/build/logs
 jobs=${JOBS:-$(nproc)}
+# Builds in build/NAME with the same options share ccache's objects: paths are relative there.
+export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+export CXX=${CXX:-c++}  # one name for all: scikit-build-core would take the one that built Python
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 # Ctrl-C: stop the step in progress, then this script, with the code that a shell expects.

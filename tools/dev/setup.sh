@@ -101,7 +101,7 @@ setup_scant() {
   locked install_scant
 }
 
-# The Python package, built in build/wheel and installed into .venv; again only when one of its
+# The Python package, built in build/wheel-* and installed into .venv; again only when one of its
 # inputs changed.
 install_scant() {
   local stamp=.venv/.scant-package want
