@@ -3,6 +3,7 @@
 #include <benchmark/benchmark.h>
 #include <cmath>
 #include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 
 namespace {
 
+using scant::codec::Ahead;
 using scant::codec::CodedValues;
 using scant::codec::DrawKey;
 using scant::codec::GroupMagnitudes;
@@ -73,15 +75,16 @@ void add(const std::string& name, const Body& body) {
 void encode_blocks(const Kernels& kernels, ValueKind kind, bool stochastic, Arrays& a, size_t n) {
   constexpr size_t kBlock = kDenseBlockElements;
   for (size_t i = 0; i + kBlock <= n; i += kBlock) {
-    const bool last = i + 2 * kBlock > n;
+    const std::span<const std::byte> residual = std::as_bytes(std::span(a.work));
+    const Ahead ahead = i + 2 * kBlock > n ? Ahead{}
+                                           : Ahead{a.gradient.data() + i + kBlock,
+                                                   residual.data() + (i + kBlock) * 4, 4};
     GroupMagnitudes groups;
-    const auto found =
-        kernels.accumulate_groups(a.gradient.data() + i, a.work.data() + i, kBlock, 1.0f, groups);
+    const auto found = kernels.accumulate_groups(a.gradient.data() + i, a.work.data() + i, kBlock,
+                                                 1.0f, groups, ahead);
     kernels.quantise(kind, {stochastic, kKey}, a.work.data() + i, kBlock / 256,
                      scant::codec::scale_base(kind, found.magnitude_max), &groups,
-                     a.scales.data() + i / 64, a.bytes.data() + i * bits(kind) / 8,
-                     {last ? nullptr : a.gradient.data() + i + kBlock,
-                      last ? nullptr : a.work.data() + i + kBlock});
+                     a.scales.data() + i / 64, a.bytes.data() + i * bits(kind) / 8, ahead);
   }
 }
 
@@ -90,15 +93,17 @@ void encode_blocks_i8(const Kernels& kernels, ValueKind kind, Arrays& a, size_t 
   constexpr size_t kBlock = kDenseBlockElements;
   auto* const stored = reinterpret_cast<int8_t*>(a.other.data());
   for (size_t i = 0; i + kBlock <= n; i += kBlock) {
-    const bool last = i + 2 * kBlock > n;
+    const std::span<const std::byte> residual = std::as_bytes(std::span(a.other));
+    const Ahead ahead =
+        i + 2 * kBlock > n ? Ahead{}
+                           : Ahead{a.gradient.data() + i + kBlock, residual.data() + i + kBlock, 1};
     GroupMagnitudes groups;
     const auto found =
         kernels.accumulate_groups_i8(a.gradient.data() + i, stored + i, a.positions.data() + i / 64,
-                                     a.work.data(), kBlock, 1.0f, groups);
+                                     a.work.data(), kBlock, 1.0f, groups, ahead);
     kernels.quantise(kind, {}, a.work.data(), kBlock / 256,
                      scant::codec::scale_base(kind, found.magnitude_max), &groups,
-                     a.scales.data() + i / 64, a.bytes.data() + i * bits(kind) / 8,
-                     {last ? nullptr : a.gradient.data() + i + kBlock, nullptr});
+                     a.scales.data() + i / 64, a.bytes.data() + i * bits(kind) / 8, ahead);
     kernels.store_i8(a.work.data(), kBlock, kKey, stored + i, a.positions.data() + i / 64);
   }
 }

@@ -14,14 +14,14 @@ constexpr uint64_t kStretch = 8;
 
 // work = gradient + decay * residual, from element `first` of the tensor on. `groups` may be null.
 Accumulated add_gradient(const float* gradient, ResidualStore& residual, uint64_t first,
-                         float decay, GroupMagnitudes* groups, float* work, size_t n) {
+                         float decay, GroupMagnitudes* groups, Ahead ahead, float* work, size_t n) {
   if (residual.kind() == ResidualKind::i8 && groups != nullptr) {
     const ResidualStore::Levels left = residual.levels(first);
     return kernels().accumulate_groups_i8(gradient, left.levels, left.scales, work, n, decay,
-                                          *groups);
+                                          *groups, ahead);
   }
   if (residual.in_place() == nullptr) residual.load(first, n, work);
-  return groups != nullptr ? kernels().accumulate_groups(gradient, work, n, decay, *groups)
+  return groups != nullptr ? kernels().accumulate_groups(gradient, work, n, decay, *groups, ahead)
                            : kernels().accumulate(gradient, work, n, decay);
 }
 
@@ -72,6 +72,14 @@ EncodeReport DenseStep::run(RecordBuffer& record) {
   return report;
 }
 
+Ahead DenseStep::ahead_of(uint64_t block) const {
+  const uint64_t next = (block + 1) * kBlock;
+  if (encoder_.range_.elements < next + kBlock || !encoder_.velocity_.empty()) return {};
+  const ResidualStore& residual = encoder_.residual_;
+  const size_t bytes = residual.element_bytes();
+  return {gradient_ + next, residual.data().data() + next * bytes, bytes};
+}
+
 DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, MutableBytes record) {
   const uint32_t n = elements_of(block);
   const uint64_t at = block * kBlock;
@@ -84,10 +92,11 @@ DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, Mu
     kernels().accumulate(gradient, velocity, n, encoder_.options_.momentum);
     gradient = velocity;
   }
+  const Ahead ahead = ahead_of(block);
   GroupMagnitudes groups;
   const Accumulated sum =
       add_gradient(gradient, residual, residual.first() + at, encoder_.options_.decay,
-                   quantised(point_.values) ? &groups : nullptr, work, n);
+                   quantised(point_.values) ? &groups : nullptr, ahead, work, n);
 
   BlockResult result{.energy = sum.energy};
   BlockHeader header{.entries = n};
@@ -104,9 +113,6 @@ DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, Mu
     }
     header.values = ValueKind::f32;
   } else {
-    const bool more = block + 1 < results_.size() && encoder_.velocity_.empty();
-    const Ahead ahead{more ? gradient + n : nullptr,
-                      more && in_place != nullptr ? work + n : nullptr};
     write_values(point_.values, {encoder_.options_.stochastic, encoder_.draw_key(block, 0)},
                  sum.magnitude_max, work, n, payload, header, &groups, ahead);
   }

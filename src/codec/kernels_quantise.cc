@@ -177,14 +177,6 @@ HWY_INLINE void write_quad(const Quad& quad, std::byte* to, std::index_sequence<
 template <ValueKind kind>
 using StrandIndices = std::make_index_sequence<kStrands<stream_bits(kind)>>;
 
-// A quad of what will be needed next, into the second-level cache.
-HWY_INLINE void fetch_ahead(const float* from, size_t quad) {
-  if (from == nullptr) return;
-  constexpr size_t kLineElements = 64 / sizeof(float);
-  const float* const first = from + quad * kQuadElements;
-  for (size_t i = 0; i < kQuadElements; i += kLineElements) __builtin_prefetch(first + i, 0, 2);
-}
-
 template <ValueKind kind, bool kStochastic>
 HWY_NOINLINE void quantise_quads(DrawKey key, float* work, size_t quads, uint32_t base,
                                  const GroupMagnitudes* known, uint8_t* scales, std::byte* codes,
@@ -205,8 +197,7 @@ HWY_NOINLINE void quantise_quads(DrawKey key, float* work, size_t quads, uint32_
       find_scales<kind, kStochastic>(quad_work, count, base, groups, chunk_codes);
       std::memcpy(scales + kQuadGroups * q, chunk_codes, count);
     }
-    fetch_ahead(ahead.gradient, q);
-    fetch_ahead(ahead.work, q);
+    fetch(ahead, (quads + q) * (kQuadElements / 2), (quads + q + 1) * (kQuadElements / 2));
     uint32_t words[kStochastic ? kQuadElements / 2 : 1];
     if constexpr (kStochastic) {
       for (size_t i = 0; i < kQuadElements / 2; i += kLanes) {

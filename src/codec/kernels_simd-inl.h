@@ -48,15 +48,24 @@ HWY_INLINE Mf finite(Vf v) {
   return hn::RebindMask(Df(), hn::Lt(bits, hn::Set(Di(), static_cast<int32_t>(kInfinityBits))));
 }
 
-// draw_word() for `kLanes` counters from `counter` on.
-HWY_INLINE Vu draw_words(DrawKey key, uint32_t counter) {
-  constexpr uint32_t kStep = 0x9E3779B9u;
-  const Vu steps = hn::Mul(hn::Iota(Du(), 0), hn::Set(Du(), kStep));
-  Vu x = hn::Add(steps, hn::Set(Du(), counter * kStep + key.add));
+// draw_word() for `kLanes` counters: what its hash begins with, from `counter` on; the same for the
+// kLanes behind; and the hash.
+constexpr uint32_t kDrawStep = 0x9E3779B9u;
+HWY_INLINE Vu draw_seeds(DrawKey key, uint32_t counter) {
+  const Vu steps = hn::Mul(hn::Iota(Du(), 0), hn::Set(Du(), kDrawStep));
+  return hn::Add(steps, hn::Set(Du(), counter * kDrawStep + key.add));
+}
+HWY_INLINE Vu next_seeds(Vu seeds) {
+  return hn::Add(seeds, hn::Set(Du(), static_cast<uint32_t>(kLanes) * kDrawStep));
+}
+HWY_INLINE Vu hashed(DrawKey key, Vu x) {
   x = hn::Mul(hn::Xor(x, hn::ShiftRight<16>(x)), hn::Set(Du(), 0x7FEB352Du));
   x = hn::Xor(hn::Xor(x, hn::ShiftRight<15>(x)), hn::Set(Du(), key.flip));
   x = hn::Mul(x, hn::Set(Du(), 0x846CA68Bu));
   return hn::Xor(x, hn::ShiftRight<16>(x));
+}
+HWY_INLINE Vu draw_words(DrawKey key, uint32_t counter) {
+  return hashed(key, draw_seeds(key, counter));
 }
 // The 16 bits of the first and of the second half of a group.
 template <bool kSecond>
@@ -129,6 +138,17 @@ HWY_INLINE hn::Vec<D> across(D d, const hn::Vec<D>* v, const Op& op) {
   const auto even = folded(four[0], four[2]);
   const auto odd = folded(four[1], four[3]);
   return folded(hn::InterleaveLower(d, even, odd), hn::InterleaveUpper(d, even, odd));
+}
+
+// The cache lines of elements [i, end), into the second-level cache.
+HWY_INLINE void fetch(Ahead ahead, size_t i, size_t end) {
+  constexpr size_t kLineBytes = 64;
+  if (ahead.gradient == nullptr) return;
+  const auto* const gradient = reinterpret_cast<const std::byte*>(ahead.gradient);
+  for (size_t at = i * sizeof(float); at < end * sizeof(float); at += kLineBytes)
+    __builtin_prefetch(gradient + at, 0, 2);
+  for (size_t at = i * ahead.residual_bytes; at < end * ahead.residual_bytes; at += kLineBytes)
+    __builtin_prefetch(ahead.residual + at, 0, 2);
 }
 
 // Magnitudes of groups: collects kLanes of them, then gives them together.

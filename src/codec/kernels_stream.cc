@@ -59,20 +59,23 @@ HWY_INLINE Vf load_bytes(const int8_t* stored, Vf scale) {
   return hn::Mul(hn::ConvertTo(Df(), level), scale);
 }
 
-// Whole groups, and what they hold. `before`: what was left, a function of group and element.
+// Whole groups, and what they hold. `before`: of a group; gives a function of the element, which
+// gives what was left.
 template <typename Before>
 HWY_INLINE size_t accumulate_whole_groups(const float* gradient, const Before& before, float* work,
                                           size_t n, float decay, GroupMagnitudes& groups,
-                                          reference::Sums& to) {
+                                          Ahead ahead, reference::Sums& to) {
   Sums sums;
   Survey survey;
   const Vf by = hn::Set(Df(), decay);
   const size_t count = n / kGroupElements;
   for (size_t g = 0; g < count; ++g) {
     survey.begin();
+    fetch(ahead, g * (kGroupElements / 2), (g + 1) * (kGroupElements / 2));
+    const auto left = before(g);
     for (size_t j = 0; j < kGroupVectors; ++j) {
       const size_t at = g * kGroupElements + j * kLanes;
-      const Vf v = step_from(before(g, at), gradient + at, work + at, by);
+      const Vf v = step_from(left(at), gradient + at, work + at, by);
       sums.energy[j % kSumVectors] = hn::Add(sums.energy[j % kSumVectors], hn::Mul(v, v));
       survey.add(j, v);
     }
@@ -279,22 +282,27 @@ Accumulated accumulate(const float* gradient, float* work, size_t n, float decay
 }
 
 Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,
-                              GroupMagnitudes& groups) {
+                              GroupMagnitudes& groups, Ahead ahead) {
   reference::Sums sums;
-  const auto before = [work](size_t, size_t at) HWY_ATTR { return hn::LoadU(Df(), work + at); };
-  const size_t done = accumulate_whole_groups(gradient, before, work, n, decay, groups, sums);
+  const auto before = [work](size_t) HWY_ATTR {
+    return [work](size_t at) HWY_ATTR { return hn::LoadU(Df(), work + at); };
+  };
+  const size_t done =
+      accumulate_whole_groups(gradient, before, work, n, decay, groups, ahead, sums);
   reference::accumulate(gradient, work, done, n - done, decay, sums);
   return {sums.magnitude_max, fold(sums.lanes)};
 }
 
 Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,
                                  const uint16_t* scales, float* work, size_t n, float decay,
-                                 GroupMagnitudes& groups) {
+                                 GroupMagnitudes& groups, Ahead ahead) {
   reference::Sums sums;
-  const auto before = [stored, scales](size_t g, size_t at) HWY_ATTR {
-    return load_bytes(stored + at, hn::Set(Df(), bf16_widen(scales[g])));
+  const auto before = [stored, scales](size_t g) HWY_ATTR {
+    const Vf scale = hn::Set(Df(), bf16_widen(scales[g]));
+    return [stored, scale](size_t at) HWY_ATTR { return load_bytes(stored + at, scale); };
   };
-  const size_t done = accumulate_whole_groups(gradient, before, work, n, decay, groups, sums);
+  const size_t done =
+      accumulate_whole_groups(gradient, before, work, n, decay, groups, ahead, sums);
   reference::load_i8(stored + done, scales + done / kGroupElements, n - done, work + done);
   reference::accumulate(gradient, work, done, n - done, decay, sums);
   return {sums.magnitude_max, fold(sums.lanes)};
@@ -369,6 +377,7 @@ void load_bf16(const uint16_t* stored, size_t n, float* work) {
 void store_i8(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t* scales) {
   float inverses[kResidualGroups];
   const size_t groups = n / kGroupElements;
+  Vu seeds = draw_seeds(key, 0);
   for (size_t g = 0; g < groups; ++g) {
     const size_t i = g * kGroupElements;
     if (g % kResidualGroups == 0) {
@@ -376,8 +385,9 @@ void store_i8(const float* work, size_t n, DrawKey key, int8_t* stored, uint16_t
     }
     const Vf inverse = hn::Set(Df(), inverses[g % kResidualGroups]);
     Vu words[kGroupVectors / 2];
-    for (size_t j = 0; j < kGroupVectors / 2; ++j) {
-      words[j] = draw_words(key, static_cast<uint32_t>(i / 2 + j * kLanes));
+    for (Vu& word : words) {
+      word = hashed(key, seeds);
+      seeds = next_seeds(seeds);
     }
     store_half_group<false>(work + i, inverse, words, stored + i);
     store_half_group<true>(work + i + kGroupElements / 2, inverse, words,

@@ -41,6 +41,8 @@ ResidualStore::ResidualStore(ResidualKind kind, uint64_t first, uint64_t count)
   if (kind == ResidualKind::i8) scales_.resize(groups(count));
 }
 
+size_t ResidualStore::element_bytes() const { return bytes_of_element(kind_); }
+
 float* ResidualStore::in_place() {
   return kind_ == ResidualKind::f32 ? reinterpret_cast<float*>(data_.data()) : nullptr;
 }

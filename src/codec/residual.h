@@ -29,6 +29,7 @@ class ResidualStore {
   [[nodiscard]] ResidualKind kind() const { return kind_; }
   [[nodiscard]] uint64_t first() const { return first_; }
   [[nodiscard]] uint64_t count() const { return count_; }
+  [[nodiscard]] size_t element_bytes() const;  // without scales
   [[nodiscard]] size_t memory_bytes() const { return data_.size() + scales_.size() * 2; }
 
   // f32: the residual itself, element 0 being first(); null otherwise.

@@ -22,6 +22,8 @@ class DenseStep {
     uint32_t nonfinite = 0;
   };
   [[nodiscard]] uint32_t elements_of(uint64_t block) const;
+  // The block behind, if it is as long; with momentum its gradient is not yet known.
+  [[nodiscard]] Ahead ahead_of(uint64_t block) const;
   BlockResult encode_block(uint64_t block, size_t worker, MutableBytes record);
   // A block with NaN or infinities goes as f32: its values wait here until all blocks are done.
   void widen_blocks(RecordBuffer& record) const;
