@@ -64,48 +64,40 @@ class Tile {
       add_block(record.block(b), header.first + b * size, more);
     }
   }
-  // out = weight * sum; the sum is zero for the next tile. What waits is added piece by piece, so
-  // that the memory of `out` is written while the next piece is decoded.
+  // out = weight * sum; the sum is zero for the next tile. When all that there is waits, the quads'
+  // sums never leave the registers.
   void finish(float weight, float* out) {
     const size_t n = end_ - begin_;
-    size_t at = 0;
-    while (waiting_ > 0 && n - at >= kQuadElements) {
-      const size_t quads = std::min(kPieceQuads, (n - at) / kQuadElements);
-      add_waiting(quads, at);
-      kernels().finish(sum_ + at, quads * kQuadElements, weight, out + at);
-      at += quads * kQuadElements;
+    size_t done = 0;
+    if (empty_ && waiting_ > 0) {
+      kernels().mean_quads(kind_, sources_.data(), waiting_, n / kQuadElements, weight, out);
+      done = n / kQuadElements * kQuadElements;
+      add_waiting_rest();
+    } else {
+      add_all_waiting();
     }
-    add_waiting_rest(at);
-    kernels().finish(sum_ + at, n - at, weight, out + at);
+    kernels().finish(sum_ + done, n - done, weight, out + done);
   }
 
  private:
-  static constexpr size_t kPieceQuads = 2;
-
-  void add_waiting(size_t quads, size_t at) {
-    kernels().add_quads(kind_, sources_.data(), waiting_, quads, sum_ + at);
-    for (size_t s = 0; s < waiting_; ++s) {
-      CodedValues& source = sources_[s];
-      const size_t bytes = quads * kQuadElements * bits(kind_) / 8;
-      source.scales += quads * kQuadElements / kGroupElements;
-      source.codes += bytes;
-      if (source.ahead != nullptr) source.ahead += bytes;
-    }
-  }
   // What stands behind the last quad; then nothing waits.
-  void add_waiting_rest(size_t at) {
+  void add_waiting_rest() {
+    const size_t at = (end_ - begin_) / kQuadElements * kQuadElements;
     const size_t n = end_ - begin_ - at;
     for (size_t s = 0; s < waiting_ && n > 0; ++s) {
-      kernels().decode(kind_, sources_[s], n, values_);
+      CodedValues rest = sources_[s];
+      rest.scales += at / kGroupElements;
+      rest.codes += at * bits(kind_) / 8;
+      kernels().decode(kind_, rest, n, values_);
       for (size_t i = 0; i < n; ++i) sum_[at + i] += values_[i];
     }
     waiting_ = 0;
   }
   void add_all_waiting() {
     if (waiting_ == 0) return;
-    const size_t quads = (end_ - begin_) / kQuadElements;
-    add_waiting(quads, 0);
-    add_waiting_rest(quads * kQuadElements);
+    kernels().add_quads(kind_, sources_.data(), waiting_, (end_ - begin_) / kQuadElements, sum_);
+    add_waiting_rest();
+    empty_ = false;
   }
 
   void add_block(const BlockView& block, uint64_t at, bool more) {
@@ -120,6 +112,7 @@ class Tile {
       return;
     }
     add_all_waiting();
+    empty_ = false;
     if (block.header.positions == 0) {
       add_dense(block, at);
     } else {
@@ -186,6 +179,7 @@ class Tile {
   ValueKind kind_ = ValueKind::q8;
   std::array<CodedValues, 8> sources_;
   size_t waiting_ = 0;
+  bool empty_ = true;  // nothing was added to sum_
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Vector kernels that read the quantised kinds. Compiled once for each instruction set (Highway's
-// foreach_target, headers alone). Several records are added while their sum is in registers. Codes
-// of one or two bits are permuted into levels lane by lane; wider ones become bytes first.
+// foreach_target, headers alone). The sums of a group stay in registers while all records are added
+// to it; where their start is zero, memory sees the mean alone. Codes of one or two bits become
+// floats lane by lane where the CPU can, wider ones bytes first.
 #include "codec/kernels_simd.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -8,10 +9,14 @@
 #undef HWY_DISABLED_TARGETS
 #define HWY_DISABLED_TARGETS \
   (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#include <algorithm>
 #include <cstring>
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 #include <utility>
+
+#include "base/check.h"
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || (HWY_TARGET == HWY_NEON && HWY_ARCH_ARM_A64)
 
@@ -20,12 +25,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace scant::codec::HWY_NAMESPACE {
 namespace {
-
-// q3's signs: sixteen bits in a row to four in each byte.
-HWY_INLINE Vu open_ranks(Vu v) {
-  v = hn::And(hn::Or(v, hn::ShiftLeft<8>(v)), hn::Set(Du(), 0x00FF00FFu));
-  return hn::And(hn::Or(v, hn::ShiftLeft<4>(v)), hn::Set(Du(), 0x0F0F0F0Fu));
-}
 
 HWY_INLINE Vu load_words(const std::byte* from) {
   return hn::BitCast(Du(), hn::LoadU(Db(), reinterpret_cast<const uint8_t*>(from)));
@@ -46,110 +45,159 @@ constexpr Table top_byte() {
 template <int kByte>
 constexpr Table kTopByte = top_byte<kByte>();
 
+template <int kByte>
+constexpr Table each_byte() {
+  Table result;
+  for (size_t i = 0; i < 16; ++i) result.bytes[i] = static_cast<uint8_t>(i / 4 * 4 + kByte);
+  return result;
+}
+template <int kByte>
+constexpr Table kEachByte = each_byte<kByte>();
+
 // Byte kByte of each lane as a number, with kRaised 2^24 times it.
 template <int kByte, bool kRaised>
 HWY_INLINE Vf number(Vu levels_of) {
   if constexpr (!kRaised) return widen<kByte>(levels_of);
+  if constexpr (kByte == 0)
+    return hn::ConvertTo(Df(), hn::BitCast(Di(), hn::ShiftLeft<24>(levels_of)));
+  if constexpr (kByte == 3)
+    return hn::ConvertTo(Df(), hn::BitCast(Di(), hn::And(levels_of, hn::Set(Du(), 0xFF000000u))));
   const Vb top = hn::TableLookupBytes(hn::BitCast(Db(), levels_of), load_table(kTopByte<kByte>));
   return hn::ConvertTo(Df(), hn::BitCast(Di(), top));
 }
 
-// Where a quad of one record is, from the first lane worked on.
-struct CodedQuad {
-  const std::byte* from;
-  const float* scale;  // of its four groups
-};
-
-enum class Target { add, store };
-
-// out or, to store, 0 + level * scale: a level times a scale is exact, hence one rounding.
-template <Target target, size_t kSources, typename Number>
-HWY_INLINE void put(const CodedQuad* quads, size_t group, float* out, const Number& number_of) {
-  if constexpr (target == Target::store) {
-    hn::StoreU(hn::Mul(number_of(0), hn::Set(Df(), quads[0].scale[group])), Df(), out);
+// Codes of two bits of group kGroup, four in each byte from the lowest bits on: indices 0 to 3 in
+// byte 0 and 4 to 7 in byte 1; bytes 2 and 3 begin with indices 2 and 6.
+template <size_t kGroup>
+HWY_INLINE Vu two_bit_group(const std::byte* from) {
+  const Vu word = load_words(from + kWordBytes * (kGroup / 2));
+  const Vu high = hn::Set(Du(), 0xFFFF0000u);
+  if constexpr (kGroup % 2 == 0) {
+    return hn::Or(hn::AndNot(high, word), hn::And(high, hn::ShiftLeft<12>(word)));
   } else {
-    Vf sum = hn::LoadU(Df(), out);
-    for (size_t s = 0; s < kSources; ++s)
-      sum = hn::MulAdd(number_of(s), hn::Set(Df(), quads[s].scale[group]), sum);
-    hn::StoreU(sum, Df(), out);
+    return hn::Or(hn::ShiftRight<16>(word), hn::And(high, hn::ShiftRight<4>(word)));
   }
 }
 
-// Levels as bytes of strand r of word k.
-template <ValueKind kind, size_t k, size_t r>
-HWY_INLINE Vu strand_levels(const std::byte* from) {
-  constexpr int kBits = stream_bits(kind);
-  Vu codes = load_words(from + kWordBytes * k);
-  if constexpr (kBits < 8) {
-    codes = hn::And(hn::ShiftRight<kBits* static_cast<int>(r)>(codes),
-                    hn::Set(Du(), every_byte((1u << kBits) - 1)));
-  }
-  if constexpr (kind == ValueKind::q3) {
-    const Vu signs = open_ranks(
-        hn::And(hn::ShiftRight<static_cast<int>(16 * k)>(load_words(from + kQ3SignBytes)),
-                hn::Set(Du(), 0xFFFFu)));
-    const Vu sign =
-        hn::And(hn::ShiftRight<static_cast<int>(r)>(signs), hn::Set(Du(), every_byte(1)));
-    codes = hn::Or(codes, hn::ShiftLeft<2>(sign));
-  }
-  return meaning<kind>(codes);
+// 4 in each byte whose sign bit of q3 is set, in the places of two_bit_group().
+template <size_t kGroup, size_t kHalf>
+HWY_INLINE Vu sign_codes(const std::byte* from) {
+  constexpr uint32_t kBits = 0x40041001u << kHalf;  // of indices 0, 4, 2 and 6, or each one's next
+  const Vb all = hn::TableLookupBytes(hn::BitCast(Db(), load_words(from + kQ3SignBytes)),
+                                      load_table(kEachByte<kGroup>));
+  const Vb own = hn::BitCast(Db(), hn::Set(Du(), kBits));
+  const Vb set = hn::VecFromMask(Db(), hn::Eq(hn::And(all, own), own));
+  return hn::BitCast(Du(), hn::And(set, hn::Set(Db(), uint8_t{4})));
 }
 
-template <ValueKind kind, Target target, size_t kSources, bool kRaised, size_t kStrand>
-HWY_INLINE void read_strand(const CodedQuad* quads, float* out) {
-  constexpr size_t kCount = kStrands<stream_bits(kind)>;
-  constexpr size_t k = kStrand / kCount;
-  constexpr size_t kFirst = 4 * kCount * k + kStrand % kCount;
-  Vu levels_of[kSources];
-  for (size_t s = 0; s < kSources; ++s)
-    levels_of[s] = strand_levels<kind, k, kStrand % kCount>(quads[s].from);
-  const auto byte = [&]<int t>() HWY_ATTR {
-    constexpr size_t kAt = 8 * (kFirst + kCount * t);
-    put<target, kSources>(quads, kAt / kGroupElements, out + kAt,
-                          [&](size_t s) HWY_ATTR { return number<t, kRaised>(levels_of[s]); });
-  };
-  byte.template operator()<0>();
-  byte.template operator()<1>();
-  byte.template operator()<2>();
-  byte.template operator()<3>();
+// Levels of four of the eight indices of group kGroup, as bytes; index_of() says which.
+template <ValueKind kind, size_t kGroup, size_t kHalf>
+HWY_INLINE Vu half_levels(const std::byte* from) {
+  constexpr int kHalfBits = static_cast<int>(kHalf) * stream_bits(kind);
+  if constexpr (kind == ValueKind::q8) {
+    return load_words(from + kWordBytes * (2 * kGroup + kHalf));
+  } else if constexpr (kind == ValueKind::q4) {
+    const Vu codes = hn::ShiftRight<kHalfBits>(load_words(from + kWordBytes * kGroup));
+    return meaning<kind>(hn::And(codes, hn::Set(Du(), every_byte(0x0F))));
+  } else {
+    Vu codes = hn::And(hn::ShiftRight<kHalfBits>(two_bit_group<kGroup>(from)),
+                       hn::Set(Du(), every_byte(0x03)));
+    if constexpr (kind == ValueKind::q3) codes = hn::Or(codes, sign_codes<kGroup, kHalf>(from));
+    return meaning<kind>(codes);
+  }
+}
+constexpr size_t index_of(ValueKind kind, size_t half, size_t byte) {
+  if (kind == ValueKind::q8) return 4 * half + byte;
+  if (kind == ValueKind::q4) return half + 2 * byte;
+  return half + byte % 2 * 4 + byte / 2 * 2;
 }
 
 #if HWY_ARCH_X86
-constexpr bool permutes(ValueKind kind) { return bits(kind) <= 2; }
+constexpr bool permutes(ValueKind kind) { return kind == ValueKind::q2; }
+// What the two lowest bits of each lane mean.
+HWY_INLINE Vf permuted_level(Vu codes) {
+  constexpr float kOne = kLevels2[0];
+  constexpr float kTwo = kLevels2[1];
+  alignas(32) static constexpr float kLevels[8] = {kOne, kTwo, -kOne, -kTwo,
+                                                   kOne, kTwo, -kOne, -kTwo};
+  return Vf{_mm256_permutevar_ps(hn::Load(Df(), kLevels).raw, codes.raw)};
+}
 #else
 constexpr bool permutes(ValueKind) { return false; }
+HWY_INLINE Vf permuted_level(Vu) { return hn::Zero(Df()); }  // no kind permutes here
 #endif
+// Levels of these kinds are never bytes.
+constexpr bool direct(ValueKind kind) { return kind == ValueKind::q1 || permutes(kind); }
 
-// What the two lowest bits of a lane mean; of q1 the lowest alone.
-template <ValueKind kind>
-HWY_INLINE Vf permuted_level(Vu codes) {
-#if HWY_ARCH_X86
-  constexpr auto kTable = levels(kind);
-  alignas(16) constexpr float kLevels[4] = {
-      float{kTable[0]}, kind == ValueKind::q2 ? float{kTable.back()} : -float{kTable[0]},
-      kind == ValueKind::q2 ? -float{kTable[0]} : float{kTable[0]}, -float{kTable.back()}};
-  return Vf{_mm256_permutevar_ps(hn::LoadDup128(Df(), kLevels).raw, codes.raw)};
-#else
-  return hn::Zero(Df());  // no kind permutes here
-#endif
-}
+// Vectors of a group: index i of the lanes worked on is vector i.
+constexpr size_t kIndices = kGroupElements / 8;
 
-template <ValueKind kind, Target target, size_t kSources, size_t kIndex>
-HWY_INLINE void read_index(const CodedQuad* quads, float* out) {
-  constexpr size_t kBit = kIndex * bits(kind);
-  constexpr size_t kAt = 8 * kIndex;
-  put<target, kSources>(quads, kAt / kGroupElements, out + kAt, [&](size_t s) HWY_ATTR {
-    const Vu word = load_words(quads[s].from + kWordBytes * (kBit / 32));
-    return permuted_level<kind>(hn::ShiftRight<static_cast<int>(kBit % 32)>(word));
-  });
-}
-
-template <ValueKind kind, Target target, size_t kSources, bool kRaised, size_t... kPart>
-HWY_INLINE void read_quad(const CodedQuad* quads, float* out, std::index_sequence<kPart...>) {
-  if constexpr (permutes(kind)) {
-    (read_index<kind, target, kSources, kPart>(quads, out), ...);
+// sum + level * scale, a level times a scale is exact, hence one rounding.
+template <ValueKind kind, bool kRaised, size_t kGroup>
+HWY_INLINE void add_group(const std::byte* from, Vf scale, Vf (&sum)[kIndices]) {
+  const auto add_index = [&]<size_t i>(Vu word) HWY_ATTR {
+    constexpr int kBit = static_cast<int>((kIndices * kGroup + i) * bits(kind) % 32);
+    if constexpr (kind == ValueKind::q1) {
+      const Vu sign = hn::And(hn::ShiftLeft<31 - kBit>(word), hn::Set(Du(), 0x80000000u));
+      sum[i] = hn::Add(sum[i], hn::Xor(scale, hn::BitCast(Df(), sign)));
+    } else {
+      sum[i] = hn::MulAdd(permuted_level(hn::ShiftRight<kBit>(word)), scale, sum[i]);
+    }
+  };
+  const auto add_byte = [&]<size_t half, int t>(Vu four) HWY_ATTR {
+    Vf& to = sum[index_of(kind, half, t)];
+    to = hn::MulAdd(number<t, kRaised>(four), scale, to);
+  };
+  const auto add_half = [&]<size_t half>() HWY_ATTR {
+    const Vu four = half_levels<kind, kGroup, half>(from);
+    add_byte.template operator()<half, 0>(four);
+    add_byte.template operator()<half, 1>(four);
+    add_byte.template operator()<half, 2>(four);
+    add_byte.template operator()<half, 3>(four);
+  };
+  if constexpr (direct(kind)) {
+    const Vu word = load_words(from + kWordBytes * (kIndices * kGroup * bits(kind) / 32));
+    [&]<size_t... i>(std::index_sequence<i...>) HWY_ATTR {
+      (add_index.template operator()<i>(word), ...);
+    }
+    (std::make_index_sequence<kIndices>());
   } else {
-    (read_strand<kind, target, kSources, kRaised, kPart>(quads, out), ...);
+    add_half.template operator()<0>();
+    add_half.template operator()<1>();
+  }
+}
+
+// Where sums begin and end.
+struct Ends {
+  bool onto = false;  // what stands in `out`, else `start`
+  float start = 0;
+  float weight = 1;
+  bool past = false;  // the cache; then `out` is aligned
+};
+
+constexpr size_t kSourcesMost = 8;
+struct Quads {
+  const CodedValues* sources;
+  size_t count;
+  size_t codes;  // how far the quad's are from the sources', at the first lane worked on
+  float scale[kSourcesMost][4];
+};
+
+template <ValueKind kind, bool kRaised, size_t kGroup>
+HWY_INLINE void read_group(const Quads& quads, const Ends& ends, float* out) {
+  Vf sum[kIndices];
+  for (size_t i = 0; i < kIndices; ++i)
+    sum[i] = ends.onto ? hn::LoadU(Df(), out + 8 * i) : hn::Set(Df(), ends.start);
+  for (size_t s = 0; s < quads.count; ++s) {
+    add_group<kind, kRaised, kGroup>(quads.sources[s].codes + quads.codes,
+                                     hn::Set(Df(), quads.scale[s][kGroup]), sum);
+  }
+  const Vf weight = hn::Set(Df(), ends.weight);
+  for (Vf& v : sum) v = hn::Mul(v, weight);
+  if (ends.past) {
+    for (size_t i = 0; i < kIndices; ++i) hn::Stream(sum[i], Df(), out + 8 * i);
+  } else {
+    for (size_t i = 0; i < kIndices; ++i) hn::StoreU(sum[i], Df(), out + 8 * i);
   }
 }
 
@@ -165,41 +213,35 @@ HWY_INLINE void quad_scales(uint32_t base, const uint8_t* codes, float* scale) {
   hn::StoreU(hn::IfThenElseZero(sent, value), d, reinterpret_cast<uint32_t*>(scale));
 }
 
-template <ValueKind kind, Target target, size_t kSources, bool kRaised>
-HWY_NOINLINE void read_quads(const CodedValues* sources, size_t quads, float* out) {
+template <ValueKind kind, bool kRaised>
+HWY_NOINLINE void read_quads(const CodedValues* sources, size_t count, size_t quads,
+                             const Ends& ends, float* out) {
   constexpr size_t kBytes = kWordBytes * bits(kind);
-  constexpr size_t kParts =
-      permutes(kind) ? 32 : kStrands<stream_bits(kind)> * static_cast<size_t>(stream_bits(kind));
-  for (size_t q = 0; q < quads; ++q) {
-    alignas(16) float scale[kSources][4];
-    for (size_t s = 0; s < kSources; ++s) {
-      quad_scales<kRaised>(sources[s].base, sources[s].scales + 4 * q, scale[s]);
+  Quads at{.sources = sources, .count = count};
+  for (size_t q = 0; q < quads; ++q, out += kQuadElements) {
+    for (size_t s = 0; s < count; ++s) {
+      quad_scales<kRaised>(sources[s].base, sources[s].scales + 4 * q, at.scale[s]);
       if (sources[s].ahead == nullptr) continue;
       for (size_t i = 0; i < kBytes; i += 64)
         __builtin_prefetch(sources[s].ahead + kBytes * q + i, 0, 3);
     }
     for (size_t lane = 0; lane < 8; lane += kLanes) {
-      CodedQuad coded[kSources];
-      for (size_t s = 0; s < kSources; ++s)
-        coded[s] = {sources[s].codes + kBytes * q + 4 * lane, scale[s]};
-      read_quad<kind, target, kSources, kRaised>(coded, out + q * kQuadElements + lane,
-                                                 std::make_index_sequence<kParts>());
+      at.codes = kBytes * q + 4 * lane;
+      read_group<kind, kRaised, 0>(at, ends, out + lane);
+      read_group<kind, kRaised, 1>(at, ends, out + kGroupElements + lane);
+      read_group<kind, kRaised, 2>(at, ends, out + 2 * kGroupElements + lane);
+      read_group<kind, kRaised, 3>(at, ends, out + 3 * kGroupElements + lane);
     }
   }
 }
 
 template <ValueKind kind>
-void add_quads_of(const CodedValues* sources, size_t count, size_t quads, float* sum) {
-  size_t done = 0;
-  const bool raised = !permutes(kind) && std::all_of(sources, sources + count, [](const auto& s) {
-    return s.base >= kRaisedBase;
-  });
-  constexpr bool kRaised = !permutes(kind);
-  for (; (raised || !kRaised) && done + 4 <= count; done += 4)
-    read_quads<kind, Target::add, 4, kRaised>(sources + done, quads, sum);
-  for (; (raised || !kRaised) && done + 2 <= count; done += 2)
-    read_quads<kind, Target::add, 2, kRaised>(sources + done, quads, sum);
-  for (; done < count; ++done) read_quads<kind, Target::add, 1, false>(sources + done, quads, sum);
+void read_quads_of(const CodedValues* sources, size_t count, size_t quads, const Ends& ends,
+                   float* out) {
+  const bool raised =
+      std::all_of(sources, sources + count, [](const auto& s) { return s.base >= kRaisedBase; });
+  const auto chosen = raised ? read_quads<kind, !direct(kind)> : read_quads<kind, false>;
+  chosen(sources, count, quads, ends, out);
 }
 
 // Eight codes of kBits bits in a row, a byte each.
@@ -248,11 +290,7 @@ template <ValueKind kind>
 void decode_of(const CodedValues& source, size_t n, float* out) {
   const size_t quads = n / kQuadElements;
   const size_t whole = quads * kQuadElements;
-  if (!permutes(kind) && source.base >= kRaisedBase) {
-    read_quads<kind, Target::store, 1, !permutes(kind)>(&source, quads, out);
-  } else {
-    read_quads<kind, Target::store, 1, false>(&source, quads, out);
-  }
+  read_quads_of<kind>(&source, 1, quads, {.start = -0.0f}, out);  // -0 + x is x, if x is -0 too
   if (n == whole) return;
   read_rest<kind>({.base = source.base,
                    .scales = source.scales + whole / kGroupElements,
@@ -260,15 +298,30 @@ void decode_of(const CodedValues& source, size_t n, float* out) {
                   n - whole, out + whole);
 }
 
+void read_quads_of_kind(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,
+                        const Ends& ends, float* out) {
+  const auto chosen = kind == ValueKind::q8   ? read_quads_of<ValueKind::q8>
+                      : kind == ValueKind::q4 ? read_quads_of<ValueKind::q4>
+                      : kind == ValueKind::q3 ? read_quads_of<ValueKind::q3>
+                      : kind == ValueKind::q2 ? read_quads_of<ValueKind::q2>
+                                              : read_quads_of<ValueKind::q1>;
+  chosen(sources, count, quads, ends, out);
+}
+
 }  // namespace
 
 void add_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads, float* sum) {
-  const auto chosen = kind == ValueKind::q8   ? add_quads_of<ValueKind::q8>
-                      : kind == ValueKind::q4 ? add_quads_of<ValueKind::q4>
-                      : kind == ValueKind::q3 ? add_quads_of<ValueKind::q3>
-                      : kind == ValueKind::q2 ? add_quads_of<ValueKind::q2>
-                                              : add_quads_of<ValueKind::q1>;
-  chosen(sources, count, quads, sum);
+  for (size_t done = 0; done < count; done += kSourcesMost) {
+    read_quads_of_kind(kind, sources + done, std::min(count - done, kSourcesMost), quads,
+                       {.onto = true}, sum);
+  }
+}
+
+void mean_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,
+                float weight, float* out) {
+  SCANT_CHECK(count <= kSourcesMost);
+  const bool aligned = reinterpret_cast<uintptr_t>(out) % (kLanes * sizeof(float)) == 0;
+  read_quads_of_kind(kind, sources, count, quads, {.weight = weight, .past = aligned}, out);
 }
 
 void decode(ValueKind kind, const CodedValues& source, size_t n, float* out) {

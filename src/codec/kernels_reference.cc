@@ -223,6 +223,13 @@ void add_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t 
     read_quads(kind, sources[s], quads, [&](size_t i, float value) { sum[i] += value; });
 }
 
+void mean_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,
+                float weight, float* out) {
+  std::fill_n(out, quads * kQuadElements, 0.0f);
+  add_quads(kind, sources, count, quads, out);
+  for (size_t i = 0; i < quads * kQuadElements; ++i) out[i] *= weight;
+}
+
 void decode(ValueKind kind, const CodedValues& source, size_t n, float* out) {
   const size_t quads = n / kQuadElements;
   read_quads(kind, source, quads, [&](size_t i, float value) { out[i] = value; });
@@ -246,7 +253,7 @@ Accumulated accumulate(const float* gradient, float* work, size_t n, float decay
 }
 
 Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,
-                              GroupMagnitudes& groups, Ahead) {
+                              GroupMagnitudes& groups) {
   const Accumulated result = accumulate(gradient, work, n, decay);
   for (size_t g = 0; g < n / kGroupElements; ++g) {
     const float* const group = work + g * kGroupElements;
@@ -258,9 +265,9 @@ Accumulated accumulate_groups(const float* gradient, float* work, size_t n, floa
 
 Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,
                                  const uint16_t* scales, float* work, size_t n, float decay,
-                                 GroupMagnitudes& groups, Ahead ahead) {
+                                 GroupMagnitudes& groups) {
   reference::load_i8(stored, scales, n, work);
-  return accumulate_groups(gradient, work, n, decay, groups, ahead);
+  return accumulate_groups(gradient, work, n, decay, groups);
 }
 
 Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,
@@ -375,6 +382,7 @@ const Kernels kScalarKernels = {
     .quantise = quantise,
     .quantise_rest = quantise_rest,
     .add_quads = add_quads,
+    .mean_quads = mean_quads,
     .decode = decode,
     .narrow = reference::narrow,
     .add_values = reference::add_values,

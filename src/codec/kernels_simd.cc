@@ -13,16 +13,16 @@ struct Targets {
 };
 
 // NOLINTNEXTLINE: namespaces cannot be template arguments
-#define SCANT_CODEC_KERNELS(NAME, TARGET)                                                     \
-  Kernels {                                                                                   \
-    .name = (NAME), .accumulate = TARGET::accumulate,                                         \
-    .accumulate_groups = TARGET::accumulate_groups,                                           \
-    .accumulate_groups_i8 = TARGET::accumulate_groups_i8, .select = TARGET::select,           \
-    .quantise = TARGET::quantise, .quantise_rest = TARGET::quantise_rest,                     \
-    .add_quads = TARGET::add_quads, .decode = TARGET::decode, .narrow = TARGET::narrow,       \
-    .add_values = TARGET::add_values, .store_bf16 = TARGET::store_bf16,                       \
-    .load_bf16 = TARGET::load_bf16, .store_i8 = TARGET::store_i8, .load_i8 = TARGET::load_i8, \
-    .finish = TARGET::finish, .flush = TARGET::flush,                                         \
+#define SCANT_CODEC_KERNELS(NAME, TARGET)                                                         \
+  Kernels {                                                                                       \
+    .name = (NAME), .accumulate = TARGET::accumulate,                                             \
+    .accumulate_groups = TARGET::accumulate_groups,                                               \
+    .accumulate_groups_i8 = TARGET::accumulate_groups_i8, .select = TARGET::select,               \
+    .quantise = TARGET::quantise, .quantise_rest = TARGET::quantise_rest,                         \
+    .add_quads = TARGET::add_quads, .mean_quads = TARGET::mean_quads, .decode = TARGET::decode,   \
+    .narrow = TARGET::narrow, .add_values = TARGET::add_values, .store_bf16 = TARGET::store_bf16, \
+    .load_bf16 = TARGET::load_bf16, .store_i8 = TARGET::store_i8, .load_i8 = TARGET::load_i8,     \
+    .finish = TARGET::finish, .flush = TARGET::flush,                                             \
   }
 
 Targets find_targets() {

@@ -10,10 +10,10 @@
   namespace TARGET {                                                                            \
   Accumulated accumulate(const float* gradient, float* work, size_t n, float decay);            \
   Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,      \
-                                GroupMagnitudes& groups, Ahead ahead);                          \
+                                GroupMagnitudes& groups);                                       \
   Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,                 \
                                    const uint16_t* scales, float* work, size_t n, float decay,  \
-                                   GroupMagnitudes& groups, Ahead ahead);                       \
+                                   GroupMagnitudes& groups);                                    \
   Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,   \
                   uint16_t* positions, float* values);                                          \
   void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,    \
@@ -22,6 +22,8 @@
                      uint32_t base, uint8_t* scales, std::byte* codes);                         \
   void add_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,        \
                  float* sum);                                                                   \
+  void mean_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,       \
+                  float weight, float* out);                                                    \
   void decode(ValueKind kind, const CodedValues& source, size_t n, float* out);                 \
   void narrow(ValueKind kind, float* work, size_t n, std::byte* values);                        \
   void add_values(ValueKind kind, const std::byte* values, size_t n, float* sum);               \
