@@ -30,10 +30,33 @@ CodedValues coded(const BlockView& block, const std::byte* ahead = nullptr) {
           .ahead = ahead};
 }
 
-// Adds values at their positions, which must lie within the sum.
+// A sparse block's entries: `values` where they are floats, else `narrow` as bf16.
+struct Entries {
+  const uint16_t* positions = nullptr;
+  const float* values = nullptr;
+  const std::byte* narrow = nullptr;
+  size_t count = 0;
+  size_t next = 0;  // the first that was not added yet
+};
+
+// Adds the entries below position `end`; sum[0] is of position `begin`.
 template <typename Value>
-void scatter(const uint16_t* positions, size_t n, const Value& value, float* sum) {
-  for (size_t i = 0; i < n; ++i) sum[positions[i]] += value(i);
+void scatter(Entries& entries, const Value& value, uint32_t begin, uint32_t end, float* sum) {
+  size_t i = entries.next;
+  for (; i < entries.count && entries.positions[i] < end; ++i)
+    sum[entries.positions[i] - begin] += value(i);
+  entries.next = i;
+}
+void scatter(Entries& entries, uint32_t begin, uint32_t end, float* sum) {
+  if (entries.values != nullptr) {
+    scatter(
+        entries, [&](size_t i) { return entries.values[i]; }, begin, end, sum);
+    return;
+  }
+  const auto value = [&](size_t i) {
+    return bf16_widen(load_little<uint16_t>(entries.narrow + 2 * i));
+  };
+  scatter(entries, value, begin, end, sum);
 }
 
 // One worker's tile of the sum.
@@ -45,13 +68,13 @@ class Tile {
         positions_(scratch.positions()),
         begin_(begin),
         end_(end) {}
-  ~Tile() { SCANT_CHECK(waiting_ == 0); }
+  ~Tile() { SCANT_CHECK(waiting_ == 0 && lists_ == 0); }
   Tile(const Tile&) = delete;
   Tile& operator=(const Tile&) = delete;
 
   // The part of a record that lies in this tile, elements counted within the tensor. Quantised
-  // blocks that fill the tile wait until several can be added at once, or until
-  // finish().
+  // blocks that fill the tile wait until several can be added at once, or until finish(); so do
+  // the entries of sparse ones.
   void add(const RecordView& record) {
     const RecordHeader& header = record.header();
     const uint64_t size = header.block_elements;
@@ -64,8 +87,8 @@ class Tile {
       add_block(record.block(b), header.first + b * size, more);
     }
   }
-  // out = weight * sum; the sum is zero for the next tile. When all that there is waits, the quads'
-  // sums never leave the registers.
+  // out = weight * sum; the sum is zero for the next tile. When all that there is waits, quads are
+  // summed in registers and entries in the first-level cache.
   void finish(float weight, float* out) {
     const size_t n = end_ - begin_;
     size_t done = 0;
@@ -73,13 +96,22 @@ class Tile {
       kernels().mean_quads(kind_, sources_.data(), waiting_, n / kQuadElements, weight, out);
       done = n / kQuadElements * kQuadElements;
       add_waiting_rest();
-    } else {
-      add_all_waiting();
     }
+    for (; empty_ && lists_ > 0 && done < n; done += std::min(kPieceElements, n - done)) {
+      const size_t piece = std::min(kPieceElements, n - done);
+      const auto begin = static_cast<uint32_t>(done);
+      for (size_t l = 0; l < lists_; ++l)
+        scatter(entries_[l], begin, begin + static_cast<uint32_t>(piece), sum_);
+      kernels().finish(sum_, piece, weight, out + done);
+    }
+    if (done == n) lists_ = 0;
+    add_all_waiting();
     kernels().finish(sum_ + done, n - done, weight, out + done);
   }
 
  private:
+  static constexpr size_t kPieceElements = 4096;
+
   // What stands behind the last quad; then nothing waits.
   void add_waiting_rest() {
     const size_t at = (end_ - begin_) / kQuadElements * kQuadElements;
@@ -94,6 +126,12 @@ class Tile {
     waiting_ = 0;
   }
   void add_all_waiting() {
+    for (size_t l = 0; l < lists_; ++l) {
+      scatter(entries_[l], 0, static_cast<uint32_t>(end_ - begin_), sum_);
+      empty_ = false;
+    }
+    lists_ = 0;
+    listed_ = 0;
     if (waiting_ == 0) return;
     kernels().add_quads(kind_, sources_.data(), waiting_, (end_ - begin_) / kQuadElements, sum_);
     add_waiting_rest();
@@ -105,10 +143,16 @@ class Tile {
     if (n == 0) return;
     const ValueKind kind = block.header.values;
     if (block.header.positions == 0 && quantised(kind) && at == begin_ && at + n == end_) {
-      if (waiting_ == sources_.size() || kind_ != kind) add_all_waiting();
+      if (waiting_ == sources_.size() || kind_ != kind || lists_ > 0) add_all_waiting();
       kind_ = kind;
       const size_t step = block.scales.size() + block.values.size();
       sources_[waiting_++] = coded(block, more ? block.values.data() + step : nullptr);
+      return;
+    }
+    if (block.header.positions != 0 && at == begin_ && at + block.elements == end_) {
+      if (waiting_ > 0 || lists_ == entries_.size() || listed_ + n > kSparseBlockElements)
+        add_all_waiting();
+      list(block);
       return;
     }
     add_all_waiting();
@@ -127,48 +171,57 @@ class Tile {
       kernels().add_values(kind, block.values.data(), n, sum_ + (at - begin_));
       return;
     }
-    decode(block);
+    decode(block, values_);
     const uint64_t from = std::max(at, begin_);
     const uint64_t to = std::min(at + n, end_);
     for (uint64_t i = from; i < to; ++i) sum_[i - begin_] += values_[i - at];
   }
 
+  // The block's entries, behind those that wait.
+  Entries read(const BlockView& block) {
+    Entries result{.positions = positions_ + listed_, .count = block.header.entries};
+    const bool read = read_positions(block.positions, block.header.positions, block.elements,
+                                     block.header.entries, positions_ + listed_);
+    SCANT_CHECK(read, "a record was parsed and then changed");
+    if (block.header.values == ValueKind::bf16) {
+      result.narrow = block.values.data();
+    } else {
+      decode(block, values_ + listed_);
+      result.values = values_ + listed_;
+    }
+    return result;
+  }
+  void list(const BlockView& block) {
+    entries_[lists_++] = read(block);
+    listed_ += block.header.entries;
+  }
+
   void add_sparse(const BlockView& block, uint64_t at) {
     const size_t n = block.header.entries;
+    if (at >= begin_ && at + block.elements <= end_) {
+      Entries entries = read(block);
+      scatter(entries, 0, block.elements, sum_ + (at - begin_));
+      return;
+    }
     const bool read = read_positions(block.positions, block.header.positions, block.elements,
                                      block.header.entries, positions_);
     SCANT_CHECK(read, "a record was parsed and then changed");
-    if (at >= begin_ && at + block.elements <= end_) {
-      float* const sum = sum_ + (at - begin_);
-      if (block.header.values == ValueKind::bf16) {
-        const std::byte* const values = block.values.data();
-        const auto value = [&](size_t i) {
-          return bf16_widen(load_little<uint16_t>(values + 2 * i));
-        };
-        scatter(positions_, n, value, sum);
-        return;
-      }
-      decode(block);
-      scatter(
-          positions_, n, [&](size_t i) { return values_[i]; }, sum);
-      return;
-    }
-    decode(block);
+    decode(block, values_);
     for (size_t i = 0; i < n; ++i) {
       const uint64_t element = at + positions_[i];
       if (element >= begin_ && element < end_) sum_[element - begin_] += values_[i];
     }
   }
 
-  // A block's values, from values_ on.
-  void decode(const BlockView& block) {
+  // A block's values.
+  static void decode(const BlockView& block, float* values) {
     const size_t n = block.header.entries;
     if (quantised(block.header.values)) {
-      kernels().decode(block.header.values, coded(block), n, values_);
+      kernels().decode(block.header.values, coded(block), n, values);
       return;
     }
-    std::fill_n(values_, n, 0.0f);
-    kernels().add_values(block.header.values, block.values.data(), n, values_);
+    std::fill_n(values, n, 0.0f);
+    kernels().add_values(block.header.values, block.values.data(), n, values);
   }
 
   float* sum_;
@@ -179,6 +232,9 @@ class Tile {
   ValueKind kind_ = ValueKind::q8;
   std::array<CodedValues, 8> sources_;
   size_t waiting_ = 0;
+  std::array<Entries, 8> entries_;
+  size_t lists_ = 0;
+  size_t listed_ = 0;  // entries in them
   bool empty_ = true;  // nothing was added to sum_
 };
 
@@ -209,11 +265,13 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
   if (out.empty()) return {};
   // A worker takes neighbours: what is fetched ahead is then its own.
   const uint64_t stretch = std::max<uint64_t>(kSparseBlockElements / 2 / tile, 1);
+  std::array<bool, base::WorkerPool::kWorkersMax> cleared{};
   const uint64_t stretches = (tiles_end - tiles_before + stretch - 1) / stretch;
   workspace.pool().for_each(stretches, [&](size_t index, size_t worker) {
     const uint64_t from = tiles_before + index * stretch;
     Workspace::Scratch& scratch = workspace.scratch(worker);
-    std::fill_n(scratch.work(), tile, 0.0f);  // finish() leaves it so for the next tile
+    if (!cleared[worker]) std::fill_n(scratch.work(), tile, 0.0f);  // finish() leaves it so
+    cleared[worker] = true;
     for (uint64_t t = from; t < std::min(tiles_end, from + stretch); ++t) {
       const uint64_t tile_begin = std::max(first, origin + t * tile);
       const uint64_t tile_end = std::min(end, origin + (t + 1) * tile);
