@@ -33,10 +33,13 @@ struct Rounding {
   DrawKey key;
 };
 
-// What will be worked on next, for the cache; null without.
+// What will be worked on next, as many elements as now, for the cache; null without. Half is
+// fetched while the gradient is added, half while values are quantised: neither pass takes as long
+// as fetching all of it.
 struct Ahead {
   const float* gradient = nullptr;
-  const float* work = nullptr;
+  const std::byte* residual = nullptr;
+  size_t residual_bytes = 0;  // of an element
 };
 
 // Values as a record holds them, from a group's first on. `ahead`: codes that will be needed next,
@@ -55,11 +58,11 @@ struct Kernels {
   Accumulated (*accumulate)(const float* gradient, float* work, size_t n, float decay);
   // The same for n <= 4096, with a gradient, and finds what the groups hold on the way.
   Accumulated (*accumulate_groups)(const float* gradient, float* work, size_t n, float decay,
-                                   GroupMagnitudes& groups);
+                                   GroupMagnitudes& groups, Ahead ahead);
   // The same after load_i8().
   Accumulated (*accumulate_groups_i8)(const float* gradient, const int8_t* stored,
                                       const uint16_t* scales, float* work, size_t n, float decay,
-                                      GroupMagnitudes& groups);
+                                      GroupMagnitudes& groups, Ahead ahead);
 
   // The same, and lists every element whose magnitude is not below `threshold` (> 0), NaN
   // included, in ascending order. n <= 65536; both lists have room for n + 16.
@@ -69,7 +72,7 @@ struct Kernels {
   // Quantises quads * 256 values, q8 to q1, as docs/record.md writes them: one byte of `scales` a
   // group, `codes` 32 * bits bytes a quad. work becomes what is left: work - decoded. All values
   // are finite and a scale that `base` puts out of reach becomes zero. `groups`: their magnitudes,
-  // where known; null otherwise. `ahead`: memory that will be needed next, as many elements.
+  // where known; null otherwise.
   void (*quantise)(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,
                    const GroupMagnitudes* groups, uint8_t* scales, std::byte* codes, Ahead ahead);
   // The same for what stands behind the last quad, n < 256, the block's from `first` on.

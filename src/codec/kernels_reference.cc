@@ -253,7 +253,7 @@ Accumulated accumulate(const float* gradient, float* work, size_t n, float decay
 }
 
 Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,
-                              GroupMagnitudes& groups) {
+                              GroupMagnitudes& groups, Ahead) {
   const Accumulated result = accumulate(gradient, work, n, decay);
   for (size_t g = 0; g < n / kGroupElements; ++g) {
     const float* const group = work + g * kGroupElements;
@@ -265,9 +265,9 @@ Accumulated accumulate_groups(const float* gradient, float* work, size_t n, floa
 
 Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,
                                  const uint16_t* scales, float* work, size_t n, float decay,
-                                 GroupMagnitudes& groups) {
+                                 GroupMagnitudes& groups, Ahead ahead) {
   reference::load_i8(stored, scales, n, work);
-  return accumulate_groups(gradient, work, n, decay, groups);
+  return accumulate_groups(gradient, work, n, decay, groups, ahead);
 }
 
 Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,

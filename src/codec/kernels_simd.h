@@ -10,10 +10,10 @@
   namespace TARGET {                                                                            \
   Accumulated accumulate(const float* gradient, float* work, size_t n, float decay);            \
   Accumulated accumulate_groups(const float* gradient, float* work, size_t n, float decay,      \
-                                GroupMagnitudes& groups);                                       \
+                                GroupMagnitudes& groups, Ahead ahead);                          \
   Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,                 \
                                    const uint16_t* scales, float* work, size_t n, float decay,  \
-                                   GroupMagnitudes& groups);                                    \
+                                   GroupMagnitudes& groups, Ahead ahead);                       \
   Selected select(const float* gradient, float* work, size_t n, float decay, float threshold,   \
                   uint16_t* positions, float* values);                                          \
   void quantise(ValueKind kind, Rounding rounding, float* work, size_t quads, uint32_t base,    \

@@ -170,10 +170,11 @@ TEST_P(KernelTargets, QuantiseAndAddEqualTheReference) {
           Guarded<float> same_values(values);
           if (values.size() <= 4096) {
             GetParam().accumulate_groups(values.data(), same_values.data(), values.size(), 0.0f,
-                                         groups);
+                                         groups, {});
           }
           const bool known = quads % 2 == 0 && values.size() <= 4096;
-          const Ahead ahead = known ? Ahead{values.data(), values.data()} : Ahead{};
+          const std::span<const std::byte> memory = std::as_bytes(std::span(values));
+          const Ahead ahead = known ? Ahead{values.data(), memory.data(), 4} : Ahead{};
           Encoded got =
               encode(GetParam(), kind, rounding, values, quads, known ? &groups : nullptr, ahead);
           ASSERT_TRUE(got.scales == expected.scales) << where;
@@ -334,7 +335,7 @@ TEST_P(KernelTargets, AccumulateEqualsTheReference) {
         GroupMagnitudes expected_groups = {};
         const bool survey = with_gradient && n <= 64 * GroupMagnitudes::kMost && n % 5 != 0;
         const auto call = [&](const Kernels& target, float* to, GroupMagnitudes& found) {
-          return survey ? target.accumulate_groups(from, to, n, 0.75f, found)
+          return survey ? target.accumulate_groups(from, to, n, 0.75f, found, {})
                         : target.accumulate(from, to, n, 0.75f);
         };
         const Accumulated got = call(GetParam(), work.data(), groups);
@@ -458,10 +459,10 @@ TEST_P(KernelTargets, ResidualsEqualTheReference) {
       if (n > 64 * GroupMagnitudes::kMost) continue;
       GroupMagnitudes found = {}, expected_found = {};
       const Accumulated got = GetParam().accumulate_groups_i8(
-          work.data(), stored.data(), scales.data(), loaded.data(), n, 0.75f, found);
+          work.data(), stored.data(), scales.data(), loaded.data(), n, 0.75f, found, {});
       const Accumulated expected =
           kScalarKernels.accumulate_groups_i8(work.data(), stored.data(), scales.data(),
-                                              expected_loaded.data(), n, 0.75f, expected_found);
+                                              expected_loaded.data(), n, 0.75f, expected_found, {});
       ASSERT_TRUE(loaded == expected_loaded) << n;
       ASSERT_EQ(got.magnitude_max, expected.magnitude_max) << n;
       ASSERT_TRUE(same(got.energy, expected.energy)) << n;
