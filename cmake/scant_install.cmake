@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/scant)
-install(TARGETS scant scant_api scant_sync scant_net scant_base EXPORT scant
+install(TARGETS scant scant_api scant_sync scant_net scant_codec scant_base EXPORT scant
         INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(DIRECTORY include/scant DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT scant NAMESPACE scant:: FILE scant-targets.cmake DESTINATION ${package})

@@ -271,6 +271,21 @@ Result<Curve> probe(const Encoder& encoder, std::span<const float> gradient,
   return Probe(encoder, gradient.data(), workspace).run(points);
 }
 
+double expected_record_bytes(uint64_t elements, Point point) {
+  if (point.density == 1.0) return static_cast<double>(dense_record_bytes(elements, point.values));
+  const double position = position_bytes_of_law(point.density);
+  const uint64_t whole = elements / kSparseBlockElements;
+  const uint64_t rest = elements % kSparseBlockElements;
+  const bool varies = whole + (rest != 0 ? 1 : 0) > 1;
+  const auto block = [&](uint64_t covered) {
+    const double entries = point.density * static_cast<double>(covered);
+    return static_cast<double>(kBlockHeaderBytes) + entries * position +
+           mean_value_bytes(point.values, entries, varies);
+  };
+  return static_cast<double>(kRecordHeaderBytes) +
+         static_cast<double>(whole) * block(kSparseBlockElements) + (rest != 0 ? block(rest) : 0.0);
+}
+
 std::span<const Point> default_points() {
   static const auto kPoints = [] {
     std::array<Point, std::size(kDensities) * std::size(kKinds)> points;

@@ -35,4 +35,8 @@ struct Curve {
 // and q1.
 [[nodiscard]] std::span<const Point> default_points();
 
+// Bytes of the record of a range of `elements` at this point, headers included: exact for density
+// 1; below a mean over steps, as if entries were independent, with the same exceptions as probe().
+[[nodiscard]] double expected_record_bytes(uint64_t elements, Point point);
+
 }  // namespace scant::codec
