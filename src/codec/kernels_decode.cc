@@ -179,8 +179,8 @@ constexpr size_t kSourcesMost = 8;
 struct Quads {
   const CodedValues* sources;
   size_t count;
-  size_t codes;  // how far the quad's are from the sources', at the first lane worked on
-  float scale[kSourcesMost][4];
+  size_t codes = 0;  // how far the quad's are from the sources', at the first lane worked on
+  float scale[kSourcesMost][4] = {};
 };
 
 template <ValueKind kind, bool kRaised, size_t kGroup>
