@@ -61,6 +61,30 @@ TEST(Evenness, HoldsTheDensityInOnePass) {
   }
 }
 
+// Half of the way is half of the way in thresholds too: counts, which fall as a power of them,
+// differ by the square root.
+TEST(Evenness, OfOneHalfMeetsInTheMiddle) {
+  Workspace workspace;
+  const auto ratio = [&](float evenness) {
+    Encoder encoder = make({4, kBlock}, {.residual = ResidualKind::none, .evenness = evenness});
+    double small = 0;
+    double large = 0;
+    for (uint64_t t = 0; t < 30; ++t) {
+      auto gradient = many_gaussians(4 * kBlock, kSeed, t);
+      for (uint64_t i = 0; i < gradient.size(); ++i)
+        gradient[i] *= i / kBlock % 2 == 0 ? 1.0f : 1.15f;
+      const auto decoded = step(encoder, gradient, {0.01, ValueKind::f32}, workspace).decoded;
+      for (uint64_t i = 0; t >= 15 && i < decoded.size(); ++i)
+        (i / kBlock % 2 == 0 ? small : large) += decoded[i] != 0 ? 1 : 0;
+    }
+    return large / small;
+  };
+  const double one_threshold = ratio(0);
+  EXPECT_GT(one_threshold, 2);
+  EXPECT_NEAR(ratio(0.5f) / std::sqrt(one_threshold), 1, 0.08);
+  EXPECT_NEAR(ratio(1), 1, 0.05);
+}
+
 // The common threshold is the one value that there is: blocks must not drift apart by what chance
 // took of each.
 TEST(Evenness, LeavesTiesAlone) {

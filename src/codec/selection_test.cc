@@ -288,6 +288,19 @@ TEST(Selection, TellsEqualMagnitudesApartByPlace) {
   }
 }
 
+TEST(Selection, OfEqualMagnitudesTheFirstInOrderAreSent) {
+  Workspace workspace;
+  constexpr size_t kElements = 200000;  // several blocks, scanned as a whole
+  Encoder encoder = make({1, kElements}, {.residual = ResidualKind::none});
+  for (int t = 0; t < 3; ++t) {
+    std::vector<float> gradient(kElements, -0.25f);
+    gradient[150000] = 0.5f;
+    const auto decoded = step(encoder, gradient, {0.5, ValueKind::f32}, workspace).decoded;
+    for (size_t i = 0; i < kElements; ++i)
+      ASSERT_EQ(decoded[i] != 0, i < 99999 || i == 150000) << i;
+  }
+}
+
 TEST(Selection, TiesAreThinnedAtTheSmallestDensities) {
   Workspace workspace;
   for (const double density : {1e-4, 1e-5, 1e-6}) {
