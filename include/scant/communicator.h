@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,10 @@ inline constexpr Rank kAnySource = -2;
 struct CallOptions {
   GroupId group = kWorldGroup;
   Duration timeout = Duration::zero();  // zero: the communicator's operation_timeout
+  // Of this rank's operations that may send to a peer, the one of the highest priority sends first,
+  // then the oldest. Only the order of transmission depends on it, neither matching nor results,
+  // so ranks may differ. Many bytes of high priority can hold others back until their deadline.
+  int priority = 0;
 };
 
 struct PeerInfo {
@@ -117,6 +122,16 @@ class Communicator {
                const CallOptions& options = {});  // input_parts: at the root only
   Work all_to_all(std::vector<Bytes> input_parts, std::vector<MutableBytes> output_parts,
                   DType dtype, const CallOptions& options = {});
+  // An all_to_all of bytes whose sizes only the senders know. Every rank states the same capacity:
+  // the size of its output parts, into which the others send up to so many bytes each. Ranks that
+  // state different capacities get ErrorCode::mismatch; an input part above it is
+  // ErrorCode::invalid_argument. received[i] is set to the bytes that came from rank i when the
+  // work is done well; it has one element for each rank and stays valid until then. This rank's
+  // own input part is copied to its output part, which may begin at the same address (nothing is
+  // copied then) and may have any size that holds it. It costs what an all_to_all of the same bytes
+  // costs: no sizes are sent beforehand, nothing is padded.
+  Work exchange(std::vector<Bytes> input_parts, std::vector<MutableBytes> output_parts,
+                std::span<uint64_t> received, const CallOptions& options = {});
   // Parts may differ in size in all_gather and all_to_all, gather and scatter (the "_v" forms);
   // each rank states what it expects and a sender that disagrees gives ErrorCode::mismatch on both.
   Work send(Bytes data, DType dtype, Rank peer, uint32_t tag = 0, const CallOptions& options = {});

@@ -33,6 +33,8 @@ const char* name(OpKind kind) {
       return "recv";
     case OpKind::barrier:
       return "barrier";
+    case OpKind::exchange:
+      return "exchange";
   }
   return "unknown";
 }
@@ -140,6 +142,10 @@ class Validator {
       case OpKind::all_to_all:
         shape(in, parts_, out, parts_);
         break;
+      case OpKind::exchange:
+        shape(in, parts_, out, parts_);
+        want("received", call_.received.size(), parts_);
+        break;
       case OpKind::send:
         shape(in, 1, out, 0);
         break;
@@ -184,8 +190,31 @@ class Validator {
       case OpKind::all_to_all:
         want_equal("this rank's input part", in(own), "its output part", out(own));
         break;
+      case OpKind::exchange:
+        check_capacity();
+        break;
       default:
         break;
+    }
+  }
+
+  void check_capacity() {
+    const auto own = static_cast<size_t>(rank_);
+    const uint64_t capacity = exchange_capacity(call_, rank_);
+    const auto text = [](const char* side, size_t part, size_t bytes) {
+      return std::string(side) + " part " + std::to_string(part) + " has " + std::to_string(bytes) +
+             " bytes, ";
+    };
+    for (size_t i = 0; i < parts_; ++i) {
+      const size_t in = call_.inputs[i].size();
+      const size_t out = call_.outputs[i].size();
+      if (i != own && out != capacity) {
+        fail(text("output", i, out) + "another has " + std::to_string(capacity) +
+             ": all have the capacity");
+      }
+      if (in > capacity) fail(text("input", i, in) + "the capacity is " + std::to_string(capacity));
+      if (i == own && in > out)
+        fail(text("input", i, in) + "its output part has " + std::to_string(out));
     }
   }
 
@@ -223,9 +252,9 @@ class Validator {
       const Bytes part = call_.inputs[i];
       const bool is_own = call_.inputs.size() == 1 || i == own;
       const size_t place = call_.outputs.size() == 1 ? 0 : own;
-      const bool in_place = is_own && place < call_.outputs.size() &&
-                            part.data() == call_.outputs[place].data() &&
-                            part.size() == call_.outputs[place].size();
+      const bool in_place =
+          is_own && place < call_.outputs.size() && part.data() == call_.outputs[place].data() &&
+          (part.size() == call_.outputs[place].size() || call_.kind == OpKind::exchange);
       if (!part.empty() && !in_place)
         all.push_back({part.data(), part.data() + part.size(), false, i});
     }
@@ -257,6 +286,11 @@ class Validator {
 };
 
 }  // namespace
+
+uint64_t exchange_capacity(const Call& call, Rank group_rank) {
+  const size_t other = group_rank == 0 && call.outputs.size() > 1 ? 1 : 0;
+  return call.outputs[other].size();
+}
 
 Result<void> validate(const Call& call, Rank group_rank, int group_size) {
   return Validator(call, group_rank, group_size).run();

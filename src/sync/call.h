@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "scant/communicator.h"
@@ -21,7 +22,9 @@ enum class OpKind : uint8_t {
   send,
   recv,
   barrier,
+  exchange,
 };
+inline constexpr OpKind kLastOpKind = OpKind::exchange;
 [[nodiscard]] const char* name(OpKind kind);
 
 enum class Algorithm : uint8_t {
@@ -42,9 +45,15 @@ struct Call {
   uint32_t tag = 0;
   GroupId group = kWorldGroup;
   Duration timeout{};
+  int priority = 0;                   // of sending, among this rank's operations
   std::vector<Bytes> inputs;          // one, or one part per group rank
   std::vector<MutableBytes> outputs;  // one, or one part per group rank
+  std::span<uint64_t> received;       // exchange: bytes by group rank, set when it ends well
 };
+
+// The bytes that a part of an exchange may have: the size of the output parts, but that this rank's
+// own part counts in a group of one alone.
+[[nodiscard]] uint64_t exchange_capacity(const Call& call, Rank group_rank);
 
 // Checks what this rank alone can know: part counts, sizes divisible by the element, equal in and
 // out, root in range, reduce defined for the dtype. The message names the argument.

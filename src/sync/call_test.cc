@@ -41,6 +41,8 @@ std::string verdict(const Row& row) {
   for (const Stretch& s : row.in) call.inputs.push_back(Bytes(memory).subspan(s.at, s.size));
   for (const Stretch& s : row.out)
     call.outputs.push_back(MutableBytes(memory).subspan(s.at, s.size));
+  std::vector<uint64_t> received(static_cast<size_t>(row.size));
+  if (row.kind == OpKind::exchange) call.received = received;
   const auto result = validate(call, row.rank, row.size);
   if (result) return {};
   EXPECT_EQ(result.error().code, ErrorCode::invalid_argument);
@@ -274,6 +276,38 @@ const Row kSizeRows[] = {
      .out = {{16, 4}, {24, 4}},
      .problem = "this rank's input part has 5 bytes, its output part has 4",
      .rank = 1},
+    {.name = "exchange_parts",
+     .kind = OpKind::exchange,
+     .in = {{0, 4}},
+     .out = {{8, 4}, {16, 4}},
+     .problem = "input has 1 parts, needs 2"},
+    {.name = "exchange_above_the_capacity",
+     .kind = OpKind::exchange,
+     .in = {{0, 4}, {4, 5}},
+     .out = {{16, 4}, {24, 4}},
+     .problem = "input part 1 has 5 bytes, the capacity is 4"},
+    {.name = "exchange_own_part",
+     .kind = OpKind::exchange,
+     .in = {{0, 4}, {4, 5}},
+     .out = {{16, 3}, {24, 5}},
+     .problem = "input part 0 has 4 bytes, its output part has 3"},
+    {.name = "exchange_two_capacities",
+     .kind = OpKind::exchange,
+     .in = {{0, 4}, {4, 4}, {8, 4}},
+     .out = {{16, 4}, {24, 4}, {32, 5}},
+     .problem = "output part 2 has 5 bytes, another has 4: all have the capacity",
+     .size = 3},
+    {.name = "exchange_own_output_of_any_size",
+     .kind = OpKind::exchange,
+     .in = {{0, 3}, {4, 0}},
+     .out = {{16, 3}, {24, 8}},
+     .problem = ""},
+    {.name = "exchange_alone",
+     .kind = OpKind::exchange,
+     .in = {{0, 5}},
+     .out = {{16, 4}},
+     .problem = "input part 0 has 5 bytes, the capacity is 4",
+     .size = 1},
     {.name = "input_cuts_an_element",
      .kind = OpKind::send,
      .in = {{0, 6}},
@@ -363,6 +397,16 @@ const Row kOverlapRows[] = {
      .in = {{0, 4}, {4, 4}},
      .out = {{0, 4}, {8, 4}},
      .problem = ""},
+    {.name = "exchange_own_within_its_output",
+     .kind = OpKind::exchange,
+     .in = {{0, 3}, {16, 4}},
+     .out = {{0, 8}, {8, 8}},
+     .problem = ""},
+    {.name = "exchange_of_another_part_in_place",
+     .kind = OpKind::exchange,
+     .in = {{16, 3}, {0, 3}},
+     .out = {{24, 8}, {0, 8}},
+     .problem = "output part 1 and input part 1 overlap in memory"},
     {.name = "empty_output_within_an_input",
      .kind = OpKind::all_to_all,
      .in = {{0, 4}, {4, 8}},
@@ -401,8 +445,21 @@ TEST(CallOverlap, AnOutputOfAnotherLengthIsNotInPlace) {
   EXPECT_EQ(verdict(row), "");
 }
 
+TEST(CallSizes, AnExchangeTellsTheBytesOfEveryRank) {
+  std::array<std::byte, 4> memory{};
+  std::array<uint64_t, 1> received{};
+  Call call;
+  call.kind = OpKind::exchange;
+  call.inputs = {Bytes{}, Bytes{}};
+  call.outputs = {MutableBytes(memory).first(2), MutableBytes(memory).last(2)};
+  call.received = received;
+  const Result<void> refused = validate(call, 0, 2);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().message.find("received has 1 parts, needs 2"), std::string::npos);
+}
+
 TEST(CallNames, AreAllDifferent) {
-  for (int a = 1; a <= 11; ++a) {
+  for (int a = 1; a <= static_cast<int>(kLastOpKind); ++a) {
     EXPECT_STRNE(name(static_cast<OpKind>(a)), "unknown");
     for (int b = 1; b < a; ++b)
       EXPECT_STRNE(name(static_cast<OpKind>(a)), name(static_cast<OpKind>(b)));

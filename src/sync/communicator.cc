@@ -123,6 +123,7 @@ Work Communicator::Impl::submit(sync::Call call, const CallOptions& how) {
   }
   call.group = how.group;
   call.timeout = how.timeout;
+  call.priority = how.priority;
   state->add_reference();
   if (queue.push(Command{state, nullptr, false, std::move(call)})) {
     transport->wake();
@@ -442,6 +443,16 @@ Work Communicator::all_to_all(std::vector<Bytes> input_parts,
   call.dtype = dtype;
   call.inputs = std::move(input_parts);
   call.outputs = std::move(output_parts);
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::exchange(std::vector<Bytes> input_parts, std::vector<MutableBytes> output_parts,
+                            std::span<uint64_t> received, const CallOptions& options) {
+  sync::Call call;
+  call.kind = sync::OpKind::exchange;
+  call.inputs = std::move(input_parts);
+  call.outputs = std::move(output_parts);
+  call.received = received;
   return impl_->submit(std::move(call), options);
 }
 

@@ -95,6 +95,8 @@ Work start(Communicator& communicator, const sync::Call& call, const CallOptions
       return communicator.scatter(call.inputs, call.outputs[0], call.dtype, call.root, options);
     case sync::OpKind::all_to_all:
       return communicator.all_to_all(call.inputs, call.outputs, call.dtype, options);
+    case sync::OpKind::exchange:
+      return communicator.exchange(call.inputs, call.outputs, call.received, options);
     default:
       return communicator.barrier(options);
   }

@@ -97,11 +97,12 @@ std::string with_commas(uint64_t value) {
 
 std::string describe(const net::CallDescriptor& call, bool with_algorithm) {
   const auto kind = static_cast<OpKind>(call.kind);
-  std::string text = call.kind >= 1 && call.kind <= static_cast<uint8_t>(OpKind::barrier)
+  std::string text = call.kind >= 1 && call.kind <= static_cast<uint8_t>(kLastOpKind)
                          ? name(kind)
                          : "unknown operation " + std::to_string(call.kind);
   if (kind != OpKind::barrier) {
-    text += " of " + with_commas(call.bytes) + " bytes ";
+    text += kind == OpKind::exchange ? " of parts of up to " : " of ";
+    text += with_commas(call.bytes) + " bytes ";
     text += is_dtype(call.dtype) ? name(static_cast<DType>(call.dtype))
                                  : "dtype " + std::to_string(call.dtype);
   }

@@ -15,6 +15,7 @@ namespace scant::sync {
 inline constexpr uint16_t kFlagPointToPoint = 1;  // the key is (group, tag, pair, sequence)
 inline constexpr uint16_t kFlagEager = 2;         // the frame was charged to the window
 inline constexpr uint16_t kFlagToSender = 4;      // about the send of the frame's receiver
+inline constexpr uint16_t kFlagLast = 8;          // exchange: the frame ends its part
 
 inline constexpr size_t kCancelTextBytesMax = 1024;
 inline constexpr size_t kStationsMax = 65535;

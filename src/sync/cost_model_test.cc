@@ -46,7 +46,7 @@ TEST(CostModel, ChoosesTheLeastPredictionAndAQuarterMoreForCrossingPartners) {
   };
   for (const OpKind kind :
        {OpKind::all_reduce, OpKind::reduce, OpKind::broadcast, OpKind::all_gather,
-        OpKind::reduce_scatter, OpKind::all_to_all, OpKind::barrier}) {
+        OpKind::reduce_scatter, OpKind::all_to_all, OpKind::exchange, OpKind::barrier}) {
     for (int size = 2; size < 20; ++size) {
       for (uint64_t bytes = 1; bytes < (uint64_t{1} << 30); bytes *= 8) {
         const double chosen = cost(kind, model.choose(kind, size, bytes), size, bytes);
@@ -87,6 +87,7 @@ TEST(CostModel, PredictsTheTable) {
       {OpKind::gather, Algorithm::direct, 2, 1000, 0},
       {OpKind::scatter, Algorithm::direct, 2, 1000, 0},
       {OpKind::all_to_all, Algorithm::direct, 2, 1000, 0},
+      {OpKind::exchange, Algorithm::direct, 2, 1000, 0},
       {OpKind::barrier, Algorithm::recursive_doubling, 3, 0, 0},
   };
   for (const Row& row : kRows) {
@@ -176,7 +177,7 @@ bool equal(const CostParameters& x, const CostParameters& y) {
 
 TEST(CostModel, LearnsOnlyFromRunsWhoseEveryMemberWorksToTheEnd) {
   for (const OpKind kind : {OpKind::broadcast, OpKind::reduce, OpKind::gather, OpKind::scatter,
-                            OpKind::all_to_all, OpKind::send, OpKind::recv}) {
+                            OpKind::all_to_all, OpKind::exchange, OpKind::send, OpKind::recv}) {
     CostModel model(kLoopback);
     run(model, kGigabit, kind, algorithms_for(kind).front(), kMebibyte);
     EXPECT_TRUE(equal(model.measured(), kLoopback)) << name(kind);

@@ -144,6 +144,7 @@ void direct_schedule(ScheduleBuilder& builder) {
     case OpKind::scatter:
       return scatter(builder);
     case OpKind::all_to_all:
+    case OpKind::exchange:  // of the capacity
       return all_to_all(builder);
     default:
       SCANT_CHECK(false, "no direct schedule for this kind");

@@ -28,7 +28,7 @@ bool held(const Group& group, uint32_t sequence) {
 }
 
 base::Counter& outcome_counter(OpKind kind, const std::optional<Error>& error) {
-  constexpr size_t kKinds = static_cast<size_t>(OpKind::barrier) + 1;
+  constexpr size_t kKinds = static_cast<size_t>(kLastOpKind) + 1;
   constexpr size_t kOutcomes = static_cast<size_t>(ErrorCode::unsupported) + 2;
   static std::array<std::array<std::atomic<base::Counter*>, kOutcomes>, kKinds> counters{};
   const size_t outcome = error ? static_cast<size_t>(error->code) + 1 : 0;
@@ -128,7 +128,7 @@ void Engine::Impl::submit(Call call, Done done) {
   if (op.point_to_point()) {
     const Result<void> valid = validate(op.call, group->rank, group->size());
     if (!valid) return fail(op, valid.error(), Notify::nobody);
-    fill_descriptor(op, group->size());
+    fill_descriptor(op, group->rank, group->size());
     return submit_point_to_point(*group, op);
   }
   submit_collective(*group, op);
@@ -140,7 +140,7 @@ void Engine::Impl::submit_collective(Group& group, Operation& op) {
   if (!op.internal && group.size() > 1) submit_preludes(group);
   op.key = OpKey{group.id, group.next_sequence++, 0, kNoRank, false};
   const Result<void> valid = validate(op.call, group.rank, group.size());
-  if (valid) fill_descriptor(op, group.size());
+  if (valid) fill_descriptor(op, group.rank, group.size());
   const bool waits = !group.deferred.empty() || held(group, op.key.sequence);
   if (waits) {
     group.deferred.push_back(&op);
@@ -296,7 +296,7 @@ void Engine::Impl::choose_algorithm(Operation& op, const Group& group) {
   if (op.internal && op.call.kind == OpKind::all_reduce) {
     op.algorithm =
         group.size() <= kAgreementDirectMax ? Algorithm::direct : Algorithm::recursive_doubling;
-  } else if (op.point_to_point() || parts_may_differ(op.call.kind)) {
+  } else if (op.point_to_point() || op.is_exchange() || parts_may_differ(op.call.kind)) {
     op.algorithm = Algorithm::direct;  // no rank knows all sizes, so nothing else would be agreed
   } else {
     op.algorithm = group.model.choose(op.call.kind, group.size(), op.descriptor.bytes);
@@ -326,13 +326,17 @@ void Engine::Impl::make_ready(Operation& op, uint32_t index) {
   switch (step.kind) {
     case Step::Kind::send: {
       Channel& channel = op.channels[op.plan->peer_of_step[index]];
+      if (op.beyond_part(step)) {
+        --channel.sends_left;
+        return complete(op, index);
+      }
       channel.push(index);
       if (channel.listing == Channel::Listing::none) list(channel, Channel::Listing::runnable);
       return;
     }
     case Step::Kind::copy:
-      if (step.bytes > 0)
-        std::memmove(op.address(step.destination), op.address(step.a), step.bytes);
+      if (const uint64_t bytes = op.bytes_of(step); bytes > 0)
+        std::memmove(op.address(step.destination), op.address(step.a), bytes);
       return complete(op, index);
     case Step::Kind::reduce:
       if (step.bytes > 0) combine(op, step, op.address(step.a), op.address(step.b));
@@ -346,7 +350,7 @@ void Engine::Impl::make_ready(Operation& op, uint32_t index) {
     HeldPayload payload = std::move(op.held[i]);
     op.held[i] = std::move(op.held.back());
     op.held.pop_back();
-    consume(op, index, payload.buffer.data());
+    consume(op, index, payload.buffer.data(), step.bytes);
     if (payload.buffer.data() != nullptr) pool.give(std::move(payload.buffer));
     discharge(payload.station, payload.charge);
     return complete(op, index);
@@ -388,7 +392,8 @@ void Engine::Impl::end_well(Operation& op) {
   record(group, op, std::nullopt);
   active.erase(op.key);
   const bool agreement = op.internal && op.call.kind == OpKind::all_reduce;
-  if (!agreement && !op.point_to_point() && !parts_may_differ(op.call.kind)) {
+  if (op.is_exchange()) op.tell_received();
+  if (!agreement && !op.point_to_point() && !op.is_exchange() && !parts_may_differ(op.call.kind)) {
     const double seconds = std::chrono::duration<double>(now - op.begun).count();
     group.model.observe(op.call.kind, op.algorithm, group.size(), op.descriptor.bytes, seconds);
   }

@@ -64,7 +64,7 @@ class Engine final : public net::TransportSink {
   void set_now(Time now);   // before any event of one poll round
   void on_timer(Time now);  // deadlines
   [[nodiscard]] Time next_deadline() const;
-  // Peers that have something to send, then their next frame (priority: oldest operation first).
+  // Peers that have something to send, then their next frame (order: docs/engine.md, Credit).
   [[nodiscard]] const std::vector<Rank>& pending_peers() const;
   std::optional<OutFrame> poll_transmit(Rank peer);
 

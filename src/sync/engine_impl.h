@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/counters.h"
+#include "sync/compiled_schedule.h"
 #include "sync/control.h"
 #include "sync/credit.h"
 #include "sync/engine.h"
@@ -19,7 +20,6 @@
 #include "sync/matching.h"
 #include "sync/membership.h"
 #include "sync/operation.h"
-#include "sync/plan.h"
 
 namespace scant::sync {
 
@@ -89,8 +89,8 @@ struct Peer {
   std::optional<Error> down;
   std::vector<OutControl> control;  // from `control_head`
   size_t control_head = 0;
-  std::vector<Channel*> runnable;  // oldest operation last
-  std::vector<Channel*> blocked;   // stopped by the window; oldest last
+  std::vector<Channel*> runnable;  // what sends first comes last: see sends_after
+  std::vector<Channel*> blocked;   // stopped by the window; in the same order
   std::vector<Incoming> incoming;
   size_t pending_index = SIZE_MAX;  // in Impl::pending
 };
@@ -192,12 +192,16 @@ struct Engine::Impl {
   void apply_cancel(Rank station, const OpKey& key, Error error);
   void remember_loss(GroupId group, const Error& error);
   void deliver_late(Rank station, const net::FrameHeader& header);
-  void consume(Operation& op, uint32_t step, const std::byte* payload);
+  void consume(Operation& op, uint32_t step, const std::byte* payload, uint64_t bytes);
+  void arrived(Operation& op, uint32_t step, const net::FrameHeader& header);
   void release(HeldFrame& frame);
   void discharge(Rank station, uint32_t charged);
   [[nodiscard]] Age age_of(const OpKey& key, Operation*& op);
   // The step that a data frame is for; kNoStep after the operation failed by mismatch.
   uint32_t check_data(Operation& op, Rank station, const net::FrameHeader& header);
+
+  // exchange.cc
+  [[nodiscard]] bool settle_part(Operation& op, Channel& channel, const net::FrameHeader& header);
 
   // transmit.cc
   std::optional<OutFrame> poll_transmit(Rank station);

@@ -9,6 +9,8 @@
 namespace scant::sync {
 namespace {
 
+constexpr std::byte kUntouched{0xA5};
+
 template <typename T>
 void store_as(std::byte* at, double value) {
   const T typed = static_cast<T>(value);
@@ -63,9 +65,9 @@ std::string ExerciseSpec::to_string() const {
 
 ExerciseSpec random_spec(base::Rng& rng, int size, uint64_t elements_max) {
   static constexpr OpKind kKinds[] = {
-      OpKind::all_reduce, OpKind::reduce,    OpKind::reduce_scatter, OpKind::all_gather,
-      OpKind::broadcast,  OpKind::gather,    OpKind::scatter,        OpKind::all_to_all,
-      OpKind::barrier,    OpKind::all_reduce};
+      OpKind::all_reduce, OpKind::reduce,     OpKind::reduce_scatter, OpKind::all_gather,
+      OpKind::broadcast,  OpKind::gather,     OpKind::scatter,        OpKind::all_to_all,
+      OpKind::barrier,    OpKind::all_reduce, OpKind::exchange};
   static constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::i32, DType::i64};
   static constexpr ReduceOp kOps[] = {ReduceOp::sum, ReduceOp::min, ReduceOp::max,
                                       ReduceOp::average};
@@ -104,6 +106,7 @@ uint64_t Exercise::part_elements(Rank from, Rank to) const {
       stream = static_cast<uint64_t>(to);
       break;
     case OpKind::all_to_all:
+    case OpKind::exchange:
       stream = static_cast<uint64_t>(from) << 20 | static_cast<uint64_t>(to);
       break;
     default:
@@ -177,7 +180,7 @@ Call Exercise::call(Rank rank) {
     fill(own.inputs.emplace_back(), rank, to, part_elements(rank, to));
   };
   const auto out = [&](Rank from, Rank to) {
-    own.outputs.emplace_back(part_elements(from, to) * element, std::byte{0xA5});
+    own.outputs.emplace_back(part_elements(from, to) * element, kUntouched);
   };
   const auto each = [&](auto&& make) {
     for (Rank other = 0; other < spec_.size; ++other) make(other);
@@ -219,6 +222,13 @@ Call Exercise::call(Rank rank) {
       each(in);
       each([&](Rank from) { out(from, rank); });
       break;
+    case OpKind::exchange:
+      each(in);
+      for (Rank from = 0; from < spec_.size; ++from) {
+        own.outputs.emplace_back(spec_.elements * element, kUntouched);
+      }
+      own.received.assign(static_cast<size_t>(spec_.size), UINT64_MAX);
+      break;
     case OpKind::send:
     case OpKind::recv:
     case OpKind::barrier:
@@ -232,11 +242,38 @@ Call Exercise::call(Rank rank) {
   for (auto& buffer : own.inputs) call.inputs.emplace_back(buffer);
   for (auto& buffer : own.outputs) call.outputs.emplace_back(buffer);
   if (spec_.kind == OpKind::all_reduce && spec_.in_place) call.inputs = {own.outputs[0]};
+  if (spec_.kind == OpKind::exchange && spec_.in_place) {
+    const auto index = static_cast<size_t>(rank);
+    std::copy(own.inputs[index].begin(), own.inputs[index].end(), own.outputs[index].begin());
+    call.inputs[index] = Bytes(own.outputs[index]).first(own.inputs[index].size());
+  }
+  call.received = own.received;
   return call;
 }
 
-std::string Exercise::compare(const std::vector<std::byte>& buffer, Rank from, Rank to,
-                              bool reduction) const {
+// What came, how much of it, and that nothing lies behind it.
+std::string Exercise::compare_exchange(Rank rank) const {
+  const Buffers& own = buffers_[static_cast<size_t>(rank)];
+  for (size_t i = 0; i < own.outputs.size(); ++i) {
+    const auto from = static_cast<Rank>(i);
+    const Bytes buffer = own.outputs[i];
+    const uint64_t bytes = part_elements(from, rank) * size_bytes(spec_.dtype);
+    if (own.received[i] != bytes) {
+      return std::to_string(own.received[i]) + " bytes came from " + std::to_string(from) +
+             ", should be " + std::to_string(bytes);
+    }
+    std::string wrong = compare(buffer.first(bytes), from, rank, false);
+    const Bytes rest = buffer.subspan(bytes);
+    if (wrong.empty() && std::count(rest.begin(), rest.end(), kUntouched) !=
+                             static_cast<std::ptrdiff_t>(rest.size())) {
+      wrong = "the part from " + std::to_string(from) + " is written beyond its end";
+    }
+    if (!wrong.empty()) return wrong;
+  }
+  return {};
+}
+
+std::string Exercise::compare(Bytes buffer, Rank from, Rank to, bool reduction) const {
   const size_t element = size_bytes(spec_.dtype);
   for (uint64_t i = 0; i < buffer.size() / element; ++i) {
     const double want = reduction ? reduced(to, i) : static_cast<double>(value(from, to, i));
@@ -252,6 +289,10 @@ std::string Exercise::compare(const std::vector<std::byte>& buffer, Rank from, R
 
 std::string Exercise::verify(Rank rank) const {
   const Buffers& own = buffers_[static_cast<size_t>(rank)];
+  if (spec_.kind == OpKind::exchange && !own.outputs.empty()) {
+    const std::string wrong = compare_exchange(rank);
+    return wrong.empty() ? "" : "rank " + std::to_string(rank) + ": " + wrong;
+  }
   for (size_t i = 0; i < own.outputs.size(); ++i) {
     const auto other = static_cast<Rank>(i);
     std::string wrong;

@@ -17,11 +17,11 @@ struct ExerciseSpec {
   ReduceOp reduce = ReduceOp::sum;
   Rank root = 0;
   int size = 1;
-  uint64_t elements = 1;  // of the whole vector, or of the largest part
+  uint64_t elements = 1;  // of the whole vector, or of the largest part, or exchange: capacity
   bool uneven = false;    // parts differ in size
   bool fractions =
       false;  // all_reduce of f32 or f64: sums that round, equal on all ranks all the same
-  bool in_place = false;  // all_reduce
+  bool in_place = false;  // all_reduce; exchange: the own part
   uint64_t seed = 0;
   [[nodiscard]] std::string to_string() const;
 };
@@ -45,14 +45,15 @@ class Exercise {
   struct Buffers {
     std::vector<std::vector<std::byte>> inputs;
     std::vector<std::vector<std::byte>> outputs;
+    std::vector<uint64_t> received;
   };
   [[nodiscard]] uint64_t part_elements(Rank from, Rank to) const;
   [[nodiscard]] int64_t value(Rank from, Rank to, uint64_t element) const;
   [[nodiscard]] double typed_value(Rank from, Rank to, uint64_t element) const;
   [[nodiscard]] double reduced(Rank part, uint64_t element) const;
   void fill(std::vector<std::byte>& buffer, Rank from, Rank to, uint64_t elements) const;
-  [[nodiscard]] std::string compare(const std::vector<std::byte>& buffer, Rank from, Rank to,
-                                    bool reduction) const;
+  [[nodiscard]] std::string compare_exchange(Rank rank) const;
+  [[nodiscard]] std::string compare(Bytes buffer, Rank from, Rank to, bool reduction) const;
 
   ExerciseSpec spec_;
   std::vector<Buffers> buffers_;

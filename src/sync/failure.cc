@@ -152,7 +152,11 @@ void Engine::Impl::refuse_late(Rank station, const net::FrameHeader& theirs,
   const OpKey key{theirs.group, theirs.operation, 0, kNoRank, false};
   std::string text = both_calls(rank_name(station), theirs.call, rank_name(self), mine.call) +
                      ", as " + ordinal_text(key);
-  if (theirs.call == mine.call) text += "; the sizes of their parts differ";
+  if (theirs.call == mine.call) {
+    const bool exchange = mine.call.kind == static_cast<uint8_t>(OpKind::exchange);
+    text += exchange ? "; it sends data behind the last frame of its part"
+                     : "; the sizes of their parts differ";
+  }
   const Error error{ErrorCode::mismatch, 0, station, std::move(text)};
   cancel_late(station, mine, theirs.group, error);
   on_late_mismatch(*find_group(theirs.group), error);

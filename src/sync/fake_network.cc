@@ -30,6 +30,7 @@ bool FakeNetwork::transmit() {
       std::optional<OutFrame> out = engine(from).poll_transmit(to);
       if (!out) continue;
       ++counts_[static_cast<size_t>(out->header.type)];
+      if (out->header.type == net::FrameType::data) data_bytes_ += out->payload.size();
       Flight flight;
       flight.from = from;
       flight.to = to;

@@ -38,6 +38,8 @@ class FakeNetwork {
   [[nodiscard]] uint64_t frames(net::FrameType type) const {
     return counts_[static_cast<size_t>(type)];
   }
+  // Payload bytes of the data frames that were sent.
+  [[nodiscard]] uint64_t data_bytes() const { return data_bytes_; }
 
  private:
   enum class Phase : uint8_t { queued, header, whole };
@@ -71,6 +73,7 @@ class FakeNetwork {
   std::vector<Flight> flights_;
   std::vector<Notice> notices_;
   std::vector<uint64_t> counts_ = std::vector<uint64_t>(32);
+  uint64_t data_bytes_ = 0;
 };
 
 }  // namespace scant::sync

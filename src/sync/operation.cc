@@ -66,6 +66,8 @@ void Channel::reset(Operation* operation, uint32_t index, Rank peer_station, con
   sends_left = plan.sends;
   receives_left = static_cast<uint32_t>(plan.receives.size());
   eager_sent = 0;
+  received_bytes = 0;
+  last_slot = kNoSlot;
   granted = requested = ready_sent = false;
   listing = Listing::none;
   queue.clear();
@@ -109,6 +111,7 @@ void Operation::prepare(Plan& with) {
   if (channels.size() < with.peers.size()) channels.resize(with.peers.size());
 }
 
+// Of the parts that one rank states and another takes.
 bool parts_may_differ(OpKind kind) {
   return kind == OpKind::gather || kind == OpKind::scatter || kind == OpKind::all_to_all;
 }
@@ -129,13 +132,14 @@ uint64_t collective_bytes(const Call& call) {
     case OpKind::gather:
     case OpKind::scatter:
     case OpKind::all_to_all:
+    case OpKind::exchange:
     case OpKind::barrier:
       return 0;  // no rank knows the whole
   }
   return 0;
 }
 
-void fill_descriptor(Operation& op, int group_size) {
+void fill_descriptor(Operation& op, Rank group_rank, int group_size) {
   net::CallDescriptor& d = op.descriptor;
   const OpKind kind = op.call.kind;
   d.kind = static_cast<uint8_t>(kind);
@@ -147,7 +151,7 @@ void fill_descriptor(Operation& op, int group_size) {
                       kind == OpKind::gather || kind == OpKind::scatter;
   d.root = rooted ? static_cast<uint16_t>(op.call.root) : uint16_t{0};
   d.group_size = static_cast<uint16_t>(group_size);
-  d.bytes = collective_bytes(op.call);
+  d.bytes = op.is_exchange() ? exchange_capacity(op.call, group_rank) : collective_bytes(op.call);
   d.algorithm = 0;
   op.parts_hash = 0;
   if (kind == OpKind::all_gather) op.parts_hash = hash_parts(op.call.outputs);
@@ -182,8 +186,13 @@ ScheduleInput schedule_input(const Operation& op, Rank group_rank, int group_siz
   input.root = op.call.root;
   input.element_bytes = static_cast<uint32_t>(size_bytes(op.call.dtype));
   input.in_place = in_place(op.call, group_rank);
-  for (const Bytes& part : op.call.inputs) input.input_bytes.push_back(part.size());
-  for (const MutableBytes& part : op.call.outputs) input.output_bytes.push_back(part.size());
+  if (op.is_exchange()) {
+    input.input_bytes.assign(op.call.inputs.size(), op.descriptor.bytes);
+    input.output_bytes = input.input_bytes;
+  } else {
+    for (const Bytes& part : op.call.inputs) input.input_bytes.push_back(part.size());
+    for (const MutableBytes& part : op.call.outputs) input.output_bytes.push_back(part.size());
+  }
   input.segment_bytes = segment_bytes;
   return input;
 }

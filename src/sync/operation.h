@@ -7,14 +7,16 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "sync/compiled_schedule.h"
 #include "sync/engine.h"
 #include "sync/matching.h"
-#include "sync/plan.h"
 
 namespace scant::sync {
 
 struct Group;
 struct Operation;
+
+inline constexpr uint32_t kNoSlot = UINT32_MAX;
 
 // What one operation has to do with one peer; parallel to Plan::peers.
 struct Channel {
@@ -26,8 +28,10 @@ struct Channel {
   uint32_t sends_left = 0;     // not yet off the transport's hands
   uint32_t receives_left = 0;  // not yet arrived whole
   uint64_t eager_sent = 0;
-  bool granted = false;    // `ready` came
-  bool requested = false;  // `request` went
+  uint64_t received_bytes = 0;   // exchange: in whole frames
+  uint32_t last_slot = kNoSlot;  // exchange: where the part that comes ends
+  bool granted = false;          // `ready` came
+  bool requested = false;        // `request` went
   bool ready_sent = false;
   Listing listing = Listing::none;
   std::vector<uint32_t> queue;  // sends that may go, ascending from `queue_head`
@@ -80,14 +84,24 @@ struct Operation {
   [[nodiscard]] bool point_to_point() const {
     return call.kind == OpKind::send || call.kind == OpKind::recv;
   }
+  [[nodiscard]] bool is_exchange() const { return call.kind == OpKind::exchange; }
   [[nodiscard]] std::byte* address(const Ref& ref) const;
   void prepare(Plan& with);  // counts and states of a plan that starts
+
+  // exchange.cc: the schedule is that of the capacity, a part fills some of it.
+  // What a send or copy moves.
+  [[nodiscard]] uint64_t bytes_of(const Step& step) const;
+  [[nodiscard]] bool beyond_part(const Step& send) const;
+  [[nodiscard]] bool ends_part(const Step& send) const;
+  // What is wrong with the size or the place of a data frame; null: nothing.
+  [[nodiscard]] const char* objection(const Channel& channel, const net::FrameHeader& header) const;
+  void tell_received() const;
 };
 
 // The descriptor that goes to, or is expected from, this group rank.
 [[nodiscard]] net::CallDescriptor descriptor_for(const Operation& op, Rank peer, bool sending);
 // Fills op.descriptor (but the algorithm) and op.parts_hash from op.call.
-void fill_descriptor(Operation& op, int group_size);
+void fill_descriptor(Operation& op, Rank group_rank, int group_size);
 // What the algorithm is chosen by: the bytes that the whole collective is about, equal on all
 // ranks.
 [[nodiscard]] uint64_t collective_bytes(const Call& call);

@@ -60,10 +60,9 @@ bool Engine::Impl::take(Rank station, const FrameHeader& header, Bytes payload) 
   if (step == kNoStep) {
     release(frame);
   } else if (op->steps[step] == StepState::ready) {
-    --op->channels[op->plan->peer_of_step[step]].receives_left;
-    consume(*op, step, payload.data());
+    consume(*op, step, payload.data(), payload.size());
     release(frame);
-    complete(*op, step);
+    arrived(*op, step, header);
   } else {
     frame.payload = pool.take(payload.size());
     std::memcpy(frame.payload.data(), payload.data(), payload.size());
@@ -180,8 +179,7 @@ void Engine::Impl::on_frame(Rank station, const FrameHeader& header, Bytes paylo
   --op.receives_busy;
   if (eager(header)) discharge(station, charge_of(header.length));
   if (op.state == OpState::running) {
-    --op.channels[op.plan->peer_of_step[incoming.step]].receives_left;
-    complete(op, incoming.step);
+    arrived(op, incoming.step, header);
   } else if (op.sends_busy + op.receives_busy == 0) {
     end(op);
   }
@@ -267,8 +265,8 @@ uint32_t Engine::Impl::check_data(Operation& op, Rank station, const FrameHeader
     return kNoStep;
   }
   const uint32_t step = op.plan->peers[index].receives[header.slot];
-  if (op.plan->steps[step].bytes != header.length) {
-    mismatch(op, station, header, "; its parts are cut differently");
+  if (const char* wrong = op.objection(op.channels[index], header)) {
+    mismatch(op, station, header, wrong);
     return kNoStep;
   }
   if (op.steps[step] != StepState::waiting && op.steps[step] != StepState::ready) {
@@ -281,22 +279,32 @@ uint32_t Engine::Impl::check_data(Operation& op, Rank station, const FrameHeader
 void Engine::Impl::deliver_data(Operation& op, HeldFrame frame) {
   const uint32_t step = check_data(op, frame.station, frame.header);
   if (step == kNoStep) return release(frame);
-  --op.channels[op.plan->peer_of_step[step]].receives_left;
   if (op.steps[step] == StepState::ready) {
-    consume(op, step, frame.payload.data());
+    consume(op, step, frame.payload.data(), frame.header.length);
     release(frame);
-    return complete(op, step);
+    return arrived(op, step, frame.header);
   }
+  // Not in an exchange, whose receives wait for nothing: what is held is a whole step.
+  --op.channels[op.plan->peer_of_step[step]].receives_left;
   op.steps[step] = StepState::held;
   const uint32_t charged = eager(frame.header) ? charge_of(frame.header.length) : 0;
   op.held.push_back(HeldPayload{step, frame.station, charged, std::move(frame.payload)});
 }
 
-void Engine::Impl::consume(Operation& op, uint32_t index, const std::byte* payload) {
+// The payload of a step that was ready lies in its place.
+void Engine::Impl::arrived(Operation& op, uint32_t step, const FrameHeader& header) {
+  Channel& channel = op.channels[op.plan->peer_of_step[step]];
+  --channel.receives_left;
+  if (op.is_exchange() && !settle_part(op, channel, header)) return;
+  complete(op, step);
+}
+
+void Engine::Impl::consume(Operation& op, uint32_t index, const std::byte* payload,
+                           uint64_t bytes) {
   const Step& step = op.plan->steps[index];
-  if (step.bytes == 0) return;
+  if (bytes == 0) return;
   if (step.kind == Step::Kind::receive) {
-    std::memcpy(op.address(step.destination), payload, step.bytes);
+    std::memcpy(op.address(step.destination), payload, bytes);
   } else if (step.received_first) {
     combine(op, step, payload, op.address(step.a));
   } else {

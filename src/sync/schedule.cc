@@ -175,6 +175,7 @@ std::vector<Algorithm> algorithms_for(OpKind kind) {
     case OpKind::gather:
     case OpKind::scatter:
     case OpKind::all_to_all:
+    case OpKind::exchange:
     case OpKind::send:
     case OpKind::recv:
       return {Algorithm::direct};

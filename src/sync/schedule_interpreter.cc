@@ -69,6 +69,7 @@ ScheduleInput ScheduleCase::input_of(Rank rank) const {
       out = {part_bytes(0, rank)};
       break;
     case OpKind::all_to_all:
+    case OpKind::exchange:  // of the capacity on both sides
       to_each(in, rank);
       from_each(out, rank);
       break;

@@ -212,7 +212,7 @@ const std::vector<std::byte>& expected_move(const ScheduleCase& c, const Values&
   if (c.kind == OpKind::broadcast) return values.broadcast;
   const auto own = static_cast<size_t>(rank);
   if (c.kind == OpKind::scatter) return values.inputs[static_cast<size_t>(c.root)][own];
-  return values.inputs[part][c.kind == OpKind::all_to_all ? own : 0];
+  return values.inputs[part][c.kind == OpKind::all_to_all || c.kind == OpKind::exchange ? own : 0];
 }
 
 std::string wrong_result(ScheduleWorld& world, const ScheduleCase& c, const Values& values) {
@@ -279,9 +279,9 @@ using Collective = std::pair<OpKind, Algorithm>;
 
 std::vector<Collective> collectives() {
   std::vector<Collective> all;
-  for (const OpKind kind :
-       {OpKind::all_reduce, OpKind::reduce, OpKind::reduce_scatter, OpKind::all_gather,
-        OpKind::broadcast, OpKind::gather, OpKind::scatter, OpKind::all_to_all, OpKind::barrier}) {
+  for (const OpKind kind : {OpKind::all_reduce, OpKind::reduce, OpKind::reduce_scatter,
+                            OpKind::all_gather, OpKind::broadcast, OpKind::gather, OpKind::scatter,
+                            OpKind::all_to_all, OpKind::exchange, OpKind::barrier}) {
     for (const Algorithm algorithm : algorithms_for(kind)) all.emplace_back(kind, algorithm);
   }
   return all;

@@ -58,15 +58,23 @@ void Engine::Impl::send_ready(Operation& op, Channel& channel) {
                 header_for(op, FrameType::ready, op.plan->peers[channel.peer_index].rank, false));
 }
 
-// Both lists are sorted by age, oldest last, where it is taken from.
+namespace {
+
+// Both lists are sorted by it; their last is taken first.
+bool sends_after(const Channel* x, const Channel* y) {
+  const int mine = x->op->call.priority;
+  const int other = y->op->call.priority;
+  return mine != other ? mine < other : x->op->age > y->op->age;
+}
+
+}  // namespace
+
 void Engine::Impl::list(Channel& channel, Channel::Listing where) {
   Peer& to = peer(channel.station);
   if (to.down) return;
   channel.listing = where;
   std::vector<Channel*>& into = where == Channel::Listing::runnable ? to.runnable : to.blocked;
-  const auto at =
-      std::lower_bound(into.begin(), into.end(), channel.op->age,
-                       [](const Channel* listed, uint64_t age) { return listed->op->age > age; });
+  const auto at = std::lower_bound(into.begin(), into.end(), &channel, sends_after);
   into.insert(at, &channel);
   if (where == Channel::Listing::runnable) mark_pending(channel.station);
 }
@@ -89,8 +97,7 @@ void Engine::Impl::unblock(Rank station) {
   for (Channel* channel : to.blocked) channel->listing = Channel::Listing::runnable;
   to.runnable.insert(to.runnable.end(), to.blocked.begin(), to.blocked.end());
   to.blocked.clear();
-  std::sort(to.runnable.begin(), to.runnable.end(),
-            [](const Channel* x, const Channel* y) { return x->op->age > y->op->age; });
+  std::sort(to.runnable.begin(), to.runnable.end(), sends_after);
   mark_pending(station);
 }
 
@@ -112,11 +119,13 @@ OutFrame Engine::Impl::data_frame(Channel& channel, bool eager) {
   OutFrame frame;
   frame.header = header_for(op, FrameType::data, step.peer, true);
   frame.header.slot = step.slot;
-  frame.header.length = static_cast<uint32_t>(step.bytes);
-  if (step.bytes > 0) frame.payload = {op.address(step.a), step.bytes};
+  const uint64_t bytes = op.bytes_of(step);
+  frame.header.length = static_cast<uint32_t>(bytes);
+  if (bytes > 0) frame.payload = {op.address(step.a), bytes};
+  if (op.ends_part(step)) frame.header.flags |= kFlagLast;
   if (eager) {
     frame.header.flags |= kFlagEager;
-    channel.eager_sent += step.bytes;
+    channel.eager_sent += bytes;
     peer(channel.station).credit.sent(charge_of(frame.header.length));
     counters.eager.add();
   }
@@ -133,7 +142,7 @@ std::optional<OutFrame> Engine::Impl::next_data(Rank station) {
   while (!to.runnable.empty()) {
     Channel& channel = *to.runnable.back();
     if (channel.granted) return data_frame(channel, false);
-    const uint64_t bytes = channel.op->plan->steps[channel.front()].bytes;
+    const uint64_t bytes = channel.op->bytes_of(channel.op->plan->steps[channel.front()]);
     if (channel.eager_sent + bytes > options.eager_bytes) {
       unlist(channel);  // more than the peer takes unasked: its `ready` is on the way
       continue;

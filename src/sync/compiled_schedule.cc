@@ -1,4 +1,4 @@
-#include "sync/plan.h"
+#include "sync/compiled_schedule.h"
 
 #include <algorithm>
 
@@ -69,11 +69,10 @@ void append_empty_frame(Schedule& schedule, Step::Kind kind, Rank peer) {
 void append_empty_parts(Schedule& schedule, const ScheduleInput& input) {
   for (Rank peer = 0; peer < input.size; ++peer) {
     if (peer == input.rank) continue;
-    const bool to_peer = input.kind == OpKind::all_to_all ||
-                         (input.kind == OpKind::gather && peer == input.root) ||
+    const bool everyone = input.kind == OpKind::all_to_all || input.kind == OpKind::exchange;
+    const bool to_peer = everyone || (input.kind == OpKind::gather && peer == input.root) ||
                          (input.kind == OpKind::scatter && input.rank == input.root);
-    const bool from_peer = input.kind == OpKind::all_to_all ||
-                           (input.kind == OpKind::gather && input.rank == input.root) ||
+    const bool from_peer = everyone || (input.kind == OpKind::gather && input.rank == input.root) ||
                            (input.kind == OpKind::scatter && peer == input.root);
     const auto part = [peer](const std::vector<uint64_t>& parts) {
       return parts.size() == 1 ? parts[0] : parts.at(static_cast<size_t>(peer));
@@ -180,7 +179,7 @@ Schedule schedule_for(const ScheduleInput& input) {
   Schedule schedule = make_schedule(input);
   if (input.size == 1) return schedule;
   if (input.kind == OpKind::gather || input.kind == OpKind::scatter ||
-      input.kind == OpKind::all_to_all) {
+      input.kind == OpKind::all_to_all || input.kind == OpKind::exchange) {
     append_empty_parts(schedule, input);
   } else if (std::none_of(schedule.steps.begin(), schedule.steps.end(), communicates)) {
     append_barrier(schedule, input);
