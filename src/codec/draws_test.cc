@@ -16,13 +16,15 @@ using testing::step;
 constexpr size_t kGroup = 64;
 
 // What rounding made of the same value in each element of a group. With even chances, two groups
-// with draws of their own are alike once in 2^64.
+// with draws of their own are alike once in 2^64, and the halves of one once in 2^32.
 class Patterns {
  public:
   void add(std::span<const float> values) {
     for (size_t at = 0; at + kGroup <= values.size(); at += kGroup) {
       const auto group = values.subspan(at, kGroup);
       repeated_ += seen_.emplace(group.begin(), group.end()).second ? 0 : 1;
+      repeated_ +=
+          std::equal(group.begin(), group.begin() + kGroup / 2, group.begin() + kGroup / 2);
     }
   }
   [[nodiscard]] size_t seen() const { return seen_.size(); }
