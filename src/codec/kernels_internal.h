@@ -11,7 +11,9 @@
 namespace scant::codec {
 
 inline constexpr size_t kSumLanes = 16;
-inline constexpr float kScaleMin = 0x1p-126f;  // a smaller guess of a scale makes the group zero
+// A smaller guess of a scale makes the group zero: units over a scale must stay finite, also when a
+// fit makes it smaller.
+inline constexpr float kScaleMin = 0x1p-120f;
 inline constexpr float kByteScaleMin = 0x1p-100f;  // residuals: a smaller maximum is kept as zero
 
 // Magnitudes are compared with levels in whole units, so many of a level's one that thresholds
