@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -340,6 +341,17 @@ void bind_moves(Class& cls) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(
         self.get().all_to_all(part_list<Bytes>(in), part_list<MutableBytes>(out), type, options),
+        timeout_s, std::move(keep));
+  });
+  // `received`: the address of one 64-bit number for each rank.
+  cls.def("exchange", [](const PythonCommunicator& self, const nb::list& in, const nb::list& out,
+                         uintptr_t received, size_t ranks, int priority, GroupId group,
+                         double timeout_s, nb::object keep) {
+    CallOptions options = self.options(group, timeout_s);
+    options.priority = priority;
+    const std::span<uint64_t> told(reinterpret_cast<uint64_t*>(received), ranks);
+    return self.wrap(
+        self.get().exchange(part_list<Bytes>(in), part_list<MutableBytes>(out), told, options),
         timeout_s, std::move(keep));
   });
 }

@@ -282,6 +282,18 @@ class Communicator:
         keep: object,
         /,
     ) -> Work: ...
+    def exchange(
+        self,
+        sources: list[_Part],
+        targets: list[_Part],
+        received: int,
+        ranks: int,
+        priority: int,
+        group: int,
+        timeout_s: float,
+        keep: object,
+        /,
+    ) -> Work: ...
     def send(
         self,
         data: int,

@@ -8,7 +8,7 @@ from scant import _scant
 from scant.codes import ReduceOp
 from scant.errors import InvalidArgument
 
-__all__ = ["dtype_name", "empty_stack", "op_code", "reducible", "view"]
+__all__ = ["byte_parts", "dtype_name", "empty_bytes", "empty_stack", "op_code", "reducible", "view"]
 
 _OP_NAMES = {op.name.lower(): op for op in ReduceOp} | {
     "avg": ReduceOp.AVERAGE,
@@ -69,6 +69,23 @@ def empty_stack(count: int, like: Any) -> Any:
 
     model = np.asarray(like)
     return np.empty((count, *model.shape), model.dtype)
+
+
+def empty_bytes(count: int) -> Any:
+    import numpy as np
+
+    return np.empty(count, np.uint8)
+
+
+def byte_parts(arrays: Any, count: int) -> list[Any]:
+    """Views of the bytes of `count` contiguous arrays, or of as many equal parts of one."""
+    import numpy as np
+
+    if isinstance(arrays, (list, tuple)):
+        return [np.asarray(array).reshape(-1).view(np.uint8) for array in arrays]
+    whole = np.asarray(arrays).reshape(-1).view(np.uint8)
+    part = whole.size // count
+    return [whole[i * part : (i + 1) * part] for i in range(count)]
 
 
 def dtype_name(dtype: int) -> str:

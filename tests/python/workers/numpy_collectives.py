@@ -109,6 +109,39 @@ def case_uneven_all_gather_and_all_to_all() -> None:
     assert all((targets[peer] == peer * 10 + RANK).all() for peer in range(SIZE))
 
 
+def case_exchange_of_parts_whose_sizes_only_the_sender_knows() -> None:
+    def part(source: int, target: int) -> bytes:
+        return bytes([source * 16 + target]) * ((source * 700_001 + target * 5) % 1_000_000)
+
+    parts = [part(RANK, peer) for peer in range(SIZE)]
+    came = comm.exchange(parts, 1_000_000)
+    assert [array.tobytes() for array in came] == [part(peer, RANK) for peer in range(SIZE)]
+    nothing = comm.exchange([b""] * SIZE, 0)
+    assert [array.size for array in nothing] == [0] * SIZE
+
+    # The own part where it shall lie, others of any dtype, in the memory that is given.
+    out = np.full((SIZE, 6), 99, np.int32)
+    own = out[RANK, :2]
+    own[:] = RANK
+    arrays = [own if peer == RANK else np.full(RANK + 1, peer, np.int32) for peer in range(SIZE)]
+    work = comm.exchange(arrays, 24, out=out, priority=3, async_op=True)
+    for peer, array in enumerate(work.wait()):
+        count, value = (2, RANK) if peer == RANK else (peer + 1, RANK)
+        assert array.view(np.int32).tolist() == [value] * count
+        assert out[peer].tolist() == [value] * count + [99] * (6 - count)
+
+
+def case_exchange_refuses() -> None:
+    with raises(scant.InvalidArgument, "list of"):
+        comm.exchange(np.zeros(SIZE), 8)
+    with raises(scant.InvalidArgument, "capacity"):
+        comm.exchange([b""] * SIZE, -1)
+    with raises(scant.InvalidArgument, "the capacity is 8"):
+        comm.exchange([b""] * SIZE, 8, out=np.zeros((SIZE, 9), np.uint8))
+    with raises(scant.InvalidArgument, "has 9 bytes, the capacity is 8"):
+        comm.exchange([b"x" * 9] * SIZE, 8)
+
+
 def case_send_recv() -> None:
     if SIZE == 1:
         return
