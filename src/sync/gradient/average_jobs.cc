@@ -155,8 +155,8 @@ Result<void> Averager::Impl::encode(uint32_t index, uint32_t part) {
   PartReport& report = report_.parts[part];
   for (uint32_t i = known.first_slice; i < known.first_slice + known.slices; ++i) {
     const SliceLayout& slice = layout.slices()[i];
-    const auto done = worker(i).encode(floats(known.tensor, slice.range), points.first, workspace_,
-                                       record_);
+    const auto done =
+        worker(i).encode(floats(known.tensor, slice.range), points.first, workspace_, record_);
     if (!done) return done.error();
     slices_[i].worker_dirty = true;
     nonfinite_ += done.value().nonfinite;
@@ -205,9 +205,8 @@ void Averager::Impl::begin_second(uint32_t index) {
     room.push_back(memory.averages[static_cast<size_t>(to)].room());
     report_.sent_bytes += sent.back().size();
   }
-  memory.second =
-      communicator.exchange(std::move(sent), std::move(room), memory.received,
-                            {.group = second_group_, .timeout = options.timeout});
+  memory.second = communicator.exchange(std::move(sent), std::move(room), memory.received,
+                                        {.group = second_group_, .timeout = options.timeout});
   submit_done(memory.second_callback, memory.second, Leg::second, index);
 }
 
@@ -230,8 +229,8 @@ Result<void> Averager::Impl::add(uint32_t index) {
     const size_t place = static_cast<size_t>(from);
     Message& message = memory.incoming[place];
     if (from != rank_) message.received(memory.received[place]);
-    const Bytes bytes = from == rank_ ? memory.outgoing[split ? place : 0].view()
-                                      : std::as_const(message).view();
+    const Bytes bytes =
+        from == rank_ ? memory.outgoing[split ? place : 0].view() : std::as_const(message).view();
     Result<SortedRecords> sorted = sort_records(bytes, layout, memory.slices, of, from);
     if (!sorted) return sorted.error();
     note_presence(sorted.value(), memory.slices, of, from);
@@ -261,9 +260,9 @@ Result<void> Averager::Impl::add_slice(uint32_t index, uint32_t slice,
     std::ranges::fill(out, 0.0f);
     return {};
   }
-  Result<void> added = codec::accumulate(records, tensor, layout.tensors()[tensor].shape,
-                                         known.range.first, out,
-                                         1.0f / static_cast<float>(ranks()), workspace_);
+  Result<void> added =
+      codec::accumulate(records, tensor, layout.tensors()[tensor].shape, known.range.first, out,
+                        1.0f / static_cast<float>(ranks()), workspace_);
   if (!added || buffer.path == Path::gather) return added;
   const codec::Point point = buffer.points[known.part - buffer.first_part].second;
   const auto encoded = owner(slice).encode(out, point, workspace_, record_);
@@ -279,8 +278,7 @@ Result<void> Averager::Impl::decode(uint32_t index) {
     const size_t place = static_cast<size_t>(from);
     if (from != rank_) memory.averages[place].received(memory.received[place]);
     const Message& message = from == rank_ ? memory.average : memory.averages[place];
-    Result<SortedRecords> sorted =
-        sort_records(message.view(), layout, memory.slices, from, from);
+    Result<SortedRecords> sorted = sort_records(message.view(), layout, memory.slices, from, from);
     if (!sorted) return sorted.error();
     for (uint32_t i = 0; i < memory.slices.count; ++i) {
       const SliceLayout& slice = layout.slices()[memory.slices.first + i];

@@ -129,7 +129,7 @@ double Averager::Impl::seconds() const {
 void Averager::Impl::loop() {
   for (;;) {
     std::optional<Event> event = events_.try_pop();
-    if (!event && (phase_ == Phase::running || phase_ == Phase::finishing)) {
+    if (!event && phase_ != Phase::idle && !error_) {
       if (const auto job = core_.next()) {
         run(*job);
         end_if_over();
@@ -140,6 +140,7 @@ void Averager::Impl::loop() {
     if (!event || (std::holds_alternative<Stop>(*event) && operations_ == 0)) return;
     if (std::holds_alternative<Stop>(*event)) {
       fail(Error{.code = ErrorCode::closed, .message = "the gradients' averager was closed"});
+      static_cast<void>(communicator.release_group(verdict_group_));
       while (operations_ > 0) on_event(*events_.pop());
       return;
     }
@@ -151,7 +152,7 @@ void Averager::Impl::loop() {
 void Averager::Impl::on_event(const Event& event) {
   if (const auto* ready_event = std::get_if<TensorReady>(&event)) {
     if (phase_ == Phase::idle) begin_step();
-    if (phase_ != Phase::failed) tensor_ready(ready_event->tensor, true);
+    tensor_ready(ready_event->tensor, true);
   } else if (const auto* finish_event = std::get_if<Finish>(&event)) {
     if (phase_ == Phase::idle) begin_step();
     finish_backward(finish_event->parameters_hash);
@@ -176,7 +177,6 @@ void Averager::Impl::begin_step() {
   missed_.assign(count, std::vector<bool>(tensors));
   nonfinite_ = 0;
   parts_to_encode_ = layout.parts().size();
-  finish_told_thread_ = false;
   verdict_begun_ = false;
   verdict_over_ = false;
   for (BufferMemory& memory : buffers_) {
@@ -189,6 +189,7 @@ void Averager::Impl::begin_step() {
 void Averager::Impl::tensor_ready(uint32_t tensor, bool present) {
   const TensorLayout& known = layout.tensors()[tensor];
   present_[tensor] = present;
+  if (error_) return;
   for (uint32_t part = known.first_part; part < known.first_part + known.parts; ++part) {
     core_.part_ready(part);
     report_.parts[part].ready = seconds();
@@ -198,23 +199,28 @@ void Averager::Impl::tensor_ready(uint32_t tensor, bool present) {
 }
 
 void Averager::Impl::finish_backward(uint64_t parameters_hash) {
-  finish_told_thread_ = true;
-  if (phase_ == Phase::failed) return;
   phase_ = Phase::finishing;
   finish_at_ = seconds();
   report_.backward_s = finish_at_;
   parameters_hash_ = parameters_hash;
   for (uint32_t tensor = 0; tensor < layout.tensors().size(); ++tensor) {
-    if (!core_.is_ready(layout.tensors()[tensor].first_part)) tensor_ready(tensor, false);
+    if (!present_[tensor]) tensor_ready(tensor, false);
   }
   begin_verdict();
 }
 
-// Once everything is encoded, so that it can count what is not finite.
+// Once everything is encoded, so that it can count what is not finite; or once something failed, so
+// that all ranks learn of it.
 void Averager::Impl::begin_verdict() {
-  if (phase_ != Phase::finishing || parts_to_encode_ > 0 || verdict_begun_) return;
+  if (phase_ != Phase::finishing || verdict_begun_) return;
+  if (!error_ && parts_to_encode_ > 0) return;
   verdict_begun_ = true;
-  write_verdict(Verdict{report_.step, plan_hash, nonfinite_, parameters_hash_, present_},
+  write_verdict(Verdict{.step = report_.step,
+                        .plan_hash = plan_hash,
+                        .nonfinite = nonfinite_,
+                        .parameters_hash = parameters_hash_,
+                        .failure = error_ ? static_cast<uint64_t>(error_->code) + 1 : 0,
+                        .present = present_},
                 verdict_own_);
   std::vector<MutableBytes> parts;
   for (size_t i = 0; i < static_cast<size_t>(ranks()); ++i) {
@@ -243,14 +249,15 @@ void Averager::Impl::operation_done(const OperationDone& done) {
                      : done.leg == Leg::first ? buffers_[done.buffer].first
                                               : buffers_[done.buffer].second;
   const Result<void> outcome = work.wait();
-  if (phase_ == Phase::failed) return;
+  if (done.leg == Leg::verdict) verdict_over_ = true;
   if (!outcome) return fail(outcome.error());
   if (done.leg == Leg::verdict) return verdict_done();
+  if (error_) return;
   BufferTimes& times = report_.buffers[done.buffer];
   const bool first = done.leg == Leg::first;
   (first ? times.first_end : times.second_end) = seconds();
-  core_.finished({first ? StepCore::Kind::begin_first : StepCore::Kind::begin_second, done.buffer,
-                  0});
+  core_.finished(
+      {first ? StepCore::Kind::begin_first : StepCore::Kind::begin_second, done.buffer, 0});
   if (first && plan.buffers[done.buffer].path == Path::all_reduce) times.done = times.first_end;
 }
 
@@ -261,13 +268,19 @@ void Averager::Impl::verdict_done() {
     by_rank.push_back(read_verdict(
         Bytes(verdict_all_).subspan(i * verdict_own_.size(), verdict_own_.size()), tensors));
   }
-  Result<Judgement> judgement = judge(
-      by_rank, {.missing_as_zeros = options.missing_as_zeros, .names = options.names});
-  if (!judgement) return fail(judgement.error());
+  Result<Judgement> judgement =
+      judge(by_rank, {.missing_as_zeros = options.missing_as_zeros, .names = options.names});
+  if (!judgement) {
+    fail(judgement.error());
+    // What all ranks say goes before what this one met, unless they say that this one failed.
+    const bool about_this =
+        judgement.error().code == error_->code && judgement.error().peer == rank_;
+    if (!about_this) error_ = judgement.error();
+    return;
+  }
   report_.present = std::move(judgement.value().present);
   report_.nonfinite = judgement.value().nonfinite;
   by_rank_ = std::move(by_rank);
-  verdict_over_ = true;
 }
 
 // A message that lacks a tensor which its sender had, or holds one that it had not, is damaged.
@@ -278,43 +291,34 @@ std::optional<Error> Averager::Impl::check_presence() const {
       if ((had && missed_[sender][tensor]) || (!had && seen_[sender][tensor])) {
         return Error{.code = ErrorCode::corrupt,
                      .peer = static_cast<Rank>(sender),
-                     .message = "rank " + std::to_string(sender) + " sent " +
-                                (had ? "no" : "a") + " record of tensor " +
-                                std::to_string(tensor) + (had ? ", whose" : ", without a") +
-                                " gradient" + (had ? " it had" : "")};
+                     .message = "rank " + std::to_string(sender) + " sent " + (had ? "no" : "a") +
+                                " record of tensor " + std::to_string(tensor) +
+                                (had ? ", whose" : ", without a") + " gradient" +
+                                (had ? " it had" : "")};
       }
     }
   }
   return std::nullopt;
 }
 
-// The first error is the step's. What is under way in the groups ends, here and on the others.
+// The first error is the step's, unless the verdict tells more. Legs that are under way end, here
+// and on the other ranks.
 void Averager::Impl::fail(Error error) {
-  if (phase_ == Phase::failed) return;
-  phase_ = Phase::failed;
+  if (error_) return;
   error_ = std::move(error);
-  for (const GroupId group : {first_group_, second_group_, verdict_group_}) {
+  for (const GroupId group : {first_group_, second_group_}) {
     static_cast<void>(communicator.release_group(group));
   }
 }
 
 void Averager::Impl::end_if_over() {
   begin_verdict();
-  if (operations_ > 0 || !finish_told_thread_) return;
-  if (phase_ == Phase::failed) {
-    finish_told_thread_ = false;
-    outcomes_.push(*error_);
-    return;
-  }
-  if (phase_ != Phase::finishing || !verdict_over_ || !core_.done()) return;
-  if (auto error = check_presence()) {
-    fail(*std::move(error));
-    return end_if_over();
-  }
-  report_.exposed_s = seconds() - finish_at_;
+  if (operations_ > 0 || phase_ != Phase::finishing || !verdict_over_) return;
+  if (!error_ && !core_.done()) return;
   phase_ = Phase::idle;
-  finish_told_thread_ = false;
-  outcomes_.push(report_);
+  if (!error_) error_ = check_presence();
+  report_.exposed_s = seconds() - finish_at_;
+  outcomes_.push(error_ ? Result<StepReport>(*error_) : Result<StepReport>(report_));
 }
 
 Averager::Averager(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

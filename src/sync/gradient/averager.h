@@ -1,7 +1,8 @@
-// The gradients of this rank become the average of all ranks', buffer by buffer, while backward goes
-// on. docs/gradients.md says what travels when. Owner threads: one user thread at a time calls; the
-// thread scant-grad owns encoders, messages and the state of the step. The arena belongs to the user
-// until ready() of a tensor, and again after wait(). The communicator must outlive this object.
+// The gradients of this rank become the average of all ranks', buffer by buffer, while backward
+// goes on. docs/gradients.md says what travels when. Owner threads: one user thread at a time
+// calls; the thread scant-grad owns encoders, messages and the state of the step. The arena belongs
+// to the user until ready() of a tensor, and again after wait(). The communicator must outlive this
+// object.
 #pragma once
 
 #include <memory>
@@ -22,10 +23,10 @@ struct AveragerOptions {
   std::vector<Rank> members{};    // the communicator's ranks that take part, in order; empty: all
   std::vector<std::string> names{};  // of the tensors, for messages; may be empty
   codec::ResidualKind residual = codec::ResidualKind::f32;
-  float decay = 1.0f;  // of residuals, each step
-  uint64_t seed = 1;   // of the codec's draws
-  size_t workers = 1;  // threads that encode and decode, scant-grad among them
-  bool missing_as_zeros = false;  // a tensor without a gradient on some ranks is no error
+  float decay = 1.0f;                   // of residuals, each step
+  uint64_t seed = 1;                    // of the codec's draws
+  size_t workers = 1;                   // threads that encode and decode, scant-grad among them
+  bool missing_as_zeros = false;        // a tensor without a gradient on some ranks is no error
   Duration timeout = Duration::zero();  // of each operation; zero: the communicator's
 };
 
@@ -41,11 +42,11 @@ struct BufferTimes {
 };
 
 struct PartReport {
-  double ready = 0;          // seconds, as above
+  double ready = 0;  // seconds, as above
   double encode_s = 0;
-  uint64_t bytes = 0;        // of this rank's records
-  double energy = 0;         // of gradient + residual; 0 on path all_reduce
-  double energy_left = 0;    // of the residual afterwards
+  uint64_t bytes = 0;      // of this rank's records
+  double energy = 0;       // of gradient + residual; 0 on path all_reduce
+  double energy_left = 0;  // of the residual afterwards
 };
 
 struct StepReport {

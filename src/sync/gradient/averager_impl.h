@@ -1,5 +1,5 @@
-// The inside of Averager, shared by averager.cc (calls and the thread) and average_jobs.cc (what the
-// jobs of a step do). Owner: the thread scant-grad, but for what is said to be the user's.
+// The inside of Averager, shared by averager.cc (calls and the thread) and average_jobs.cc (what
+// the jobs of a step do). Owner: the thread scant-grad, but for what is said to be the user's.
 #pragma once
 
 #include <atomic>
@@ -83,7 +83,7 @@ class Averager::Impl {
     bool worker_dirty = false;              // may have a residual that is not zero
     bool owner_dirty = false;
   };
-  enum class Phase : uint8_t { idle, running, finishing, failed };
+  enum class Phase : uint8_t { idle, running, finishing };
 
   [[nodiscard]] int ranks() const { return layout.ranks(); }
   [[nodiscard]] Rank rank() const { return rank_; }
@@ -150,7 +150,6 @@ class Averager::Impl {
   Callback verdict_callback_;
   bool verdict_begun_ = false;
   bool verdict_over_ = false;
-  bool finish_told_thread_ = false;
   uint64_t parameters_hash_ = 0;
   size_t parts_to_encode_ = 0;
   size_t operations_ = 0;  // under way

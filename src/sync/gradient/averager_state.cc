@@ -93,8 +93,7 @@ Result<void> Averager::Impl::restore(Bytes saved) {
         layout.tensors()[encoder.value().tensor()].shape != encoder.value().shape()) {
       return Error{.code = ErrorCode::mismatch,
                    .message = "saved residuals: tensor " +
-                              std::to_string(encoder.value().tensor()) +
-                              " is of another model"};
+                              std::to_string(encoder.value().tensor()) + " is of another model"};
     }
     found.emplace_back(std::move(encoder).value(), of_owner == 1);
   }
@@ -135,8 +134,7 @@ Result<void> Averager::Impl::take(codec::Encoder saved, bool of_owner) {
 
 // A rank that owns a slice no more gives what the average lacks to its own gradient: P times, since
 // the average divides by P.
-Result<void> Averager::Impl::take_part(const codec::Encoder& saved, bool of_owner,
-                                       uint32_t slice) {
+Result<void> Averager::Impl::take_part(const codec::Encoder& saved, bool of_owner, uint32_t slice) {
   SliceState& state = slices_[slice];
   const SliceLayout& known = layout.slices()[slice];
   if (!of_owner || known.owner == rank_) {
@@ -150,8 +148,7 @@ Result<void> Averager::Impl::take_part(const codec::Encoder& saved, bool of_owne
   const uint64_t end = std::min(known.range.first + known.range.elements,
                                 saved.range().first + saved.range().elements);
   for (uint64_t i = begin; i < end; ++i) {
-    addend[i - known.range.first] =
-        static_cast<float>(ranks()) * theirs[i - saved.range().first];
+    addend[i - known.range.first] = static_cast<float>(ranks()) * theirs[i - saved.range().first];
   }
   worker(slice).add_residual(addend);
   state.worker_dirty = true;

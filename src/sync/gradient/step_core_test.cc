@@ -1,3 +1,4 @@
+// The order of a step: legs in the order of the plan, whatever is ready or comes back first.
 #include "sync/gradient/step_core.h"
 
 #include <gtest/gtest.h>

@@ -10,7 +10,7 @@
 namespace scant::sync {
 namespace {
 
-constexpr size_t kNumbers = 4;
+constexpr size_t kNumbers = 5;
 constexpr size_t kNamedMax = 8;  // in one message
 
 // Explicit little-endian.
@@ -46,15 +46,15 @@ std::string tensor_name(size_t tensor, const JudgeOptions& options) {
 std::optional<Error> compare_steps(std::span<const Verdict> by_rank) {
   for (size_t rank = 1; rank < by_rank.size(); ++rank) {
     if (by_rank[rank].step != by_rank[0].step) {
-      return mismatch(static_cast<Rank>(rank),
-                      "rank " + std::to_string(rank) + " is at step " +
-                          std::to_string(by_rank[rank].step) + " of its gradients, rank 0 at step " +
-                          std::to_string(by_rank[0].step));
+      return mismatch(static_cast<Rank>(rank), "rank " + std::to_string(rank) + " is at step " +
+                                                   std::to_string(by_rank[rank].step) +
+                                                   " of its gradients, rank 0 at step " +
+                                                   std::to_string(by_rank[0].step));
     }
     if (by_rank[rank].plan_hash != by_rank[0].plan_hash) {
-      return mismatch(static_cast<Rank>(rank),
-                      "rank " + std::to_string(rank) + " and rank 0 use different plans in step " +
-                          std::to_string(by_rank[0].step));
+      return mismatch(static_cast<Rank>(rank), "rank " + std::to_string(rank) +
+                                                   " and rank 0 use different plans in step " +
+                                                   std::to_string(by_rank[0].step));
     }
   }
   return std::nullopt;
@@ -78,14 +78,32 @@ std::optional<Error> compare_parameters(std::span<const Verdict> by_rank) {
                                       std::to_string(by_rank[0].step));
 }
 
+// A rank that only met the end of what others gave up says `closed`: others know better.
+std::optional<Error> first_failure(std::span<const Verdict> by_rank) {
+  constexpr uint64_t kClosed = static_cast<uint64_t>(ErrorCode::closed) + 1;
+  std::optional<Error> found;
+  for (size_t rank = 0; rank < by_rank.size(); ++rank) {
+    const uint64_t failure = by_rank[rank].failure;
+    if (failure == 0 || (found && failure == kClosed)) continue;
+    const bool known = failure <= static_cast<uint64_t>(ErrorCode::unsupported) + 1;
+    const ErrorCode code = known ? static_cast<ErrorCode>(failure - 1) : ErrorCode::corrupt;
+    found = Error{.code = code,
+                  .peer = static_cast<Rank>(rank),
+                  .message = "step " + std::to_string(by_rank[0].step) + " failed on rank " +
+                             std::to_string(rank) + " (" + name(code) + ")"};
+    if (failure != kClosed) break;
+  }
+  return found;
+}
+
 }  // namespace
 
 size_t verdict_bytes(size_t tensors) { return kNumbers * 8 + (tensors + 7) / 8; }
 
 void write_verdict(const Verdict& verdict, MutableBytes out) {
   SCANT_CHECK(out.size() == verdict_bytes(verdict.present.size()));
-  const std::array<uint64_t, kNumbers> numbers = {verdict.step, verdict.plan_hash,
-                                                  verdict.nonfinite, verdict.parameters_hash};
+  const std::array<uint64_t, kNumbers> numbers = {
+      verdict.step, verdict.plan_hash, verdict.nonfinite, verdict.parameters_hash, verdict.failure};
   for (size_t i = 0; i < kNumbers; ++i) put(out, 8 * i, numbers[i]);
   std::fill(out.begin() + 8 * kNumbers, out.end(), std::byte{0});
   for (size_t i = 0; i < verdict.present.size(); ++i) {
@@ -95,8 +113,8 @@ void write_verdict(const Verdict& verdict, MutableBytes out) {
 
 Verdict read_verdict(Bytes bytes, size_t tensors) {
   SCANT_CHECK(bytes.size() == verdict_bytes(tensors));
-  Verdict verdict{get(bytes, 0), get(bytes, 8), get(bytes, 16), get(bytes, 24),
-                  std::vector<bool>(tensors)};
+  Verdict verdict{get(bytes, 0),  get(bytes, 8),  get(bytes, 16),
+                  get(bytes, 24), get(bytes, 32), std::vector<bool>(tensors)};
   for (size_t i = 0; i < tensors; ++i) {
     verdict.present[i] =
         (bytes[8 * kNumbers + i / 8] & static_cast<std::byte>(1u << (i % 8))) != std::byte{0};
@@ -126,6 +144,7 @@ Result<Judgement> judge(std::span<const Verdict> by_rank, const JudgeOptions& op
     }
   }
   if (auto error = compare_parameters(by_rank)) return *std::move(error);
+  if (auto error = first_failure(by_rank)) return *std::move(error);
   return judgement;
 }
 

@@ -18,7 +18,8 @@ struct Verdict {
   uint64_t plan_hash = 0;
   uint64_t nonfinite = 0;        // values of this rank's gradients, as far as records were made
   uint64_t parameters_hash = 0;  // 0: not taken in this step
-  std::vector<bool> present;     // by tensor: got a gradient
+  uint64_t failure = 0;          // 0: none so far, else ErrorCode + 1
+  std::vector<bool> present{};   // by tensor: got a gradient
 };
 
 // The same size on all ranks of a model.
@@ -31,10 +32,11 @@ struct Judgement {
   uint64_t nonfinite = 0;
 };
 struct JudgeOptions {
-  bool missing_as_zeros = false;  // a tensor that only some ranks have is no error
+  bool missing_as_zeros = false;         // a tensor that only some ranks have is no error
   std::span<const std::string> names{};  // of the tensors, for messages
 };
 // Every rank comes to the same judgement, or to the same error.
-[[nodiscard]] Result<Judgement> judge(std::span<const Verdict> by_rank, const JudgeOptions& options);
+[[nodiscard]] Result<Judgement> judge(std::span<const Verdict> by_rank,
+                                      const JudgeOptions& options);
 
 }  // namespace scant::sync

@@ -1,3 +1,4 @@
+// Verdicts: their bytes, and what all ranks conclude from them.
 #include "sync/gradient/verdict.h"
 
 #include <gtest/gtest.h>
@@ -8,15 +9,15 @@ namespace scant::sync {
 namespace {
 
 std::vector<Verdict> alike(size_t ranks, size_t tensors) {
-  return std::vector<Verdict>(ranks, Verdict{7, 99, 0, 5, std::vector<bool>(tensors, true)});
+  return std::vector<Verdict>(ranks, Verdict{7, 99, 0, 5, 0, std::vector<bool>(tensors, true)});
 }
 
 TEST(Verdict, BytesGiveBackWhatWasWritten) {
   for (uint64_t seed = 1; seed <= 50; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     base::Rng rng(seed);
-    Verdict verdict{rng.next(), rng.next(), rng.next(), rng.next(),
-                    std::vector<bool>(rng.below(40))};
+    Verdict verdict{rng.next(), rng.next(), rng.next(),
+                    rng.next(), rng.next(), std::vector<bool>(rng.below(40))};
     for (size_t i = 0; i < verdict.present.size(); ++i) verdict.present[i] = rng.chance(0.5);
     std::vector<std::byte> bytes(verdict_bytes(verdict.present.size()), std::byte{0xff});
     write_verdict(verdict, bytes);
@@ -25,6 +26,7 @@ TEST(Verdict, BytesGiveBackWhatWasWritten) {
     EXPECT_EQ(read.plan_hash, verdict.plan_hash);
     EXPECT_EQ(read.nonfinite, verdict.nonfinite);
     EXPECT_EQ(read.parameters_hash, verdict.parameters_hash);
+    EXPECT_EQ(read.failure, verdict.failure);
     EXPECT_EQ(read.present, verdict.present);
   }
 }
@@ -71,6 +73,20 @@ TEST(Verdict, TheRanksThatDifferFromTheMostAreNamed) {
   EXPECT_EQ(judged.error().peer, 0);
   EXPECT_EQ(judged.error().message,
             "the parameters of rank 0 differ from those of the other ranks before step 7");
+}
+
+TEST(Verdict, AFailureIsToldToAllAndClosedSaysLeast) {
+  auto verdicts = alike(3, 1);
+  verdicts[0].failure = static_cast<uint64_t>(ErrorCode::closed) + 1;
+  EXPECT_EQ(judge(verdicts, {}).error().code, ErrorCode::closed);
+  verdicts[2].failure = static_cast<uint64_t>(ErrorCode::corrupt) + 1;
+  const auto judged = judge(verdicts, {});
+  ASSERT_FALSE(judged.ok());
+  EXPECT_EQ(judged.error().code, ErrorCode::corrupt);
+  EXPECT_EQ(judged.error().peer, 2);
+  EXPECT_EQ(judged.error().message, "step 7 failed on rank 2 (corrupt)");
+  verdicts[2].failure = 1000;
+  EXPECT_EQ(judge(verdicts, {}).error().code, ErrorCode::corrupt);
 }
 
 TEST(Verdict, WhatIsNotFiniteIsAddedUpWithoutOverflow) {

@@ -1,0 +1,445 @@
+// Averagers of several ranks over real sockets: results, conservation, bits that are alike, errors.
+#include "sync/gradient/averager.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <gtest/gtest.h>
+#include <limits>
+#include <mutex>
+#include <numeric>
+
+#include "base/rng.h"
+#include "sync/threads_as_ranks.h"
+
+namespace scant::sync {
+namespace {
+
+using namespace std::chrono_literals;
+
+const std::vector<codec::Shape> kShapes = {{1, 10}, {300, 200}, {1, 300},  {64, 4096},
+                                           {7, 33}, {1, 1},     {128, 129}};
+
+Layout layout_for(int ranks, const std::vector<codec::Shape>& shapes = kShapes) {
+  return Layout::create(shapes, ranks).value();
+}
+
+// Gradients that every rank can compute of every rank.
+float gradient_at(int step, Rank rank, uint32_t tensor, uint64_t element) {
+  const uint64_t drawn = base::random_at(static_cast<uint64_t>(step) << 32 | tensor,
+                                         static_cast<uint64_t>(rank), element);
+  const double uniform = static_cast<double>(drawn >> 11) * 0x1p-53 - 0.5;
+  return static_cast<float>(uniform * uniform * uniform * (1.0 + tensor));
+}
+
+// One rank: its averager, its arena, and what it has done.
+struct Host {
+  Host(Communicator& with, const Layout& given, const AveragerOptions& options = {})
+      : communicator(with), layout(given), arena(layout.arena_elements(), 0.0f) {
+    auto made = Averager::create(communicator, layout, arena, options);
+    if (!made) {
+      ADD_FAILURE() << made.error().to_string();
+      std::abort();
+    }
+    averager = std::move(made).value();
+  }
+  void set(const FusionPlan& plan) const {
+    const Result<void> done = averager->set_plan(plan);
+    EXPECT_TRUE(done.ok()) << done.error().to_string();
+  }
+  [[nodiscard]] std::span<float> of(uint32_t tensor) {
+    const TensorLayout& known = layout.tensors()[tensor];
+    return std::span(arena).subspan(known.offset, known.shape.elements());
+  }
+  void fill(int step, uint32_t tensor) {
+    const std::span<float> out = of(tensor);
+    for (uint64_t i = 0; i < out.size(); ++i) {
+      out[i] = gradient_at(step, communicator.rank(), tensor, i);
+    }
+  }
+  Result<StepReport> end(uint64_t hash = 0) const {
+    if (Result<void> told = averager->finish(hash); !told) return told.error();
+    auto outcome = averager->wait(60s);
+    if (!outcome) return Error{.code = ErrorCode::timeout, .message = "the step did not end"};
+    return *std::move(outcome);
+  }
+  // All tensors but `absent`, in an order of its own.
+  Result<StepReport> step(int number, uint64_t seed, const std::vector<uint32_t>& absent = {}) {
+    base::Rng rng(seed, static_cast<uint64_t>(communicator.rank()));
+    std::vector<uint32_t> order(layout.tensors().size());
+    std::iota(order.begin(), order.end(), 0u);
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.below(i)]);
+    for (const uint32_t tensor : order) {
+      if (std::ranges::find(absent, tensor) != absent.end()) continue;
+      fill(number, tensor);
+      EXPECT_TRUE(averager->ready(tensor).ok());
+    }
+    return end();
+  }
+
+  Communicator& communicator;
+  const Layout layout;
+  std::vector<float> arena;
+  std::unique_ptr<Averager> averager;
+};
+
+FusionPlan uniform(const Layout& layout, Path path, double density, codec::ValueKind values,
+                   uint64_t buffer_bytes = 300'000) {
+  return uniform_plan({.path = path,
+                       .point = {density, values},
+                       .buffer_bytes = buffer_bytes,
+                       .first_buffer_bytes = 10'000,
+                       .small_elements = 100},
+                      layout);
+}
+
+// A plan of random paths and points.
+FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
+  FusionPlan plan;
+  const auto parts = static_cast<uint32_t>(layout.parts().size());
+  for (uint32_t first = 0; first < parts;) {
+    const auto count = 1 + static_cast<uint32_t>(rng.below(parts - first));
+    BufferPlan buffer{first, count, static_cast<Path>(rng.below(kPathCount)), {}};
+    const auto point = [&rng] {
+      constexpr double kDensities[] = {1.0, 0.3, 0.05};
+      return codec::Point{kDensities[rng.below(3)],
+                          static_cast<codec::ValueKind>(rng.below(codec::kValueKindCount))};
+    };
+    for (uint32_t i = 0; buffer.path != Path::all_reduce && i < count; ++i) {
+      buffer.points.push_back({point(), buffer.path == Path::split ? point() : codec::Point{}});
+    }
+    plan.buffers.push_back(std::move(buffer));
+    first += count;
+  }
+  return plan;
+}
+
+double exact_average(int step, int ranks, uint32_t tensor, uint64_t element) {
+  double sum = 0;
+  for (Rank rank = 0; rank < ranks; ++rank) sum += gradient_at(step, rank, tensor, element);
+  return sum / ranks;
+}
+
+// Collects one arena from each rank, to compare them afterwards.
+class Collected {
+ public:
+  void add(Rank rank, const std::vector<float>& arena) {
+    const std::lock_guard lock(mutex_);
+    by_rank_.resize(std::max(by_rank_.size(), static_cast<size_t>(rank) + 1));
+    std::vector<float>& all = by_rank_[static_cast<size_t>(rank)];
+    all.insert(all.end(), arena.begin(), arena.end());
+  }
+  void expect_alike() const {
+    for (size_t rank = 1; rank < by_rank_.size(); ++rank) {
+      ASSERT_EQ(by_rank_[rank].size(), by_rank_[0].size());
+      EXPECT_EQ(std::memcmp(by_rank_[rank].data(), by_rank_[0].data(),
+                            by_rank_[0].size() * sizeof(float)),
+                0)
+          << "rank " << rank;
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::vector<float>> by_rank_;
+};
+
+TEST(Averager, PlainAndExactPathsGiveTheMean) {
+  for (const int ranks : {1, 2, 3, 4}) {
+    Collected collected;
+    on_ranks(ranks, [&](Communicator& communicator) {
+      const Layout layout = layout_for(ranks);
+      Host host(communicator, layout);
+      int number = 0;
+      for (const Path path : {Path::all_reduce, Path::split, Path::gather}) {
+        host.set(uniform(layout, path, 1.0, codec::ValueKind::f32));
+        const auto report = host.step(++number, 5);
+        ASSERT_TRUE(report.ok()) << report.error().to_string();
+        EXPECT_EQ(report.value().step, static_cast<uint64_t>(number));
+        collected.add(communicator.rank(), host.arena);
+        for (uint32_t tensor = 0; tensor < kShapes.size(); ++tensor) {
+          for (uint64_t i = 0; i < kShapes[tensor].elements(); ++i) {
+            const double wanted = exact_average(number, ranks, tensor, i);
+            ASSERT_NEAR(host.of(tensor)[i], wanted, 1e-6 * (1.0 + tensor));
+          }
+        }
+      }
+    });
+    collected.expect_alike();
+  }
+}
+
+// Whatever the plans are, and however they change: what was applied and what is still kept add up
+// to all gradients, and the ranks have the same bits.
+TEST(Averager, NothingIsLostWhateverThePlansAre) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    const int ranks = 2 + static_cast<int>(seed % 3);
+    constexpr int kSteps = 6;
+    Collected collected;
+    on_ranks(ranks, [&](Communicator& communicator) {
+      const Layout layout = layout_for(ranks);
+      Host host(communicator, layout);
+      std::vector<double> applied(layout.arena_elements());
+      base::Rng plans(seed);
+      for (int number = 1; number <= kSteps; ++number) {
+        // The last step is plain: it sends what the others kept.
+        host.set(number < kSteps ? random_plan(plans, layout)
+                                 : uniform(layout, Path::all_reduce, 1.0, codec::ValueKind::f32));
+        const auto report = host.step(number, seed * 100 + static_cast<uint64_t>(number));
+        ASSERT_TRUE(report.ok()) << report.error().to_string();
+        collected.add(communicator.rank(), host.arena);
+        for (size_t i = 0; i < applied.size(); ++i) applied[i] += host.arena[i];
+      }
+      EXPECT_EQ(host.averager->residual_energy(), 0.0);
+      for (uint32_t tensor = 0; tensor < kShapes.size(); ++tensor) {
+        const uint64_t offset = layout.tensors()[tensor].offset;
+        for (uint64_t i = 0; i < kShapes[tensor].elements(); ++i) {
+          double wanted = 0;
+          for (int n = 1; n <= kSteps; ++n) wanted += exact_average(n, ranks, tensor, i);
+          ASSERT_NEAR(applied[offset + i], wanted, 3e-6 * (1.0 + tensor))
+              << "tensor " << tensor << ", element " << i;
+        }
+      }
+    });
+    collected.expect_alike();
+  }
+}
+
+TEST(Averager, TheSameBitsForAnyNumberOfWorkers) {
+  Collected collected;
+  on_ranks(2, [&](Communicator& communicator) {
+    const Layout layout = layout_for(2);
+    std::vector<float> reference;
+    for (const size_t workers : {1, 3}) {
+      AveragerOptions options;
+      options.workers = workers;
+      options.key = std::to_string(workers);
+      Host host(communicator, layout, options);
+      host.set(uniform(layout, Path::split, 0.05, codec::ValueKind::q4));
+      for (int number = 1; number <= 3; ++number) ASSERT_TRUE(host.step(number, 9).ok());
+      if (reference.empty()) reference = host.arena;
+      EXPECT_EQ(reference, host.arena);
+    }
+  });
+}
+
+TEST(Averager, ATensorThatNobodyHasKeepsItsResidual) {
+  Collected collected;
+  on_ranks(3, [&](Communicator& communicator) {
+    const Layout layout = layout_for(3);
+    Host host(communicator, layout);
+    host.set(uniform(layout, Path::split, 0.05, codec::ValueKind::q4));
+    ASSERT_TRUE(host.step(1, 1).ok());
+    const auto report = host.step(2, 2, {3});
+    ASSERT_TRUE(report.ok()) << report.error().to_string();
+    EXPECT_FALSE(report.value().present[3]);
+    EXPECT_TRUE(report.value().present[1]);
+    for (const float value : host.of(3)) ASSERT_EQ(value, 0.0f);
+    // What was kept of step 1 goes with the next plain step.
+    host.set(uniform(layout, Path::all_reduce, 1.0, codec::ValueKind::f32));
+    ASSERT_TRUE(host.step(3, 3).ok());
+    EXPECT_EQ(host.averager->residual_energy(), 0.0);
+    collected.add(communicator.rank(), host.arena);
+  });
+  collected.expect_alike();
+}
+
+TEST(Averager, ATensorThatSomeLackIsAnErrorOnEveryRankOrCountsAsZeros) {
+  for (const bool zeros : {false, true}) {
+    for (const Path path : {Path::all_reduce, Path::split, Path::gather}) {
+      on_ranks(3, [&](Communicator& communicator) {
+        const Layout layout = layout_for(3);
+        AveragerOptions options;
+        options.missing_as_zeros = zeros;
+        options.names = {"a", "b", "c", "d", "e", "f", "g"};
+        Host host(communicator, layout, options);
+        host.set(uniform(layout, path, 1.0, codec::ValueKind::f32));
+        const bool lacks = communicator.rank() == 2;
+        const auto report =
+            host.step(1, 1, lacks ? std::vector<uint32_t>{1} : std::vector<uint32_t>{});
+        if (zeros) {
+          ASSERT_TRUE(report.ok()) << report.error().to_string();
+          const double wanted = (gradient_at(1, 0, 1, 77) + gradient_at(1, 1, 1, 77)) / 3.0;
+          EXPECT_NEAR(host.of(1)[77], wanted, 1e-6);
+        } else {
+          ASSERT_FALSE(report.ok());
+          EXPECT_EQ(report.error().code, ErrorCode::mismatch);
+          EXPECT_EQ(report.error().peer, 2);
+          EXPECT_NE(report.error().message.find("'b' got no gradient on rank 2"),
+                    std::string::npos);
+          EXPECT_FALSE(host.averager->ready(0).ok());
+        }
+      });
+    }
+  }
+}
+
+TEST(Averager, NotFiniteValuesArriveOnAllRanksAndAreCounted) {
+  on_ranks(2, [&](Communicator& communicator) {
+    const Layout layout = layout_for(2);
+    for (const Path path : {Path::all_reduce, Path::split, Path::gather}) {
+      AveragerOptions options;
+      options.key = name(path);
+      Host host(communicator, layout, options);
+      host.set(uniform(layout, path, path == Path::all_reduce ? 1.0 : 0.05, codec::ValueKind::q4));
+      for (uint32_t tensor = 0; tensor < kShapes.size(); ++tensor) {
+        host.fill(1, tensor);
+        if (tensor == 1 && communicator.rank() == 1) {
+          host.of(1)[5] = std::numeric_limits<float>::quiet_NaN();
+          host.of(1)[6] = std::numeric_limits<float>::infinity();
+        }
+        ASSERT_TRUE(host.averager->ready(tensor).ok());
+      }
+      const auto report = host.end();
+      ASSERT_TRUE(report.ok()) << report.error().to_string();
+      EXPECT_TRUE(std::isnan(host.of(1)[5]));
+      EXPECT_TRUE(std::isinf(host.of(1)[6]));
+      EXPECT_EQ(report.value().nonfinite, path == Path::all_reduce ? 0u : 2u);
+      EXPECT_TRUE(std::isfinite(host.averager->residual_energy()));
+    }
+  });
+}
+
+TEST(Averager, DifferentPlansAndParametersAreNamed) {
+  on_ranks(2, [&](Communicator& communicator) {
+    const Layout layout = layout_for(2);
+    Host host(communicator, layout);
+    host.set(uniform(layout, Path::all_reduce, 1.0, codec::ValueKind::f32));
+    for (uint32_t tensor = 0; tensor < kShapes.size(); ++tensor) {
+      ASSERT_TRUE(host.averager->ready(tensor).ok());
+    }
+    const auto report = host.end(communicator.rank() == 0 ? 11 : 12);
+    ASSERT_FALSE(report.ok());
+    EXPECT_NE(report.error().message.find("the parameters of rank 1 differ"), std::string::npos);
+  });
+  on_ranks(2, [&](Communicator& communicator) {
+    const Layout layout = layout_for(2);
+    Host host(communicator, layout);
+    // The same legs, other values: nothing but the verdict can tell.
+    host.set(uniform(layout, Path::split, 1.0,
+                     communicator.rank() == 0 ? codec::ValueKind::q4 : codec::ValueKind::q3));
+    const auto report = host.step(1, 1);
+    ASSERT_FALSE(report.ok());
+    EXPECT_NE(report.error().message.find("different plans"), std::string::npos);
+  });
+}
+
+TEST(Averager, WrongCallsAreRefusedAndNamed) {
+  on_ranks(1, [&](Communicator& communicator) {
+    const Layout layout = layout_for(1);
+    Host host(communicator, layout, {.names = {"first"}});
+    EXPECT_NE(host.averager->ready(0).error().message.find("no plan"), std::string::npos);
+    host.set(uniform(layout, Path::all_reduce, 1.0, codec::ValueKind::f32));
+    EXPECT_NE(host.averager->ready(99).error().message.find("no tensor 99"), std::string::npos);
+    ASSERT_TRUE(host.averager->ready(0).ok());
+    EXPECT_NE(host.averager->ready(0).error().message.find("'first' got a second gradient"),
+              std::string::npos);
+    EXPECT_FALSE(
+        host.averager->set_plan(uniform(layout, Path::gather, 1.0, codec::ValueKind::f32)).ok());
+    ASSERT_TRUE(host.end().ok());
+    std::vector<float> small(3);
+    EXPECT_FALSE(Averager::create(communicator, layout, small, {}).ok());
+    EXPECT_FALSE(Averager::create(communicator, layout_for(2), host.arena, {}).ok());
+  });
+}
+
+// Saved by three ranks, carried on by two: what the two had kept is not lost.
+TEST(Averager, SavedResidualsGoOnExactlyAndUnderAnotherNumberOfRanks) {
+  std::vector<std::vector<std::byte>> saved(3);
+  std::vector<double> energy(3);
+  std::vector<std::vector<float>> next(3);
+  on_ranks(3, [&](Communicator& communicator) {
+    const auto rank = static_cast<size_t>(communicator.rank());
+    const Layout layout = layout_for(3);
+    Host host(communicator, layout);
+    const FusionPlan plan = uniform(layout, Path::split, 0.05, codec::ValueKind::q4);
+    host.set(plan);
+    for (int number = 1; number <= 4; ++number) ASSERT_TRUE(host.step(number, 3).ok());
+    saved[rank] = host.averager->save();
+    energy[rank] = host.averager->residual_energy();
+    ASSERT_TRUE(host.step(5, 3).ok());
+    next[rank] = host.arena;
+    Host again(communicator, layout, {.key = "again"});
+    again.set(plan);
+    ASSERT_TRUE(again.averager->restore(saved[rank]).ok());
+    EXPECT_EQ(again.averager->residual_energy(), energy[rank]);
+    ASSERT_TRUE(again.step(5, 3).ok());
+    EXPECT_EQ(again.arena, next[rank]);
+  });
+  on_ranks(2, [&](Communicator& communicator) {
+    const auto rank = static_cast<size_t>(communicator.rank());
+    const Layout layout = layout_for(2);
+    Host host(communicator, layout);
+    host.set(uniform(layout, Path::all_reduce, 1.0, codec::ValueKind::f32));
+    const Result<void> restored = host.averager->restore(saved[rank]);
+    ASSERT_TRUE(restored.ok()) << restored.error().to_string();
+    EXPECT_GT(host.averager->residual_energy(), 0.5 * energy[rank]);
+    ASSERT_TRUE(host.step(5, 3).ok());
+    EXPECT_EQ(host.averager->residual_energy(), 0.0);
+    for (size_t at = 0; at < saved[rank].size(); at += 977) {
+      std::vector<std::byte> damaged = saved[rank];
+      damaged[at] ^= std::byte{4};
+      EXPECT_FALSE(host.averager->restore(damaged).ok());
+      EXPECT_FALSE(host.averager->restore(std::span(saved[rank]).first(at)).ok());
+    }
+  });
+}
+
+TEST(Averager, ALostRankEndsTheStepOfTheOthersAndIsNamed) {
+  on_ranks(3, [&](Communicator& communicator) {
+    const Layout layout = layout_for(3);
+    Host host(communicator, layout);
+    host.set(uniform(layout, Path::split, 1.0, codec::ValueKind::q4));
+    ASSERT_TRUE(host.step(1, 1).ok());
+    host.fill(2, 0);
+    ASSERT_TRUE(host.averager->ready(0).ok());
+    if (communicator.rank() == 1) {
+      communicator.abort("the test wants it");
+      EXPECT_FALSE(host.end().ok());
+      return;
+    }
+    for (uint32_t tensor = 1; tensor < kShapes.size(); ++tensor) {
+      ASSERT_TRUE(host.averager->ready(tensor).ok());
+    }
+    const auto report = host.end();
+    ASSERT_FALSE(report.ok());
+    EXPECT_EQ(report.error().code, ErrorCode::peer_lost) << report.error().to_string();
+    EXPECT_EQ(report.error().peer, 1);
+  });
+}
+
+TEST(Averager, MayBeDestroyedInTheMiddleOfAStep) {
+  on_ranks(2, [&](Communicator& communicator) {
+    const Layout layout = layout_for(2);
+    {
+      Host host(communicator, layout);
+      host.set(uniform(layout, Path::split, 1.0, codec::ValueKind::q4));
+      for (uint32_t tensor = 0; tensor <= 3 + static_cast<uint32_t>(communicator.rank());
+           ++tensor) {
+        host.fill(1, tensor);
+        ASSERT_TRUE(host.averager->ready(tensor).ok());
+      }
+    }
+    EXPECT_TRUE(communicator.barrier().wait().ok());
+  });
+}
+
+TEST(Averager, CountsTheBytesItSends) {
+  on_ranks(3, [&](Communicator& communicator) {
+    const Layout layout = layout_for(3);
+    Host host(communicator, layout);
+    for (const Path path : {Path::split, Path::gather}) {
+      const FusionPlan plan = uniform(layout, path, 1.0, codec::ValueKind::q4);
+      host.set(plan);
+      const auto report = host.step(1, 1);
+      ASSERT_TRUE(report.ok());
+      // Ranks own slightly different shares.
+      EXPECT_NEAR(static_cast<double>(report.value().sent_bytes), sent_bytes(plan, layout),
+                  0.02 * sent_bytes(plan, layout));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace scant::sync
