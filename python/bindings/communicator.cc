@@ -376,6 +376,10 @@ void bind_pairs(Class& cls) {
 
 }  // namespace
 
+Communicator& native_communicator(nb::handle communicator) {
+  return nb::cast<const PythonCommunicator&>(communicator).get();
+}
+
 void bind_communicator(nb::module_& module) {
   Class cls(module, "Communicator");
   bind_life(cls);

@@ -4,8 +4,13 @@
 
 #include <nanobind/nanobind.h>
 
+#include "scant/communicator.h"
+
 namespace scant::python {
 
 void bind_communicator(nanobind::module_& module);
+
+// The communicator behind a scant._scant.Communicator, which must be kept alive while it is used.
+[[nodiscard]] Communicator& native_communicator(nanobind::handle communicator);
 
 }  // namespace scant::python

@@ -11,6 +11,7 @@
 #include "communicator.h"
 #include "executor.h"
 #include "fork.h"
+#include "gradients.h"
 #include "scant/types.h"
 #include "store.h"
 #include "work.h"
@@ -65,5 +66,6 @@ NB_MODULE(_scant, module) {
   bind_store(module);
   bind_work(module);
   bind_communicator(module);
+  bind_gradients(module);
   bind_executor(module);
 }

@@ -234,6 +234,10 @@ Call Exercise::call(Rank rank) {
     case OpKind::barrier:
       break;
   }
+  return call_on(own, rank);
+}
+
+Call Exercise::call_on(Buffers& own, Rank rank) const {
   Call call;
   call.kind = spec_.kind;
   call.dtype = spec_.dtype;

@@ -52,6 +52,7 @@ class Exercise {
   [[nodiscard]] double typed_value(Rank from, Rank to, uint64_t element) const;
   [[nodiscard]] double reduced(Rank part, uint64_t element) const;
   void fill(std::vector<std::byte>& buffer, Rank from, Rank to, uint64_t elements) const;
+  [[nodiscard]] Call call_on(Buffers& own, Rank rank) const;
   [[nodiscard]] std::string compare_exchange(Rank rank) const;
   [[nodiscard]] std::string compare(Bytes buffer, Rank from, Rank to, bool reduction) const;
 

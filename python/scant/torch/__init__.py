@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from scant.torch.hook import ddp_hook
     from scant.torch.options import Options
     from scant.torch.process_group import ProcessGroup
+    from scant.torch.wrap_options import WrapOptions
+    from scant.torch.wrapped import Wrapped, wrap
 
-__all__ = ["Options", "ProcessGroup", "ddp_hook"]
+__all__ = ["Options", "ProcessGroup", "WrapOptions", "Wrapped", "ddp_hook", "wrap"]
 
 _LAZY = {
     "Options": "scant.torch.options",
     "ProcessGroup": "scant.torch.process_group",
+    "WrapOptions": "scant.torch.wrap_options",
+    "Wrapped": "scant.torch.wrapped",
     "ddp_hook": "scant.torch.hook",
+    "wrap": "scant.torch.wrapped",
 }
 
 

@@ -50,7 +50,14 @@ class GroupCore(_TorchGroup):
     supports_time_estimate = False
 
     def __init__(
-        self, store: Any, rank: int, size: int, timeout: timedelta, base: Base, group_id: int
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        timeout: timedelta,
+        base: Base,
+        group_id: int,
+        members: list[int],
     ) -> None:
         super().__init__(rank, size)
         self._store = store
@@ -59,6 +66,7 @@ class GroupCore(_TorchGroup):
         self._base: Base | None = base
         self._raw: _scant.Communicator | None = base.communicator._native()
         self.group_id = group_id
+        self.members = members  # their ranks in the communicator
         self._timeout_s = timeout.total_seconds()
         self._name = ""
         self._desc = "undefined"

@@ -52,15 +52,16 @@ class Base:
 
 def open_group(
     store: Any, rank: int, size: int, timeout_s: float, is_default: bool, options: dict[str, Any]
-) -> tuple[Base, int]:
-    """(communicator, group id) for a process group of this rank and size."""
+) -> tuple[Base, int, list[int]]:
+    """(communicator, group id, the members' ranks in it) for a group of this rank and size."""
     fresh = rendezvous.fresh(store, size)
     if not is_default:
         decision = _agree(fresh, rank, size, timeout_s)
         base = Base.open.get(decision["uid"])
         if base is not None:
             native = base.communicator._native()
-            return base.acquire(), native.make_group(decision["members"], decision["key"])
+            members: list[int] = decision["members"]
+            return base.acquire(), native.make_group(members, decision["key"]), members
     fresh.set(f"here/{rank}", b"")
     if rank == 0:
         uid = uuid.uuid4().hex
@@ -75,7 +76,7 @@ def open_group(
         operation_timeout=timeout_s,
         **{**environment.options(), **options},
     )
-    return Base(communicator, uid), WORLD_GROUP
+    return Base(communicator, uid), WORLD_GROUP, list(range(size))
 
 
 def _from_rank(

@@ -259,7 +259,7 @@ def create(backend_options: Any, options: Any) -> ProcessGroup:
     callbacks.mark()
     timeout = backend_options.timeout
     rank, size = backend_options.group_rank, backend_options.group_size
-    base, group_id = open_group(
+    base, group_id, members = open_group(
         backend_options.store,
         rank,
         size,
@@ -267,4 +267,4 @@ def create(backend_options: Any, options: Any) -> ProcessGroup:
         is_default=not backend_options.global_ranks_in_group,
         options=options.given() if options is not None else {},
     )
-    return ProcessGroup(backend_options.store, rank, size, timeout, base, group_id)
+    return ProcessGroup(backend_options.store, rank, size, timeout, base, group_id, members)

@@ -133,7 +133,7 @@ def case_exchange_of_parts_whose_sizes_only_the_sender_knows() -> None:
 
 def case_exchange_refuses() -> None:
     with raises(scant.InvalidArgument, "list of"):
-        comm.exchange(np.zeros(SIZE), 8)
+        comm.exchange(np.zeros(SIZE), 8)  # type: ignore[arg-type]
     with raises(scant.InvalidArgument, "capacity"):
         comm.exchange([b""] * SIZE, -1)
     with raises(scant.InvalidArgument, "the capacity is 8"):

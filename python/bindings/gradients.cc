@@ -1,0 +1,334 @@
+#include "gradients.h"
+
+#include <memory>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/crc.h"
+#include "communicator.h"
+#include "errors.h"
+#include "fork.h"
+#include "gil.h"
+#include "sync/gradient/averager.h"
+
+namespace scant::python {
+namespace {
+
+using sync::Averager;
+using sync::AveragerOptions;
+using sync::BufferPlan;
+using sync::FusionPlan;
+using sync::Layout;
+using sync::Path;
+
+template <typename T>
+T unwrap(Result<T> result, Rank rank = kNoRank) {
+  if (!result) raise(result.error(), rank);
+  if constexpr (!std::is_void_v<T>) return std::move(result).value();
+}
+
+[[noreturn]] void refuse(std::string message) {
+  raise({.code = ErrorCode::invalid_argument, .message = std::move(message)}, kNoRank);
+}
+
+nb::bytes to_bytes(const std::vector<std::byte>& bytes) {
+  return nb::bytes(bytes.data(), bytes.size());
+}
+Bytes from_bytes(const nb::bytes& bytes) {
+  return {reinterpret_cast<const std::byte*>(bytes.c_str()), bytes.size()};
+}
+
+Path path_of(const std::string& text) {
+  for (int i = 0; i < sync::kPathCount; ++i) {
+    if (text == sync::name(static_cast<Path>(i))) return static_cast<Path>(i);
+  }
+  refuse("path: no '" + text + "'; there are all_reduce, split and gather");
+}
+
+codec::ValueKind values_of(const std::string& text) {
+  const auto kind = codec::value_kind(text);
+  if (!kind) refuse("values: no kind '" + text + "'");
+  return *kind;
+}
+
+Layout* make_layout(const std::vector<std::tuple<uint64_t, uint64_t>>& shapes, int ranks) {
+  std::vector<codec::Shape> tensors;
+  for (const auto& [rows, columns] : shapes) tensors.push_back({rows, columns});
+  return new Layout(unwrap(Layout::create(tensors, ranks)));
+}
+
+using PythonPoint = std::tuple<double, std::string, double, std::string>;
+using PythonBuffer = std::tuple<std::string, uint32_t, uint32_t, std::vector<PythonPoint>>;
+
+std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
+  std::vector<PythonBuffer> all;
+  for (const BufferPlan& buffer : plan.buffers) {
+    std::vector<PythonPoint> points;
+    for (const sync::PartPlan& point : buffer.points) {
+      points.emplace_back(point.first.density, codec::name(point.first.values),
+                          point.second.density, codec::name(point.second.values));
+    }
+    all.emplace_back(sync::name(buffer.path), buffer.first_part, buffer.parts, std::move(points));
+  }
+  return all;
+}
+
+// (path, parts, points) of each buffer, in the order of the layout's parts.
+FusionPlan* make_plan(
+    const Layout& layout,
+    const std::vector<std::tuple<std::string, uint32_t, std::vector<PythonPoint>>>& buffers) {
+  FusionPlan plan;
+  uint32_t part = 0;
+  for (const auto& [path, parts, points] : buffers) {
+    BufferPlan buffer{part, parts, path_of(path), {}};
+    for (const auto& [first_density, first_values, second_density, second_values] : points) {
+      buffer.points.push_back(
+          {{first_density, values_of(first_values)}, {second_density, values_of(second_values)}});
+    }
+    part += parts;
+    plan.buffers.push_back(std::move(buffer));
+  }
+  unwrap(sync::validate(plan, layout));
+  return new FusionPlan(std::move(plan));
+}
+
+FusionPlan* make_uniform(const Layout& layout, const std::string& path, double density,
+                         const std::string& values, uint64_t buffer_bytes,
+                         uint64_t first_buffer_bytes, uint64_t small_elements) {
+  FusionPlan plan = sync::uniform_plan({.path = path_of(path),
+                                        .point = {density, values_of(values)},
+                                        .buffer_bytes = buffer_bytes,
+                                        .first_buffer_bytes = first_buffer_bytes,
+                                        .small_elements = small_elements},
+                                       layout);
+  unwrap(sync::validate(plan, layout));
+  return new FusionPlan(std::move(plan));
+}
+
+nb::dict dict_of(const sync::StepReport& report) {
+  nb::dict out;
+  out["step"] = report.step;
+  out["plan_hash"] = report.plan_hash;
+  out["present"] = report.present;
+  out["nonfinite"] = report.nonfinite;
+  out["sent_bytes"] = report.sent_bytes;
+  out["backward_s"] = report.backward_s;
+  out["exposed_s"] = report.exposed_s;
+  out["encode_s"] = report.encode_s;
+  out["add_s"] = report.add_s;
+  out["decode_s"] = report.decode_s;
+  nb::list buffers;
+  for (const sync::BufferTimes& times : report.buffers) {
+    nb::dict row;
+    row["ready"] = times.ready;
+    row["encoded"] = times.encoded;
+    row["first_begin"] = times.first_begin;
+    row["first_end"] = times.first_end;
+    row["second_begin"] = times.second_begin;
+    row["second_end"] = times.second_end;
+    row["done"] = times.done;
+    buffers.append(row);
+  }
+  out["buffers"] = buffers;
+  nb::list parts;
+  for (const sync::PartReport& part : report.parts) {
+    nb::dict row;
+    row["ready"] = part.ready;
+    row["encode_s"] = part.encode_s;
+    row["bytes"] = part.bytes;
+    row["energy"] = part.energy;
+    row["energy_left"] = part.energy_left;
+    parts.append(row);
+  }
+  out["parts"] = parts;
+  return out;
+}
+
+class PythonAverager {
+ public:
+  // `keep` owns communicator and arena.
+  PythonAverager(Communicator& communicator, const Layout& layout, uintptr_t arena,
+                 const nb::dict& given, nb::object keep)
+      : keep_(std::move(keep)), rank_(communicator.rank()) {
+    AveragerOptions options;
+    const auto get = [&given](const char* key, auto& field) {
+      if (given.contains(key)) field = nb::cast<std::decay_t<decltype(field)>>(given[key]);
+    };
+    std::string residual = codec::name(options.residual);
+    double timeout_s = 0;
+    get("key", options.key);
+    get("members", options.members);
+    get("names", options.names);
+    get("residual", residual);
+    get("decay", options.decay);
+    get("seed", options.seed);
+    get("workers", options.workers);
+    get("missing_as_zeros", options.missing_as_zeros);
+    get("timeout_s", timeout_s);
+    const auto kind = codec::residual_kind(residual);
+    if (!kind) refuse("residual: no kind '" + residual + "'");
+    options.residual = *kind;
+    options.timeout =
+        std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_s));
+    averager_ = unwrap(without_gil([&] {
+                         return Averager::create(
+                             communicator, layout,
+                             {reinterpret_cast<float*>(arena), layout.arena_elements()}, options);
+                       }),
+                       rank_);
+  }
+  PythonAverager(const PythonAverager&) = delete;
+  PythonAverager& operator=(const PythonAverager&) = delete;
+  ~PythonAverager() {
+    if (generation_ != fork_generation()) {
+      static_cast<void>(averager_.release());  // the parent's; its threads do not exist here
+      return;
+    }
+    without_gil([this] { averager_.reset(); });
+  }
+
+  [[nodiscard]] Averager& get() const {
+    if (!averager_ || generation_ != fork_generation()) {
+      raise({.code = ErrorCode::closed,
+             .message = averager_ ? "the averager belongs to the process that forked this one"
+                                  : "the averager was closed"},
+            rank_);
+    }
+    return *averager_;
+  }
+  void close() {
+    if (generation_ == fork_generation()) without_gil([this] { averager_.reset(); });
+  }
+
+  // Lets signal handlers run while it waits.
+  nb::dict wait() {
+    Averager& averager = get();
+    for (;;) {
+      auto outcome = without_gil([&] { return averager.wait(std::chrono::milliseconds(200)); });
+      if (outcome) {
+        if (!*outcome) raise(outcome->error(), rank_);
+        return dict_of(outcome->value());
+      }
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    }
+  }
+
+  [[nodiscard]] Rank rank() const { return rank_; }
+
+ private:
+  nb::object keep_;
+  std::unique_ptr<Averager> averager_;
+  Rank rank_ = kNoRank;
+  uint32_t generation_ = fork_generation();
+};
+
+void bind_layout(nb::module_& module) {
+  nb::class_<Layout>(module, "GradientLayout")
+      .def("__init__",
+           [](Layout* self, const std::vector<std::tuple<uint64_t, uint64_t>>& shapes, int ranks) {
+             const std::unique_ptr<Layout> made(make_layout(shapes, ranks));
+             new (self) Layout(*made);
+           })
+      .def_prop_ro("ranks", &Layout::ranks)
+      .def_prop_ro("arena_elements", &Layout::arena_elements)
+      .def_prop_ro("elements", &Layout::elements)
+      .def_prop_ro("offsets",
+                   [](const Layout& self) {
+                     std::vector<uint64_t> all;
+                     for (const auto& tensor : self.tensors()) all.push_back(tensor.offset);
+                     return all;
+                   })
+      .def_prop_ro("parts",
+                   [](const Layout& self) {
+                     std::vector<std::tuple<uint32_t, uint64_t, uint64_t>> all;
+                     for (const auto& part : self.parts()) {
+                       all.emplace_back(part.tensor, part.range.first, part.range.elements);
+                     }
+                     return all;
+                   })
+      .def_prop_ro("slices", [](const Layout& self) {
+        std::vector<std::tuple<uint32_t, int, uint64_t, uint64_t>> all;
+        for (const auto& slice : self.slices()) {
+          all.emplace_back(slice.part, slice.owner, slice.range.first, slice.range.elements);
+        }
+        return all;
+      });
+}
+
+void bind_plan(nb::module_& module) {
+  nb::class_<FusionPlan>(module, "FusionPlan")
+      .def_static("make", &make_plan, nb::rv_policy::take_ownership)
+      .def_static("uniform", &make_uniform, nb::rv_policy::take_ownership)
+      .def_static(
+          "parse",
+          [](const nb::bytes& bytes, const Layout& layout) {
+            return new FusionPlan(unwrap(sync::parse_fusion_plan(from_bytes(bytes), layout)));
+          },
+          nb::rv_policy::take_ownership)
+      .def("serialise",
+           [](const FusionPlan& self, const Layout& layout) {
+             return to_bytes(sync::serialise(self, layout));
+           })
+      .def("sent_bytes", [](const FusionPlan& self,
+                            const Layout& layout) { return sync::sent_bytes(self, layout); })
+      .def_prop_ro("buffers", &buffers_of)
+      .def("__eq__", [](const FusionPlan& self, const FusionPlan& other) { return self == other; });
+}
+
+}  // namespace
+
+void bind_gradients(nb::module_& module) {
+  bind_layout(module);
+  bind_plan(module);
+  module.def("crc32c", [](uintptr_t address, size_t size, uint32_t crc) {
+    return without_gil([&] {
+      return base::crc32c({reinterpret_cast<const std::byte*>(address), size}, crc);
+    });
+  });
+  nb::class_<PythonAverager>(module, "Averager")
+      .def("__init__",
+           [](PythonAverager* self, const nb::object& communicator, const Layout& layout,
+              uintptr_t arena, const nb::dict& options, nb::object keep) {
+             new (self) PythonAverager(native_communicator(communicator), layout, arena, options,
+                                       nb::make_tuple(communicator, std::move(keep)));
+           })
+      .def("close", &PythonAverager::close)
+      .def("set_plan",
+           [](PythonAverager& self, const FusionPlan& plan) {
+             unwrap(self.get().set_plan(plan), self.rank());
+           })
+      .def_prop_ro("plan_hash", [](PythonAverager& self) { return self.get().plan_hash(); })
+      .def("ready", [](PythonAverager& self,
+                       uint32_t tensor) { unwrap(self.get().ready(tensor), self.rank()); })
+      .def("finish", [](PythonAverager& self,
+                        uint64_t hash) { unwrap(self.get().finish(hash), self.rank()); })
+      .def("wait", &PythonAverager::wait)
+      .def("save",
+           [](PythonAverager& self) {
+             Averager& averager = self.get();
+             return to_bytes(without_gil([&] { return averager.save(); }));
+           })
+      .def("restore",
+           [](PythonAverager& self, const nb::bytes& saved) {
+             Averager& averager = self.get();
+             unwrap(without_gil([&] { return averager.restore(from_bytes(saved)); }), self.rank());
+           })
+      .def("scale_residuals",
+           [](PythonAverager& self, float factor) {
+             Averager& averager = self.get();
+             without_gil([&] { averager.scale_residuals(factor); });
+           })
+      .def_prop_ro("residual_energy",
+                   [](PythonAverager& self) {
+                     Averager& averager = self.get();
+                     return without_gil([&] { return averager.residual_energy(); });
+                   })
+      .def_prop_ro("memory_bytes", [](PythonAverager& self) { return self.get().memory_bytes(); });
+}
+
+}  // namespace scant::python

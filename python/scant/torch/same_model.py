@@ -1,0 +1,97 @@
+"""Before a model is trained together: do all ranks have the same one, and the same values in it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from scant.errors import Mismatch
+
+__all__ = ["broadcast_from_first", "check_same", "describe"]
+
+_CHUNK_BYTES = 64 << 20
+
+Row = tuple[str, str]
+
+
+def describe(
+    parameters: Iterable[tuple[str, torch.nn.Parameter]], options: dict[str, str]
+) -> list[Row]:
+    """What must be alike on all ranks, as (what, how it is here)."""
+    rows = [
+        (
+            f"parameter '{name}'",
+            f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
+            f"{'' if parameter.requires_grad else ', frozen'}",
+        )
+        for name, parameter in parameters
+    ]
+    return rows + [(f"option '{name}'", value) for name, value in options.items()]
+
+
+def _difference(first: Sequence[Row], other: Sequence[Row]) -> tuple[str, str, str] | None:
+    """(what, how it is on the first, on the other) where they differ first."""
+    for i in range(max(len(first), len(other))):
+        a = first[i] if i < len(first) else None
+        b = other[i] if i < len(other) else None
+        if a == b:
+            continue
+        if a is None:
+            assert b is not None
+            return b[0], "missing", b[1]
+        if b is None:
+            return a[0], a[1], "missing"
+        if a[0] == b[0]:
+            return a[0], a[1], b[1]
+        here, there = dict(first), dict(other)
+        if b[0] not in here:
+            return b[0], "missing", b[1]
+        if a[0] not in there:
+            return a[0], a[1], "missing"
+        return a[0], "here", f"{b[0]} in its place"
+    return None
+
+
+def check_same(rows: Sequence[Row], group: Any) -> None:
+    """Raises :class:`scant.Mismatch` on every rank, naming a rank that differs from rank 0."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    everyone: list[Any] = [None] * size
+    dist.all_gather_object(everyone, list(rows), group=group)
+    for other in range(1, size):
+        found = _difference(everyone[0], everyone[other])
+        if found is not None:
+            what, first, second = found
+            raise Mismatch(
+                f"the models differ: {what} is {first} on rank 0 and {second} on rank {other}",
+                rank=rank,
+                peer=other,
+            )
+
+
+@torch.no_grad()
+def broadcast_from_first(tensors: Iterable[torch.Tensor], group: Any) -> None:
+    """Rank 0's values to all ranks, many small tensors in one message."""
+    by_kind: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        by_kind.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    root = dist.get_global_rank(group, 0) if group is not None else 0
+    for same in by_kind.values():
+        batch: list[torch.Tensor] = []
+        for index, tensor in enumerate(same):
+            batch.append(tensor)
+            size = sum(one.nbytes for one in batch)
+            if size >= _CHUNK_BYTES or index + 1 == len(same):
+                _broadcast_batch(batch, root, group)
+                batch = []
+
+
+def _broadcast_batch(batch: Sequence[torch.Tensor], root: int, group: Any) -> None:
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in batch])
+    dist.broadcast(flat, root, group=group)
+    at = 0
+    for tensor in batch:
+        tensor.copy_(flat[at : at + tensor.numel()].view(tensor.shape))
+        at += tensor.numel()

@@ -1,0 +1,108 @@
+"""Options of :func:`scant.torch.wrap`, and what a plan may be called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from scant import _scant
+from scant.errors import InvalidArgument
+
+__all__ = ["PLANS", "WrapOptions", "plan_from"]
+
+PLANS = "plain, bf16, q8, q4, q3, q2, q1, or a density with one of them, such as '1% q4'"
+_POINT = re.compile(r"(?:(?P<percent>[0-9.]+)% )?(?P<values>[a-z0-9]+)(?P<gather>, gather)?")
+_UNUSED = ("error", "zeros")
+_RESIDUALS = ("f32", "bf16", "i8", "none")
+
+
+@dataclass(frozen=True)
+class WrapOptions:
+    """What :func:`scant.torch.wrap` can be told; the defaults are right for most.
+
+    Args:
+        plan: how gradients travel. ``plain``: averaged exactly, as f32. ``bf16``, ``q8`` to ``q1``:
+            in so many bits, both ways, what is rounded away being kept for the next step.
+            ``"1% q4"``: only the largest of 1 %, and the rest later; ``"1% q4, gather"``: every
+            rank's to every rank. Or a :class:`scant._scant.FusionPlan`.
+        buffer_bytes: gradients travel in buffers of about so many bytes (as f32).
+        first_buffer_bytes: of the first buffer, so that sending begins early.
+        residual: how what was not sent is kept: ``f32``, ``bf16``, ``i8`` or ``none``.
+        residual_decay: of what is kept, each step; below 1 it is forgotten in time.
+        unused: a parameter that gets a gradient on some ranks only is an ``error``, or counts as
+            ``zeros`` on the others. One that gets none on any rank keeps ``grad`` as it was.
+        workers: threads that encode and decode while backward goes on.
+        check_every: so many steps between comparisons of all ranks' parameters; 0: never.
+        broadcast_buffers: rank 0's buffers (running means and the like) go to all before each
+            forward in training, as ``DistributedDataParallel`` does.
+        seed: of random draws; the same on all ranks.
+    """
+
+    plan: Any = "plain"
+    buffer_bytes: int = 25 << 20
+    first_buffer_bytes: int = 1 << 20
+    residual: str = "f32"
+    residual_decay: float = 1.0
+    unused: str = "error"
+    workers: int = 1
+    check_every: int = 100
+    broadcast_buffers: bool = True
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.plan, str | _scant.FusionPlan):
+            raise InvalidArgument(f"plan: a name or a FusionPlan, got {self.plan!r}")
+        if isinstance(self.plan, str):
+            _parse(self.plan)
+        if self.residual not in _RESIDUALS:
+            raise InvalidArgument(
+                f"residual: one of {', '.join(_RESIDUALS)}, got {self.residual!r}"
+            )
+        if self.unused not in _UNUSED:
+            raise InvalidArgument(f"unused: error or zeros, got {self.unused!r}")
+        if not 0 <= self.residual_decay <= 1:
+            raise InvalidArgument(f"residual_decay must lie in 0 to 1, got {self.residual_decay}")
+        for name, least in (
+            ("buffer_bytes", 1),
+            ("first_buffer_bytes", 1),
+            ("workers", 1),
+            ("check_every", 0),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidArgument(f"{name}: a whole number from {least} on, got {value!r}")
+
+    def described(self) -> dict[str, str]:
+        """What all ranks must have alike."""
+        return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
+
+
+def _parse(text: str) -> tuple[str, float, str]:
+    """(path, density, values) of a plan's name."""
+    if text == "plain":
+        return "all_reduce", 1.0, "f32"
+    match = _POINT.fullmatch(text)
+    if match is None or match["values"] not in _scant.value_kind_names:
+        raise InvalidArgument(f"plan: no '{text}'; there are {PLANS}")
+    percent = float(match["percent"]) if match["percent"] else 100.0
+    if not 0 < percent <= 100:
+        raise InvalidArgument(f"plan: the density of '{text}' does not lie above 0 and up to 100 %")
+    return "gather" if match["gather"] else "split", percent / 100, match["values"]
+
+
+def plan_from(options: WrapOptions, layout: _scant.GradientLayout) -> _scant.FusionPlan:
+    """The plan that the options ask for."""
+    if isinstance(options.plan, _scant.FusionPlan):
+        return options.plan
+    path, density, values = _parse(options.plan)
+    return _scant.FusionPlan.uniform(
+        layout,
+        path,
+        density,
+        values,
+        options.buffer_bytes,
+        options.first_buffer_bytes,
+        2048,
+    )
