@@ -23,11 +23,16 @@ std::string text(Shape shape) {
   return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
 }
 
-CodedValues coded(const BlockView& block, const std::byte* ahead = nullptr) {
+// `end`: of the record, where the block behind may be fetched ahead; it is as long in bytes, if it
+// is of the same kind.
+CodedValues coded(const BlockView& block, const std::byte* end = nullptr) {
+  const size_t step = block.scales.size() + block.values.size();
+  const bool more = end != nullptr && static_cast<size_t>(end - block.values.data()) >=
+                                          step + block.values.size();
   return {.base = block.header.scale_base,
           .scales = reinterpret_cast<const uint8_t*>(block.scales.data()),
           .codes = block.values.data(),
-          .ahead = ahead};
+          .ahead = more ? block.values.data() + step : nullptr};
 }
 
 // A sparse block's entries: `values` where they are floats, else `narrow` as bf16.
@@ -80,12 +85,9 @@ class Tile {
     const uint64_t size = header.block_elements;
     const uint64_t from = (begin_ - header.first) / size;
     const uint64_t to = (end_ - header.first + size - 1) / size;
-    for (uint64_t b = from; b < to; ++b) {
-      // Dense blocks of one kind follow each other in steps of one size.
-      const bool more =
-          b + 2 < header.block_count() && header.block_elements == kDenseBlockElements;
-      add_block(record.block(b), header.first + b * size, more);
-    }
+    const std::byte* const end =
+        size == kDenseBlockElements ? record.view().data() + record.bytes() : nullptr;
+    for (uint64_t b = from; b < to; ++b) add_block(record.block(b), header.first + b * size, end);
   }
   // out = weight * sum; the sum is zero for the next tile. When all that there is waits, quads are
   // summed in registers and entries in the first-level cache.
@@ -138,15 +140,14 @@ class Tile {
     empty_ = false;
   }
 
-  void add_block(const BlockView& block, uint64_t at, bool more) {
+  void add_block(const BlockView& block, uint64_t at, const std::byte* end) {
     const size_t n = block.header.entries;
     if (n == 0) return;
     const ValueKind kind = block.header.values;
     if (block.header.positions == 0 && quantised(kind) && at == begin_ && at + n == end_) {
       if (waiting_ == sources_.size() || kind_ != kind || lists_ > 0) add_all_waiting();
       kind_ = kind;
-      const size_t step = block.scales.size() + block.values.size();
-      sources_[waiting_++] = coded(block, more ? block.values.data() + step : nullptr);
+      sources_[waiting_++] = coded(block, end);
       return;
     }
     if (block.header.positions != 0 && at == begin_ && at + block.elements == end_) {

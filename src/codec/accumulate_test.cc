@@ -1,9 +1,13 @@
 // Sums of records: in rank order, bit for bit, whole and in slices, whatever the number of workers;
 // and what is refused before anything is added.
 #include <array>
+#include <bit>
+#include <cmath>
 #include <gtest/gtest.h>
 
 #include "codec/encoder_testing.h"
+#include "codec/kernels.h"
+#include "codec/test_records.h"
 
 namespace scant::codec {
 namespace {
@@ -127,6 +131,132 @@ TEST(Accumulate, AddsRecordsOfDifferentRanges) {
       std::vector<float> sum(count);
       ASSERT_TRUE(accumulate(views, 7, shape, first, sum, 1.0f, workspace).ok());
       ASSERT_EQ(sum, expected) << bounds[0] << ", " << bounds[1];
+    }
+  }
+}
+
+// NaN, infinities and zeros of both signs among numbers; how many are not finite.
+uint32_t strange_numbers(base::Rng& rng, const BlockHeader& header, std::vector<std::byte>& bytes) {
+  constexpr std::array<float, 5> kStrange = {-0.0f, 0.0f, HUGE_VALF, -HUGE_VALF, NAN};
+  const size_t size = bits(header.values) / 8;
+  uint32_t nonfinite = 0;
+  for (uint32_t i = 0; i < header.entries; ++i) {
+    if (!rng.chance(0.05)) continue;
+    const float value = kStrange[rng.below(kStrange.size())];
+    std::byte* const to = bytes.data() + bytes.size() - size * (i + 1);
+    if (header.values == ValueKind::f32) {
+      store_little(to, std::bit_cast<uint32_t>(value));
+    } else {
+      store_little(to, header.values == ValueKind::f16 ? f16_nearest(value) : bf16_nearest(value));
+    }
+    nonfinite += std::isfinite(value) ? 0 : 1;
+  }
+  return nonfinite;
+}
+
+// What a valid record may be, whoever wrote it: blocks of any size, each of any kind.
+std::vector<std::byte> any_record(base::Rng& rng, Shape shape, Range range, uint32_t block_elements,
+                                  bool strange) {
+  RecordHeader header{.tensor = 7,
+                      .block_elements = block_elements,
+                      .shape = shape,
+                      .first = range.first,
+                      .elements = range.elements};
+  const bool one_kind = rng.chance(0.7);
+  const double dense = one_kind ? static_cast<double>(rng.below(2)) : 0.5;
+  const auto kind_of_all = static_cast<ValueKind>(rng.below(kValueKindCount));
+  const double density = rng.uniform() * rng.uniform();
+  std::vector<testing::TestBlock> blocks;
+  for (uint64_t at = 0; at < range.elements; at += block_elements) {
+    const auto covered =
+        static_cast<uint32_t>(std::min<uint64_t>(block_elements, range.elements - at));
+    const auto kind =
+        one_kind ? kind_of_all : static_cast<ValueKind>(rng.below(kValueKindCount));
+    blocks.push_back(rng.chance(dense)
+                         ? testing::dense_block(rng, kind, covered)
+                         : testing::sparse_block(rng, kind, covered,
+                                                 testing::random_positions(rng, covered, density)));
+    if (strange && !quantised(kind))
+      header.nonfinite += strange_numbers(rng, blocks.back().header, blocks.back().payload);
+  }
+  return testing::build(header, blocks);
+}
+
+// Element by element, as docs/record.md reads.
+void add_plainly(const RecordView& record, uint64_t first, std::vector<float>& sum) {
+  const RecordHeader& header = record.header();
+  for (size_t b = 0; b < record.block_count(); ++b) {
+    const BlockView block = record.block(b);
+    const uint32_t n = block.header.entries;
+    std::vector<uint16_t> positions(n);
+    for (uint32_t i = 0; i < n; ++i) positions[i] = static_cast<uint16_t>(i);
+    if (block.header.positions != 0) {
+      ASSERT_TRUE(read_positions(block.positions, block.header.positions, block.elements, n,
+                                 positions.data()));
+    }
+    std::vector<float> values(n + 31);
+    if (quantised(block.header.values)) {
+      kScalarKernels.decode(block.header.values,
+                            {.base = block.header.scale_base,
+                             .scales = reinterpret_cast<const uint8_t*>(block.scales.data()),
+                             .codes = block.values.data()},
+                            n, values.data());
+    } else {
+      kScalarKernels.add_values(block.header.values, block.values.data(), n, values.data());
+    }
+    for (uint32_t i = 0; i < n; ++i) {
+      const uint64_t element = header.first + uint64_t{b} * header.block_elements + positions[i];
+      if (element >= first && element < first + sum.size()) sum[element - first] += values[i];
+    }
+  }
+}
+
+TEST(Accumulate, AddsWhateverRecordsAreValid) {
+  base::Rng rng = testing::printed_rng(kSeed);
+  Workspace workspace;
+  ASSERT_TRUE(workspace.start(2).ok());
+  for (int round = 0; round < 60; ++round) {
+    const Shape shape{1, round % 4 == 0 ? uint64_t{140000} : 1 + rng.below(20000)};
+    constexpr std::array<uint32_t, 4> kBlocks = {4096, 65536, 8192, 100};
+    const auto any_size = [&] {
+      return rng.chance(0.7) ? kBlocks[rng.below(4)] : static_cast<uint32_t>(1 + rng.below(65536));
+    };
+    const uint32_t common_size = any_size();
+    std::vector<std::vector<std::byte>> bytes;
+    std::vector<RecordView> views;
+    uint64_t first = 0;
+    uint64_t end = shape.elements();
+    const uint64_t ranks = 1 + rng.below(20);
+    for (uint64_t rank = 0; rank < ranks; ++rank) {
+      Range range{0, shape.elements()};
+      if (rng.chance(0.1)) {
+        range.first = rng.below(1 + shape.elements() / 4);
+        range.elements = shape.elements() - range.first - rng.below(1 + shape.elements() / 4);
+      }
+      bytes.push_back(any_record(rng, shape, range, rng.chance(0.8) ? common_size : any_size(),
+                                 rng.chance(0.3)));
+      first = std::max(first, range.first);
+      end = std::min(end, range.first + range.elements);
+    }
+    for (const auto& one : bytes) {
+      auto parsed = RecordView::parse(one);
+      ASSERT_TRUE(parsed.ok()) << parsed.error().to_string();
+      views.push_back(std::move(parsed).value());
+    }
+    if (rng.chance(0.5)) {
+      first += rng.below(end - first);
+      end -= rng.below(end - first);
+    }
+    std::vector<float> expected(end - first);
+    for (const RecordView& view : views) add_plainly(view, first, expected);
+    std::vector<float> sum(end - first, 123.0f);
+    ASSERT_TRUE(accumulate(views, 7, shape, first, sum, -0.3f, workspace).ok());
+    for (size_t i = 0; i < sum.size(); ++i) {
+      const float value = -0.3f * expected[i];
+      ASSERT_TRUE(std::isnan(value) ? std::isnan(sum[i])
+                                    : std::bit_cast<uint32_t>(sum[i]) ==
+                                          std::bit_cast<uint32_t>(value))
+          << "round " << round << ", element " << i << ": " << sum[i] << " for " << value;
     }
   }
 }

@@ -98,5 +98,20 @@ TEST(Evenness, LeavesTiesAlone) {
   }
 }
 
+// One value in blocks whose thresholds differ: what ties is its share of a block's own threshold.
+TEST(Evenness, HoldsTheDensityWithTiesInUnevenBlocks) {
+  Workspace workspace;
+  Encoder encoder = make({kBlocks, kBlock}, {.residual = ResidualKind::none, .evenness = 1.0f});
+  const auto base = many_gaussians(kElements + 64 * 5, kSeed, 1);
+  for (uint64_t t = 0; t < 5; ++t)
+    step(encoder, uneven_blocks(base, t), {0.01, ValueKind::f32}, workspace);
+  const std::vector<float> gradient(kElements, -0.37f);
+  for (int t = 0; t < 4; ++t) {
+    const auto count = static_cast<double>(
+        step(encoder, gradient, {0.01, ValueKind::f32}, workspace).report.entries);
+    EXPECT_NEAR(count / kWanted, 1.0, 0.05) << t;
+  }
+}
+
 }  // namespace
 }  // namespace scant::codec

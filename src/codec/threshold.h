@@ -10,13 +10,13 @@ namespace scant::codec {
 
 // Of one range; part of what an encoder saves.
 struct ThresholdState {
-  double credit = 0;          // entries that may be sent, a fraction carried over included
-  double density = 0;         // what the threshold was found for
-  float threshold = 0;        // 0: none yet
-  float slope = kSlopeFirst;  // -d log(count) / d log(threshold)
-  float trend = 0;            // of log(threshold), each step: residuals grow for a while
-  uint32_t settled = 0;       // steps in a row that it predicted well
-  std::vector<float> level{};   // with evenness: each block's own threshold by the common one
+  double credit = 0;           // entries that may be sent, a fraction carried over included
+  double density = 0;          // what the threshold was found for
+  float threshold = 0;         // 0: none yet
+  float slope = kSlopeFirst;   // -d log(count) / d log(threshold)
+  float trend = 0;             // of log(threshold), each step: residuals grow for a while
+  uint32_t settled = 0;        // steps in a row that it predicted well
+  std::vector<float> level{};  // with evenness: each block's own threshold by the common one
 
   double turn = 0;      // the row whose turn is next, and how much of the step to the one behind
   uint32_t sweeps = 0;  // times that all rows have had their turn
