@@ -17,10 +17,13 @@ ByName = dict[str, list[harness.Row]]
 FAMILIES: dict[str, list[str]] = {
     "Dense, both legs quantised": ["fp16", "q8", "q4", "q3", "q2", "q1"],
     "Sparse": ["25% q4", "10% bf16", "10% q4", "1% bf16", "1% q4"],
-    "Two bits, and ways to help them": ["q2", "q2, decay 0.9", "q2, after Adam", "PowerSGD 16"],
+    "Two bits, and ways to help them": [
+        "q2", "q2, decay 0.9", "q2, after Adam", "budget 0.27",
+        "even budget 0.27", "PowerSGD 16",
+    ],
     "One per cent, and ways to help it": [
         "1% q4", "1% q4, decay 0.95", "1% q4, momentum", "1% q4, warm-up", "1% q4, after Adam",
-        "budget 0.019", "budget 0.019, after Adam", "budget 0.038, two legs, after Adam",
+        "budget 0.019, after Adam", "even budget 0.019", "even budget 0.019, after Adam",
     ],
     "Residual stores": [
         "q4", "q4, bf16 residual", "q4, i8 residual", "q2", "q2, bf16 residual", "q2, i8 residual",

@@ -40,6 +40,7 @@ class Options:
     small: int = 0  # tensors of fewer elements go as q8, dense
     local_adam: bool = False  # the local optimizer's step is sent instead of the gradient
     budget: float = 0.0  # > 0: bytes an element; an allocator chooses each tensor's point
+    even: bool = False  # the allocator counts shares of each tensor's energy, by its elements
 
 
 def all_reduce_bytes(size: float, ranks: int) -> float:
@@ -115,6 +116,11 @@ class CodecWorker:
             codec.probe(gradient, encoder=encoder)
             for encoder, gradient in zip(self.encoders, gradients, strict=True)
         ]
+        if self.options.even:
+            curves = [
+                dataclasses.replace(curve, energy=float(gradient.numel()))
+                for curve, gradient in zip(curves, gradients, strict=True)
+            ]
         budget = self.options.budget * sum(gradient.numel() for gradient in gradients)
         chosen = codec.allocate(curves, budget).points
         self.points = [(point.density, point.values) for point in chosen]
