@@ -229,10 +229,12 @@ void SparseStep::drop_ties(uint64_t number) {
   if (tie_.magnitude == 0) return;
   Block& block = blocks_[number];
   const DrawKey key = encoder_.draw_key(number, 1);
+  const float share = 1 / threshold_of(number, 1.0f);  // as in sample()
   size_t kept = 0;
   for (size_t i = 0; i < block.values.size(); ++i) {
-    const bool tied = std::abs(block.values[i]) == tie_.magnitude;
-    if (tied && draw_word(key, block.positions[i]) >= tie_.keep) continue;
+    const float own = std::abs(block.values[i] * share);
+    if (own < tie_.magnitude) continue;
+    if (own == tie_.magnitude && draw_word(key, block.positions[i]) >= tie_.keep) continue;
     block.positions[kept] = block.positions[i];
     block.values[kept++] = block.values[i];
   }

@@ -12,6 +12,7 @@ namespace {
 constexpr uint64_t kBlock = kSparseBlockElements;
 // A second threshold, to see how fast counts fall.
 constexpr float kAboveRatio = 1.125f;
+constexpr float kJustBelow = 1 - 0x1p-20f;  // by more than a few roundings
 constexpr size_t kPieceElements = 4096;
 constexpr uint32_t kQuantisedSweeps = 16;  // in one of which rows take turns
 
@@ -91,9 +92,11 @@ void SparseStep::select(uint64_t number, size_t worker, bool add, float* work, f
 
 void SparseStep::run_streamed() {
   const float threshold = confirm_threshold();
+  // A tie is told exactly by drop_ties(); until then no rounding of a block's threshold drops it.
+  const float least = tie_.magnitude == 0 ? threshold : threshold * kJustBelow;
   workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t worker) {
     float* work = work_of(number, worker);
-    select(number, worker, true, work, threshold);
+    select(number, worker, true, work, least);
     drop_ties(number);
     const float above = threshold_of(number, threshold) * kAboveRatio;
     Block& block = blocks_[number];
