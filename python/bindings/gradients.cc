@@ -1,5 +1,6 @@
 #include "gradients.h"
 
+#include <cmath>
 #include <memory>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -320,6 +321,7 @@ void bind_gradients(nb::module_& module) {
            })
       .def("scale_residuals",
            [](PythonAverager& self, float factor) {
+             if (!std::isfinite(factor)) refuse("scale_residuals: factor is not finite");
              Averager& averager = self.get();
              without_gil([&] { averager.scale_residuals(factor); });
            })

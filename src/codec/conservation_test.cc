@@ -268,6 +268,47 @@ TEST(Conservation, BlocksThatLeaveNothingCountAsMeasured) {
   EXPECT_LT(stepped.report.energy_left, left * 2);
 }
 
+// The loss is scaled anew: the next step is that of gradients that always were so.
+TEST(Conservation, AScaledResidualGoesOnAtTheNewScale) {
+  Workspace workspace;
+  for (const ResidualKind residual : {ResidualKind::f32, ResidualKind::bf16, ResidualKind::i8}) {
+    Encoder encoder = make({3, 3000}, {.residual = residual, .momentum = 0.5f});
+    Encoder scaled = make({3, 3000}, {.residual = residual, .momentum = 0.5f});
+    for (uint64_t t = 0; t < 3; ++t) {
+      step(encoder, gaussians(9000, kSeed, t), {0.05, ValueKind::f32}, workspace);
+      step(scaled, gaussians(9000, kSeed, t, 8), {0.05, ValueKind::f32}, workspace);
+    }
+    scaled.scale_residual(0.125f);
+    const auto gradient = gaussians(9000, kSeed, 3);
+    std::vector<float> expected(4096);
+    std::vector<float> got(4096);
+    encoder.peek(0, gradient.data(), expected);
+    scaled.peek(0, gradient.data(), got);
+    const float slack = residual == ResidualKind::i8 ? 0.1f : 0;  // rounded once more
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_NEAR(got[i], expected[i], slack) << name(residual) << " " << i;
+    if (residual == ResidualKind::i8) continue;
+    EXPECT_EQ(step(scaled, gradient, {0.05, ValueKind::f32}, workspace).bytes,
+              step(encoder, gradient, {0.05, ValueKind::f32}, workspace).bytes);
+  }
+}
+
+TEST(Conservation, AScaledResidualStaysFinite) {
+  Workspace workspace;
+  for (const ResidualKind residual : {ResidualKind::f32, ResidualKind::bf16, ResidualKind::i8}) {
+    for (const float factor : {1e38f, -1e38f, 0.0f}) {
+      Encoder encoder = make({1, 5000}, {.residual = residual, .momentum = 0.5f});
+      step(encoder, gaussians(5000, kSeed, 1, 1e6f), {0.1, ValueKind::f32}, workspace);
+      encoder.scale_residual(factor);
+      std::vector<float> kept(5000);
+      encoder.read_residual(kept);
+      EXPECT_TRUE(std::all_of(kept.begin(), kept.end(), [](float v) { return std::isfinite(v); }))
+          << name(residual) << " " << factor;
+      EXPECT_TRUE(Encoder::restore(encoder.save()).ok()) << name(residual) << " " << factor;
+    }
+  }
+}
+
 // World size or grouping changes: slices are cut anew, at multiples of 64, and every element's
 // residual moves as it is.
 TEST(Conservation, ResidualsMoveBetweenSlicesUnrounded) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <limits>
 #include <string>
 
 #include "base/check.h"
@@ -127,12 +129,15 @@ void Encoder::clear_residual() {
 }
 
 void Encoder::scale_residual(float factor) {
+  SCANT_CHECK(is_finite(factor));
   std::vector<float> scaled(range_.elements);
   read_residual(scaled);
-  for (float& value : scaled) value *= factor;
+  constexpr float kMost = std::numeric_limits<float>::max();
+  const auto scale = [&](float value) { return std::clamp(value * factor, -kMost, kMost); };
+  std::transform(scaled.begin(), scaled.end(), scaled.begin(), scale);
   residual_.store(range_.first, scaled.size(), scaled.data(), draw_key(~uint64_t{2}, 1));
-  for (float& value : velocity_) value *= factor;
-  threshold_.threshold *= factor;
+  std::transform(velocity_.begin(), velocity_.end(), velocity_.begin(), scale);
+  threshold_.threshold = std::abs(scale(threshold_.threshold));
 }
 
 Result<void> Encoder::take_over(const Encoder& other) {

@@ -72,7 +72,8 @@ class Encoder {
   void read_residual(std::span<float> out) const;
   void add_residual(std::span<const float> addend);
   void clear_residual();
-  // Residual and momentum times `factor`, rounded once where the store rounds.
+  // Residual and momentum times `factor`, which is finite; rounded once where the store rounds, and
+  // kept finite.
   void scale_residual(float factor);
 
   // Takes over the residual and momentum that another encoder of the same tensor has for elements

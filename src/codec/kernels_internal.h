@@ -15,6 +15,7 @@ inline constexpr size_t kSumLanes = 16;
 // fit makes it smaller.
 inline constexpr float kScaleMin = 0x1p-120f;
 inline constexpr float kByteScaleMin = 0x1p-100f;  // residuals: a smaller maximum is kept as zero
+inline constexpr uint32_t kByteScaleMost = 0x7BFF;  // bf16: the largest that 128 leaves finite
 
 // Magnitudes are compared with levels in whole units, so many of a level's one that thresholds
 // between levels are integers and the highest level still fits a byte.
@@ -52,7 +53,8 @@ struct GroupScale {
 [[nodiscard]] constexpr uint16_t byte_scale(uint32_t magnitude_max) {
   const auto max = std::bit_cast<float>(magnitude_max);
   if (max < kByteScaleMin) return 0;
-  return static_cast<uint16_t>((std::bit_cast<uint32_t>(max / 127.0f) + 0xFFFFu) >> 16);
+  const uint32_t up = (std::bit_cast<uint32_t>(max / 127.0f) + 0xFFFFu) >> 16;
+  return static_cast<uint16_t>(std::min(up, kByteScaleMost));
 }
 
 // kScalarKernels' functions from element `first` of a block on; `first` is a multiple of 64 for

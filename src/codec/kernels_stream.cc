@@ -226,8 +226,9 @@ HWY_INLINE void byte_scales(const float* work, size_t groups, uint16_t* scales, 
     const Vf most = hn::LoadU(Df(), inverses + g);
     const Vf share = hn::Div(most, hn::Set(Df(), 127.0f));
     const Vu rounded = hn::Add(hn::BitCast(Du(), share), hn::Set(Du(), 0xFFFFu));
+    const Vu up = hn::Min(hn::ShiftRight<16>(rounded), hn::Set(Du(), kByteScaleMost));
     const Mf kept = hn::Ge(most, hn::Set(Df(), kByteScaleMin));
-    const Vu bits = hn::IfThenElseZero(hn::RebindMask(Du(), kept), hn::ShiftRight<16>(rounded));
+    const Vu bits = hn::IfThenElseZero(hn::RebindMask(Du(), kept), up);
     hn::StoreU(hn::DemoteTo(D16(), hn::BitCast(Di(), bits)), D16(), named + g);
     const Vf scale = hn::BitCast(Df(), hn::ShiftLeft<16>(bits));
     hn::StoreU(hn::IfThenElseZero(kept, hn::Div(hn::Set(Df(), 1.0f), scale)), Df(), inverses + g);
