@@ -27,8 +27,8 @@ std::string text(Shape shape) {
 // is of the same kind.
 CodedValues coded(const BlockView& block, const std::byte* end = nullptr) {
   const size_t step = block.scales.size() + block.values.size();
-  const bool more = end != nullptr && static_cast<size_t>(end - block.values.data()) >=
-                                          step + block.values.size();
+  const bool more = end != nullptr &&
+                    static_cast<size_t>(end - block.values.data()) >= step + block.values.size();
   return {.base = block.header.scale_base,
           .scales = reinterpret_cast<const uint8_t*>(block.scales.data()),
           .codes = block.values.data(),

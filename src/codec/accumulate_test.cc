@@ -170,8 +170,7 @@ std::vector<std::byte> any_record(base::Rng& rng, Shape shape, Range range, uint
   for (uint64_t at = 0; at < range.elements; at += block_elements) {
     const auto covered =
         static_cast<uint32_t>(std::min<uint64_t>(block_elements, range.elements - at));
-    const auto kind =
-        one_kind ? kind_of_all : static_cast<ValueKind>(rng.below(kValueKindCount));
+    const auto kind = one_kind ? kind_of_all : static_cast<ValueKind>(rng.below(kValueKindCount));
     blocks.push_back(rng.chance(dense)
                          ? testing::dense_block(rng, kind, covered)
                          : testing::sparse_block(rng, kind, covered,
@@ -253,9 +252,9 @@ TEST(Accumulate, AddsWhateverRecordsAreValid) {
     ASSERT_TRUE(accumulate(views, 7, shape, first, sum, -0.3f, workspace).ok());
     for (size_t i = 0; i < sum.size(); ++i) {
       const float value = -0.3f * expected[i];
-      ASSERT_TRUE(std::isnan(value) ? std::isnan(sum[i])
-                                    : std::bit_cast<uint32_t>(sum[i]) ==
-                                          std::bit_cast<uint32_t>(value))
+      ASSERT_TRUE(std::isnan(value)
+                      ? std::isnan(sum[i])
+                      : std::bit_cast<uint32_t>(sum[i]) == std::bit_cast<uint32_t>(value))
           << "round " << round << ", element " << i << ": " << sum[i] << " for " << value;
     }
   }

@@ -113,5 +113,20 @@ TEST(Evenness, HoldsTheDensityWithTiesInUnevenBlocks) {
   }
 }
 
+// Shares of a small threshold may overflow: finite all the same, so they are not sent for that.
+TEST(Evenness, SendsNoMoreOfHugeValues) {
+  Workspace workspace;
+  Encoder encoder = make({4, kBlock}, {.residual = ResidualKind::none, .evenness = 1.0f});
+  for (uint64_t t = 0; t < 12; ++t) {
+    auto gradient = many_gaussians(4 * kBlock, kSeed, t);
+    for (uint64_t i = 0; i < gradient.size(); ++i) {
+      gradient[i] *= i < kBlock ? 0.05f : 1.0f;
+      if (t >= 10) gradient[i] = std::copysign(1e38f + 1e37f * std::abs(gradient[i]), gradient[i]);
+    }
+    const auto sent = step(encoder, gradient, {0.01, ValueKind::f32}, workspace).report.entries;
+    EXPECT_LE(sent, 4 * kBlock / 100 + 1) << t;
+  }
+}
+
 }  // namespace
 }  // namespace scant::codec

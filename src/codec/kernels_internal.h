@@ -14,7 +14,7 @@ inline constexpr size_t kSumLanes = 16;
 // A smaller guess of a scale makes the group zero: units over a scale must stay finite, also when a
 // fit makes it smaller.
 inline constexpr float kScaleMin = 0x1p-120f;
-inline constexpr float kByteScaleMin = 0x1p-100f;  // residuals: a smaller maximum is kept as zero
+inline constexpr float kByteScaleMin = 0x1p-100f;   // residuals: a smaller maximum is kept as zero
 inline constexpr uint32_t kByteScaleMost = 0x7BFF;  // bf16: the largest that 128 leaves finite
 
 // Magnitudes are compared with levels in whole units, so many of a level's one that thresholds

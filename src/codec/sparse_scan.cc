@@ -32,6 +32,12 @@ bool within(double count, double expected, double share, double deviations) {
   return std::abs(count - expected) <= share * expected + deviations * std::sqrt(expected);
 }
 
+// A value's magnitude times `share`; what is finite stays so.
+uint32_t shared_bits(float value, float share) {
+  if (!is_finite(value)) return magnitude_bits(value);
+  return std::min(magnitude_bits(value * share), kInfinityBits - 1);
+}
+
 // What a scan aims at, so that it seldom passes fewer than are wanted: three standard deviations.
 double with_margin(uint64_t wanted) {
   const auto count = static_cast<double>(wanted);
@@ -84,7 +90,7 @@ void SparseStep::trim(uint64_t count, float threshold) {
   for (uint64_t b = 0; b < blocks_.size(); ++b) {
     const float share = 1 / threshold_of(b, 1.0f);
     for (const float value : blocks_[b].values) {
-      magnitudes.push_back(magnitude_bits(value * share));
+      magnitudes.push_back(shared_bits(value, share));
       nonfinite += magnitudes.back() >= kInfinityBits ? 1 : 0;
     }
   }
@@ -121,7 +127,7 @@ void SparseStep::trim(uint64_t count, float threshold) {
     Block& block = blocks_[b];
     size_t kept = 0;
     for (size_t i = 0; i < block.values.size(); ++i) {
-      const uint32_t magnitude = magnitude_bits(block.values[i] * share);
+      const uint32_t magnitude = shared_bits(block.values[i], share);
       if (magnitude < cut || (magnitude == cut && ties == 0)) continue;
       if (magnitude == cut) --ties;
       block.positions[kept] = block.positions[i];
