@@ -26,6 +26,8 @@ constexpr size_t kGapEntriesMin = 32;
 constexpr double kGapSurplusMax = 1.1;  // of what passes by what is meant
 // So many values tell which share of the energy a kind keeps.
 constexpr size_t kQuantisedMax = 4096;
+static_assert(kQuantisedMax <= GroupMagnitudes::kMost * kGroupElements);
+constexpr size_t kListSlack = 32;  // what a kernel may write past a list's end
 // Sums of squares in f32 are exact enough between these.
 constexpr float kPlainEnergyMin = 1e-20f;
 constexpr float kPlainEnergyMax = 1e30f;
@@ -56,14 +58,25 @@ std::optional<Error> check(const Encoder& encoder, std::span<const float> gradie
   return std::nullopt;
 }
 
-// Leaves the values as they are.
-double energy_of(float* values, size_t n) {
-  const float plain = kernels().accumulate(nullptr, values, n, 1.0f).energy;
+// `plain`: the sum of squares as f32.
+double energy_of(const float* values, size_t n, float plain) {
   if (plain > kPlainEnergyMin && plain < kPlainEnergyMax) return static_cast<double>(plain);
   double energy = 0;
   for (size_t i = 0; i < n; ++i)
     energy += static_cast<double>(values[i]) * static_cast<double>(values[i]);
   return energy;
+}
+
+// Fewer do for kinds that lose little: bf16 a 2^18th at most and q8 a thousandth (four when it
+// draws), whatever the values are; q4 and q3 some hundredths.
+size_t quantised_max(ValueKind kind) {
+  if (kind == ValueKind::bf16 || kind == ValueKind::q8) return kQuantisedMax / 8;
+  return kind == ValueKind::q4 || kind == ValueKind::q3 ? kQuantisedMax / 2 : kQuantisedMax;
+}
+
+// Leaves the values as they are.
+double energy_of(float* values, size_t n) {
+  return energy_of(values, n, kernels().accumulate(nullptr, values, n, 1.0f).energy);
 }
 
 // Bytes of an entry's position when entries are independent: the best of all kinds.
@@ -99,19 +112,31 @@ class Probe {
     const uint64_t share = std::max(kSampleElementsMin, elements_ / kSampleShare);
     const uint64_t wanted = std::min(share, kSampleElementsMax) / kPieceElements * kPieceElements;
     size_ = static_cast<size_t>(std::min(elements_, wanted));
-    sample_ = workspace.whole(2 * kSampleElementsMax);
-    payload_ = reinterpret_cast<std::byte*>(sample_ + kSampleElementsMax);
+    constexpr size_t kList = kSampleElementsMax + kListSlack;
+    sample_ = workspace.whole(kSampleElementsMax + kList + kList / 2 + 2 * kQuantisedMax);
+    lists_ = {scratch_.values(), sample_ + kSampleElementsMax};
+    indices_ = reinterpret_cast<uint16_t*>(lists_[1] + kList);
+    picked_ = lists_[1] + kList + kList / 2;
+    payload_ = reinterpret_cast<std::byte*>(picked_ + kQuantisedMax);
     if (size_ > 0) take_sample(gradient);
     scale_ = size_ > 0 ? static_cast<double>(elements_) / static_cast<double>(size_) : 0;
-    energy_ = energy_of(sample_, size_);
+    energy_ = energy_of(sample_, size_, sums_.energy);
   }
 
   Curve run(std::span<const Point> points);
 
  private:
-  static constexpr unsigned kBinShift = 18;  // 32 bins an octave
-  struct Selection {                         // its values stand in the scratch memory
+  static constexpr unsigned kBinShift = 18;   // 32 bins an octave
+  static constexpr uint32_t kBins = 32 * 32;  // of the largest magnitudes; the last takes the rest
+  // The bin in which a density's last entry lies, and how many values are beyond it.
+  struct Cut {
     double density = 1;
+    uint32_t floor = 0;  // bits of the bin's least magnitude; the rest's is 0
+    size_t above = 0;
+  };
+  struct Selection {
+    double density = 1;
+    float* values = nullptr;
     size_t count = 0;
     double energy = 0;          // of those that are meant
     double entries = 0;         // of a record
@@ -120,24 +145,35 @@ class Probe {
 
   void take_sample(const float* gradient);
   void count_bins();
-  CurvePoint dense(Point point);
-  Selection select(double density);
-  CurvePoint sparse(Point point, const Selection& selection);
-  // Which part of the values' energy the kind keeps.
-  double kept_share(ValueKind kind, const float* values, size_t n);
+  std::vector<Cut> find_cuts(std::span<const Point> points, std::span<const size_t> order);
+  Selection all() const;
+  Selection select(const Cut& cut, const Selection& from);
+  double surplus_energy(const Selection& selection, const Cut& cut, double surplus) const;
+  double position_bytes(const Selection& selection, double wanted) const;
+  // Takes the values that tell what kinds keep.
+  void pick(const Selection& selection);
+  // Which part of the energy of the picked values the kind keeps.
+  double kept_share(ValueKind kind);
+  CurvePoint estimate(Point point, const Selection& selection);
 
   const Encoder& encoder_;
   Workspace::Scratch& scratch_;
   uint64_t elements_;
   size_t size_ = 0;  // of the sample
   float* sample_ = nullptr;
+  // Selections are made from the one before, whose values stand in the other list.
+  std::array<float*, 2> lists_{};
+  uint16_t* indices_ = nullptr;
+  float* picked_ = nullptr;
+  size_t picked_count_ = 0;
+  Accumulated picked_sums_;
+  double picked_energy_ = 0;
+  GroupMagnitudes groups_;
   std::byte* payload_ = nullptr;
   double scale_ = 0;  // elements for each one of the sample
+  Accumulated sums_;
   double energy_ = 0;
-  std::array<uint32_t, 1u << (31 - kBinShift)> bins_{};
-  // Densities come in ascending order: the search for a bin goes on where the last one ended.
-  uint32_t bin_ = 0;
-  size_t above_ = 0;  // values beyond it
+  std::array<std::array<uint32_t, kBins>, 2> bins_{};
 };
 
 void Probe::take_sample(const float* gradient) {
@@ -159,91 +195,176 @@ void Probe::take_sample(const float* gradient) {
       encoder_.peek(at, gradient + at, {sample_ + piece * kPieceElements, kPieceElements});
     }
   }
-  if (kernels().accumulate(nullptr, sample_, size_, 1.0f).magnitude_max >= kInfinityBits)
-    std::replace_if(
-        sample_, sample_ + size_, [](float v) { return !is_finite(v); }, 0.0f);
+  sums_ = kernels().accumulate(nullptr, sample_, size_, 1.0f);
+  if (sums_.magnitude_max < kInfinityBits) return;
+  std::replace_if(
+      sample_, sample_ + size_, [](float v) { return !is_finite(v); }, 0.0f);
+  sums_ = kernels().accumulate(nullptr, sample_, size_, 1.0f);
 }
 
+// Twice half of the values: no count waits for the one before.
 void Probe::count_bins() {
-  for (size_t i = 0; i < size_; ++i) ++bins_[magnitude_bits(sample_[i]) >> kBinShift];
-  bin_ = static_cast<uint32_t>(bins_.size() - 1);
+  const auto top = static_cast<int32_t>(sums_.magnitude_max >> kBinShift);
+  const auto nth = [&](size_t i) {
+    const auto below = top - static_cast<int32_t>(magnitude_bits(sample_[i]) >> kBinShift);
+    return static_cast<uint32_t>(std::min(below, int32_t{kBins - 1}));
+  };
+  const size_t half = size_ / 2;
+  for (size_t i = 0; i < half; ++i) {
+    ++bins_[0][nth(i)];
+    ++bins_[1][nth(half + i)];
+  }
+  if (size_ % 2 != 0) ++bins_[0][nth(size_ - 1)];
 }
 
-double Probe::kept_share(ValueKind kind, const float* values, size_t n) {
-  if (kind == ValueKind::f32) return 1;
-  float* work = scratch_.work();
-  // Whole quads, where there is one: what is left behind the last takes longer than it tells.
-  const size_t most = std::min(n, kQuantisedMax);
-  const size_t used = most < kQuadElements ? most : most / kQuadElements * kQuadElements;
-  // Whole pieces, spread evenly; with few values each piece is the next one.
-  const size_t pieces = (used + kPieceElements - 1) / kPieceElements;
-  for (size_t piece = 0; piece < pieces; ++piece) {
-    const size_t to = piece * kPieceElements;
-    const size_t from = used == n ? to : n / kPieceElements * piece / pieces * kPieceElements;
-    std::copy_n(values + from, std::min<size_t>(kPieceElements, used - to), work + to);
+// `order`: of descending densities; so are the cuts.
+std::vector<Probe::Cut> Probe::find_cuts(std::span<const Point> points,
+                                         std::span<const size_t> order) {
+  std::vector<Cut> cuts;
+  Cut cut;
+  uint32_t nth = 0;
+  const auto in_bin = [&] { return bins_[0][nth] + bins_[1][nth]; };
+  for (auto p = order.rbegin(); p != order.rend(); ++p) {
+    const double density = points[*p].density;
+    if (density == 1 || density == cut.density) continue;
+    if (cuts.empty()) count_bins();
+    cut.density = density;
+    const double wanted = density * static_cast<double>(size_);
+    for (; nth < kBins - 1 && static_cast<double>(cut.above + in_bin()) < wanted; ++nth)
+      cut.above += in_bin();
+    const uint32_t top = sums_.magnitude_max >> kBinShift;
+    cut.floor = nth < kBins - 1 && nth < top ? (top - nth) << kBinShift : 0;
+    cuts.push_back(cut);
   }
-  const double energy = energy_of(work, used);
-  if (energy == 0) return 0;
-  const auto key = static_cast<uint32_t>(
-      base::random_at(encoder_.options().seed, encoder_.step(), ~uint64_t{0}));
-  BlockHeader header;
-  write_values(kind, {encoder_.options().stochastic, {.add = key, .flip = ~key}},
-               kernels().accumulate(nullptr, work, used, 1.0f).magnitude_max, work, used, payload_,
-               header);
-  return std::max(0.0, 1 - energy_of(work, used) / energy);
+  std::reverse(cuts.begin(), cuts.end());
+  return cuts;
 }
 
-CurvePoint Probe::dense(Point point) {
-  return {.point = point,
-          .bytes = static_cast<double>(dense_record_bytes(elements_, point.values)),
-          .energy = scale_ * energy_ * kept_share(point.values, sample_, size_)};
+Probe::Selection Probe::all() const {
+  return {.values = sample_,
+          .count = size_,
+          .energy = energy_,
+          .entries = static_cast<double>(elements_)};
 }
 
-Probe::Selection Probe::select(double density) {
-  const double wanted = density * static_cast<double>(size_);
-  while (bin_ > 0 && static_cast<double>(above_ + bins_[bin_]) < wanted) above_ += bins_[bin_--];
-  float* values = scratch_.values();
-  Selection result{.density = density};
-  // All of the last bin pass; those that are too many are taken out again by their mean.
-  const float floor = std::max(std::bit_cast<float>(bin_ << kBinShift), kSmallestMagnitude);
-  result.count =
-      kernels().select(nullptr, sample_, size_, 1.0f, floor, scratch_.positions(), values).count;
-  const auto count = static_cast<double>(result.count);
-  result.energy = energy_of(values, result.count);
-  if (count > wanted) {
-    const float ceiling = std::bit_cast<float>((bin_ + 1) << kBinShift);
-    double inside = 0;
-    for (size_t i = 0; i < result.count; ++i) {
-      const auto value = static_cast<double>(values[i]);
-      inside += std::fabs(values[i]) < ceiling ? value * value : 0;
-    }
-    const double surplus = (count - wanted) / (count - static_cast<double>(above_));
-    result.energy = std::max(0.0, result.energy - surplus * inside);
-  }
-  const double meant = std::min(count, wanted);
-  result.entries = meant * scale_;
-  const bool by_gaps = size_ == elements_ || result.count >= kGapEntriesMin;
-  if (result.count > 0 && by_gaps && count <= kGapSurplusMax * wanted) {
-    const PositionChoice choice =
-        choose_positions({scratch_.positions(), result.count}, static_cast<uint32_t>(size_));
-    result.position_bytes = choice.bytes * scale_ * (meant / count);
-  } else if (result.count > 0) {
-    result.position_bytes =
-        result.entries * position_bytes_of_law(result.entries / static_cast<double>(elements_));
-  }
+// All of the cut's bin pass; those that are too many are taken out again by their mean.
+Probe::Selection Probe::select(const Cut& cut, const Selection& from) {
+  const double wanted = cut.density * static_cast<double>(size_);
+  const float floor = std::max(std::bit_cast<float>(cut.floor), kSmallestMagnitude);
+  float* const values = from.values == lists_[0] ? lists_[1] : lists_[0];
+  uint16_t* const positions = scratch_.positions();
+  const bool first = from.values == sample_;
+  uint16_t* const listed = first ? positions : indices_;
+  const size_t count =
+      kernels().select(nullptr, from.values, from.count, 1.0f, floor, listed, values).count;
+  if (!first)
+    for (size_t i = 0; i < count; ++i) positions[i] = positions[indices_[i]];
+  Selection result{.density = cut.density, .values = values, .count = count};
+  result.energy = energy_of(values, count);
+  const auto passed = static_cast<double>(count);
+  if (passed > wanted)
+    result.energy = std::max(0.0, result.energy - surplus_energy(result, cut, passed - wanted));
+  result.entries = std::min(passed, wanted) * scale_;
+  result.position_bytes = position_bytes(result, wanted);
   return result;
 }
 
-CurvePoint Probe::sparse(Point point, const Selection& selection) {
+// A bin is a part of one octave, where magnitudes are as far apart as their bits: the mean of the
+// bits is that of the magnitudes, and its square nearly the mean square.
+double Probe::surplus_energy(const Selection& selection, const Cut& cut, double surplus) const {
+  constexpr size_t kChunk = 4096;  // sums fit 32 bits
+  uint64_t sum = 0;
+  for (size_t begin = 0; begin < selection.count; begin += kChunk) {
+    const size_t end = std::min(begin + kChunk, selection.count);
+    uint32_t part = 0;
+    for (size_t i = begin; i < end; ++i) {
+      const uint32_t above = magnitude_bits(selection.values[i]) - cut.floor;
+      part += above < (1u << kBinShift) ? above : 0;
+    }
+    sum += part;
+  }
+  const uint64_t inside = selection.count - cut.above;
+  const auto mean = std::bit_cast<float>(cut.floor + static_cast<uint32_t>(sum / inside));
+  return surplus * static_cast<double>(mean) * static_cast<double>(mean);
+}
+
+double Probe::position_bytes(const Selection& selection, double wanted) const {
+  if (selection.count == 0) return 0;
+  const auto count = static_cast<double>(selection.count);
+  const bool by_gaps = size_ == elements_ || selection.count >= kGapEntriesMin;
+  if (by_gaps && count <= kGapSurplusMax * wanted) {
+    const PositionChoice choice =
+        choose_positions({scratch_.positions(), selection.count}, static_cast<uint32_t>(size_));
+    return choice.bytes * scale_ * (std::min(count, wanted) / count);
+  }
+  return selection.entries *
+         position_bytes_of_law(selection.entries / static_cast<double>(elements_));
+}
+
+void Probe::pick(const Selection& selection) {
+  const size_t n = selection.count;
+  // Whole quads, where there is one: what is left behind the last takes longer than it tells.
+  const size_t most = std::min(n, kQuantisedMax);
+  const size_t used = most < kQuadElements ? most : most / kQuadElements * kQuadElements;
+  float* const work = scratch_.work();
+  if (used < kQuadElements) {
+    std::copy_n(selection.values, used, work);
+  } else {
+    // One group of each of as many equal parts; the first half alone is spread as evenly. Which one
+    // changes from part to part, so that no period of the tensor's hides some.
+    const size_t groups = used / kGroupElements;
+    const size_t part = n / kGroupElements / groups;
+    for (size_t g = 0; g < groups; ++g) {
+      const size_t nth = g < groups / 2 ? 2 * g : 2 * (g - groups / 2) + 1;
+      const uint32_t golden = static_cast<uint32_t>(nth) * 0x9e3779b9u;  // spreads over 32 bits
+      const size_t group = n / kGroupElements * nth / groups + (uint64_t{golden} * part >> 32);
+      std::copy_n(selection.values + group * kGroupElements, kGroupElements,
+                  work + g * kGroupElements);
+    }
+  }
+  std::fill_n(picked_, used, 0.0f);  // which the values are added to
+  picked_count_ = used;
+  picked_sums_ = kernels().accumulate_groups(work, picked_, used, 1.0f, groups_, {});
+  picked_energy_ = energy_of(picked_, used, picked_sums_.energy);
+}
+
+double Probe::kept_share(ValueKind kind) {
+  if (kind == ValueKind::f32) return 1;
+  if (picked_energy_ == 0) return 0;
+  size_t n = std::min(picked_count_, quantised_max(kind));
+  double energy = n == picked_count_ ? picked_energy_ : energy_of(picked_, n);
+  if (energy == 0) {
+    n = picked_count_;
+    energy = picked_energy_;
+  }
+  float* const work = scratch_.work();
+  const bool stochastic = encoder_.options().stochastic;
+  const uint64_t draws = stochastic ? 2 : 1;  // two halve the variance that comes from drawing
+  double left = 0;
+  for (uint64_t draw = 0; draw < draws; ++draw) {
+    std::copy_n(picked_, n, work);
+    const auto key =
+        static_cast<uint32_t>(base::random_at(encoder_.options().seed, encoder_.step(), ~draw));
+    BlockHeader header;
+    write_values(kind, {stochastic, {.add = key, .flip = ~key}}, picked_sums_.magnitude_max, work,
+                 n, payload_, header, &groups_);
+    left += energy_of(work, n);
+  }
+  return std::max(0.0, 1 - left / (static_cast<double>(draws) * energy));
+}
+
+CurvePoint Probe::estimate(Point point, const Selection& selection) {
+  CurvePoint result{.point = point};
   const uint64_t blocks = (elements_ + kSparseBlockElements - 1) / kSparseBlockElements;
-  CurvePoint result{.point = point, .bytes = kRecordHeaderBytes};
-  if (blocks == 0) return result;
-  const auto count = static_cast<double>(blocks);
-  result.bytes += count * (static_cast<double>(kBlockHeaderBytes) +
-                           mean_value_bytes(point.values, selection.entries / count, blocks > 1)) +
-                  selection.position_bytes;
-  result.energy =
-      scale_ * selection.energy * kept_share(point.values, scratch_.values(), selection.count);
+  if (point.density == 1 || blocks == 0) {
+    result.bytes = static_cast<double>(dense_record_bytes(elements_, point.values));
+  } else {
+    const auto count = static_cast<double>(blocks);
+    result.bytes = kRecordHeaderBytes + selection.position_bytes +
+                   count * (static_cast<double>(kBlockHeaderBytes) +
+                            mean_value_bytes(point.values, selection.entries / count, blocks > 1));
+  }
+  result.energy = scale_ * selection.energy * kept_share(point.values);
   return result;
 }
 
@@ -252,13 +373,17 @@ Curve Probe::run(std::span<const Point> points) {
   std::vector<size_t> order(points.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(),
-            [&](size_t a, size_t b) { return points[a].density < points[b].density; });
-  Selection selection;
+            [&](size_t a, size_t b) { return points[a].density > points[b].density; });
+  const std::vector<Cut> cuts = find_cuts(points, order);
+  auto cut = cuts.begin();
+  Selection selection = all();
+  if (!points.empty() && points[order[0]].density == 1) pick(selection);
   for (const size_t p : order) {
-    const Point point = points[p];
-    if (point.density < 1 && selection.density == 1) count_bins();
-    if (point.density < 1 && selection.density != point.density) selection = select(point.density);
-    curve.points[p] = point.density < 1 ? sparse(point, selection) : dense(point);
+    if (points[p].density != selection.density) {
+      selection = select(*cut++, selection);
+      pick(selection);
+    }
+    curve.points[p] = estimate(points[p], selection);
   }
   return curve;
 }

@@ -237,6 +237,34 @@ TEST(Probe, SquaresBeyondTheRangeOfFloats) {
   curve_of(Values(3000, std::numeric_limits<float>::denorm_min()));
 }
 
+// One value holds nearly all of the energy: no density loses it, and the others are told apart by
+// nothing but how many are sent.
+TEST(Probe, OneValueFarAboveAllOthers) {
+  base::Rng rng = printed_rng(41);
+  Values values = gaussian_values(rng, 8192);
+  values[5000] = 1e12f;
+  const Curve curve = curve_of(values);
+  for (const CurvePoint& point : curve.points) {
+    if (point.point.values == ValueKind::f32) {
+      EXPECT_NEAR(point.energy / curve.energy, 1, 1e-6) << point.point.density;
+    }
+    const double bytes = expected_record_bytes(values.size(), point.point);
+    EXPECT_NEAR(point.bytes / bytes, 1, 0.06) << point.point.density;
+  }
+}
+
+// All groups but each second, fourth or eighth hold nothing: the groups that are quantised must not
+// all be of these.
+TEST(Probe, MostGroupsAreZero) {
+  base::Rng rng = printed_rng(42);
+  for (const size_t period : {2u, 4u, 8u}) {
+    Values values = gaussian_values(rng, 8192);
+    for (size_t i = 0; i < values.size(); ++i)
+      if (i / kGroupElements % period != 1) values[i] = 0;
+    compare(values, values.size(), {.total = 1e-5, .share = 0.02, .bytes = 0.05});
+  }
+}
+
 // Of equal values any share keeps that share of the energy.
 TEST(Probe, OneRepeatedValue) {
   for (const size_t n : {4096u, 300000u}) {
