@@ -92,16 +92,19 @@ TEST(Accumulate, ASliceHasTheBitsOfTheWhole) {
   }
 }
 
-// More ranks than a worker holds back at a time, and not a multiple of them.
+// More ranks than a worker holds back at a time, and not a multiple of them; of the dense lists,
+// more entries.
 TEST(Accumulate, AddsManyRanks) {
   Workspace workspace;
-  const Shape shape{1, 9001};
-  for (const size_t ranks : {size_t{9}, size_t{16}, size_t{19}}) {
-    const Records records =
-        make_records(shape, std::vector<Point>(ranks, {1.0, ValueKind::q4}), workspace);
-    std::vector<float> sum(shape.elements());
-    ASSERT_TRUE(accumulate(records.views, 7, shape, 0, sum, 1.0f, workspace).ok());
-    ASSERT_EQ(sum, expected_sum(records, sum.size(), 1.0f)) << ranks;
+  const Shape shape{1, 70001};
+  for (const Point point : {Point{1.0, ValueKind::q4}, Point{0.02, ValueKind::q2},
+                            Point{0.02, ValueKind::bf16}, Point{0.7, ValueKind::f32}}) {
+    for (const size_t ranks : {size_t{9}, size_t{16}, size_t{19}}) {
+      const Records records = make_records(shape, std::vector<Point>(ranks, point), workspace);
+      std::vector<float> sum(shape.elements());
+      ASSERT_TRUE(accumulate(records.views, 7, shape, 0, sum, 1.0f, workspace).ok());
+      ASSERT_EQ(sum, expected_sum(records, sum.size(), 1.0f)) << name(point.values) << " " << ranks;
+    }
   }
 }
 
@@ -165,7 +168,7 @@ std::vector<std::byte> any_record(base::Rng& rng, Shape shape, Range range, uint
   const bool one_kind = rng.chance(0.7);
   const double dense = one_kind ? static_cast<double>(rng.below(2)) : 0.5;
   const auto kind_of_all = static_cast<ValueKind>(rng.below(kValueKindCount));
-  const double density = rng.uniform() * rng.uniform();
+  const double density = rng.chance(0.3) ? 0.9 : rng.uniform() * rng.uniform();
   std::vector<testing::TestBlock> blocks;
   for (uint64_t at = 0; at < range.elements; at += block_elements) {
     const auto covered =
