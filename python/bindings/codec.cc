@@ -246,7 +246,8 @@ void bind_encoder(nb::module_& module) {
   });
   cls.def("add_residual", [](PythonEncoder& self, uintptr_t address, size_t elements) {
     check_elements(self, elements, "addend");
-    self.locked([&](Encoder& encoder) { encoder.add_residual(input(address, elements)); });
+    unwrap(self.locked(
+        [&](Encoder& encoder) { return encoder.add_residual(input(address, elements)); }));
   });
   cls.def("clear_residual", [](PythonEncoder& self) {
     self.locked([](Encoder& encoder) { encoder.clear_residual(); });

@@ -115,12 +115,16 @@ void Encoder::read_residual(std::span<float> out) const {
   residual_.load(range_.first, out.size(), out.data());
 }
 
-void Encoder::add_residual(std::span<const float> addend) {
+Result<void> Encoder::add_residual(std::span<const float> addend) {
   SCANT_CHECK(addend.size() == range_.elements);
+  const auto bad = std::find_if_not(addend.begin(), addend.end(), is_finite);
+  if (bad != addend.end())
+    return invalid("addend " + std::to_string(bad - addend.begin()) + " is not finite");
   std::vector<float> sum(addend.size());
   read_residual(sum);
-  for (size_t i = 0; i < sum.size(); ++i) sum[i] += addend[i];
+  std::transform(sum.begin(), sum.end(), addend.begin(), sum.begin(), finite_sum);
   residual_.store(range_.first, sum.size(), sum.data(), draw_key(~uint64_t{0}, 1));
+  return {};
 }
 
 void Encoder::clear_residual() {

@@ -70,7 +70,8 @@ class Encoder {
 
   // The residual, element 0 being range().first.
   void read_residual(std::span<float> out) const;
-  void add_residual(std::span<const float> addend);
+  // ErrorCode::invalid_argument where an addend is not finite; sums stop at the largest float.
+  Result<void> add_residual(std::span<const float> addend);
   void clear_residual();
   // Residual and momentum times `factor`, which is finite; rounded once where the store rounds, and
   // kept finite.

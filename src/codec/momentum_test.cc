@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 #include <limits>
 
+#include "base/crc.h"
 #include "codec/encoder_testing.h"
+#include "codec/little_endian.h"
 
 namespace scant::codec {
 namespace {
@@ -174,11 +176,42 @@ TEST(Momentum, AnAddendJoinsTheResidual) {
     const auto addend = gaussians(1000, kSeed, 2);
     auto sum = residual_of(encoder);
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += addend[i];
-    encoder.add_residual(addend);
+    ASSERT_TRUE(encoder.add_residual(addend).ok());
     const auto kept = residual_of(encoder);
     for (size_t i = 0; i < sum.size(); ++i)
       ASSERT_NEAR(kept[i], sum[i], storing_error(residual, sum)) << name(residual) << " " << i;
   }
+}
+
+TEST(Residual, WhatIsAddedStaysFinite) {
+  for (const ResidualKind kind : {ResidualKind::f32, ResidualKind::bf16, ResidualKind::i8}) {
+    Encoder encoder = std::move(Encoder::create(1, {1, 128}, {.residual = kind})).value();
+    std::vector<float> addend(128, 3e38f);
+    ASSERT_TRUE(encoder.add_residual(addend).ok());
+    ASSERT_TRUE(encoder.add_residual(addend).ok());
+    Encoder other = std::move(Encoder::create(1, {1, 128}, {.residual = kind})).value();
+    ASSERT_TRUE(other.add_residual(addend).ok());
+    ASSERT_TRUE(other.take_over(encoder).ok());
+    std::vector<float> kept(128);
+    for (const Encoder* one : {&encoder, &other}) {
+      one->read_residual(kept);
+      for (const float value : kept) EXPECT_TRUE(is_finite(value)) << name(kind);
+    }
+    addend[77] = std::numeric_limits<float>::quiet_NaN();
+    const Result<void> refused = encoder.add_residual(addend);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().message, "addend 77 is not finite");
+  }
+}
+
+TEST(Residual, ASavedOneThatIsNotFiniteIsRefused) {
+  Encoder encoder = std::move(Encoder::create(1, {1, 128}, {})).value();
+  std::vector<std::byte> saved = encoder.save();
+  store_little(saved.data() + 128 + 4 * 5, 0x7F800000u);
+  store_little(saved.data() + saved.size() - 4, base::crc32c(Bytes(saved).first(saved.size() - 4)));
+  const auto restored = Encoder::restore(saved);
+  ASSERT_FALSE(restored.ok());
+  EXPECT_EQ(restored.error().code, ErrorCode::corrupt);
 }
 
 }  // namespace

@@ -126,7 +126,7 @@ void ResidualStore::merge(const ResidualStore& other, DrawKey key) {
     }
     load(group, group_end - group, own.data());
     other.load(group, both_end - group, theirs.data());
-    for (uint64_t i = 0; i < both_end - group; ++i) own[i] += theirs[i];
+    for (uint64_t i = 0; i < both_end - group; ++i) own[i] = finite_sum(own[i], theirs[i]);
     // Each group has draws of its own.
     store(group, group_end - group, own.data(), {key.add + static_cast<uint32_t>(group), key.flip});
   }

@@ -47,6 +47,12 @@ inline constexpr uint32_t kInfinityBits = 0x7F800000u;
 [[nodiscard]] constexpr bool is_finite(float value) {
   return magnitude_bits(value) < kInfinityBits;
 }
+// Of finite values; stops at the largest float.
+[[nodiscard]] constexpr float finite_sum(float a, float b) {
+  constexpr float kMost = 3.40282347e38f;
+  const float sum = a + b;
+  return sum > kMost ? kMost : sum < -kMost ? -kMost : sum;
+}
 
 // bf16, nearest even; a NaN stays one, and a finite value stays finite (it saturates).
 [[nodiscard]] constexpr uint16_t bf16_nearest(float value) {

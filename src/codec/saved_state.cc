@@ -28,6 +28,10 @@ Bytes bytes_of(std::span<T> values) {
   return std::as_bytes(values);
 }
 
+bool finite(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), is_finite);
+}
+
 // What is wrong with the frame; nothing when the fields can be read.
 std::optional<Error> frame_error(Bytes saved) {
   if (saved.size() < kFixedBytes + kCrcBytes)
@@ -147,6 +151,9 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   take(std::as_writable_bytes(std::span(encoder.velocity_)));
   take(std::as_writable_bytes(std::span(encoder.threshold_.level)));
   if (!encoder.threshold_.valid(range.elements)) return corrupt("its thresholds are no numbers");
+  std::vector<float> values(range.elements);
+  encoder.read_residual(values);
+  if (!finite(values) || !finite(encoder.velocity_)) return corrupt("its residual is not finite");
   return encoder;
 }
 
