@@ -138,10 +138,42 @@ void Averager::Impl::fold_residual(uint32_t part) {
   }
 }
 
+// The curve of one slice, each time another one, stands for the part.
+Result<void> Averager::Impl::look_at(uint32_t part) {
+  const PartLayout& known = layout.parts()[part];
+  const auto turn = static_cast<uint32_t>(report_.step % known.slices);
+  const uint32_t chosen = known.first_slice + turn;
+  const SliceLayout& slice = layout.slices()[chosen];
+  const std::span<const float> gradient = floats(known.tensor, slice.range);
+  Result<codec::Curve> curve = Error{};
+  if (slices_[chosen].worker) {
+    curve = codec::probe(*slices_[chosen].worker, gradient, codec::default_points(), workspace_);
+  } else {
+    const auto without =
+        codec::Encoder::create(known.tensor, layout.tensors()[known.tensor].shape,
+                               {.residual = codec::ResidualKind::none}, slice.range);
+    SCANT_CHECK(without.ok());
+    curve = codec::probe(without.value(), gradient, codec::default_points(), workspace_);
+  }
+  if (!curve) return curve.error();
+  const double all =
+      static_cast<double>(known.range.elements) / static_cast<double>(slice.range.elements);
+  curve.value().energy *= all;
+  for (codec::CurvePoint& point : curve.value().points) {
+    point.bytes *= all;
+    point.energy *= all;
+  }
+  report_.curves[part] = std::move(curve).value();
+  return {};
+}
+
 Result<void> Averager::Impl::encode(uint32_t index, uint32_t part) {
   const BufferPlan& buffer = plan.buffers[index];
   const PartLayout& known = layout.parts()[part];
   const bool present = present_[known.tensor];
+  if (!report_.curves.empty() && present) {
+    if (Result<void> looked = look_at(part); !looked) return looked;
+  }
   if (buffer.path == Path::all_reduce) {
     if (present) {
       fold_residual(part);
@@ -179,7 +211,7 @@ void Averager::Impl::begin_first(uint32_t index) {
     const uint64_t begin = layout.arena_offset(first.tensor, first.range);
     const uint64_t end = layout.arena_offset(last.tensor, last.range) + last.range.elements;
     const MutableBytes bytes = std::as_writable_bytes(arena.subspan(begin, end - begin));
-    report_.sent_bytes += all_reduce_bytes(bytes.size(), ranks());
+    report_.buffers[index].first_bytes = all_reduce_bytes(bytes.size(), ranks());
     memory.first = communicator.all_reduce(bytes, bytes, DType::f32, ReduceOp::average, how);
   } else {
     std::vector<Bytes> sent;
@@ -189,10 +221,11 @@ void Averager::Impl::begin_first(uint32_t index) {
       const Message& message = memory.outgoing[buffer.path == Path::split ? place : 0];
       sent.push_back(to == rank_ ? Bytes{} : message.view());
       room.push_back(memory.incoming[place].room());
-      report_.sent_bytes += sent.back().size();
+      report_.buffers[index].first_bytes += sent.back().size();
     }
     memory.first = communicator.exchange(std::move(sent), std::move(room), memory.received, how);
   }
+  report_.sent_bytes += report_.buffers[index].first_bytes;
   submit_done(memory.first_callback, memory.first, Leg::first, index);
 }
 
@@ -203,8 +236,9 @@ void Averager::Impl::begin_second(uint32_t index) {
   for (Rank to = 0; to < ranks(); ++to) {
     sent.push_back(to == rank_ ? Bytes{} : std::as_const(memory.average).view());
     room.push_back(memory.averages[static_cast<size_t>(to)].room());
-    report_.sent_bytes += sent.back().size();
+    report_.buffers[index].second_bytes += sent.back().size();
   }
+  report_.sent_bytes += report_.buffers[index].second_bytes;
   memory.second = communicator.exchange(std::move(sent), std::move(room), memory.received,
                                         {.group = second_group_, .timeout = options.timeout});
   submit_done(memory.second_callback, memory.second, Leg::second, index);

@@ -172,6 +172,7 @@ void Averager::Impl::begin_step() {
   report_.plan_hash = plan_hash;
   report_.buffers.resize(plan.buffers.size());
   report_.parts.resize(layout.parts().size());
+  if (std::exchange(curves_wanted, false)) report_.curves.resize(layout.parts().size());
   present_.assign(tensors, false);
   seen_.assign(count, std::vector<bool>(tensors));
   missed_.assign(count, std::vector<bool>(tensors));
@@ -342,6 +343,7 @@ Result<std::unique_ptr<Averager>> Averager::create(Communicator& communicator, L
 
 const Layout& Averager::layout() const { return impl_->layout; }
 Result<void> Averager::set_plan(const FusionPlan& plan) { return impl_->set_plan(plan); }
+void Averager::ask_for_curves() { impl_->curves_wanted = true; }
 uint64_t Averager::plan_hash() const { return impl_->plan_hash; }
 Result<void> Averager::ready(uint32_t tensor) { return impl_->ready(tensor); }
 Result<void> Averager::finish(uint64_t parameters_hash) { return impl_->finish(parameters_hash); }

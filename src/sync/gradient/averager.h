@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "codec/encoder.h"
+#include "codec/probe.h"
 #include "scant/communicator.h"
 #include "sync/gradient/fusion_plan.h"
 #include "sync/gradient/layout.h"
@@ -39,6 +40,8 @@ struct BufferTimes {
   double second_begin = 0;  // split
   double second_end = 0;    // split
   double done = 0;
+  uint64_t first_bytes = 0;  // sent by this rank
+  uint64_t second_bytes = 0;
 };
 
 struct PartReport {
@@ -62,6 +65,9 @@ struct StepReport {
   double decode_s = 0;
   std::vector<BufferTimes> buffers;
   std::vector<PartReport> parts;
+  // Of each part, at codec::default_points(), where ask_for_curves() wanted them. Of a part that is
+  // cut, one slice stands for all.
+  std::vector<codec::Curve> curves;
 };
 
 class Averager {
@@ -80,6 +86,9 @@ class Averager {
   // Between steps, before the first too; the same plan on all ranks.
   Result<void> set_plan(const FusionPlan& plan);
   [[nodiscard]] uint64_t plan_hash() const;
+
+  // Between steps: the next one reports what each point of the plane would have cost and kept.
+  void ask_for_curves();
 
   // The tensor's gradient lies in the arena. Once for each tensor in a step. ErrorCode::
   // invalid_argument names what is wrong with the call.

@@ -36,6 +36,8 @@ class Averager::Impl {
   [[nodiscard]] double residual_energy() const;
   [[nodiscard]] size_t memory_bytes() const;
 
+  bool curves_wanted = false;  // the user's, between steps
+
   Communicator& communicator;
   const Layout layout;
   const AveragerOptions options;
@@ -109,6 +111,7 @@ class Averager::Impl {
   void prepare(uint32_t buffer);
   void run(const StepCore::Job& job);
   Result<void> encode(uint32_t buffer, uint32_t part);
+  Result<void> look_at(uint32_t part);
   void fold_residual(uint32_t part);
   void begin_first(uint32_t buffer);
   void begin_second(uint32_t buffer);

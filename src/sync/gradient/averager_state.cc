@@ -2,6 +2,7 @@
 // docs/gradients.md, "Saved residuals".
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "base/crc.h"
@@ -19,6 +20,7 @@ constexpr uint32_t kSavedVersion = 1;
 constexpr size_t kHeadBytes = 24;
 constexpr size_t kEntryBytes = 16;
 constexpr size_t kCrcBytes = 4;
+constexpr float kMost = std::numeric_limits<float>::max();
 
 Error corrupt(const std::string& what) {
   return Error{.code = ErrorCode::corrupt, .message = "saved residuals: " + what};
@@ -150,9 +152,9 @@ Result<void> Averager::Impl::take_part(const codec::Encoder& saved, bool of_owne
   for (uint64_t i = begin; i < end; ++i) {
     addend[i - known.range.first] = static_cast<float>(ranks()) * theirs[i - saved.range().first];
   }
-  worker(slice).add_residual(addend);
+  for (float& value : addend) value = std::clamp(value, -kMost, kMost);
   state.worker_dirty = true;
-  return {};
+  return worker(slice).add_residual(addend);
 }
 
 void Averager::Impl::scale_residuals(float factor) {

@@ -1,0 +1,38 @@
+// Which plan a profile and the curves of the parts ask for: candidates, their predictions and what
+// each is worth. Pure functions; any thread. docs/planner.md, "Choice".
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "codec/probe.h"
+#include "scant/result.h"
+#include "sync/gradient/fusion_plan.h"
+#include "sync/plan/predict.h"
+
+namespace scant::sync {
+
+struct Candidate {
+  FusionPlan plan;
+  std::string text;  // "plain in 4 buffers", "0.53 bytes an element in 2 buffers"
+  Prediction prediction;
+  double kept = 1;   // of the energy of gradient + residual
+  double worth = 0;  // plain steps in a second
+};
+
+struct PlannerOptions {
+  double fidelity_min = 0;  // of `kept`; plans below are not looked at
+};
+
+// All that were looked at, the best first. `curves`: of each part, at codec::default_points();
+// where there are none, plain plans alone.
+[[nodiscard]] Result<std::vector<Candidate>> rank_plans(const Layout& layout,
+                                                        const Profile& profile,
+                                                        std::span<const codec::Curve> curves,
+                                                        const PlannerOptions& options);
+
+// Buffers of whole parts, about equally many bytes of `bytes_of_part` in each.
+[[nodiscard]] std::vector<uint32_t> cut_into(std::span<const double> bytes_of_part, size_t buffers);
+
+}  // namespace scant::sync

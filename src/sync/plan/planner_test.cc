@@ -1,0 +1,228 @@
+// The planner: predictions obey arithmetic that can be done by hand, and the choice is what a
+// search through all plans of a small model would take, nearly.
+#include "sync/plan/planner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <gtest/gtest.h>
+#include <numeric>
+
+#include "base/rng.h"
+#include "sync/plan/calibrate.h"
+#include "sync/plan/progress.h"
+
+namespace scant::sync {
+namespace {
+
+using codec::Point;
+using codec::ValueKind;
+
+Layout layout_of(const std::vector<uint64_t>& elements, int ranks = 4) {
+  std::vector<codec::Shape> shapes;
+  for (const uint64_t n : elements) shapes.push_back({1, n});
+  return Layout::create(shapes, ranks).value();
+}
+
+// Work that costs nothing, so that arithmetic is easy.
+Profile free_work(const Layout& layout, double backward_s, double bytes_per_s) {
+  Profile profile;
+  const auto parts = static_cast<double>(layout.parts().size());
+  for (double p = 1; p <= parts; ++p) profile.ready_s.push_back(backward_s * p / parts);
+  profile.backward_s = backward_s;
+  profile.rest_s = 0.5 * backward_s;
+  profile.link = {.alpha_s = 1e-4, .bytes_per_s = bytes_per_s};
+  return profile;
+}
+
+FusionPlan plain(const Layout& layout, uint64_t buffer_bytes) {
+  return uniform_plan({.buffer_bytes = buffer_bytes, .first_buffer_bytes = buffer_bytes}, layout);
+}
+
+TEST(Predict, OneBufferTakesBackwardAndTheLink) {
+  const Layout layout = layout_of({1'000'000, 1'000'000});
+  const Profile profile = free_work(layout, 0.1, 1e8);
+  const Prediction one = predict(plain(layout, 1 << 30), layout, profile);
+  const double link = 2.0 * 3 / 4 * 8e6 / 1e8;
+  EXPECT_NEAR(one.link_s, link, 1e-12);
+  EXPECT_NEAR(one.exposed_s, link + 6 * 1e-4, 1e-9);
+  EXPECT_NEAR(one.step_s, 0.05 + 0.1 + link + 6 * 1e-4, 1e-9);
+  EXPECT_NEAR(one.sent_bytes, 12e6, 1);
+}
+
+TEST(Predict, TheFirstOfTwoBuffersHidesUnderBackward) {
+  const Layout layout = layout_of({1'000'000, 1'000'000});
+  const Profile profile = free_work(layout, 0.2, 1e8);
+  const Prediction two = predict(plain(layout, 4'000'000), layout, profile);
+  // Ready at 0.1 and 0.2; 60 ms each on the link.
+  EXPECT_NEAR(two.exposed_s, 0.06 + 6 * 1e-4, 1e-9);
+  EXPECT_LT(two.step_s, predict(plain(layout, 1 << 30), layout, profile).step_s);
+}
+
+TEST(Predict, WorkAddsUpAndContentionStretchesBackward) {
+  const Layout layout = layout_of({400'000, 400'000});
+  Profile profile = free_work(layout, 0.1, 1e12);
+  profile.link.alpha_s = 0;
+  auto& q4 = profile.work;
+  q4.encode[static_cast<size_t>(ValueKind::q4)].dense_s = 1e-9;
+  q4.decode[static_cast<size_t>(ValueKind::q4)].dense_s = 2e-9;
+  const FusionPlan plan = uniform_plan({.path = Path::split, .point = {1, ValueKind::q4}}, layout);
+  const Prediction alone = predict(plan, layout, profile);
+  // Encode all and a fourth of the average; add four times a fourth; decode all.
+  EXPECT_NEAR(alone.work_s, 800'000 * (1.25e-9 + 2e-9 + 2e-9), 1e-12);
+  EXPECT_DOUBLE_EQ(alone.backward_s, 0.1);
+  profile.contention = 1;
+  const Prediction crowded = predict(plan, layout, profile);
+  EXPECT_GT(crowded.backward_s, 0.1 + 0.9 * alone.work_s);
+  EXPECT_LE(crowded.backward_s, 0.1 + alone.work_s);
+}
+
+TEST(Predict, AFasterLinkNeverMakesAStepSlower) {
+  base::Rng rng(5);
+  for (int i = 0; i < 50; ++i) {
+    std::vector<uint64_t> sizes;
+    for (uint64_t n = 1 + rng.below(8); n > 0; --n) sizes.push_back(1 + rng.below(900'000));
+    const Layout layout = layout_of(sizes, 2 + static_cast<int>(rng.below(6)));
+    const FusionPlan plan = plain(layout, 1 + rng.below(4'000'000));
+    double before = 1e9;
+    for (const double rate : {1e6, 1e7, 1e8, 1e9}) {
+      const double now = predict(plan, layout, free_work(layout, 0.1, rate)).step_s;
+      EXPECT_LE(now, before);
+      before = now;
+    }
+  }
+}
+
+TEST(Progress, NeverRisesWhenLessIsKept) {
+  double before = progress(1);
+  EXPECT_EQ(before, 1);
+  for (double kept = 1; kept > -0.1; kept -= 0.001) {
+    const double now = progress(kept);
+    EXPECT_LE(now, before);
+    EXPECT_GT(now, 0);
+    before = now;
+  }
+}
+
+TEST(CutInto, CoversAllPartsInOrderAndBalances) {
+  base::Rng rng(6);
+  for (int i = 0; i < 200; ++i) {
+    std::vector<double> bytes(1 + rng.below(40));
+    for (double& one : bytes) one = 1 + static_cast<double>(rng.below(1000));
+    const size_t wanted = 1 + rng.below(20);
+    const auto counts = cut_into(bytes, wanted);
+    EXPECT_EQ(counts.size(), std::min(wanted, bytes.size()));
+    EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), size_t{0}), bytes.size());
+    EXPECT_TRUE(std::ranges::none_of(counts, [](uint32_t count) { return count == 0; }));
+  }
+}
+
+// Curves as of Gaussian gradients: what a density and a kind keep.
+codec::Curve curve_of(uint64_t elements, double energy) {
+  codec::Curve curve{.energy = energy, .points = {}};
+  constexpr double kKept[codec::kValueKindCount] = {1, 0.99999, 1, 0.9999, 0.993, 0.974, 0.9, 0.69};
+  for (const Point point : codec::default_points()) {
+    const double of_density = std::pow(point.density, 0.35);
+    curve.points.push_back({point, codec::expected_record_bytes(elements, point),
+                            energy * of_density * kKept[static_cast<size_t>(point.values)]});
+  }
+  return curve;
+}
+
+std::vector<codec::Curve> curves_of(const Layout& layout) {
+  std::vector<codec::Curve> curves;
+  for (const PartLayout& part : layout.parts()) {
+    curves.push_back(curve_of(part.range.elements, static_cast<double>(part.range.elements)));
+  }
+  return curves;
+}
+
+const Candidate& best(const std::vector<Candidate>& ranked) { return ranked.front(); }
+
+std::vector<Candidate> ranked(const Layout& layout, const Profile& profile,
+                              const PlannerOptions& options = {}) {
+  auto result = rank_plans(layout, profile, curves_of(layout), options);
+  EXPECT_TRUE(result.ok());
+  return std::move(result).value();
+}
+
+TEST(Planner, AFastLinkGetsExactPlainGradients) {
+  const Layout layout = layout_of({500'000, 500'000, 1'000, 500'000});
+  const auto all = ranked(layout, free_work(layout, 0.1, 1e10));
+  EXPECT_EQ(best(all).kept, 1);
+  EXPECT_EQ(best(all).plan.buffers[0].path, Path::all_reduce);
+}
+
+TEST(Planner, ASlowerLinkNeverKeepsMore) {
+  const Layout layout = layout_of({500'000, 500'000, 1'000, 500'000});
+  double before = 2;
+  for (const double rate : {1e10, 1e9, 3e8, 1e8, 3e7, 1e7, 1e6}) {
+    const auto all = ranked(layout, free_work(layout, 0.1, rate));
+    EXPECT_LE(best(all).kept, before + 1e-9) << rate;
+    EXPECT_TRUE(validate(best(all).plan, layout).ok());
+    before = best(all).kept;
+  }
+  EXPECT_LT(before, 0.9);
+}
+
+TEST(Planner, TheFloorOfFidelityHolds) {
+  const Layout layout = layout_of({500'000, 500'000});
+  for (const Candidate& candidate :
+       ranked(layout, free_work(layout, 0.1, 1e6), {.fidelity_min = 0.9}))
+    EXPECT_GE(candidate.kept, 0.9);
+}
+
+TEST(Planner, WithoutCurvesOnlyPlainPlansAreLookedAt) {
+  const Layout layout = layout_of({500'000, 500'000});
+  const auto all = rank_plans(layout, free_work(layout, 0.1, 1e6), {}, {});
+  ASSERT_TRUE(all.ok());
+  for (const Candidate& candidate : all.value()) EXPECT_EQ(candidate.kept, 1);
+}
+
+// All cuts into buffers, and of each part every point of a coarse plane, for three parts.
+TEST(Planner, RegretAgainstAllPlansOfASmallModelIsSmall) {
+  const Layout layout = layout_of({300'000, 200'000, 100'000});
+  const auto curves = curves_of(layout);
+  for (const double rate : {1e6, 1e7, 3e7, 1e8, 1e9}) {
+    const Profile profile = free_work(layout, 0.05, rate);
+    double most = 0;
+    const size_t points = codec::default_points().size();
+    for (uint32_t cuts = 0; cuts < 4; ++cuts) {
+      for (size_t code = 0; code <= points * points * points; ++code) {
+        const size_t choice[] = {code % points, code / points % points, code / points / points};
+        const bool is_plain = code == points * points * points;
+        double kept = 0;
+        double energy = 0;
+        FusionPlan plan;
+        for (uint32_t p = 0; p < 3; ++p) {
+          if (p == 0 || (cuts >> (p - 1) & 1) != 0) {
+            plan.buffers.push_back({p, 0, is_plain ? Path::all_reduce : Path::split, {}});
+          }
+          ++plan.buffers.back().parts;
+          if (is_plain) continue;
+          const auto& chosen = curves[p].points[choice[p]];
+          plan.buffers.back().points.push_back({chosen.point, chosen.point});
+          kept += chosen.energy;
+          energy += curves[p].energy;
+        }
+        const double share = is_plain ? 1 : kept / energy * (kept / energy);
+        if (!is_plain && code % 7 != 0) continue;  // a seventh of them is enough, and quick
+        most = std::max(most, progress(share) / predict(plan, layout, profile).step_s);
+      }
+    }
+    EXPECT_GE(best(ranked(layout, profile)).worth, 0.95 * most) << rate;
+  }
+}
+
+TEST(Calibrate, GivesRatesThatMakeSense) {
+  const WorkRates rates = calibrate();
+  for (int i = 0; i < codec::kValueKindCount; ++i) {
+    EXPECT_GT(rates.encode[static_cast<size_t>(i)].dense_s, 0);
+    EXPECT_GT(rates.decode[static_cast<size_t>(i)].dense_s, 0);
+    EXPECT_GE(rates.encode[static_cast<size_t>(i)].entry_s, 0);
+  }
+  EXPECT_GE(rates.scan_s, 0);
+  EXPECT_GT(rates.record_s, 0);
+}
+
+}  // namespace
+}  // namespace scant::sync

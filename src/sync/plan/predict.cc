@@ -1,0 +1,202 @@
+#include "sync/plan/predict.h"
+
+#include <algorithm>
+#include <cmath>
+#include <queue>
+
+#include "base/check.h"
+#include "codec/probe.h"
+#include "sync/gradient/step_core.h"
+
+namespace scant::sync {
+namespace {
+
+// What a buffer costs, summed over its parts. Work is this rank's; ranks are taken to be alike, so
+// that one owns a P-th of everything.
+struct BufferCost {
+  double first_bytes = 0;
+  double second_bytes = 0;
+  double first_messages = 1;
+  double add_s = 0;     // all_reduce: 0
+  double decode_s = 0;  // split
+};
+
+double all_reduce_messages(int ranks, double bytes) {
+  constexpr double kRingFrom = 256.0 * 1024;
+  if (ranks <= 2) return 1;
+  return bytes >= kRingFrom ? 2.0 * (ranks - 1) : std::ceil(std::log2(ranks));
+}
+
+BufferCost cost_of(const BufferPlan& buffer, const Layout& layout, const WorkRates& work) {
+  const int ranks = layout.ranks();
+  const double others = ranks - 1;
+  BufferCost cost;
+  double elements = 0;
+  for (uint32_t i = 0; i < buffer.parts; ++i) {
+    const PartLayout& part = layout.parts()[buffer.first_part + i];
+    elements += static_cast<double>(part.range.elements);
+    if (buffer.path == Path::all_reduce) continue;
+    const PartPlan& points = buffer.points[i];
+    for (const SliceLayout& slice : layout.slices_of(part)) {
+      const uint64_t n = slice.range.elements;
+      const double first = codec::expected_record_bytes(n, points.first);
+      const double added = add_s(work, n, points.first, ranks);
+      if (buffer.path == Path::gather) {
+        cost.first_bytes += others * first;
+        cost.add_s += added;
+        continue;
+      }
+      cost.first_bytes += others / ranks * first;
+      cost.second_bytes += others / ranks * codec::expected_record_bytes(n, points.second);
+      cost.add_s += (added + encode_s(work, n, points.second)) / ranks;
+      cost.decode_s += add_s(work, n, points.second, 1);
+    }
+  }
+  if (buffer.path == Path::all_reduce) {
+    cost.first_bytes = 2 * others / ranks * elements * sizeof(float);
+    cost.first_messages = all_reduce_messages(ranks, elements * sizeof(float));
+  }
+  return cost;
+}
+
+struct Event {
+  double at = 0;
+  uint64_t order = 0;  // of equal times, the earlier made goes first
+  bool ready = false;  // a part is there; else `job` is over
+  StepCore::Job job;
+  bool operator>(const Event& other) const {
+    return at != other.at ? at > other.at : order > other.order;
+  }
+};
+
+class Simulation {
+ public:
+  Simulation(const FusionPlan& plan, const Layout& layout, const Profile& profile)
+      : plan_(plan), layout_(layout), profile_(profile) {
+    for (const BufferPlan& buffer : plan.buffers) {
+      costs_.push_back(cost_of(buffer, layout, profile.work));
+    }
+    core_.begin(plan);
+    for (uint32_t part = 0; part < layout.parts().size(); ++part) {
+      push({profile.ready_s[part], 0, true, {StepCore::Kind::encode, 0, part}});
+    }
+  }
+
+  // The end of the last buffer.
+  double run() {
+    while (!core_.done()) {
+      if (!working_) start_work();
+      SCANT_CHECK(!events_.empty(), "a step ends when all its events have happened");
+      const Event event = events_.top();
+      events_.pop();
+      now_ = event.at;
+      if (event.ready) {
+        core_.part_ready(event.job.part);
+      } else {
+        if (!is_leg(event.job)) working_ = false;
+        core_.finished(event.job);
+      }
+    }
+    return now_;
+  }
+  [[nodiscard]] double work_s() const { return work_s_; }
+  [[nodiscard]] double link_s() const { return link_s_; }
+  [[nodiscard]] double sent_bytes() const { return sent_bytes_; }
+
+ private:
+  static bool is_leg(const StepCore::Job& job) {
+    return job.kind == StepCore::Kind::begin_first || job.kind == StepCore::Kind::begin_second;
+  }
+  void push(Event event) {
+    event.order = made_++;
+    events_.push(event);
+  }
+
+  // Legs begin at once; one job runs at a time.
+  void start_work() {
+    while (!working_) {
+      const auto job = core_.next();
+      if (!job) return;
+      if (is_leg(*job)) {
+        begin_leg(*job);
+        continue;
+      }
+      const double seconds = work_of(*job);
+      work_s_ += seconds;
+      working_ = true;
+      push({now_ + seconds, 0, false, *job});
+    }
+  }
+  void begin_leg(const StepCore::Job& job) {
+    const BufferCost& cost = costs_[job.buffer];
+    const bool first = job.kind == StepCore::Kind::begin_first;
+    const double bytes = first ? cost.first_bytes : cost.second_bytes;
+    const double seconds = bytes / profile_.link.bytes_per_s;
+    link_free_ = std::max(link_free_, now_) + seconds;
+    link_s_ += seconds;
+    sent_bytes_ += bytes;
+    const double messages = first ? cost.first_messages : 1;
+    push({link_free_ + profile_.link.alpha_s * messages, 0, false, job});
+  }
+  [[nodiscard]] double work_of(const StepCore::Job& job) const {
+    if (job.kind == StepCore::Kind::add) return costs_[job.buffer].add_s;
+    if (job.kind == StepCore::Kind::decode) return costs_[job.buffer].decode_s;
+    const BufferPlan& buffer = plan_.buffers[job.buffer];
+    if (buffer.path == Path::all_reduce) return 0;
+    double seconds = 0;
+    for (const SliceLayout& slice : layout_.slices_of(layout_.parts()[job.part])) {
+      seconds += encode_s(profile_.work, slice.range.elements,
+                          buffer.points[job.part - buffer.first_part].first);
+    }
+    return seconds;
+  }
+
+  const FusionPlan& plan_;
+  const Layout& layout_;
+  const Profile& profile_;
+  std::vector<BufferCost> costs_;
+  StepCore core_;
+  std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
+  uint64_t made_ = 0;
+  double now_ = 0;
+  double link_free_ = 0;
+  bool working_ = false;
+  double work_s_ = 0;
+  double link_s_ = 0;
+  double sent_bytes_ = 0;
+};
+
+}  // namespace
+
+double encode_s(const WorkRates& work, uint64_t elements, codec::Point point) {
+  const auto n = static_cast<double>(elements);
+  const WorkRates::Kind& kind = work.encode[static_cast<size_t>(point.values)];
+  if (point.density >= 1) return work.record_s + n * kind.dense_s;
+  return work.record_s + n * work.scan_s + point.density * n * kind.entry_s;
+}
+
+double add_s(const WorkRates& work, uint64_t elements, codec::Point point, int records) {
+  const auto n = static_cast<double>(elements);
+  const WorkRates::Kind& kind = work.decode[static_cast<size_t>(point.values)];
+  if (point.density >= 1) return records * (work.record_s + n * kind.dense_s);
+  return n * work.clear_s + records * (work.record_s + point.density * n * kind.entry_s);
+}
+
+Prediction predict(const FusionPlan& plan, const Layout& layout, const Profile& profile) {
+  SCANT_CHECK(profile.ready_s.size() == layout.parts().size());
+  Simulation simulation(plan, layout, profile);
+  const double end = simulation.run();
+  Prediction prediction;
+  prediction.work_s = simulation.work_s();
+  prediction.link_s = simulation.link_s();
+  prediction.sent_bytes = simulation.sent_bytes();
+  // Of the work, the share that falls within backward; taken to be evenly spread up to the end.
+  const double within = end > profile.backward_s ? profile.backward_s / end : 1;
+  prediction.backward_s = profile.backward_s + profile.contention * within * prediction.work_s;
+  const double late = end + (prediction.backward_s - profile.backward_s);
+  prediction.exposed_s = std::max(0.0, late - prediction.backward_s);
+  prediction.step_s = profile.rest_s + prediction.backward_s + prediction.exposed_s;
+  return prediction;
+}
+
+}  // namespace scant::sync

@@ -1,0 +1,60 @@
+// How long a step by a plan would take: the machine of a step on virtual time. Pure functions of a
+// profile; any thread. docs/planner.md, "Prediction".
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "codec/point.h"
+#include "sync/gradient/fusion_plan.h"
+#include "sync/gradient/layout.h"
+
+namespace scant::sync {
+
+// Seconds of the codec's work, one thread.
+struct WorkRates {
+  struct Kind {
+    double dense_s = 0;  // an element at density 1
+    double entry_s = 0;  // an entry below
+  };
+  std::array<Kind, codec::kValueKindCount> encode{};
+  std::array<Kind, codec::kValueKindCount> decode{};
+  double scan_s = 0;    // an element that is looked at, below density 1
+  double clear_s = 0;   // an element of a sum that is cleared and written, below density 1
+  double record_s = 0;  // a record, whatever its size
+};
+
+struct LinkRate {
+  double alpha_s = 50e-6;    // one message
+  double bytes_per_s = 1e9;  // sent by a rank
+};
+
+struct Profile {
+  std::vector<double> ready_s;  // by part, since the first
+  double backward_s = 0;
+  double rest_s = 0;
+  double contention = 0;
+  WorkRates work;
+  LinkRate link;
+};
+
+struct Prediction {
+  double step_s = 0;
+  double exposed_s = 0;
+  double backward_s = 0;  // with what contention adds
+  double work_s = 0;      // of the worker
+  double link_s = 0;      // of the link
+  double sent_bytes = 0;  // by a rank
+};
+
+// profile.ready_s has one value a part of the layout; the plan is valid for it.
+[[nodiscard]] Prediction predict(const FusionPlan& plan, const Layout& layout,
+                                 const Profile& profile);
+
+// Seconds of one thread to encode a range, and to add `records` of them up or decode one.
+[[nodiscard]] double encode_s(const WorkRates& work, uint64_t elements, codec::Point point);
+[[nodiscard]] double add_s(const WorkRates& work, uint64_t elements, codec::Point point,
+                           int records);
+
+}  // namespace scant::sync
