@@ -1,4 +1,4 @@
-"""scant.torch.wrap: the cases of workers/torch_wrap.py on two, three and four ranks."""
+"""scant.torch.wrap: the cases of two workers on two, three and four ranks."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from conftest import case_names, check_case, check_exit
 
 pytest.importorskip("torch")
 
-WORKER = "torch_wrap.py"
+WORKERS = ["torch_wrap.py", "torch_wrap_edges.py"]
+CASES = [(worker, case) for worker in WORKERS for case in case_names(worker)]
 
 
-@pytest.mark.parametrize("case", case_names(WORKER))
-def test_three_ranks(case: str) -> None:
-    check_case(WORKER, 3, case)
+@pytest.mark.parametrize(("worker", "case"), CASES)
+def test_three_ranks(worker: str, case: str) -> None:
+    check_case(worker, 3, case)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("case", case_names(WORKER))
-def test_other_sizes(case: str, size: int) -> None:
-    check_case(WORKER, size, case, timeout_s=600)
+@pytest.mark.parametrize(("worker", "case"), CASES)
+def test_other_sizes(worker: str, case: str, size: int) -> None:
+    check_case(worker, size, case, timeout_s=600)
 
 
-def test_leaves_cleanly() -> None:
-    check_exit(WORKER, 3)
+@pytest.mark.parametrize("worker", WORKERS)
+def test_leaves_cleanly(worker: str) -> None:
+    check_exit(worker, 3)

@@ -21,15 +21,15 @@ def describe(
     parameters: Iterable[tuple[str, torch.nn.Parameter]], options: dict[str, str]
 ) -> list[Row]:
     """What must be alike on all ranks, as (what, how it is here)."""
-    rows = [
-        (
-            f"parameter '{name}'",
-            f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
-            f"{'' if parameter.requires_grad else ', frozen'}",
-        )
-        for name, parameter in parameters
-    ]
+    rows = [(f"parameter '{name}'", _kind_of(parameter)) for name, parameter in parameters]
     return rows + [(f"option '{name}'", value) for name, value in options.items()]
+
+
+def _kind_of(parameter: torch.nn.Parameter) -> str:
+    text = f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
+    if not parameter.is_contiguous():
+        text += f", strides {parameter.stride()}"
+    return text if parameter.requires_grad else text + ", frozen"
 
 
 def _difference(first: Sequence[Row], other: Sequence[Row]) -> tuple[str, str, str] | None:
@@ -80,12 +80,13 @@ def broadcast_from_first(tensors: Iterable[torch.Tensor], group: Any) -> None:
     root = dist.get_global_rank(group, 0) if group is not None else 0
     for same in by_kind.values():
         batch: list[torch.Tensor] = []
+        size = 0
         for index, tensor in enumerate(same):
             batch.append(tensor)
-            size = sum(one.nbytes for one in batch)
+            size += tensor.nbytes
             if size >= _CHUNK_BYTES or index + 1 == len(same):
                 _broadcast_batch(batch, root, group)
-                batch = []
+                batch, size = [], 0
 
 
 def _broadcast_batch(batch: Sequence[torch.Tensor], root: int, group: Any) -> None:

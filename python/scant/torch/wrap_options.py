@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -76,7 +77,11 @@ class WrapOptions:
 
     def described(self) -> dict[str, str]:
         """What all ranks must have alike."""
-        return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
+        rows = {field.name: repr(getattr(self, field.name)) for field in fields(self)}
+        if isinstance(self.plan, _scant.FusionPlan):
+            text = repr(self.plan.buffers).encode()
+            rows["plan"] = f"a FusionPlan of hash {hashlib.sha256(text).hexdigest()[:16]}"
+        return rows
 
 
 def _parse(text: str) -> tuple[str, float, str]:

@@ -6,23 +6,36 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from scant import _scant
-from scant.errors import InvalidArgument, Unsupported
+from scant.errors import Closed, InvalidArgument, Unsupported
 from scant.torch.process_group import ProcessGroup
 from scant.torch.same_model import broadcast_from_first, check_same, describe
 from scant.torch.wrap_options import WrapOptions, plan_from
 
 __all__ = ["Wrapped", "wrap"]
 
-_numbers = itertools.count(1)
-_WRAPPED = "_scant_wrapped"
+_LINK = "_scant_link"
+_LOOK_EVERY = 16  # steps between looks at whether the model has other parameters
+
+
+class _Link:
+    """What a wrapped model keeps its :class:`Wrapped` alive by; its copies are not wrapped."""
+
+    def __init__(self, wrapped: Wrapped) -> None:
+        self.wrapped = wrapped
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
 
 def wrap(
@@ -62,26 +75,32 @@ class Wrapped(torch.nn.Module):
         check_same(describe(named, options.described()), self.group)
         broadcast_from_first([*model.parameters(), *model.buffers()], self.group)
         # Backward reaches the last first.
-        trained = [(name, one) for name, one in named if one.requires_grad and one.numel() > 0]
+        trained = [(name, one) for name, one in named if _is_trained(one)]
         self._names = [name for name, _ in reversed(trained)]
         self._parameters_in_order = [parameter for _, parameter in reversed(trained)]
+        self._ids = {id(parameter) for parameter in self._parameters_in_order}
         self._sync = True
+        self._check_due = True
         self._steps = 0
         self._in_backward = False
         self._fired = [False] * len(self._names)
+        self._unsent = [False] * len(self._names)  # no_sync gave a gradient since the last average
         self._open_averager()
         self._hooks: list[Any] = []
         for index, parameter in enumerate(self._parameters_in_order):
             untyped: Any = parameter
             self._hooks.append(untyped.register_post_accumulate_grad_hook(self._hook(index)))
-        setattr(model, _WRAPPED, True)
+        setattr(model, _LINK, _Link(self))
 
     # -- what users call ------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward."""
-        if self.training and self._sync and self.options.broadcast_buffers and self._has_buffers:
-            broadcast_from_first(self.module.buffers(), self.group)
+        if self._hooks:  # not closed
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                self._check_still_the_same()
+            if self.training and self._sync and self._has_buffers:
+                broadcast_from_first(self.module.buffers(), self.group)
         return self.module(*args, **kwargs)
 
     @contextlib.contextmanager
@@ -111,9 +130,10 @@ class Wrapped(torch.nn.Module):
         """Takes the hooks off; the model goes on alone."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
         self._averager.close()
-        if hasattr(self.module, _WRAPPED):
-            delattr(self.module, _WRAPPED)
+        if hasattr(self.module, _LINK):
+            delattr(self.module, _LINK)
 
     def get_extra_state(self) -> bytes:
         """This rank's residuals, for ``state_dict``. Every rank saves its own."""
@@ -123,13 +143,24 @@ class Wrapped(torch.nn.Module):
         """Of another number of ranks too: what this rank kept is carried on."""
         self._averager.restore(state)
 
+    def __getstate__(self) -> NoReturn:
+        raise InvalidArgument("a wrapped model has no copies; copy or pickle model.module instead")
+
     # -- inside ---------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *more: Any) -> None:
+        """A checkpoint of DistributedDataParallel has the same names, but no residuals."""
+        super()._load_from_state_dict(state, prefix, *more)
+        missing = more[2]
+        with contextlib.suppress(ValueError):
+            missing.remove(prefix + "_extra_state")
+        self._check_due = True  # assign=True replaces parameters
 
     @staticmethod
     def _check_model(model: torch.nn.Module) -> None:
         if not isinstance(model, torch.nn.Module):
             raise InvalidArgument(f"wrap: a torch.nn.Module is needed, got {type(model).__name__}")
-        if isinstance(model, Wrapped) or hasattr(model, _WRAPPED):
+        if isinstance(model, Wrapped) or getattr(model, _LINK, None) is not None:
             raise InvalidArgument("wrap: this model is wrapped already")
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             raise InvalidArgument(
@@ -158,20 +189,24 @@ class Wrapped(torch.nn.Module):
         shapes = [_matrix(parameter) for parameter in self._parameters_in_order]
         self._layout = _scant.GradientLayout(shapes, ranks)
         device = self._parameters_in_order[0].device
-        self._has_buffers = any(True for _ in self.module.buffers())
+        self._has_buffers = self.options.broadcast_buffers and any(
+            True for _ in self.module.buffers()
+        )
         self._cuda = device.type == "cuda"
         if device.type not in ("cpu", "cuda"):
             raise Unsupported(f"wrap: parameters on {device}; CPU and CUDA are supported")
-        self._arena = torch.zeros(self._layout.arena_elements, pin_memory=self._cuda)
+        self._arena = torch.zeros(
+            self._layout.arena_elements, dtype=torch.float32, device="cpu", pin_memory=self._cuda
+        )
         self._views = [
-            self._arena[offset : offset + parameter.numel()].view(parameter.shape)
+            _view_like(parameter, self._arena, offset)
             for offset, parameter in zip(
                 self._layout.offsets, self._parameters_in_order, strict=True
             )
         ]
         process_group = _process_group(self.group)
         options = {
-            "key": f"wrap {next(_numbers)} of {process_group.group_id}",
+            "key": f"wrap of {process_group.group_id}",  # the communicator counts equal ones
             "members": process_group.members,
             "names": self._names,
             "residual": self.options.residual,
@@ -187,10 +222,37 @@ class Wrapped(torch.nn.Module):
         )
         self._averager.set_plan(plan_from(self.options, self._layout))
 
+    def _check_still_the_same(self) -> None:
+        """What was replaced, added or unfrozen since wrap() would not be averaged."""
+        if self._in_backward and torch._C._current_graph_task_id() < 0:
+            self._averager.close()  # so that the other ranks learn of it
+            raise Closed(
+                "an exception ended the last backward, and with it the training of all ranks: "
+                "close() and wrap the model again, on every rank"
+            )
+        if not self._check_due:
+            return
+        self._check_due = False
+        for parameter in self.module.parameters():
+            if id(parameter) not in self._ids and _is_trained(parameter):
+                names = {id(one): name for name, one in self.module.named_parameters()}
+                raise InvalidArgument(
+                    f"'{names[id(parameter)]}' was replaced, added or unfrozen after wrap(): "
+                    "call close() on every rank, and wrap the model again"
+                )
+
     def _hook(self, index: int) -> Any:
+        # A parameter that held this object would keep both alive for ever.
+        this = weakref.ref(self)
+
         def hook(parameter: torch.Tensor) -> None:
-            if self._sync:
-                self._gradient(index, parameter)
+            wrapped = this()
+            if wrapped is None:
+                return
+            if wrapped._sync:
+                wrapped._gradient(index, parameter)
+            else:
+                wrapped._unsent[index] = True
 
         return hook
 
@@ -198,26 +260,52 @@ class Wrapped(torch.nn.Module):
         """A parameter's gradient is there."""
         gradient = parameter.grad
         assert gradient is not None
+        if gradient.layout is not torch.strided:
+            raise Unsupported(f"'{self._names[index]}' has a sparse gradient")
+        if gradient.requires_grad:
+            raise Unsupported(
+                "backward(create_graph=True): averages have no graph; use torch.autograd.grad"
+            )
         if not self._in_backward:
             self._in_backward = True
             self._fired = [False] * len(self._names)
-            engine: Any = torch.autograd.Variable._execution_engine
-            engine.queue_callback(self._end_of_backward)
-        if gradient.layout is not torch.strided:
-            raise Unsupported(f"'{self._names[index]}' has a sparse gradient")
+            _after_backward(self._end_of_backward)
+        self._send(index, gradient)
+
+    def _send(self, index: int, gradient: torch.Tensor) -> None:
         view = self._views[index]
         if gradient.data_ptr() != view.data_ptr():
             view.copy_(gradient)
         self._fired[index] = True
         self._averager.ready(index)
 
+    @torch.no_grad()
     def _end_of_backward(self) -> None:
-        """Backward is over: waits for what is still under way, and hands the averages over."""
+        """Backward is over: whatever models it went through, none waits before all are told."""
+        for index, parameter in enumerate(self._parameters_in_order):
+            if not self._fired[index] and parameter.grad is not None:
+                self._kept(index, parameter)
+        self._unsent = [False] * len(self._names)
         self._in_backward = False
         self._steps += 1
+        self._check_due = self._steps % _LOOK_EVERY == 0
         every = self.options.check_every
         checked = every > 0 and self._steps % every == 0
         self._averager.finish(self._hash_of_parameters() if checked else 0)
+        _after_backward(self._wait)
+
+    def _kept(self, index: int, parameter: torch.Tensor) -> None:
+        """This backward gave no gradient, but an earlier one did: is it part of the sum?"""
+        gradient = parameter.grad
+        assert gradient is not None
+        if self._unsent[index] or (self.options.unused == "zeros" and bool(gradient.any())):
+            self._send(index, gradient)
+        elif gradient.data_ptr() == self._views[index].data_ptr():
+            parameter.grad = gradient.clone()  # the step writes zeros into the arena
+
+    @torch.no_grad()
+    def _wait(self) -> None:
+        """Waits for what is still under way, and hands the averages over."""
         report = self._averager.wait()
         self.last_step = report
         for index, parameter in enumerate(self._parameters_in_order):
@@ -243,6 +331,22 @@ class Wrapped(torch.nn.Module):
             values = parameter.detach().cpu().contiguous()
             crc = _scant.crc32c(values.data_ptr(), values.nbytes, crc)
         return crc + 1
+
+
+def _is_trained(parameter: torch.Tensor) -> bool:
+    return parameter.requires_grad and parameter.numel() > 0
+
+
+def _after_backward(callback: Any) -> None:
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(callback)
+
+
+def _view_like(parameter: torch.Tensor, arena: torch.Tensor, offset: int) -> torch.Tensor:
+    """The parameter's place in the arena, with the parameter's strides if they leave no gaps:
+    fused optimizers take equal strides of both for granted."""
+    strides = torch.empty_like(parameter, device="meta").stride()
+    return arena.as_strided(parameter.shape, strides, offset)
 
 
 def _matrix(parameter: torch.Tensor) -> tuple[int, int]:
