@@ -225,7 +225,7 @@ class Wrapped(torch.nn.Module):
     def _check_still_the_same(self) -> None:
         """What was replaced, added or unfrozen since wrap() would not be averaged."""
         if self._in_backward and torch._C._current_graph_task_id() < 0:
-            self._averager.close()  # so that the other ranks learn of it
+            self._averager.close()  # what others wait for ends, if they had begun it
             raise Closed(
                 "an exception ended the last backward, and with it the training of all ranks: "
                 "close() and wrap the model again, on every rank"
