@@ -133,19 +133,23 @@ nb::dict dict_of(const sync::StepReport& report) {
     row["second_begin"] = times.second_begin;
     row["second_end"] = times.second_end;
     row["done"] = times.done;
+    row["first_bytes"] = times.first_bytes;
+    row["second_bytes"] = times.second_bytes;
     buffers.append(row);
   }
   out["buffers"] = buffers;
-  nb::list parts;
-  for (const sync::PartReport& part : report.parts) {
-    nb::dict row;
-    row["ready"] = part.ready;
-    row["encode_s"] = part.encode_s;
-    row["bytes"] = part.bytes;
-    row["energy"] = part.energy;
-    row["energy_left"] = part.energy_left;
-    parts.append(row);
-  }
+  // Lists rather than a dictionary for each part: there may be thousands.
+  const auto column = [&](auto member) {
+    nb::list values;
+    for (const sync::PartReport& part : report.parts) values.append(part.*member);
+    return values;
+  };
+  nb::dict parts;
+  parts["ready"] = column(&sync::PartReport::ready);
+  parts["encode_s"] = column(&sync::PartReport::encode_s);
+  parts["bytes"] = column(&sync::PartReport::bytes);
+  parts["energy"] = column(&sync::PartReport::energy);
+  parts["energy_left"] = column(&sync::PartReport::energy_left);
   out["parts"] = parts;
   return out;
 }
@@ -187,7 +191,8 @@ class PythonAverager {
   PythonAverager& operator=(const PythonAverager&) = delete;
   ~PythonAverager() {
     if (generation_ != fork_generation()) {
-      static_cast<void>(averager_.release());  // the parent's; its threads do not exist here
+      // The parent's; its threads do not exist here.
+      static_cast<void>(new std::shared_ptr<Averager>(std::move(averager_)));
       return;
     }
     without_gil([this] { averager_.reset(); });
@@ -208,14 +213,18 @@ class PythonAverager {
 
   // Lets signal handlers run while it waits.
   nb::dict wait() {
-    Averager& averager = get();
+    static_cast<void>(get());
+    const std::shared_ptr<Averager> averager = averager_;
     for (;;) {
-      auto outcome = without_gil([&] { return averager.wait(std::chrono::milliseconds(200)); });
+      auto outcome = without_gil([&] { return averager->wait(std::chrono::milliseconds(200)); });
       if (outcome) {
         if (!*outcome) raise(outcome->error(), rank_);
         return dict_of(outcome->value());
       }
-      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      if (PyErr_CheckSignals() != 0) {
+        close();  // the step cannot be waited for again
+        throw nb::python_error();
+      }
     }
   }
 
@@ -223,7 +232,7 @@ class PythonAverager {
 
  private:
   nb::object keep_;
-  std::unique_ptr<Averager> averager_;
+  std::shared_ptr<Averager> averager_;  // kept by a wait() while another thread closes
   Rank rank_ = kNoRank;
   uint32_t generation_ = fork_generation();
 };

@@ -8,7 +8,6 @@
 #include <map>
 #include <memory>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "base/counters.h"
@@ -192,6 +191,7 @@ struct Engine::Impl {
   void apply_cancel(Rank station, const OpKey& key, Error error);
   void remember_loss(GroupId group, const Error& error);
   void deliver_late(Rank station, const net::FrameHeader& header);
+  void refuse_released(Rank station, const net::FrameHeader& header);
   void consume(Operation& op, uint32_t step, const std::byte* payload, uint64_t bytes);
   void arrived(Operation& op, uint32_t step, const net::FrameHeader& header);
   void release(HeldFrame& frame);
@@ -241,6 +241,7 @@ struct Engine::Impl {
 
   // epoch.cc
   Result<void> release_group(GroupId id);
+  [[nodiscard]] Error released_by_this_rank() const;
   Result<void> add_group(GroupId id, const std::vector<Rank>& stations);
   void begin_shrink(Time deadline, ShrinkDone done);
   void on_proposal(Rank station, Bytes payload);
@@ -275,7 +276,8 @@ struct Engine::Impl {
   std::vector<std::unique_ptr<Peer>> peers;  // by station
   std::vector<Rank> pending;
   std::map<GroupId, std::unique_ptr<Group>> groups;
-  std::unordered_set<GroupId> released;                // of this epoch: what comes for them is late
+  // Of this epoch, with the first sequence that this rank never began: what comes for them is late.
+  std::unordered_map<GroupId, uint32_t> released;
   std::vector<std::unique_ptr<Operation>> operations;  // all that were ever made
   std::vector<Operation*> free_operations;
   std::vector<Operation*> in_flight;

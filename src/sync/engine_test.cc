@@ -237,6 +237,34 @@ TEST(Engine, AReleasedGroupFailsWhatIsPendingAndDropsWhatStillComes) {
   }
 }
 
+// Whether the others began before or after the release, nobody waits for a rank that never will.
+TEST(Engine, ACollectiveOfAGroupThatARankReleasedEndsAtOnceAndNamesIt) {
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    FakeNetwork network(seed, 3);
+    for (Rank rank = 0; rank < 3; ++rank) {
+      ASSERT_TRUE(network.engine(rank).add_group(7, everyone(3)));
+    }
+    ExerciseSpec spec;
+    spec.size = 3;
+    spec.elements = 1 + seed * 4000;
+    ExerciseRun never(network, spec, 7, everyone(3));
+    never.submit(1);
+    for (uint64_t steps = network.rng().below(20); steps > 0; --steps) network.step();
+    ASSERT_TRUE(network.engine(0).release_group(7));
+    never.submit(2);
+    network.run(network.now() + 1s);
+    for (size_t rank = 1; rank < 3; ++rank) {
+      ASSERT_TRUE(never.outcome(rank).done) << "rank " << rank;
+      EXPECT_EQ(never.outcome(rank).result.error().code, ErrorCode::closed);
+      EXPECT_EQ(never.outcome(rank).result.error().peer, 0);
+      EXPECT_NE(never.outcome(rank).result.error().message.find("released the group"),
+                std::string::npos);
+    }
+    if (HasFailure()) return;
+  }
+}
+
 TEST(Engine, ADeferredOperationHasItsDeadline) {
   EngineOptions options;
   options.agree_first = 1;

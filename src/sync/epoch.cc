@@ -47,14 +47,33 @@ Result<void> Engine::Impl::release_group(GroupId id) {
     return Error{ErrorCode::invalid_argument, 0, kNoRank,
                  "group " + std::to_string(id) + " cannot be released"};
   }
-  const Error error{ErrorCode::closed, 0, kNoRank, "its group was released"};
+  const Error error = released_by_this_rank();
   for (Operation* op : by_age()) {
     if (op->group == group) fail(*op, error, Notify::group);
   }
-  for (Early& heard : early.take_group(id)) release(heard);
+  released.emplace(id, group->next_sequence);
   groups.erase(id);
-  released.insert(id);
+  for (Early& heard : early.take_group(id)) {
+    for (const HeldFrame& frame : heard.frames) refuse_released(frame.station, frame.header);
+    release(heard);
+  }
   return {};
+}
+
+Error Engine::Impl::released_by_this_rank() const {
+  return {ErrorCode::closed, 0, self, rank_name(self) + " released the group"};
+}
+
+// Who still begins collectives of the group learns that this rank never will.
+void Engine::Impl::refuse_released(Rank station, const net::FrameHeader& header) {
+  const auto known = released.find(header.group);
+  if (known == released.end() || (header.flags & kFlagPointToPoint) != 0) return;
+  if (header.operation < known->second) return;
+  HistoryRecord never;
+  never.sequence = header.operation;
+  never.call = header.call;
+  never.parts_hash = header.tag;
+  cancel_late(station, never, header.group, released_by_this_rank());
 }
 
 void Engine::Impl::begin_shrink(Time deadline, ShrinkDone done) {

@@ -400,7 +400,7 @@ void Engine::Impl::deliver_late(Rank station, const FrameHeader& header) {
   counters.late.add();
   if ((header.flags & kFlagPointToPoint) != 0) return;
   const Group* group = find_group(header.group);
-  if (group == nullptr) return;  // released
+  if (group == nullptr) return refuse_released(station, header);
   const HistoryRecord& past = group->history[header.operation % kHistoryRecords];
   if (past.sequence != header.operation) return;
   if (past.error) {

@@ -122,6 +122,11 @@ std::optional<Result<StepReport>> Averager::Impl::wait(Duration limit) {
   return outcome;
 }
 
+void Averager::Impl::on_thread(const std::function<void()>& body) {
+  SCANT_CHECK(events_.push(Task{&body}));
+  static_cast<void>(tasks_done_.pop());
+}
+
 double Averager::Impl::seconds() const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
 }
@@ -158,6 +163,9 @@ void Averager::Impl::on_event(const Event& event) {
     finish_backward(finish_event->parameters_hash);
   } else if (const auto* done = std::get_if<OperationDone>(&event)) {
     operation_done(*done);
+  } else if (const auto* task = std::get_if<Task>(&event)) {
+    (*task->body)();
+    tasks_done_.push(true);
   }
 }
 
@@ -348,10 +356,28 @@ uint64_t Averager::plan_hash() const { return impl_->plan_hash; }
 Result<void> Averager::ready(uint32_t tensor) { return impl_->ready(tensor); }
 Result<void> Averager::finish(uint64_t parameters_hash) { return impl_->finish(parameters_hash); }
 std::optional<Result<StepReport>> Averager::wait(Duration limit) { return impl_->wait(limit); }
-std::vector<std::byte> Averager::save() const { return impl_->save(); }
-Result<void> Averager::restore(Bytes saved) { return impl_->restore(saved); }
-void Averager::scale_residuals(float factor) { impl_->scale_residuals(factor); }
-double Averager::residual_energy() const { return impl_->residual_energy(); }
-size_t Averager::memory_bytes() const { return impl_->memory_bytes(); }
+std::vector<std::byte> Averager::save() const {
+  std::vector<std::byte> saved;
+  impl_->on_thread([&] { saved = impl_->save(); });
+  return saved;
+}
+Result<void> Averager::restore(Bytes saved) {
+  Result<void> outcome;
+  impl_->on_thread([&] { outcome = impl_->restore(saved); });
+  return outcome;
+}
+void Averager::scale_residuals(float factor) {
+  impl_->on_thread([&] { impl_->scale_residuals(factor); });
+}
+double Averager::residual_energy() const {
+  double energy = 0;
+  impl_->on_thread([&] { energy = impl_->residual_energy(); });
+  return energy;
+}
+size_t Averager::memory_bytes() const {
+  size_t bytes = 0;
+  impl_->on_thread([&] { bytes = impl_->memory_bytes(); });
+  return bytes;
+}
 
 }  // namespace scant::sync

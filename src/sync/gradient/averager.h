@@ -99,10 +99,12 @@ class Averager {
   // same on all ranks where docs/gradients.md says so; no step can follow it.
   std::optional<Result<StepReport>> wait(Duration limit);
 
-  // Between steps. Of the worker's and the owner's encoders, what `Encoder::save` gives, and back.
+  // Of the worker's and the owner's encoders, what `Encoder::save` gives, and back: restore()
+  // between steps only. In the middle of a step the others wait for the job that runs and see its
+  // state.
   [[nodiscard]] std::vector<std::byte> save() const;
   Result<void> restore(Bytes saved);
-  // Multiplies everything that was not sent: the loss is scaled differently from now on.
+  // Multiplies everything that was not sent: the loss is scaled differently from now on. Finite.
   void scale_residuals(float factor);
   // Sum of squares of the worker's residuals.
   [[nodiscard]] double residual_energy() const;

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <variant>
 #include <vector>
@@ -30,6 +31,8 @@ class Averager::Impl {
   Result<void> ready(uint32_t tensor);
   Result<void> finish(uint64_t parameters_hash);
   std::optional<Result<StepReport>> wait(Duration limit);
+  void on_thread(const std::function<void()>& body);  // between two of its jobs
+  // averager_state.cc: on the thread
   [[nodiscard]] std::vector<std::byte> save() const;
   Result<void> restore(Bytes saved);
   void scale_residuals(float factor);
@@ -57,8 +60,11 @@ class Averager::Impl {
     Leg leg = Leg::first;
     uint32_t buffer = 0;
   };
+  struct Task {
+    const std::function<void()>* body = nullptr;  // the caller waits until it has run
+  };
   struct Stop {};
-  using Event = std::variant<TensorReady, Finish, OperationDone, Stop>;
+  using Event = std::variant<TensorReady, Finish, OperationDone, Task, Stop>;
 
   // What an operation's callback gets; lives as long as the operation.
   struct Callback {
@@ -166,6 +172,7 @@ class Averager::Impl {
 
   base::BoundedQueue<Event> events_;
   base::BoundedQueue<Result<StepReport>> outcomes_{1};
+  base::BoundedQueue<bool> tasks_done_{1};
   base::Thread thread_;
 };
 

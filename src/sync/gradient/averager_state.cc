@@ -44,7 +44,7 @@ std::vector<std::byte> Averager::Impl::save() const {
   put(out, kSavedMagic);
   put(out, kSavedVersion);
   put(out, static_cast<uint32_t>(ranks()));
-  put(out, uint32_t{0});
+  put(out, static_cast<uint32_t>(rank_));
   put(out, uint64_t{0});  // entries, below
   uint64_t entries = 0;
   const auto add = [&](const codec::Encoder& encoder, uint32_t of_owner) {
@@ -65,7 +65,7 @@ std::vector<std::byte> Averager::Impl::save() const {
 }
 
 Result<void> Averager::Impl::restore(Bytes saved) {
-  if (step_open_) {
+  if (phase_ != Phase::idle) {
     return Error{.code = ErrorCode::invalid_argument,
                  .message = "residuals can only be restored between steps"};
   }
@@ -78,6 +78,14 @@ Result<void> Averager::Impl::restore(Bytes saved) {
   const Bytes body = saved.first(saved.size() - kCrcBytes);
   if (base::crc32c(body) != load_little<uint32_t>(saved.data() + body.size())) {
     return corrupt("the checksum does not fit");
+  }
+  const auto of_ranks = load_little<uint32_t>(body.data() + 8);
+  const auto of_rank = load_little<uint32_t>(body.data() + 12);
+  if (of_ranks == static_cast<uint32_t>(ranks()) && of_rank != static_cast<uint32_t>(rank_)) {
+    return Error{.code = ErrorCode::mismatch,
+                 .message = "saved residuals: of rank " + std::to_string(of_rank) +
+                            ", this is rank " + std::to_string(rank_) +
+                            "; every rank loads its own"};
   }
   const auto entries = load_little<uint64_t>(body.data() + 16);
   std::vector<std::pair<codec::Encoder, bool>> found;
