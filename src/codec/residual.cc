@@ -55,7 +55,7 @@ void ResidualStore::load(uint64_t first, size_t count, float* work) const {
       std::fill_n(work, count, 0.0f);
       return;
     case ResidualKind::f32:
-      std::memcpy(work, reinterpret_cast<const float*>(data_.data()) + at, count * sizeof(float));
+      std::copy_n(reinterpret_cast<const float*>(data_.data()) + at, count, work);
       return;
     case ResidualKind::bf16:
       kernels().load_bf16(reinterpret_cast<const uint16_t*>(data_.data()) + at, count, work);
@@ -81,7 +81,7 @@ void ResidualStore::store(uint64_t first, size_t count, const float* work, DrawK
     case ResidualKind::none:
       return;
     case ResidualKind::f32:
-      std::memcpy(in_place() + at, work, count * sizeof(float));
+      std::copy_n(work, count, in_place() + at);
       return;
     case ResidualKind::bf16:
       kernels().store_bf16(work, count, key, reinterpret_cast<uint16_t*>(data_.data()) + at);

@@ -1,8 +1,9 @@
 // Plans. What parses obeys the rules, is the same bytes again, and sends a finite number of bytes.
 // Input: mode, then a plan's bytes.
-#include <array>
+#include <algorithm>
 #include <cmath>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/crc.h"
@@ -51,7 +52,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   // Exactly the right size, so that a sanitizer sees a step past it.
   const size_t bytes = input.rest().size();
   const auto memory = std::make_unique<std::byte[]>(bytes);
-  std::copy(input.rest().begin(), input.rest().end(), memory.get());
+  std::ranges::copy(std::span(data, size).last(bytes), reinterpret_cast<uint8_t*>(memory.get()));
   const MutableBytes plan(memory.get(), bytes);
   if ((mode & kSealed) != 0) seal(plan, layout);
   const auto parsed = sync::parse_fusion_plan(plan, layout);
