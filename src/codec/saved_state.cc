@@ -151,8 +151,8 @@ Result<Encoder> Encoder::restore(Bytes saved) {
   take(std::as_writable_bytes(std::span(encoder.velocity_)));
   take(std::as_writable_bytes(std::span(encoder.threshold_.level)));
   if (!encoder.threshold_.valid(range.elements)) return corrupt("its thresholds are no numbers");
-  std::vector<float> values(range.elements);
-  encoder.read_residual(values);
+  std::vector<float> values(kept ? range.elements : 0);
+  if (kept) encoder.read_residual(values);
   if (!finite(values) || !finite(encoder.velocity_)) return corrupt("its residual is not finite");
   return encoder;
 }
