@@ -154,7 +154,7 @@ TEST(ExchangeSizes, OfRandomPartsInAnyOrderOfArrival) {
     for (uint64_t i = 0; i < 8; ++i) {
       const uint64_t capacity = network.rng().chance(0.1) ? 0 : network.rng().below(6000);
       exchanges.emplace_back(network, capacity, [=](Rank from, Rank to) {
-        const auto pair = static_cast<uint64_t>(from * 64 + to);
+        const auto pair = static_cast<uint64_t>(from) * 64 + static_cast<uint64_t>(to);
         const uint64_t draw = base::random_at(seed * 100 + i, pair, 5);
         if (draw % 5 == 0) return draw % 2 == 0 ? 0 : capacity;
         return draw / 8 % (capacity + 1);
@@ -183,7 +183,8 @@ TEST(ExchangeSizes, SmallPartsCostNoControlFramesAndNoSchedule) {
   uint64_t after_first = 0;
   for (uint64_t i = 0; i < 100; ++i) {
     Exchange exchange(network, 2000, [i](Rank from, Rank to) {
-      return base::random_at(i, static_cast<uint64_t>(from * 8 + to), 2) % 2001;
+      return base::random_at(i, static_cast<uint64_t>(from) * 8 + static_cast<uint64_t>(to), 2) %
+             2001;
     });
     exchange.submit_all();
     network.settle();
@@ -217,7 +218,7 @@ TEST(ExchangeSizes, FramesOfACallThatIsNotPostedAreKept) {
   for (uint64_t seed = 0; seed < 30; ++seed) {
     FakeNetwork network(seed, 3, plain());
     Exchange exchange(network, 5000, [](Rank from, Rank to) {
-      return static_cast<uint64_t>(1400 * from + 300 * to);
+      return 1400 * static_cast<uint64_t>(from) + 300 * static_cast<uint64_t>(to);
     });
     exchange.submit(1);
     exchange.submit(2);
@@ -280,7 +281,7 @@ TEST(ExchangeLoss, HalfwayEndsTheOperationOnEverySurvivor) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     FakeNetwork network(seed, 4, plain());
     Exchange exchange(network, 5000, [](Rank from, Rank to) {
-      return static_cast<uint64_t>(1100 * from + 400 * to);
+      return 1100 * static_cast<uint64_t>(from) + 400 * static_cast<uint64_t>(to);
     });
     exchange.submit_all();
     for (uint64_t steps = network.rng().below(200); steps > 0; --steps) network.step();

@@ -211,7 +211,7 @@ TEST(Averager, TheSameBitsForAnyNumberOfWorkers) {
   on_ranks(2, [&](Communicator& communicator) {
     const Layout layout = layout_for(2);
     std::vector<float> reference;
-    for (const size_t workers : {1, 3}) {
+    for (const size_t workers : {size_t{1}, size_t{3}}) {
       AveragerOptions options;
       options.workers = workers;
       options.key = std::to_string(workers);
