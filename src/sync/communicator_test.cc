@@ -2,76 +2,24 @@
 #include "scant/communicator.h"
 
 #include <atomic>
-#include <filesystem>
 #include <functional>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
 
 #include "sync/exercise.h"
+#include "sync/threads_as_ranks.h"
 
 namespace scant {
 namespace {
 
 using namespace std::chrono_literals;
 
-// A directory that is removed when the test ends.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "scant-test-XXXXXX").string();
-    path_ = mkdtemp(pattern.data());
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  [[nodiscard]] const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
-CommunicatorOptions options_for(Rank rank, int size) {
-  CommunicatorOptions options;
-  options.rank = rank;
-  options.size = size;
-  options.address = "127.0.0.1";
-  options.connect_timeout = 30s;
-  options.operation_timeout = 60s;
-  return options;
-}
-
-std::unique_ptr<Communicator> connect(const std::string& directory, Rank rank, int size) {
-  Result<std::unique_ptr<Store>> store = open_directory_store(directory);
-  if (!store) {
-    ADD_FAILURE() << store.error().to_string();
-    return nullptr;
-  }
-  auto communicator = Communicator::create(*store.value(), options_for(rank, size));
-  if (!communicator) {
-    ADD_FAILURE() << "rank " << rank << ": " << communicator.error().to_string();
-    return nullptr;
-  }
-  return std::move(communicator.value());
-}
-
-// Runs `body` once for each rank, each on its own thread with its own communicator.
-void on_ranks(int size, const std::function<void(Communicator&)>& body) {
-  const TemporaryDirectory directory;
-  std::vector<std::thread> threads;
-  for (Rank rank = 0; rank < size; ++rank) {
-    threads.emplace_back([&, rank] {
-      const std::unique_ptr<Communicator> communicator = connect(directory.path(), rank, size);
-      if (communicator != nullptr) body(*communicator);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
+using sync::connect;
+using sync::on_ranks;
+using sync::options_for;
+using sync::TemporaryDirectory;
 
 Work start(Communicator& communicator, const sync::Call& call, const CallOptions& options = {}) {
   switch (call.kind) {

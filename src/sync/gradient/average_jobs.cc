@@ -72,16 +72,16 @@ void Averager::Impl::prepare(uint32_t index) {
   for (Rank of = 0; of < ranks(); ++of) {
     largest = std::max(largest, capacity(memory.slices, of));
   }
-  memory.capacity = buffer.path == Path::split ? largest : capacity(memory.slices, kNoRank);
-  for (Message& message : memory.outgoing) message.reserve(memory.capacity);
+  const uint64_t room = buffer.path == Path::split ? largest : capacity(memory.slices, kNoRank);
+  for (Message& message : memory.outgoing) message.reserve(room);
   for (Rank from = 0; from < ranks(); ++from) {
-    if (from != rank_) memory.incoming[static_cast<size_t>(from)].reserve(memory.capacity);
+    if (from != rank_) memory.incoming[static_cast<size_t>(from)].reserve(room);
   }
   if (buffer.path != Path::split) return;
-  memory.average.reserve(memory.capacity);
+  memory.average.reserve(room);
   memory.averages.resize(count);
   for (Rank from = 0; from < ranks(); ++from) {
-    if (from != rank_) memory.averages[static_cast<size_t>(from)].reserve(memory.capacity);
+    if (from != rank_) memory.averages[static_cast<size_t>(from)].reserve(room);
   }
 }
 

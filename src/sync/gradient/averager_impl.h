@@ -2,7 +2,6 @@
 // the jobs of a step do). Owner: the thread scant-grad, but for what is said to be the user's.
 #pragma once
 
-#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -78,7 +77,6 @@ class Averager::Impl {
     Message average;                 // split: what this owner sends back
     std::vector<Message> averages;   // by owner, second leg; the own place stays empty
     std::vector<uint64_t> received;  // by rank, of the leg that is under way
-    uint64_t capacity = 0;           // of each message
     Work first;
     Work second;
     Callback first_callback;

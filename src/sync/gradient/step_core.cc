@@ -4,22 +4,6 @@
 
 namespace scant::sync {
 
-const char* name(StepCore::Kind kind) {
-  switch (kind) {
-    case StepCore::Kind::begin_first:
-      return "begin_first";
-    case StepCore::Kind::begin_second:
-      return "begin_second";
-    case StepCore::Kind::add:
-      return "add";
-    case StepCore::Kind::encode:
-      return "encode";
-    case StepCore::Kind::decode:
-      return "decode";
-  }
-  return "?";
-}
-
 void StepCore::begin(const FusionPlan& plan) {
   plan_ = &plan;
   buffers_.assign(plan.buffers.size(), Buffer{});

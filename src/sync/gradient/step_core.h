@@ -71,6 +71,4 @@ class StepCore {
   uint32_t buffers_left_ = 0;
 };
 
-[[nodiscard]] const char* name(StepCore::Kind kind);
-
 }  // namespace scant::sync

@@ -2,26 +2,16 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <map>
 
 #include "base/check.h"
+#include "codec/little_endian.h"
 
 namespace scant::sync {
 namespace {
 
 constexpr size_t kNumbers = 5;
 constexpr size_t kNamedMax = 8;  // in one message
-
-// Explicit little-endian.
-void put(MutableBytes out, size_t at, uint64_t value) {
-  for (size_t i = 0; i < 8; ++i) out[at + i] = static_cast<std::byte>(value >> (8 * i));
-}
-uint64_t get(Bytes in, size_t at) {
-  uint64_t value = 0;
-  for (size_t i = 0; i < 8; ++i) value |= static_cast<uint64_t>(in[at + i]) << (8 * i);
-  return value;
-}
 
 Error mismatch(Rank peer, std::string message) {
   return Error{.code = ErrorCode::mismatch, .peer = peer, .message = std::move(message)};
@@ -104,7 +94,7 @@ void write_verdict(const Verdict& verdict, MutableBytes out) {
   SCANT_CHECK(out.size() == verdict_bytes(verdict.present.size()));
   const std::array<uint64_t, kNumbers> numbers = {
       verdict.step, verdict.plan_hash, verdict.nonfinite, verdict.parameters_hash, verdict.failure};
-  for (size_t i = 0; i < kNumbers; ++i) put(out, 8 * i, numbers[i]);
+  for (size_t i = 0; i < kNumbers; ++i) codec::store_little(out.data() + 8 * i, numbers[i]);
   std::fill(out.begin() + 8 * kNumbers, out.end(), std::byte{0});
   for (size_t i = 0; i < verdict.present.size(); ++i) {
     if (verdict.present[i]) out[8 * kNumbers + i / 8] |= static_cast<std::byte>(1u << (i % 8));
@@ -113,8 +103,13 @@ void write_verdict(const Verdict& verdict, MutableBytes out) {
 
 Verdict read_verdict(Bytes bytes, size_t tensors) {
   SCANT_CHECK(bytes.size() == verdict_bytes(tensors));
-  Verdict verdict{get(bytes, 0),  get(bytes, 8),  get(bytes, 16),
-                  get(bytes, 24), get(bytes, 32), std::vector<bool>(tensors)};
+  const auto number = [&](size_t i) { return codec::load_little<uint64_t>(bytes.data() + 8 * i); };
+  Verdict verdict{.step = number(0),
+                  .plan_hash = number(1),
+                  .nonfinite = number(2),
+                  .parameters_hash = number(3),
+                  .failure = number(4),
+                  .present = std::vector<bool>(tensors)};
   for (size_t i = 0; i < tensors; ++i) {
     verdict.present[i] =
         (bytes[8 * kNumbers + i / 8] & static_cast<std::byte>(1u << (i % 8))) != std::byte{0};
