@@ -16,7 +16,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-using sync::connect;
 using sync::on_ranks;
 using sync::options_for;
 using sync::TemporaryDirectory;
