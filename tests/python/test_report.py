@@ -93,6 +93,29 @@ def test_labels_of_close_sizes_do_not_overlap() -> None:
     assert all(b - a >= 56 for a, b in itertools.pairwise(places))
 
 
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_legend_keeps_clear_of_the_unit_and_of_itself(count: int) -> None:
+    names = [f"even budget 0.0{i}, after Adam" for i in range(count)]
+    unit = "nats a byte"
+    svg = line_plot("t", [Series(name, [0, 1], [0, 1]) for name in names], "x", unit)
+    root = ElementTree.fromstring(svg)
+    top = float(root.attrib["viewBox"].split()[1])
+    font = 7.0  # of a letter, about as wide as any font draws it
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for text in root.findall("text"):
+        if text.text in (*names, unit):
+            x, y = float(text.attrib["x"]), text.attrib["y"]
+            assert float(y) - 12 >= top
+            rows.setdefault(y, []).append((x, x + font * len(text.text)))
+    assert sum(len(row) for row in rows.values()) == count + 1
+    for row in rows.values():
+        row.sort()
+        assert row[-1][1] <= 720
+        assert all(a[1] + 18 <= b[0] for a, b in itertools.pairwise(row))  # a line's key between
+    keys = {line.attrib["class"] for line in root.findall("line")}
+    assert {f"key {line.attrib['class']}" for line in root.findall("polyline")} <= keys
+
+
 def test_page_holds_everything_and_nothing_from_outside(tmp_path: pathlib.Path) -> None:
     runs = [make_run("gloo", 0.5, [20_000_000] * 2), make_run("scant", 0.25, [10_000_000] * 2)]
     build_page(runs, "two hosts").write(tmp_path / "page.html")

@@ -34,8 +34,10 @@ svg text { font:12px system-ui,sans-serif; fill:var(--soft); }
 .axis { stroke:var(--soft); }
 .one { stroke:var(--ink); stroke-width:1.5; stroke-dasharray:6 4; }
 polyline { fill:none; stroke-width:2; stroke-linejoin:round; }
+.key { stroke-width:3; }
 """ + "\n".join(
-    f".line{i} {{ stroke:var(--c{i % 6}); }} .fill{i} {{ fill:var(--c{i % 6}); }}"
+    f".line{i} {{ stroke:var(--c{i % 6}); {'stroke-dasharray:6 3; ' if i >= 6 else ''}}} "
+    f".fill{i} {{ fill:var(--c{i % 6}); }}"
     for i in range(12)
 )
 

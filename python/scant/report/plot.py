@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 46
+KEY, LEGEND_ROW = 18, 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +98,56 @@ def _frame(
     return parts
 
 
-def _legend(names: Sequence[str]) -> list[str]:
+def _legend_rows(names: Sequence[str], y_name: str) -> list[list[int]]:
+    """Which names stand together: as many as fit beside the unit."""
+    room = WIDTH - RIGHT - _text_width(y_name) - 16
+    rows: list[list[int]] = []
+    used = 0.0
+    for i, name in enumerate(names):
+        if not rows or used + _key_width(name) > room:
+            rows.append([])
+            used = 0.0
+        rows[-1].append(i)
+        used += _key_width(name)
+    return rows
+
+
+def _text_width(text: str) -> float:
+    return 7.2 * len(text)  # more than it is, whatever the font
+
+
+def _key_width(name: str) -> float:
+    return KEY + 6 + _text_width(name) + 12
+
+
+def _legend(rows: Sequence[Sequence[int]], names: Sequence[str]) -> list[str]:
     parts = []
-    x = float(WIDTH - RIGHT)
-    for i in reversed(range(len(names))):
-        x -= 7.2 * len(names[i]) + 8
-        parts.append(f'<text x="{x:.0f}" y="16">{escape(names[i])}</text>')
-        x -= 18
-        parts.append(f'<rect class="fill{i}" x="{x:.0f}" y="7" width="12" height="10" rx="2"/>')
-        x -= 10
+    for above, row in enumerate(reversed(rows)):
+        y = 16 - LEGEND_ROW * above
+        x = float(WIDTH - RIGHT) - sum(_key_width(names[i]) for i in row)
+        for i in row:
+            parts.append(
+                f'<line class="key line{i}" x1="{x:.0f}" x2="{x + KEY:.0f}" y1="{y - 4}" '
+                f'y2="{y - 4}"/>'
+            )
+            parts.append(f'<text x="{x + KEY + 6:.0f}" y="{y}">{escape(names[i])}</text>')
+            x += _key_width(names[i])
     return parts
 
 
-def _svg(title: str, parts: Sequence[str]) -> str:
+def _svg(title: str, parts: Sequence[str], legend_rows: int = 1) -> str:
+    above = LEGEND_ROW * max(legend_rows - 1, 0)  # the plot itself is as high as any other
     body = "\n".join(parts)
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
+        f'<svg viewBox="0 {-above} {WIDTH} {HEIGHT + above}" role="img" '
+        f'aria-label="{escape(title, quote=True)}">'
         f"\n{body}\n</svg>"
     )
+
+
+def _with_legend(title: str, parts: Sequence[str], names: Sequence[str], y_name: str) -> str:
+    rows = _legend_rows(names, y_name)
+    return _svg(title, [*parts, *_legend(rows, names)], len(rows))
 
 
 def line_plot(
@@ -135,8 +168,7 @@ def line_plot(
             f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in zip(one.x, one.y, strict=True)
         )
         parts.append(f'<polyline class="line{i}" points="{path}"/>')
-    parts += _legend([one.name for one in series])
-    return _svg(title, parts)
+    return _with_legend(title, parts, [one.name for one in series], y_name)
 
 
 def ratio_plot(title: str, series: Sequence[Series], y_name: str) -> str:
@@ -171,8 +203,7 @@ def ratio_plot(title: str, series: Sequence[Series], y_name: str) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="line{i}" points="{path}"/>')
         parts += [f'<circle class="fill{i}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
-    parts += _legend([s.name for s in series])
-    return _svg(title, parts)
+    return _with_legend(title, parts, [s.name for s in series], y_name)
 
 
 def bar_plot(title: str, names: Sequence[str], values: Sequence[float], y_name: str) -> str:
