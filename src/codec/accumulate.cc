@@ -12,6 +12,8 @@
 namespace scant::codec {
 namespace {
 
+constexpr size_t kLineFloats = Workspace::Scratch::kLineFloats;
+
 Error mismatch(size_t number, const std::string& what, const std::string& is,
                const std::string& expected) {
   return Error{.code = ErrorCode::mismatch,
@@ -64,11 +66,18 @@ void scatter(Entries& entries, uint32_t begin, uint32_t end, float* sum) {
   scatter(entries, value, begin, end, sum);
 }
 
-// One worker's tile of the sum.
+// How far into its cache line a float stands.
+size_t lane_in_line(const float* at) {
+  return reinterpret_cast<uintptr_t>(at) / sizeof(float) % kLineFloats;
+}
+
+// One worker's tile of the sum, whose result goes to `out`.
 class Tile {
  public:
-  Tile(Workspace::Scratch& scratch, uint64_t begin, uint64_t end)
-      : sum_(scratch.work()),
+  Tile(Workspace::Scratch& scratch, uint64_t begin, uint64_t end, float* out)
+      : work_(scratch.work()),
+        sum_(work_ + lane_in_line(out)),
+        out_(out),
         values_(scratch.values()),
         positions_(scratch.positions()),
         begin_(begin),
@@ -91,28 +100,34 @@ class Tile {
   }
   // out = weight * sum; the sum is zero for the next tile. When all that there is waits, quads are
   // summed in registers and entries in the first-level cache.
-  void finish(float weight, float* out) {
+  void finish(float weight) {
     const size_t n = end_ - begin_;
     size_t done = 0;
     if (empty_ && waiting_ > 0) {
-      kernels().mean_quads(kind_, sources_.data(), waiting_, n / kQuadElements, weight, out);
+      kernels().mean_quads(kind_, sources_.data(), waiting_, n / kQuadElements, weight, out_);
       done = n / kQuadElements * kQuadElements;
       add_waiting_rest();
     }
-    for (; empty_ && lists_ > 0 && done < n; done += std::min(kPieceElements, n - done)) {
-      const size_t piece = std::min(kPieceElements, n - done);
-      const auto begin = static_cast<uint32_t>(done);
-      for (size_t l = 0; l < lists_; ++l)
-        scatter(entries_[l], begin, begin + static_cast<uint32_t>(piece), sum_);
-      kernels().finish(sum_, piece, weight, out + done);
-    }
+    while (empty_ && lists_ > 0 && done < n) done += finish_piece(done, weight);
     if (done == n) lists_ = 0;
     add_all_waiting();
-    kernels().finish(sum_ + done, n - done, weight, out + done);
+    kernels().finish(sum_ + done, n - done, weight, out_ + done);
   }
 
  private:
   static constexpr size_t kPieceElements = 4096;
+
+  // The entries from `done` on, up to an end of a cache line of the result; gives their number.
+  size_t finish_piece(size_t done, float weight) {
+    const size_t lane = lane_in_line(out_ + done);
+    const size_t piece = std::min(kPieceElements - lane, end_ - begin_ - done);
+    for (size_t l = 0; l < lists_; ++l) {
+      scatter(entries_[l], static_cast<uint32_t>(done), static_cast<uint32_t>(done + piece),
+              work_ + lane);
+    }
+    kernels().finish(work_ + lane, piece, weight, out_ + done);
+    return piece;
+  }
 
   // What stands behind the last quad; then nothing waits.
   void add_waiting_rest() {
@@ -225,7 +240,9 @@ class Tile {
     kernels().add_values(block.header.values, block.values.data(), n, values);
   }
 
-  float* sum_;
+  float* work_;
+  float* sum_;  // stands in its cache line as the result does in its own
+  float* out_;
   float* values_;
   uint16_t* positions_;
   uint64_t begin_;
@@ -271,14 +288,14 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
   workspace.pool().for_each(stretches, [&](size_t index, size_t worker) {
     const uint64_t from = tiles_before + index * stretch;
     Workspace::Scratch& scratch = workspace.scratch(worker);
-    if (!cleared[worker]) std::fill_n(scratch.work(), tile, 0.0f);  // finish() leaves it so
-    cleared[worker] = true;
+    if (!cleared[worker]) std::fill_n(scratch.work(), tile + kLineFloats, 0.0f);
+    cleared[worker] = true;  // finish() leaves it so
     for (uint64_t t = from; t < std::min(tiles_end, from + stretch); ++t) {
       const uint64_t tile_begin = std::max(first, origin + t * tile);
       const uint64_t tile_end = std::min(end, origin + (t + 1) * tile);
-      Tile sum(scratch, tile_begin, tile_end);
+      Tile sum(scratch, tile_begin, tile_end, out.data() + (tile_begin - first));
       for (const RecordView& record : records) sum.add(record);
-      sum.finish(weight, out.data() + (tile_begin - first));
+      sum.finish(weight);
     }
     kernels().flush();
   });

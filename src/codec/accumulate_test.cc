@@ -251,8 +251,16 @@ TEST(Accumulate, AddsWhateverRecordsAreValid) {
     }
     std::vector<float> expected(end - first);
     for (const RecordView& view : views) add_plainly(view, first, expected);
-    std::vector<float> sum(end - first, 123.0f);
+    const size_t before = rng.below(40);  // any place within a cache line
+    std::vector<float> around(before + (end - first) + 20, 123.0f);
+    const std::span<float> sum(around.data() + before, end - first);
     ASSERT_TRUE(accumulate(views, 7, shape, first, sum, -0.3f, workspace).ok());
+    const auto untouched = [](float value) { return value == 123.0f; };
+    const auto behind = around.begin() + static_cast<ptrdiff_t>(before + sum.size());
+    ASSERT_TRUE(
+        std::all_of(around.begin(), around.begin() + static_cast<ptrdiff_t>(before), untouched))
+        << round;
+    ASSERT_TRUE(std::all_of(behind, around.end(), untouched)) << round;
     for (size_t i = 0; i < sum.size(); ++i) {
       const float value = -0.3f * expected[i];
       ASSERT_TRUE(std::isnan(value)

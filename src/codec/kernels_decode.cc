@@ -167,13 +167,25 @@ HWY_INLINE void add_group(const std::byte* from, Vf scale, Vf (&sum)[kIndices]) 
   }
 }
 
+// How sums are written. Past the cache needs addresses that are multiples of what is written; where
+// `out` begins half a vector off, one is made of the halves of two neighbours.
+enum class Way { cached, past, past_halves };
+
 // Where sums begin and end.
 struct Ends {
   bool onto = false;  // what stands in `out`, else `start`
   float start = 0;
   float weight = 1;
-  bool past = false;  // the cache; then `out` is aligned
+  Way way = Way::cached;
 };
+
+HWY_INLINE void stream_halves(const Vf* v, size_t count, float* out) {
+  const hn::Half<Df> half;
+  hn::Stream(hn::LowerHalf(half, v[0]), half, out);
+  for (size_t i = 1; i < count; ++i)
+    hn::Stream(hn::ConcatLowerUpper(Df(), v[i], v[i - 1]), Df(), out + kLanes * i - kLanes / 2);
+  hn::Stream(hn::UpperHalf(half, v[count - 1]), half, out + kLanes * count - kLanes / 2);
+}
 
 constexpr size_t kSourcesMost = 8;
 struct Quads {
@@ -194,8 +206,10 @@ HWY_INLINE void read_group(const Quads& quads, const Ends& ends, float* out) {
   }
   const Vf weight = hn::Set(Df(), ends.weight);
   for (Vf& v : sum) v = hn::Mul(v, weight);
-  if (ends.past) {
+  if (ends.way == Way::past) {
     for (size_t i = 0; i < kIndices; ++i) hn::Stream(sum[i], Df(), out + 8 * i);
+  } else if (kLanes == 8 && ends.way == Way::past_halves) {
+    stream_halves(sum, kIndices, out);
   } else {
     for (size_t i = 0; i < kIndices; ++i) hn::StoreU(sum[i], Df(), out + 8 * i);
   }
@@ -320,8 +334,12 @@ void add_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t 
 void mean_quads(ValueKind kind, const CodedValues* sources, size_t count, size_t quads,
                 float weight, float* out) {
   SCANT_CHECK(count <= kSourcesMost);
-  const bool aligned = reinterpret_cast<uintptr_t>(out) % (kLanes * sizeof(float)) == 0;
-  read_quads_of_kind(kind, sources, count, quads, {.weight = weight, .past = aligned}, out);
+  constexpr size_t kVectorBytes = kLanes * sizeof(float);
+  const size_t off = reinterpret_cast<uintptr_t>(out) % kVectorBytes;
+  const Way way = off == 0                                 ? Way::past
+                  : kLanes == 8 && off == kVectorBytes / 2 ? Way::past_halves
+                                                           : Way::cached;
+  read_quads_of_kind(kind, sources, count, quads, {.weight = weight, .way = way}, out);
 }
 
 void decode(ValueKind kind, const CodedValues& source, size_t n, float* out) {

@@ -409,17 +409,28 @@ void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work
   reference::load_i8(stored + i, scales + i / kGroupElements, n - i, work + i);
 }
 
+// Half vectors at both ends, where they fit: a line that is written in part by ordinary stores, in
+// part past the cache, costs more than all others of a block.
 void finish(float* sum, size_t n, float weight, float* out) {
-  constexpr size_t kVectorBytes = kLanes * sizeof(float);
-  const size_t misaligned = reinterpret_cast<uintptr_t>(out) % kVectorBytes;
-  const size_t head = std::min(n, (kVectorBytes - misaligned) % kVectorBytes / sizeof(float));
-  reference::finish(sum, head, weight, out);
+  const hn::Half<Df> half;
+  constexpr size_t kHalf = kLanes / 2;
   const Vf by = hn::Set(Df(), weight);
-  size_t i = head;
+  const auto lane = [&](size_t at, size_t lanes) {
+    return reinterpret_cast<uintptr_t>(out + at) / sizeof(float) % lanes;
+  };
+  size_t i = std::min(n, (kHalf - lane(0, kHalf)) % kHalf);
+  reference::finish(sum, i, weight, out);
+  const auto finish_half = [&]() HWY_ATTR {
+    hn::Stream(hn::Mul(hn::LowerHalf(half, by), hn::LoadU(half, sum + i)), half, out + i);
+    hn::StoreU(hn::Zero(half), half, sum + i);
+    i += kHalf;
+  };
+  if (i + kHalf <= n && lane(i, kLanes) != 0) finish_half();
   for (; i + kLanes <= n; i += kLanes) {
     hn::Stream(hn::Mul(by, hn::LoadU(Df(), sum + i)), Df(), out + i);
     hn::StoreU(hn::Zero(Df()), Df(), sum + i);
   }
+  if (i + kHalf <= n) finish_half();
   reference::finish(sum + i, n - i, weight, out + i);
 }
 

@@ -178,13 +178,21 @@ bool walk_packed(Bytes bytes, unsigned width, uint32_t elements, uint32_t entrie
   uint32_t found = 0;
   uint32_t next = 0;
   size_t codes = 0;
-  for (; found < entries && codes < limit; ++codes) {
-    const uint32_t code = bits_from(bytes, codes * width) & max;
+  const auto take = [&](uint32_t code) {
     if constexpr (kWrite) out[found] = static_cast<uint16_t>(next + code);
     const uint32_t is_entry = code != max ? 1 : 0;
     found += is_entry;
     next += code + is_entry;
+  };
+  // As many as a word holds at any bit, while each could be an entry.
+  const unsigned together = 57 / width;
+  for (; codes + together <= limit && entries - found >= together; codes += together) {
+    const size_t bit = codes * width;
+    if (bit / 8 + 8 > bytes.size()) break;
+    uint64_t word = load_little<uint64_t>(bytes.data() + bit / 8) >> (bit % 8);
+    for (unsigned i = 0; i < together; ++i, word >>= width) take(static_cast<uint32_t>(word) & max);
   }
+  for (; found < entries && codes < limit; ++codes) take(bits_from(bytes, codes * width) & max);
   const size_t bits_used = codes * width;
   if (found != entries || next > elements || bytes.size() != bytes_of_bits(bits_used)) return false;
   return bits_used % 8 == 0 || std::to_integer<uint32_t>(bytes.back()) >> (bits_used % 8) == 0;

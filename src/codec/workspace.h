@@ -32,11 +32,13 @@ class RecordBuffer {
 
 class Workspace {
  public:
-  // Of one worker, for one block. Lists hold what a kernel may write past their end.
+  // Of one worker, for one block. Work begins with a cache line and has room for another at its
+  // end; lists hold what a kernel may write past their end.
   struct Scratch {
+    static constexpr size_t kLineFloats = 64 / sizeof(float);
     base::Buffer memory{(3 * size_t{kSparseBlockElements} + 64) * sizeof(float)};
     [[nodiscard]] float* work() { return reinterpret_cast<float*>(memory.data()); }
-    [[nodiscard]] float* values() { return work() + kSparseBlockElements; }
+    [[nodiscard]] float* values() { return work() + kSparseBlockElements + kLineFloats; }
     [[nodiscard]] uint16_t* positions() {
       return reinterpret_cast<uint16_t*>(values() + kSparseBlockElements + 32);
     }
