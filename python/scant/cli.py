@@ -17,8 +17,10 @@ __all__ = ["main"]
 
 # name -> (module with main(argv) -> int, one line of help)
 _FORWARDED = {
+    "explain": ("scant.runlog.explain", "what a run chose and why, in words and in a picture"),
     "lab": ("scant.lab.cli", "run a command as ranks on hosts with shaped links"),
     "report": ("scant.report.cli", "turn recorded runs into a self-contained HTML page"),
+    "top": ("scant.runlog.top", "a run as it goes"),
 }
 
 

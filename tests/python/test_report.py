@@ -10,10 +10,11 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from scant.demo.summary import Run, build_page, render, table
+from scant.demo.summary import Run, build_page, table
 from scant.report import Page, Series, bar_plot, bytes_label, line_plot, ratio_plot
 from scant.report.cli import main as report_main
 from scant.report.plot import log_ticks, ticks
+from scant.report.text import render
 
 
 def make_run(backend: str, step_s: float, sent: list[int]) -> Run:

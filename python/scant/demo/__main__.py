@@ -13,10 +13,11 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from scant.demo.summary import Run, build_page, render, table
+from scant.demo.summary import Run, build_page, table
 from scant.lab import Lab, LabError, LinkOptions, UsageError
 from scant.lab.lab import RankProcess
 from scant.lab.units import format_rate, parse_rate
+from scant.report.text import render
 
 BACKENDS = ("gloo", "scant")
 WORKLOAD = "a character transformer of 3.2 million parameters, AdamW, DistributedDataParallel"

@@ -92,18 +92,6 @@ def table(runs: list[Run]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def render(head: list[str], rows: list[list[str]]) -> str:
-    """The table for a terminal."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    out = []
-    for line in lines:
-        first = line[0].ljust(widths[0])
-        rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        out.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(out)
-
-
 def _ecdf(run: Run) -> Series:
     values = sorted(1e3 * s for s in run.step_s)
     share = [100 * (i + 1) / len(values) for i in range(len(values))]

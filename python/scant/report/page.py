@@ -20,6 +20,8 @@ body { font:16px/1.5 system-ui,sans-serif; color:var(--ink); background:var(--pa
   margin:0 auto; max-width:780px; padding:24px 16px 64px; }
 h1 { font-size:1.6rem; margin:0 0 4px; }
 h2 { font-size:1.15rem; margin:36px 0 8px; }
+h3 { font-size:1rem; margin:20px 0 4px; }
+ul { margin:8px 0; padding-left:20px; }
 p { margin:8px 0; }
 .lead { color:var(--soft); }
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums; }
@@ -33,6 +35,8 @@ svg text { font:12px system-ui,sans-serif; fill:var(--soft); }
 .grid { stroke:var(--line); }
 .axis { stroke:var(--soft); }
 .one { stroke:var(--ink); stroke-width:1.5; stroke-dasharray:6 4; }
+.mark { stroke:var(--soft); stroke-dasharray:2 4; }
+.ring { fill:none; stroke:var(--c0); stroke-width:2; }
 polyline { fill:none; stroke-width:2; stroke-linejoin:round; }
 .key { stroke-width:3; }
 """ + "\n".join(
@@ -52,8 +56,16 @@ class Page:
     def heading(self, text: str) -> None:
         self._parts.append(f"<h2>{escape(text)}</h2>")
 
+    def subheading(self, text: str) -> None:
+        self._parts.append(f"<h3>{escape(text)}</h3>")
+
     def text(self, text: str) -> None:
         self._parts.append(f"<p>{escape(text)}</p>")
+
+    def points(self, lines: Sequence[str]) -> None:
+        """A list of sentences."""
+        items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+        self._parts.append(f"<ul>{items}</ul>")
 
     def plot(self, svg: str) -> None:
         """An SVG from scant.report.plot."""
@@ -69,7 +81,7 @@ class Page:
 
     def data(self, name: str, value: Any) -> None:
         """Embeds the numbers, so that the page can be checked."""
-        text = json.dumps(value).replace("</", "<\\/")
+        text = json.dumps(value).replace("<", "\\u003c")  # nothing ends or hides the element
         self._parts.append(
             f'<script type="application/json" id="{escape(name, quote=True)}">{text}</script>'
         )

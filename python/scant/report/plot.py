@@ -150,10 +150,34 @@ def _with_legend(title: str, parts: Sequence[str], names: Sequence[str], y_name:
     return _svg(title, [*parts, *_legend(rows, names)], len(rows))
 
 
+def _marks(axes: _Axes, marks: Sequence[_Tick]) -> list[str]:
+    """Lines upright across the plot, each with its text above unless another stands there."""
+    parts = []
+    free = -math.inf
+    for x, text in sorted(marks):
+        if not axes.x0 <= x <= axes.x1:
+            continue
+        at = axes.px(x)
+        parts.append(
+            f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        )
+        if at - _text_width(text) / 2 >= free:
+            parts.append(
+                f'<text x="{at:.1f}" y="{TOP - 4}" text-anchor="middle">{escape(text)}</text>'
+            )
+            free = at + _text_width(text) / 2
+    return parts
+
+
 def line_plot(
-    title: str, series: Sequence[Series], x_name: str, y_name: str, from_zero: bool = False
+    title: str,
+    series: Sequence[Series],
+    x_name: str,
+    y_name: str,
+    from_zero: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Lines over a common x axis."""
+    """Lines over a common x axis; ``marks`` are places on it with a short text."""
     points = [(x, y) for one in series for x, y in zip(one.x, one.y, strict=True)]
     if not points:
         return f"<p>{escape(title)}: no data.</p>"
@@ -163,11 +187,14 @@ def line_plot(
     axes = _Axes((min(xs), max(xs)), (low if from_zero else low - margin, max(ys) + margin))
     x_ticks, y_ticks = ticks(axes.x0, axes.x1, 8), ticks(axes.y0, axes.y1)
     parts = _frame(axes, x_name, y_name, _plain(x_ticks), _plain(y_ticks))
+    parts += _marks(axes, marks)
     for i, one in enumerate(series):
-        path = " ".join(
-            f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in zip(one.x, one.y, strict=True)
-        )
+        places = [(axes.px(x), axes.py(y)) for x, y in zip(one.x, one.y, strict=True)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="line{i}" points="{path}"/>')
+        if len(places) == 1:  # a line of one point is not drawn
+            (x, y) = places[0]
+            parts.append(f'<circle class="fill{i}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
     return _with_legend(title, parts, [one.name for one in series], y_name)
 
 
@@ -204,6 +231,50 @@ def ratio_plot(title: str, series: Sequence[Series], y_name: str) -> str:
         parts.append(f'<polyline class="line{i}" points="{path}"/>')
         parts += [f'<circle class="fill{i}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
     return _with_legend(title, parts, [s.name for s in series], y_name)
+
+
+def point_plot(
+    title: str,
+    points: Sequence[tuple[float, float, str]],
+    chosen: int,
+    x_name: str,
+    y_name: str,
+    y_most: float = math.inf,
+) -> str:
+    """Points (x, y, text); the one of index ``chosen`` is ringed. A text that would hide another is
+    left out. No y lies above ``y_most``."""
+    if not points:
+        return f"<p>{escape(title)}: no data.</p>"
+    axes = _Axes(_widened([x for x, _, _ in points]), _widened([y for _, y, _ in points]))
+    y_ticks = [value for value in ticks(axes.y0, axes.y1) if value <= y_most]
+    x_ticks = ticks(axes.x0, axes.x1, 8)
+    parts = _frame(axes, x_name, y_name, _plain(x_ticks), _plain(y_ticks))
+    taken: list[tuple[float, float, float]] = []  # left, right and height of texts
+    for i in sorted(range(len(points)), key=lambda i: i != chosen):
+        x, y, text = axes.px(points[i][0]), axes.py(points[i][1]), points[i][2]
+        parts.append(
+            f'<circle class="fill{0 if i == chosen else 1}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+        )
+        if i == chosen:
+            parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="9"/>')
+        half = _text_width(text) / 2
+        high = y - (13 if i == chosen else 8)
+        if all(
+            abs(high - other) >= 13 or x - half >= right or x + half <= left
+            for left, right, other in taken
+        ):
+            taken.append((x - half, x + half, high))
+            parts.append(
+                f'<text x="{x:.1f}" y="{high:.1f}" text-anchor="middle">{escape(text)}</text>'
+            )
+    return _svg(title, parts)
+
+
+def _widened(values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis: some room on both sides, and never so little that noise looks much."""
+    low, high = min(values), max(values)
+    room = max(0.08 * (high - low), 0.005 * abs(high), 1e-12)
+    return low - room, high + room
 
 
 def bar_plot(title: str, names: Sequence[str], values: Sequence[float], y_name: str) -> str:
