@@ -186,7 +186,7 @@ def test_top_prints_a_line_for_each_line_until_interrupted(tmp_path: pathlib.Pat
         assert top.line() == f"scant top: waiting for {path}\n"
         with RunLog(path) as log:
             log.write(lines[0])
-            assert top.line().startswith("run of 2026-03-02T09:15:04Z: 4 ranks, 38 tensors")
+            assert top.line().startswith("run of 2026-03-02 09:15:04 UTC: 4 ranks, 38 tensors")
             for line in lines[1:5]:
                 log.write(line)
             assert top.line().startswith("step 20: 34")
@@ -280,7 +280,9 @@ def test_explain_tells_what_was_chosen_and_why(
     assert all(len(line) <= 100 for line in text.splitlines())
     for words in (
         "4 ranks, 38 tensors, 3,241,984 elements (13.0 MB of f32 gradients)",
+        "The run of 2026-03-02 09:15:04 UTC",
         "1,200 steps in",
+        "The candidates at step 1,200, the chosen one first",
         "compute: 340 ms a step, of which backward is 210 ms and the rest 130 ms",
         "rank 2 is slowest",
         "3 plans, looked at again 6 times without a change",

@@ -8,7 +8,7 @@ from typing import Any
 
 from scant.report import Page, Series, line_plot, point_plot
 from scant.runlog import amounts, words
-from scant.runlog.history import Choice, History
+from scant.runlog.history import History
 from scant.runlog.lines import Guard, Plan, Profile, Steps
 
 __all__ = ["draw"]
@@ -21,7 +21,7 @@ _DATA_LINES_MAX = 5_000  # newest of a kind, about 2 MB
 def draw(history: History) -> Page:
     """The whole page."""
     run = history.run
-    title = f"Scant run of {run.started}" if run is not None else "Scant run"
+    title = f"Scant run of {words.started(run)}" if run is not None else "Scant run"
     page = Page(title, words.run_line(run) if run is not None else "")
     _now(page, history)
     marks = _marks(history)
@@ -149,13 +149,12 @@ def _choices(page: Page, history: History) -> None:
         if number == 1 or number > len(changes) - _MARKS_MAX:
             page.subheading(f"{number}. {words.choice_title(one)}")
             page.points(words.choice_lines(one))
-    _candidates(page, changes[-1])
+    _candidates(page, history.choices[-1].plan)
 
 
-def _candidates(page: Page, choice: Choice) -> None:
-    plan = choice.plan
+def _candidates(page: Page, plan: Plan) -> None:
     rows = (plan.chosen, *plan.others)
-    page.heading(f"The candidates at step {amounts.whole(plan.step)}")
+    page.heading(words.candidates_title(plan))
     points = [
         (1e3 * row.step_s, 100 * row.kept, f"{i}" if i else "chosen")
         for i, row in enumerate(rows)

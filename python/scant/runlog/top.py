@@ -16,7 +16,7 @@ from scant.runlog.explain import terminal
 from scant.runlog.history import History
 from scant.runlog.lines import Guard, Line, Note, Plan, Run, Steps
 from scant.runlog.reader import BadLogError, Follower, read
-from scant.runlog.words import run_line
+from scant.runlog.words import run_line, started
 
 __all__ = ["main"]
 
@@ -115,7 +115,7 @@ def one_line(line: Line, history: History) -> str:
     """A line of the log for a terminal that cannot be redrawn; empty for what is not shown."""
     step = f"step {amounts.whole(line.step)}"
     if isinstance(line, Run):
-        return f"run of {line.started}: {run_line(line)}"
+        return f"run of {started(line)}: {run_line(line)}"
     if isinstance(line, Plan):
         word = "plan" if line.changed else "same plan"
         return f"{step}: {word}: {line.chosen.text}: {line.why}"

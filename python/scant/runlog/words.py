@@ -50,7 +50,16 @@ def _run(history: History) -> str:
         options = ", ".join(f"{name}={value}" for name, value in run.options.items())
         lines.append(f"options: {options}")
     lines.append(f"{amounts.whole(last.step)} steps in {amounts.span(last.at_s)} so far")
-    return _part(f"The run of {run.started}", lines)
+    return _part(f"The run of {started(run)}", lines)
+
+
+def started(run: Run) -> str:
+    """``2026-03-02 09:15:04 UTC``."""
+    date, _, clock = run.started.partition("T")
+    for zone in ("Z", "+00:00"):
+        if clock.endswith(zone):
+            return f"{date} {clock.removesuffix(zone)} UTC"
+    return run.started
 
 
 def run_line(run: Run) -> str:
@@ -109,11 +118,9 @@ def _choices(history: History) -> list[str]:
     title = f"What was chosen: {_count(len(changes), 'plan')}, "
     title += f"looked at again {_count(kept, 'time')} without a change{left_out}"
     parts = [title]
-    parts += [
-        _part(choice_title(one), choice_lines(one), table(one.plan) if one is shown[-1] else "")
-        for one in shown
-    ]
-    return parts
+    parts += [_part(choice_title(one), choice_lines(one)) for one in shown]
+    newest = history.choices[-1].plan
+    return [*parts, _part(candidates_title(newest), [], render(CANDIDATES, candidates(newest)))]
 
 
 def _count(count: int, what: str) -> str:
@@ -182,9 +189,9 @@ def candidates(plan: Plan) -> list[list[str]]:
     ]
 
 
-def table(plan: Plan) -> str:
-    """The candidates for a terminal."""
-    return render(CANDIDATES, candidates(plan))
+def candidates_title(plan: Plan) -> str:
+    """What the rows are."""
+    return f"The candidates at step {amounts.whole(plan.step)}, the chosen one first"
 
 
 def predictions(history: History) -> list[list[str]]:
