@@ -184,6 +184,20 @@ def test_a_line_reaches_file_prometheus_and_tensorboard(
     assert metrics.gauges() == {}
 
 
+def test_what_is_not_known_is_not_shown() -> None:
+    with Watch(metrics_port=0) as watch:
+        watch.write({**STEPS, "rho": 5.0, "predicted_s": 0.0, "exposed_s": 0.0})
+        watch.write({**STEPS, "rho": None, "kept": math.nan, "exposed_s": 0.0})
+        watch.write({"kind": "profile", "step": 20, "at_s": 1, "plain_s": 0.0})
+        found = metrics.gauges()
+    assert found == {
+        "scant_exposed_seconds": 0.0,
+        "scant_guard_events": 0,
+        "scant_step_seconds": 0.1,
+        "scant_steps": 20,
+    }
+
+
 def test_a_sink_that_fails_leaves_the_others(
     tmp_path: pathlib.Path, board: type[Board], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,15 @@ def test_unknown_kinds_and_fields_are_skipped_and_absent_ones_are_unknown(
     assert "–" in tell(history)
 
 
+def test_numbers_may_come_as_c_doubles(tmp_path: pathlib.Path) -> None:
+    """Counts with a point; 0 where nothing was predicted or measured yet."""
+    nothing = {"predicted_s": 0.0, "rho": 0, "bytes_per_s": 0.0, "exposed_s": 0.0}
+    (_, line) = read(write_lines(tmp_path / "r", RUN, {**STEPS, "steps": 20.0, **nothing}))
+    assert isinstance(line, Steps)
+    assert (line.steps, line.predicted_s, line.rho, line.bytes_per_s) == (20, None, None, None)
+    assert (line.exposed_s, line.error) == (0.0, None)
+
+
 def test_a_last_line_without_an_end_is_left_out(tmp_path: pathlib.Path) -> None:
     path = write_lines(tmp_path / "r", RUN, STEPS)
     whole = path.read_bytes()

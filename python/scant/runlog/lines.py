@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 VERSION = 1
+# Numbers that are never 0 when they are known.
+UNKNOWN_AT_0 = frozenset({"step_s", "predicted_s", "plain_s", "bytes_per_s", "rho", "dense_bytes"})
 _SHOWN = 40  # characters of a wrong value that an error repeats
 _TEXT_CHARACTERS_MAX = 2000
 
@@ -191,6 +193,8 @@ def _build(kind: type[Any], value: dict[str, Any]) -> Any:
     readers = _readers(kind)
     for field in dataclasses.fields(kind):
         given = value.get(field.name)
+        if field.name in UNKNOWN_AT_0 and given == 0 and given is not False:
+            given = None
         if given is not None:
             try:
                 found[field.name] = readers[field.name](given)
@@ -223,6 +227,8 @@ def _time(value: object) -> float:
 
 
 def _whole(value: object) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
         raise _WrongTypeError("a whole number")
     return value

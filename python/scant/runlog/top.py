@@ -21,7 +21,7 @@ from scant.runlog.words import run_line, started
 __all__ = ["main"]
 
 _INTERVAL_S_MIN, _INTERVAL_S_MAX = 0.05, 3600.0
-_BARS_MAX = 60
+_BARS_MAX = 44  # a terminal of 80 columns also shows what they range over
 _LABEL = 10  # columns of what a row is called
 _UP, _ERASE_LINE, _ERASE_BELOW = "\x1b[{}A\r", "\x1b[K", "\x1b[J"
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
 from scant.errors import InvalidArgument
+from scant.runlog.lines import UNKNOWN_AT_0
 from scant.runlog.writer import RunLog, warn
 
 __all__ = ["Watch"]
@@ -111,6 +113,14 @@ class Watch:
         self.close()
 
 
+def _known(line: Mapping[str, Any], field: str) -> float | None:
+    """A number of the line, unless it stands for what is not known."""
+    value = line.get(field)
+    if value is None or not math.isfinite(value) or (value == 0 and field in UNKNOWN_AT_0):
+        return None
+    return float(value)
+
+
 class _Gauges:
     """The newest ``steps`` line as gauges of this process, and the endpoint that shows them."""
 
@@ -125,11 +135,11 @@ class _Gauges:
 
     def write(self, line: Mapping[str, Any]) -> None:
         if line["kind"] == "steps":
-            self._metrics.set_gauges({name: line.get(field) for field, name in _GAUGES.items()})
+            self._metrics.set_gauges({name: _known(line, field) for field, name in _GAUGES.items()})
         elif line["kind"] == "guard":
             self._guards += 1
             self._metrics.set_gauges({"scant_guard_events": self._guards})
-        if line["kind"] in ("guard", "profile") and line.get("plain_s") is not None:
+        if line["kind"] in ("guard", "profile") and _known(line, "plain_s") is not None:
             self._metrics.set_gauges({"scant_plain_step_seconds": line["plain_s"]})
 
     def close(self) -> None:
@@ -157,12 +167,12 @@ class _TensorBoard:
         kind, step = line["kind"], line["step"]
         if kind == "steps":
             for field in _GAUGES:
-                value = line.get(field)
+                value = _known(line, field)
                 if value is not None and field != "step":
-                    self._writer.add_scalar(f"scant/{field}", float(value), step)
+                    self._writer.add_scalar(f"scant/{field}", value, step)
             self._writer.flush()
-        elif kind == "profile" and line.get("plain_s") is not None:
-            self._writer.add_scalar("scant/plain_s", float(line["plain_s"]), step)
+        elif kind == "profile" and (plain_s := _known(line, "plain_s")) is not None:
+            self._writer.add_scalar("scant/plain_s", plain_s, step)
         elif kind == "plan" and line.get("changed", True):
             text = f"{line.get('chosen', {}).get('text', '?')}: {line.get('why', '')}"
             self._writer.add_text("scant/plan", text, step)

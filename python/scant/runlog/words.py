@@ -274,7 +274,7 @@ def now_lines(history: History) -> list[str]:
     ]
     odd = sum(each.nonfinite or 0 for each in history.steps)
     if odd:
-        lines.append(f"not finite, over the whole run: {odd:,}")
+        lines.append(f"gradients that were not finite, over the whole run: {odd:,}")
     return lines
 
 
