@@ -6,10 +6,12 @@ import json
 import math
 import os
 import pathlib
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +68,7 @@ HOSTILE = [
     (line_of(step=-1), "line 2: step and at_s count from 0"),
     (line_of(step=1.5), "line 2: step must be a whole number, got 1.5"),
     (line_of(step=10**30), "line 2: step must be a whole number"),
-    (line_of(at_s=math.inf), "line 2: at_s must be a finite number, got Infinity"),
+    (line_of(at_s=math.inf), "line 2: at_s must be a number of seconds, got Infinity"),
     (line_of(step_s="fast"), 'line 2: step_s must be a number, got "fast"'),
     (line_of(step_s=True), "line 2: step_s must be a number, got true"),
     (line_of(plan=["q4"]), "line 2: plan must be a text"),
@@ -113,12 +115,39 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def test_endless_and_odd_numbers_are_unknown(tmp_path: pathlib.Path) -> None:
     odd = {"step_s": 10**400, "kept": math.nan, "sent_bytes": -math.inf, "exposed_s": -1e300}
-    path = write_lines(tmp_path / "r", RUN, {**STEPS, **odd, "at_s": 1e308})
+    path = write_lines(tmp_path / "r", RUN, {**STEPS, **odd, "at_s": 1e17})
     history = History.of(read(path))
     assert history.steps[0].step_s is None
     assert "–" in tell(history)
     assert "–" in "\n".join(snapshot(history, str(path)))
     assert draw(history).html()
+
+
+ODD = [None, True, 0, -1, 1e308, -1e308, 1e-320, 10**18, "", "x", [], {}, [1], {"a": 1}, math.nan]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_fields_hold_is_shown_or_refused(seed: int, tmp_path: pathlib.Path) -> None:
+    draw_odd = random.Random(seed)
+    shown = 0
+    for _ in range(60):
+        lines = [dict(line) for line in made_up_run.lines(until=80)]
+        for _ in range(draw_odd.randint(1, 4)):
+            line = draw_odd.choice(lines)
+            if draw_odd.random() < 0.3 and isinstance(line.get("chosen"), dict):
+                line = line["chosen"]
+            line[draw_odd.choice(sorted(line))] = draw_odd.choice(ODD)
+        path = write_lines(tmp_path / "r", *lines)
+        try:
+            history = History.of(read(path))
+        except BadLogError as error:
+            assert str(error).startswith(f"{path}: line ")
+            continue
+        shown += 1
+        assert tell(history)
+        assert snapshot(history, str(path))
+        assert "nan" not in draw(history).html()
+    assert 0 < shown < 60
 
 
 def test_texts_cannot_steer_the_terminal_or_the_page(
@@ -159,16 +188,19 @@ class Program:
             text=True,
             env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
         )
+        self.deadline = threading.Timer(PATIENCE_S, self.process.kill)
+        self.deadline.start()
 
     def __enter__(self) -> Program:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.deadline.cancel()
         self.process.kill()
         self.process.communicate(timeout=PATIENCE_S)
 
     def line(self) -> str:
-        """The next; the deadline of the test run bounds the wait."""
+        """The next; empty when the program has ended or was killed at the deadline."""
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
@@ -209,6 +241,8 @@ def test_top_redraws_a_terminal_in_place(run_log: pathlib.Path) -> None:
         env={**os.environ, "TERM": "xterm", "COLUMNS": "60", "LINES": "30"},
     )
     os.close(child)
+    deadline = threading.Timer(PATIENCE_S, process.kill)  # reading ends then with an error
+    deadline.start()
     try:
         shown = ""
         while "step 40 " not in shown:
@@ -226,6 +260,7 @@ def test_top_redraws_a_terminal_in_place(run_log: pathlib.Path) -> None:
         drawn = first.replace("\x1b[K", "").splitlines()
         assert all(len(line) <= 60 for line in drawn)
     finally:
+        deadline.cancel()
         process.kill()
         process.wait(PATIENCE_S)
         os.close(parent)

@@ -115,6 +115,7 @@ def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None
     ):
         peer.sendall(b"GET /met")
         assert peer.recv(100) == b""
+        monkeypatch.undo()
         assert ask(endpoint.port, "/metrics")[0] == 200
 
 

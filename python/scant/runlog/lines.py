@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +30,7 @@ VERSION = 1
 UNKNOWN_AT_0 = frozenset({"step_s", "predicted_s", "plain_s", "bytes_per_s", "rho", "dense_bytes"})
 _SHOWN = 40  # characters of a wrong value that an error repeats
 _TEXT_CHARACTERS_MAX = 2000
+_NUMBER_MAX = 1e18  # seconds, bytes, ratios: what lies beyond, either way, was never measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,13 +216,15 @@ def _number(value: object) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    if not abs(number) <= _NUMBER_MAX:
+        return None
+    return number if abs(number) >= 1 / _NUMBER_MAX else 0.0
 
 
 def _time(value: object) -> float:
     number = _number(value)
     if number is None:
-        raise _WrongTypeError("a finite number")
+        raise _WrongTypeError("a number of seconds")
     return number
 
 
