@@ -150,12 +150,17 @@ PythonRecord* encode(PythonEncoder& self, uintptr_t address, size_t elements, do
   return new PythonRecord(std::move(buffer), report.value());
 }
 
-nb::tuple probe(PythonEncoder& self, uintptr_t address, size_t elements, const nb::list& given,
-                size_t threads) {
-  std::vector<Point> points;
-  for (nb::handle item : given) {
-    const auto pair = nb::cast<nb::tuple>(item);
-    points.push_back(point_of(nb::cast<double>(pair[0]), nb::cast<std::string>(pair[1])));
+// At the default points where none are given.
+nb::tuple probe(PythonEncoder& self, uintptr_t address, size_t elements,
+                const std::optional<nb::list>& given, size_t threads) {
+  std::vector<Point> own;
+  std::span<const Point> points = codec::default_points();
+  if (given) {
+    for (nb::handle item : *given) {
+      const auto pair = nb::cast<nb::tuple>(item);
+      own.push_back(point_of(nb::cast<double>(pair[0]), nb::cast<std::string>(pair[1])));
+    }
+    points = own;
   }
   const WorkspaceLease lease(threads);
   return to_python(unwrap(self.locked([&](Encoder& encoder) {

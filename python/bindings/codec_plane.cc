@@ -1,5 +1,6 @@
 #include "codec_plane.h"
 
+#include <array>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <vector>
@@ -83,10 +84,13 @@ codec::Point point_of(double density, const std::string& values) {
 }
 
 nb::tuple to_python(const codec::Curve& curve) {
+  std::array<nb::object, codec::kValueKindCount> names;  // one string of each, many points have it
   nb::list points;
   for (const codec::CurvePoint& point : curve.points) {
-    points.append(nb::make_tuple(point.point.density, codec::name(point.point.values), point.bytes,
-                                 point.energy));
+    nb::object& name = names[static_cast<size_t>(point.point.values)];
+    if (!name.is_valid()) name = nb::str(codec::name(point.point.values));
+    const double kept = curve.energy > 0 ? point.energy / curve.energy : 1.0;
+    points.append(nb::make_tuple(point.point.density, name, point.bytes, kept));
   }
   return nb::make_tuple(curve.energy, points);
 }

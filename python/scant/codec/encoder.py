@@ -112,9 +112,9 @@ class Encoder:
         )
 
     def native_probe(
-        self, gradient: Any, points: list[tuple[float, str]], threads: int
+        self, gradient: Any, points: list[tuple[float, str]] | None, threads: int
     ) -> tuple[float, list[tuple[float, str, float, float]]]:
-        """Energy, and (density, values, bytes, energy) of each point; see :func:`probe`."""
+        """Energy, and the fields of each CurvePoint; see :func:`probe`."""
         return self._native.probe(*self._input(gradient, "gradient"), points, threads)
 
     def residual(self) -> Any:
