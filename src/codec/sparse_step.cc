@@ -141,12 +141,9 @@ void SparseStep::choose_turns() {
   const uint64_t columns = encoder_.shape_.columns;
   if (range.elements == 0) return;
   const uint64_t rows = (range.first + range.elements - 1) / columns - range.first / columns + 1;
-  ThresholdState& state = encoder_.threshold_;
-  const bool now =
-      !quantised(point_.values) || state.sweeps % kQuantisedSweeps == kQuantisedSweeps - 1;
-  const RowWindow window =
-      take_turns(state, rows, sweep_steps(point_.density, std::min<uint64_t>(columns, kBlock)));
-  if (now) turns_ = window;
+  const uint64_t steps = sweep_steps(point_.density, std::min<uint64_t>(columns, kBlock));
+  turns_ =
+      take_turns(encoder_.threshold_, rows, steps, quantised(point_.values) ? kQuantisedSweeps : 1);
 }
 
 void SparseStep::force_rows(uint64_t number, const float* work) {

@@ -80,19 +80,24 @@ uint64_t sweep_steps(double density, uint64_t columns) {
   return std::max(kSweepStepsMin, static_cast<uint64_t>(std::min(steps, 0x1p62)));
 }
 
-RowWindow take_turns(ThresholdState& state, uint64_t rows, uint64_t steps) {
+RowWindow take_turns(ThresholdState& state, uint64_t rows, uint64_t steps, uint32_t every) {
   // A trifle more, so that rounding makes no sweep a step longer.
   constexpr double kMore = 1 + 1e-12;
   const auto all = static_cast<double>(rows);
   if (state.turn >= all) state.turn = 0;
   const double next = state.turn + all / static_cast<double>(steps) * kMore;
-  const RowWindow window{static_cast<uint64_t>(state.turn), static_cast<uint64_t>(next)};
+  RowWindow window{static_cast<uint64_t>(state.turn), static_cast<uint64_t>(next)};
+  window.end = std::min(window.end, window.begin + rows);
+  // Rows from `rows` on belong to the sweep that follows, whether that gives turns or this one.
+  if (state.sweeps % every != every - 1)
+    window.begin = std::min(std::max(window.begin, rows), window.end);
+  if ((state.sweeps + 1) % every != every - 1) window.end = std::min(window.end, rows);
   state.turn = next;
   if (next >= all) {
-    state.turn = std::min(next - all, all);
+    state.turn = next - all;
     ++state.sweeps;
   }
-  return {window.begin, std::min(window.end, window.begin + rows)};
+  return window;
 }
 
 void MagnitudeHistogram::add(std::span<const float> values) {

@@ -51,8 +51,9 @@ struct RowWindow {
   uint64_t end = 0;
 };
 // Moves on by rows / steps, so that all rows have a turn in any `steps` steps, also when the number
-// of steps changes in between.
-[[nodiscard]] RowWindow take_turns(ThresholdState& state, uint64_t rows, uint64_t steps);
+// of steps changes in between. Where one sweep in `every` gives turns, in any `every` * `steps`.
+[[nodiscard]] RowWindow take_turns(ThresholdState& state, uint64_t rows, uint64_t steps,
+                                   uint32_t every = 1);
 
 // Counts magnitudes by the upper 15 bits of their floats: steps of 1/128 or finer.
 class MagnitudeHistogram {

@@ -231,6 +231,75 @@ TEST(Sweep, EveryRowHasItsTurnInAnySoManySteps) {
   }
 }
 
+// One sweep in sixteen gives turns: no row waits longer because a step reaches into the next sweep,
+// by more or less than the last time.
+TEST(Sweep, EveryRowHasItsTurnInOneSweepOfSixteen) {
+  constexpr uint32_t kEvery = 16;
+  base::Rng rng = printed_rng(52);
+  for (int round = 0; round < 60; ++round) {
+    const uint64_t rows = 1 + rng.below(round % 2 == 0 ? 50 : 2000);
+    const uint64_t steps = 32 + rng.below(100);
+    const uint64_t fewer = 32 + rng.below(steps - 31);
+    ThresholdState state;
+    std::vector<uint64_t> last(rows);
+    uint64_t visits = 0;
+    const uint64_t total = 3 * kEvery * steps;
+    for (uint64_t step = 1; step <= total; ++step) {
+      const RowWindow window = take_turns(state, rows, rng.chance(0.5) ? steps : fewer, kEvery);
+      ASSERT_LE(window.begin, window.end);
+      for (uint64_t row = window.begin; row < window.end; ++row, ++visits) {
+        ASSERT_LE(step - last[row % rows], kEvery * steps)
+            << "row " << row % rows << " of " << rows;
+        last[row % rows] = step;
+      }
+    }
+    for (const uint64_t step : last) ASSERT_LE(total - step, kEvery * steps);
+    ASSERT_LE(visits, (state.sweeps / kEvery + 1) * rows);  // nor is one given more
+  }
+}
+
+TEST(Sweep, RoundingMakesNoSweepLonger) {
+  for (const uint64_t rows : {1u, 3u, 10u, 49u}) {
+    for (uint64_t steps = 32; steps < 400; ++steps) {
+      ThresholdState state;
+      for (uint32_t sweep = 1; sweep <= 4; ++sweep) {
+        for (uint64_t step = 0; step < steps; ++step)
+          static_cast<void>(take_turns(state, rows, steps));
+        ASSERT_EQ(state.sweeps, sweep) << rows << " rows, " << steps << " steps";
+      }
+    }
+  }
+}
+
+// Also from a state that no step leaves behind.
+TEST(Sweep, AWindowIsNeverMoreThanAllRows) {
+  constexpr uint64_t kRows = 10;
+  for (const double turn :
+       {0.0, 9.0, std::nextafter(1.0, 0.0), std::nextafter(10.0, 0.0), 10.0, 1e6}) {
+    for (const uint64_t steps : {1u, 2u, 32u}) {
+      ThresholdState state;
+      state.turn = turn;
+      std::vector<int> visits(kRows);
+      for (uint64_t step = 0; step < steps; ++step) {
+        const RowWindow window = take_turns(state, kRows, steps);
+        ASSERT_LT(window.begin, kRows) << turn;
+        ASSERT_LE(window.end - window.begin, kRows) << turn;
+        for (uint64_t row = window.begin; row < window.end; ++row) ++visits[row % kRows];
+      }
+      EXPECT_GE(*std::min_element(visits.begin(), visits.end()), 1) << turn;
+    }
+  }
+}
+
+TEST(Sweep, AStepThatEndsWithTheLastRowEndsTheSweep) {
+  ThresholdState state;
+  static_cast<void>(take_turns(state, 32, 32));
+  state.turn = 32 - state.turn;  // as far from the end as one step goes
+  static_cast<void>(take_turns(state, 32, 32));
+  EXPECT_EQ(state.sweeps, 1u);
+  EXPECT_EQ(take_turns(state, 32, 32).begin, 0u);
+}
+
 TEST(Sweep, NoRowsHaveNoTurns) {
   ThresholdState state;
   const RowWindow window = take_turns(state, 0, 32);
