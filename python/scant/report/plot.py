@@ -154,10 +154,12 @@ def _marks(axes: _Axes, marks: Sequence[_Tick]) -> list[str]:
     """Lines upright across the plot, each with its text above unless another stands there."""
     parts = []
     free = -math.inf
+    texts: dict[float, list[str]] = {}
     for x, text in sorted(marks):
-        if not axes.x0 <= x <= axes.x1:
-            continue
-        at = axes.px(x)
+        if axes.x0 <= x <= axes.x1:
+            texts.setdefault(x, []).append(text)
+    for x, names in texts.items():
+        at, text = axes.px(x), ", ".join(names)
         parts.append(
             f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
         )
@@ -241,33 +243,56 @@ def point_plot(
     y_name: str,
     y_most: float = math.inf,
 ) -> str:
-    """Points (x, y, text); the one of index ``chosen`` is ringed. A text that would hide another is
-    left out. No y lies above ``y_most``."""
+    """Points (x, y, text); the one of index ``chosen`` is ringed. Points in one place share a line
+    of text; one that would hide another, above or below its point, is left out. No y lies above
+    ``y_most``."""
     if not points:
         return f"<p>{escape(title)}: no data.</p>"
     axes = _Axes(_widened([x for x, _, _ in points]), _widened([y for _, y, _ in points]))
     y_ticks = [value for value in ticks(axes.y0, axes.y1) if value <= y_most]
     x_ticks = ticks(axes.x0, axes.x1, 8)
     parts = _frame(axes, x_name, y_name, _plain(x_ticks), _plain(y_ticks))
-    taken: list[tuple[float, float, float]] = []  # left, right and height of texts
-    for i in sorted(range(len(points)), key=lambda i: i != chosen):
-        x, y, text = axes.px(points[i][0]), axes.py(points[i][1]), points[i][2]
-        parts.append(
-            f'<circle class="fill{0 if i == chosen else 1}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-        )
+    # The chosen one last, so that none covers it; its text first, so that none is in its way.
+    order = sorted(range(len(points)), key=lambda i: i == chosen)
+    for i in order:
+        x, y = axes.px(points[i][0]), axes.py(points[i][1])
+        fill = 0 if i == chosen else 1
+        parts.append(f'<circle class="fill{fill}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         if i == chosen:
             parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="9"/>')
+    first = [chosen] if 0 <= chosen < len(points) else []
+    places = [
+        (axes.px(points[i][0]), axes.py(points[i][1]), points[i][2])
+        for i in [*first, *(i for i in range(len(points)) if i != chosen)]
+    ]
+    return _svg(title, [*parts, *_point_texts(places, bool(first))])
+
+
+def _point_texts(places: Sequence[tuple[float, float, str]], ringed: bool) -> list[str]:
+    groups: list[tuple[float, float, list[str]]] = []
+    for x, y, text in places:
+        near = [texts for gx, gy, texts in groups if abs(gx - x) < 8 and abs(gy - y) < 8]
+        if near:
+            near[0].append(text)
+        else:
+            groups.append((x, y, [text]))
+    parts = []
+    taken: list[tuple[float, float, float]] = []  # left, right and height of texts
+    for i, (x, y, texts) in enumerate(groups):
+        text = ", ".join(texts[:4]) + (" …" if len(texts) > 4 else "")
         half = _text_width(text) / 2
-        high = y - (13 if i == chosen else 8)
-        if all(
-            abs(high - other) >= 13 or x - half >= right or x + half <= left
-            for left, right, other in taken
-        ):
-            taken.append((x - half, x + half, high))
-            parts.append(
-                f'<text x="{x:.1f}" y="{high:.1f}" text-anchor="middle">{escape(text)}</text>'
-            )
-    return _svg(title, parts)
+        away = 5 if ringed and i == 0 else 0
+        for high in (y - 8 - away, y + 18 + away):  # above, else below
+            if all(
+                abs(high - other) >= 13 or x - half >= right or x + half <= left
+                for left, right, other in taken
+            ):
+                taken.append((x - half, x + half, high))
+                parts.append(
+                    f'<text x="{x:.1f}" y="{high:.1f}" text-anchor="middle">{escape(text)}</text>'
+                )
+                break
+    return parts
 
 
 def _widened(values: Sequence[float]) -> tuple[float, float]:

@@ -79,13 +79,12 @@ def rate(bytes_per_s: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """``97.2 %``; all of it, and only that, is 100 %."""
+    """``97.2 %``, ``99.96 %``; all of it, and only that, is 100 %."""
     if value is None:
         return UNKNOWN
-    text = f"{100 * value:.1f}"
-    if text == "100.0":
-        text = "100" if value >= 1 else "99.9"
-    return f"{text} %"
+    if 0.999 <= value < 1:
+        return f"{min(100 * value, 99.99):.2f} %"
+    return "100 %" if value == 1 else f"{100 * value:.1f} %"
 
 
 def error(value: float | None) -> str:

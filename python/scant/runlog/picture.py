@@ -72,7 +72,9 @@ def _plots(page: Page, history: History, marks: Sequence[tuple[float, str]]) -> 
         _series("predicted", history.steps, _predicted),
         _series("measured", history.steps, lambda one: one.step_s),
     ]
-    _line(page, "Step time", times, 1.0, "seconds a step", marks, True)
+    longest = max((max(one.y) for one in times if one.y), default=0.0)
+    scale, unit = (1.0, "seconds a step") if longest >= 1 else (1e3, "ms a step")
+    _line(page, "Step time", times, scale, unit, marks, True)
     exposed = [_series("exposed", history.steps, lambda one: one.exposed_s)]
     _line(page, "Exposed communication", exposed, 1e3, "ms a step", marks, True)
     sent = [
@@ -83,7 +85,9 @@ def _plots(page: Page, history: History, marks: Sequence[tuple[float, str]]) -> 
     kept = [_series("kept", history.steps, lambda one: one.kept)]
     _line(page, "Energy kept", kept, 100.0, "% of the energy", marks, False)
     rate = [_series("link", history.steps, lambda one: one.bytes_per_s)]
-    _line(page, "Link rate", rate, 8e-6, "Mb/s", marks, True)
+    usual = amounts.median(rate[0].y) or 0.0
+    scale, unit = (8e-9, "Gb/s") if 8 * usual >= 1e9 else (8e-6, "Mb/s")
+    _line(page, "Link rate", rate, scale, unit, marks, True)
 
 
 def _predicted(one: Steps) -> float | None:

@@ -93,7 +93,7 @@ def measured_lines(profile: Profile) -> list[str]:
     if profile.contention is not None:
         cost = amounts.number(profile.contention, 2)
         lines.append(f"each second that Scant's threads work lengthens backward by {cost} s")
-    if profile.sending_s_per_byte is not None:
+    if profile.sending_s_per_byte is not None and profile.sending_s_per_byte >= 1e-12:
         cost = amounts.duration(1e6 * profile.sending_s_per_byte)
         lines.append(f"sending costs {cost} of a core for each MB")
     if profile.plain_s is not None:
@@ -240,8 +240,8 @@ def guard_lines(history: History) -> list[str]:
     if not history.guards:
         return ["it never had to act"]
     lines = [
-        f"step {amounts.whole(one.step)}: {one.why} ({amounts.duration(one.measured_s)} measured, "
-        f"plain {amounts.duration(one.plain_s)}; goes on with {one.plan or '?'})"
+        f"step {amounts.whole(one.step)}: {one.why} ({amounts.duration(one.measured_s)} "
+        f"by {one.plan or '?'}, plain {amounts.duration(one.plain_s)})"
         for one in history.guards[-_GUARDS_MAX:]
     ]
     more = len(history.guards) - len(lines)
