@@ -13,13 +13,17 @@
 #include "base/crc.h"
 #include "communicator.h"
 #include "errors.h"
+#include "findings.h"
 #include "fork.h"
 #include "gil.h"
 #include "sync/gradient/averager.h"
+#include "sync/plan/auto_plan.h"
 
 namespace scant::python {
 namespace {
 
+using sync::AutoPlan;
+using sync::AutoPlanOptions;
 using sync::Averager;
 using sync::AveragerOptions;
 using sync::BufferPlan;
@@ -159,7 +163,7 @@ class PythonAverager {
   // `keep` owns communicator and arena.
   PythonAverager(Communicator& communicator, const Layout& layout, uintptr_t arena,
                  const nb::dict& given, nb::object keep)
-      : keep_(std::move(keep)), rank_(communicator.rank()) {
+      : keep_(std::move(keep)), communicator_(communicator), rank_(communicator.rank()) {
     AveragerOptions options;
     const auto get = [&given](const char* key, auto& field) {
       if (given.contains(key)) field = nb::cast<std::decay_t<decltype(field)>>(given[key]);
@@ -180,6 +184,9 @@ class PythonAverager {
     options.residual = *kind;
     options.timeout =
         std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_s));
+    key_ = options.key;
+    members_ = options.members;
+    timeout_ = options.timeout;
     averager_ = unwrap(without_gil([&] {
                          return Averager::create(
                              communicator, layout,
@@ -193,9 +200,10 @@ class PythonAverager {
     if (generation_ != fork_generation()) {
       // The parent's; its threads do not exist here.
       static_cast<void>(new std::shared_ptr<Averager>(std::move(averager_)));
+      static_cast<void>(new std::shared_ptr<AutoPlan>(std::move(auto_plan_)));
       return;
     }
-    without_gil([this] { averager_.reset(); });
+    close();
   }
 
   [[nodiscard]] Averager& get() const {
@@ -208,31 +216,62 @@ class PythonAverager {
     return *averager_;
   }
   void close() {
-    if (generation_ == fork_generation()) without_gil([this] { averager_.reset(); });
+    if (generation_ != fork_generation()) return;
+    without_gil([this] {
+      auto_plan_.reset();  // uses the averager
+      averager_.reset();
+    });
   }
 
-  // Lets signal handlers run while it waits.
-  nb::dict wait() {
-    static_cast<void>(get());
-    const std::shared_ptr<Averager> averager = averager_;
+  void start_auto_plan(double fidelity_min, const FusionPlan* pinned) {
+    AutoPlanOptions options{.key = key_ + ".plans", .members = members_, .timeout = timeout_};
+    options.tuning.fidelity_min = fidelity_min;
+    if (pinned != nullptr) options.tuning.pinned = *pinned;
+    Averager& averager = get();
+    auto_plan_.reset();
+    auto_plan_ = unwrap(
+        without_gil([&] { return AutoPlan::create(communicator_, averager, options); }), rank_);
+  }
+  // Asks until there is an outcome, and lets signal handlers run meanwhile.
+  template <typename Ask>
+  auto interruptible(const Ask& ask) {
     for (;;) {
-      auto outcome = without_gil([&] { return averager->wait(std::chrono::milliseconds(200)); });
-      if (outcome) {
-        if (!*outcome) raise(outcome->error(), rank_);
-        return dict_of(outcome->value());
-      }
+      auto outcome = without_gil([&] { return ask(std::chrono::milliseconds(200)); });
+      if (outcome) return unwrap(std::move(*outcome), rank_);
       if (PyErr_CheckSignals() != 0) {
-        close();  // the step cannot be waited for again
+        close();  // what is under way cannot be waited for again
         throw nb::python_error();
       }
     }
+  }
+
+  // With the step's report come, after an agreement, the lines of the run log on the first member,
+  // and none on the others.
+  nb::dict wait() {
+    static_cast<void>(get());
+    const std::shared_ptr<Averager> averager = averager_;
+    const std::shared_ptr<AutoPlan> plans = auto_plan_;
+    const sync::StepReport report =
+        interruptible([&](Duration limit) { return averager->wait(limit); });
+    nb::dict out = dict_of(report);
+    if (plans && plans->step_done(report)) {
+      interruptible([&](Duration limit) { return plans->agree(limit); });
+      const sync::Findings* findings = plans->findings();
+      out["agreement"] = findings != nullptr ? lines_of(*findings, averager->layout()) : nb::list();
+    }
+    return out;
   }
 
   [[nodiscard]] Rank rank() const { return rank_; }
 
  private:
   nb::object keep_;
-  std::shared_ptr<Averager> averager_;  // kept by a wait() while another thread closes
+  Communicator& communicator_;
+  std::shared_ptr<Averager> averager_;   // kept by a wait() while another thread closes
+  std::shared_ptr<AutoPlan> auto_plan_;  // likewise; its end comes before the averager's
+  std::string key_;
+  std::vector<Rank> members_;
+  Duration timeout_ = Duration::zero();
   Rank rank_ = kNoRank;
   uint32_t generation_ = fork_generation();
 };
@@ -312,6 +351,8 @@ void bind_gradients(nb::module_& module) {
            [](PythonAverager& self, const FusionPlan& plan) {
              unwrap(self.get().set_plan(plan), self.rank());
            })
+      .def("start_auto_plan", &PythonAverager::start_auto_plan, nb::arg("fidelity_min"),
+           nb::arg("pinned").none())
       .def_prop_ro("plan_hash", [](PythonAverager& self) { return self.get().plan_hash(); })
       .def("ready", [](PythonAverager& self,
                        uint32_t tensor) { unwrap(self.get().ready(tensor), self.rank()); })

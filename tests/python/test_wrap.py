@@ -7,7 +7,7 @@ from conftest import case_names, check_case, check_exit
 
 pytest.importorskip("torch")
 
-WORKERS = ["torch_wrap.py", "torch_wrap_edges.py"]
+WORKERS = ["torch_wrap.py", "torch_wrap_edges.py", "torch_auto.py"]
 CASES = [(worker, case) for worker in WORKERS for case in case_names(worker)]
 
 

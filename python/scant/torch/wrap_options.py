@@ -12,8 +12,9 @@ from scant.errors import InvalidArgument
 
 __all__ = ["PLANS", "WrapOptions", "plan_from"]
 
-PLANS = "plain, bf16, q8, q4, q3, q2, q1, or a density with one of them, such as '1% q4'"
+PLANS = "auto, plain, bf16, q8, q4, q3, q2, q1, or a density with one of them, such as '1% q4'"
 _POINT = re.compile(r"(?:(?P<percent>[0-9.]+)% )?(?P<values>[a-z0-9]+)(?P<gather>, gather)?")
+_OF_RANK_0 = ("log", "metrics_port", "tensorboard")
 _UNUSED = ("error", "zeros")
 _RESIDUALS = ("f32", "bf16", "i8", "none")
 
@@ -23,10 +24,13 @@ class WrapOptions:
     """What :func:`scant.torch.wrap` can be told; the defaults are right for most.
 
     Args:
-        plan: how gradients travel. ``plain``: averaged exactly, as f32. ``bf16``, ``q8`` to ``q1``:
+        plan: how gradients travel. ``auto``: as the measured link, model and machine ask for, never
+            slower than plain. ``plain``: averaged exactly, as f32. ``bf16``, ``q8`` to ``q1``:
             in so many bits, both ways, what is rounded away being kept for the next step.
             ``"1% q4"``: only the largest of 1 %, and the rest later; ``"1% q4, gather"``: every
             rank's to every rank. Or a :class:`scant._scant.FusionPlan`.
+        fidelity_min: for ``auto``: the least share of the gradients' energy that a plan may keep in
+            a step, 0 to 1; 1: exact averages only.
         buffer_bytes: gradients travel in buffers of about so many bytes (as f32).
         first_buffer_bytes: of the first buffer, so that sending begins early.
         residual: how what was not sent is kept: ``f32``, ``bf16``, ``i8`` or ``none``.
@@ -38,9 +42,14 @@ class WrapOptions:
         broadcast_buffers: rank 0's buffers (running means and the like) go to all before each
             forward in training, as ``DistributedDataParallel`` does.
         seed: of random draws; the same on all ranks.
+        log: rank 0 writes there what was measured and chosen, for ``scant explain`` and ``scant
+            top``.
+        metrics_port: rank 0 answers Prometheus there, on this host alone.
+        tensorboard: folder where rank 0 writes scalars for TensorBoard.
     """
 
-    plan: Any = "plain"
+    plan: Any = "auto"
+    fidelity_min: float = 0.0
     buffer_bytes: int = 25 << 20
     first_buffer_bytes: int = 1 << 20
     residual: str = "f32"
@@ -50,11 +59,14 @@ class WrapOptions:
     check_every: int = 100
     broadcast_buffers: bool = True
     seed: int = 1
+    log: str | None = None
+    metrics_port: int | None = None
+    tensorboard: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.plan, str | _scant.FusionPlan):
             raise InvalidArgument(f"plan: a name or a FusionPlan, got {self.plan!r}")
-        if isinstance(self.plan, str):
+        if isinstance(self.plan, str) and not self.automatic:
             _parse(self.plan)
         if self.residual not in _RESIDUALS:
             raise InvalidArgument(
@@ -62,8 +74,15 @@ class WrapOptions:
             )
         if self.unused not in _UNUSED:
             raise InvalidArgument(f"unused: error or zeros, got {self.unused!r}")
-        if not 0 <= self.residual_decay <= 1:
-            raise InvalidArgument(f"residual_decay must lie in 0 to 1, got {self.residual_decay}")
+        for name in ("residual_decay", "fidelity_min"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise InvalidArgument(f"{name} must lie in 0 to 1, got {value}")
+        if self.fidelity_min > 0 and not self.automatic:
+            raise InvalidArgument(
+                f"fidelity_min={self.fidelity_min} bounds what plan='auto' may choose, but "
+                f"plan={self.plan!r} was given"
+            )
         for name, least in (
             ("buffer_bytes", 1),
             ("first_buffer_bytes", 1),
@@ -75,9 +94,18 @@ class WrapOptions:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidArgument(f"{name}: a whole number from {least} on, got {value!r}")
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the planner chooses."""
+        return isinstance(self.plan, str) and self.plan == "auto"
+
     def described(self) -> dict[str, str]:
         """What all ranks must have alike."""
-        rows = {field.name: repr(getattr(self, field.name)) for field in fields(self)}
+        rows = {
+            field.name: repr(getattr(self, field.name))
+            for field in fields(self)
+            if field.name not in _OF_RANK_0
+        }
         if isinstance(self.plan, _scant.FusionPlan):
             text = repr(self.plan.buffers).encode()
             rows["plan"] = f"a FusionPlan of hash {hashlib.sha256(text).hexdigest()[:16]}"

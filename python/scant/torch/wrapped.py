@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -17,6 +18,7 @@ from scant import _scant
 from scant.errors import Closed, InvalidArgument, Unsupported
 from scant.torch.process_group import ProcessGroup
 from scant.torch.same_model import broadcast_from_first, check_same, describe
+from scant.torch.watching import Watching
 from scant.torch.wrap_options import WrapOptions, plan_from
 
 __all__ = ["Wrapped", "wrap"]
@@ -39,7 +41,11 @@ class _Link:
 
 
 def wrap(
-    model: torch.nn.Module, options: WrapOptions | None = None, group: Any = None, **more: Any
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    options: WrapOptions | None = None,
+    group: Any = None,
+    **more: Any,
 ) -> Wrapped:
     """Train ``model`` on all ranks together::
 
@@ -52,12 +58,15 @@ def wrap(
 
     Args:
         model: with the same parameters on every rank; rank 0's values are given to all.
+        optimizer: if given, it is made sure that it steps this model's parameters.
         options: :class:`WrapOptions`; single ones may be given by name: ``wrap(model, plan="q4")``.
         group: a process group of the backend ``scant``; default: the default group, or, where
             that is of another backend, a new group of all ranks.
     """
     if options is not None and more:
         raise InvalidArgument("wrap: give options= or single options by name, not both")
+    if optimizer is not None:
+        _check_optimizer(optimizer, model)
     return Wrapped(model, options or WrapOptions(**more), group)
 
 
@@ -86,6 +95,8 @@ class Wrapped(torch.nn.Module):
         self._fired = [False] * len(self._names)
         self._unsent = [False] * len(self._names)  # no_sync gave a gradient since the last average
         self._open_averager()
+        self._watching = Watching(options, self._layout, self.group)
+        self._set_plan(options)
         self._hooks: list[Any] = []
         for index, parameter in enumerate(self._parameters_in_order):
             untyped: Any = parameter
@@ -114,8 +125,7 @@ class Wrapped(torch.nn.Module):
 
     def set_plan(self, plan: str | _scant.FusionPlan) -> None:
         """Another plan from the next step on; call it with the same on all ranks."""
-        values = {**self.options.__dict__, "plan": plan}
-        self._averager.set_plan(plan_from(WrapOptions(**values), self._layout))
+        self._set_plan(replace(self.options, plan=plan))
 
     def scale_residuals(self, factor: float) -> None:
         """What was not sent yet, times ``factor``: the loss is scaled by that from now on."""
@@ -132,6 +142,7 @@ class Wrapped(torch.nn.Module):
             hook.remove()
         self._hooks.clear()
         self._averager.close()
+        self._watching.close()
         if hasattr(self.module, _LINK):
             delattr(self.module, _LINK)
 
@@ -220,7 +231,10 @@ class Wrapped(torch.nn.Module):
         self._averager = _scant.Averager(
             native, self._layout, self._arena.data_ptr(), options, self._arena
         )
-        self._averager.set_plan(plan_from(self.options, self._layout))
+
+    def _set_plan(self, options: WrapOptions) -> None:
+        pinned = None if options.automatic else plan_from(options, self._layout)
+        self._averager.start_auto_plan(options.fidelity_min, pinned)
 
     def _check_still_the_same(self) -> None:
         """What was replaced, added or unfrozen since wrap() would not be averaged."""
@@ -308,6 +322,7 @@ class Wrapped(torch.nn.Module):
         """Waits for what is still under way, and hands the averages over."""
         report = self._averager.wait()
         self.last_step = report
+        self._watching.step(report)
         for index, parameter in enumerate(self._parameters_in_order):
             if report["present"][index]:
                 self._hand_over(parameter, self._views[index])
@@ -331,6 +346,17 @@ class Wrapped(torch.nn.Module):
             values = parameter.detach().cpu().contiguous()
             crc = _scant.crc32c(values.data_ptr(), values.nbytes, crc)
         return crc + 1
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+    of_model = {id(parameter) for parameter in model.parameters()}
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            if id(parameter) not in of_model:
+                raise InvalidArgument(
+                    f"wrap: parameter group {number} of the optimizer has a parameter of shape "
+                    f"{tuple(parameter.shape)} that is not the model's"
+                )
 
 
 def _is_trained(parameter: torch.Tensor) -> bool:

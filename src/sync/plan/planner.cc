@@ -21,9 +21,9 @@ Error invalid(std::string message) {
   return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
 }
 
-std::string format(const char* pattern, double value, size_t count) {
+std::string in_buffers(const char* what, size_t count) {
   char text[96];
-  std::snprintf(text, sizeof text, pattern, value, count, count == 1 ? "" : "s");
+  std::snprintf(text, sizeof text, "%s in %zu buffer%s", what, count, count == 1 ? "" : "s");
   return text;
 }
 
@@ -61,17 +61,74 @@ FusionPlan split_plan(const Layout& layout, std::span<const codec::Point> points
   return plan;
 }
 
+// Energies such that every element of every part has the same: Adam makes tensors with large and
+// with small gradients equally important. A part that nobody had a gradient of has no curve:
+// nothing is to be kept of it.
+std::vector<codec::Curve> by_elements(std::span<const codec::Curve> curves, const Layout& layout) {
+  std::vector<codec::Curve> all(curves.begin(), curves.end());
+  for (size_t p = 0; p < all.size(); ++p) {
+    const uint64_t elements = layout.parts()[p].range.elements;
+    const double energy = all[p].energy;
+    all[p].energy = energy > 0 ? static_cast<double>(elements) : 0;
+    const double factor = energy > 0 ? all[p].energy / energy : 0;
+    for (codec::CurvePoint& point : all[p].points) point.energy *= factor;
+    if (!all[p].points.empty()) continue;
+    for (const codec::Point point : codec::default_points()) {
+      all[p].points.push_back({point, codec::expected_record_bytes(elements, point), 0});
+    }
+  }
+  return all;
+}
+
+double share_at(const codec::Curve& curve, codec::Point point) {
+  const auto found = std::ranges::find(curve.points, point, &codec::CurvePoint::point);
+  if (found == curve.points.end()) return 0;
+  return std::clamp(found->energy / curve.energy, 0.0, 1.0);
+}
+
+// Over both legs, by elements; what the second leg loses is lost of the average.
+double kept_by(const FusionPlan& plan, std::span<const codec::Curve> even) {
+  double elements = 0;
+  double kept = 0;
+  for (const BufferPlan& buffer : plan.buffers) {
+    for (uint32_t i = 0; i < buffer.parts; ++i) {
+      const double n = even.empty() ? 1 : even[buffer.first_part + i].energy;
+      elements += n;
+      if (buffer.path == Path::all_reduce || n == 0 || even.empty()) {
+        kept += n;
+        continue;
+      }
+      const codec::Curve& curve = even[buffer.first_part + i];
+      const double second =
+          buffer.path == Path::split ? share_at(curve, buffer.points[i].second) : 1;
+      kept += n * share_at(curve, buffer.points[i].first) * second;
+    }
+  }
+  return elements > 0 ? kept / elements : 1;
+}
+
 class Ranking {
  public:
-  Ranking(const Layout& layout, const Profile& profile, const PlannerOptions& options)
-      : layout_(layout), profile_(profile), options_(options) {}
+  Ranking(const Layout& layout, const Profile& profile, std::span<const codec::Curve> even,
+          const PlannerOptions& options)
+      : layout_(layout), profile_(profile), even_(even), options_(options) {}
 
-  void look_at(FusionPlan plan, double kept, std::string text) {
-    if (kept < options_.fidelity_min) return;
-    Candidate candidate{std::move(plan), std::move(text), {}, kept, 0};
-    candidate.prediction = predict(candidate.plan, layout_, profile_);
-    candidate.worth = progress(kept) / candidate.prediction.step_s;
-    candidates_.push_back(std::move(candidate));
+  [[nodiscard]] Candidate weigh(FusionPlan plan, std::string text) const {
+    Candidate candidate{std::move(plan), std::move(text), {}, 1, 0};
+    candidate.kept = kept_by(candidate.plan, even_);
+    Prediction& prediction = candidate.prediction;
+    prediction = predict(candidate.plan, layout_, profile_);
+    const double error =
+        is_plain(candidate.plan) ? options_.plain_error : options_.compressed_error;
+    prediction.exposed_s += (error - 1) * prediction.step_s;
+    prediction.exposed_s = std::max(0.0, prediction.exposed_s);
+    prediction.step_s *= error;
+    candidate.worth = progress(candidate.kept) / prediction.step_s;
+    return candidate;
+  }
+  void look_at(FusionPlan plan, std::string text) {
+    Candidate candidate = weigh(std::move(plan), std::move(text));
+    if (candidate.kept >= options_.fidelity_min) candidates_.push_back(std::move(candidate));
   }
 
   // The most worth first; of those nearly equal to the best, the one that keeps most leads.
@@ -89,20 +146,27 @@ class Ranking {
  private:
   const Layout& layout_;
   const Profile& profile_;
+  const std::span<const codec::Curve> even_;
   const PlannerOptions& options_;
   std::vector<Candidate> candidates_;
 };
 
-// What the points of one budget keep, both legs: what the second loses is lost of the average.
-double kept_by(std::span<const codec::Curve> curves, std::span<const size_t> choice) {
-  double energy = 0;
-  double kept = 0;
-  for (size_t p = 0; p < curves.size(); ++p) {
-    energy += curves[p].energy;
-    kept += curves[p].points[choice[p]].energy;
+std::string text_of(const FusionPlan& plan, const Layout& layout) {
+  const size_t buffers = plan.buffers.size();
+  if (is_plain(plan)) return in_buffers("plain", buffers);
+  double bytes = 0;
+  for (const BufferPlan& buffer : plan.buffers) {
+    for (uint32_t i = 0; i < buffer.parts; ++i) {
+      const uint64_t n = layout.parts()[buffer.first_part + i].range.elements;
+      bytes += buffer.path == Path::all_reduce
+                   ? 4.0 * static_cast<double>(n)
+                   : codec::expected_record_bytes(n, buffer.points[i].first);
+    }
   }
-  const double share = energy > 0 ? std::clamp(kept / energy, 0.0, 1.0) : 1;
-  return share * share;
+  char what[48];
+  std::snprintf(what, sizeof what, "%.3g bytes an element",
+                bytes / static_cast<double>(layout.elements()));
+  return in_buffers(what, buffers);
 }
 
 }  // namespace
@@ -129,41 +193,45 @@ std::vector<uint32_t> cut_into(std::span<const double> bytes_of_part, size_t buf
   return counts;
 }
 
+bool is_plain(const FusionPlan& plan) {
+  return std::ranges::all_of(
+      plan.buffers, [](const BufferPlan& buffer) { return buffer.path == Path::all_reduce; });
+}
+
+Candidate weigh(FusionPlan plan, const Layout& layout, const Profile& profile,
+                std::span<const codec::Curve> curves, const PlannerOptions& options) {
+  const std::vector<codec::Curve> even = by_elements(curves, layout);
+  std::string text = text_of(plan, layout);
+  return Ranking(layout, profile, even, options).weigh(std::move(plan), std::move(text));
+}
+
 Result<std::vector<Candidate>> rank_plans(const Layout& layout, const Profile& profile,
                                           std::span<const codec::Curve> curves,
                                           const PlannerOptions& options) {
   const size_t parts = layout.parts().size();
   if (profile.ready_s.size() != parts) return invalid("profile: one ready_s a part is needed");
   if (!curves.empty() && curves.size() != parts) return invalid("curves: one a part is needed");
-  Ranking ranking(layout, profile, options);
+  const std::vector<codec::Curve> even = by_elements(curves, layout);
+  Ranking ranking(layout, profile, even, options);
+  const auto look_at = [&](FusionPlan plan) {
+    std::string text = text_of(plan, layout);
+    ranking.look_at(std::move(plan), std::move(text));
+  };
   for (const size_t buffers : kBufferCounts) {
-    if (buffers > parts) break;
-    ranking.look_at(plain_plan(layout, buffers), 1,
-                    format("plain in %2$zu buffer%3$s", 0, buffers));
+    if (buffers <= parts) look_at(plain_plan(layout, buffers));
   }
   if (curves.empty()) return std::move(ranking).ranked();
-  // A part that nobody had a gradient of has no curve: nothing is to be kept of it.
-  std::vector<codec::Curve> known(curves.begin(), curves.end());
-  for (size_t p = 0; p < parts; ++p) {
-    if (!known[p].points.empty()) continue;
-    for (const codec::Point point : codec::default_points()) {
-      const uint64_t n = layout.parts()[p].range.elements;
-      known[p].points.push_back({point, codec::expected_record_bytes(n, point), 0});
-    }
-  }
   const auto elements = static_cast<double>(layout.elements());
+  std::vector<size_t> before;
   for (double budget = kBudgetMost; budget >= kBudgetLeast; budget *= kBudgetRatio) {
-    const auto allocated = codec::allocate(known, budget * elements);
+    const auto allocated = codec::allocate(even, budget * elements);
     if (!allocated) break;  // the cheapest points cost more
-    const std::vector<size_t>& choice = allocated.value().choice;
+    if (allocated.value().choice == before) continue;
+    before = allocated.value().choice;
     std::vector<codec::Point> points;
-    for (size_t p = 0; p < parts; ++p) points.push_back(known[p].points[choice[p]].point);
-    const double kept = kept_by(known, choice);
+    for (size_t p = 0; p < parts; ++p) points.push_back(even[p].points[before[p]].point);
     for (const size_t buffers : kBufferCounts) {
-      if (buffers > parts) break;
-      ranking.look_at(split_plan(layout, points, buffers), kept,
-                      format("%1$.3g bytes an element in %2$zu buffer%3$s",
-                             allocated.value().bytes / elements, buffers));
+      if (buffers <= parts) look_at(split_plan(layout, points, buffers));
     }
   }
   return std::move(ranking).ranked();

@@ -17,16 +17,25 @@ struct Candidate {
   FusionPlan plan;
   std::string text;  // "plain in 4 buffers", "0.53 bytes an element in 2 buffers"
   Prediction prediction;
-  double kept = 1;   // of the energy of gradient + residual
+  double kept = 1;   // docs/planner.md, "Names"
   double worth = 0;  // plain steps in a second
 };
 
 struct PlannerOptions {
   double fidelity_min = 0;  // of `kept`; plans below are not looked at
+  // Measured / predicted so far, of plans of all_reduce alone and of others.
+  double plain_error = 1;
+  double compressed_error = 1;
 };
 
+[[nodiscard]] bool is_plain(const FusionPlan& plan);
+
+// One plan, looked at alone. `curves` as below.
+[[nodiscard]] Candidate weigh(FusionPlan plan, const Layout& layout, const Profile& profile,
+                              std::span<const codec::Curve> curves, const PlannerOptions& options);
+
 // All that were looked at, the best first. `curves`: of each part, at codec::default_points();
-// where there are none, plain plans alone.
+// where there are none, plain plans alone. A part whose curve has no points counts for nothing.
 [[nodiscard]] Result<std::vector<Candidate>> rank_plans(const Layout& layout,
                                                         const Profile& profile,
                                                         std::span<const codec::Curve> curves,

@@ -21,12 +21,6 @@ struct BufferCost {
   double decode_s = 0;  // split
 };
 
-double all_reduce_messages(int ranks, double bytes) {
-  constexpr double kRingFrom = 256.0 * 1024;
-  if (ranks <= 2) return 1;
-  return bytes >= kRingFrom ? 2.0 * (ranks - 1) : std::ceil(std::log2(ranks));
-}
-
 BufferCost cost_of(const BufferPlan& buffer, const Layout& layout, const WorkRates& work) {
   const int ranks = layout.ranks();
   const double others = ranks - 1;
@@ -54,7 +48,7 @@ BufferCost cost_of(const BufferPlan& buffer, const Layout& layout, const WorkRat
   }
   if (buffer.path == Path::all_reduce) {
     cost.first_bytes = 2 * others / ranks * elements * sizeof(float);
-    cost.first_messages = all_reduce_messages(ranks, elements * sizeof(float));
+    cost.first_messages = messages_in_a_row(buffer.path, ranks, cost.first_bytes);
   }
   return cost;
 }
@@ -102,6 +96,7 @@ class Simulation {
   [[nodiscard]] double work_s() const { return work_s_; }
   [[nodiscard]] double link_s() const { return link_s_; }
   [[nodiscard]] double sent_bytes() const { return sent_bytes_; }
+  [[nodiscard]] double overlapped_bytes() const { return overlapped_bytes_; }
 
  private:
   static bool is_leg(const StepCore::Job& job) {
@@ -131,8 +126,15 @@ class Simulation {
     const BufferCost& cost = costs_[job.buffer];
     const bool first = job.kind == StepCore::Kind::begin_first;
     const double bytes = first ? cost.first_bytes : cost.second_bytes;
-    const double seconds = bytes / profile_.link.bytes_per_s;
-    link_free_ = std::max(link_free_, now_) + seconds;
+    const bool reduces = plan_.buffers[job.buffer].path == Path::all_reduce;
+    const double seconds =
+        bytes / (reduces ? profile_.link.reduced_bytes_per_s : profile_.link.bytes_per_s);
+    const double begin = std::max(link_free_, now_);
+    link_free_ = begin + seconds;
+    if (seconds > 0) {
+      const double within = std::clamp(profile_.backward_s - begin, 0.0, seconds);
+      overlapped_bytes_ += bytes * within / seconds;
+    }
     link_s_ += seconds;
     sent_bytes_ += bytes;
     const double messages = first ? cost.first_messages : 1;
@@ -164,9 +166,17 @@ class Simulation {
   double work_s_ = 0;
   double link_s_ = 0;
   double sent_bytes_ = 0;
+  double overlapped_bytes_ = 0;  // sent before the end of backward
 };
 
 }  // namespace
+
+double messages_in_a_row(Path path, int ranks, double bytes_sent) {
+  constexpr double kRingFrom = 256.0 * 1024;
+  if (path != Path::all_reduce || ranks <= 2) return 1;
+  const double whole = bytes_sent * ranks / (2.0 * (ranks - 1));
+  return whole >= kRingFrom ? 2.0 * (ranks - 1) : std::ceil(std::log2(ranks));
+}
 
 double encode_s(const WorkRates& work, uint64_t elements, codec::Point point) {
   const auto n = static_cast<double>(elements);
@@ -192,7 +202,8 @@ Prediction predict(const FusionPlan& plan, const Layout& layout, const Profile& 
   prediction.sent_bytes = simulation.sent_bytes();
   // Of the work, the share that falls within backward; taken to be evenly spread up to the end.
   const double within = end > profile.backward_s ? profile.backward_s / end : 1;
-  prediction.backward_s = profile.backward_s + profile.contention * within * prediction.work_s;
+  prediction.backward_s = profile.backward_s + profile.contention * within * prediction.work_s +
+                          profile.sending_s_per_byte * simulation.overlapped_bytes();
   const double late = end + (prediction.backward_s - profile.backward_s);
   prediction.exposed_s = std::max(0.0, late - prediction.backward_s);
   prediction.step_s = profile.rest_s + prediction.backward_s + prediction.exposed_s;

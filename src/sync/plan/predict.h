@@ -26,15 +26,17 @@ struct WorkRates {
 };
 
 struct LinkRate {
-  double alpha_s = 50e-6;    // one message
-  double bytes_per_s = 1e9;  // sent by a rank
+  double alpha_s = 50e-6;            // one message
+  double bytes_per_s = 1e9;          // sent by a rank in an exchange
+  double reduced_bytes_per_s = 1e9;  // in an all_reduce
 };
 
 struct Profile {
   std::vector<double> ready_s;  // by part, since the first
   double backward_s = 0;
   double rest_s = 0;
-  double contention = 0;
+  double contention = 0;          // seconds of backward for a second of work before its end
+  double sending_s_per_byte = 0;  // seconds of backward for a byte sent before its end
   WorkRates work;
   LinkRate link;
 };
@@ -51,6 +53,9 @@ struct Prediction {
 // profile.ready_s has one value a part of the layout; the plan is valid for it.
 [[nodiscard]] Prediction predict(const FusionPlan& plan, const Layout& layout,
                                  const Profile& profile);
+
+// Messages that follow one another in a leg of so many bytes.
+[[nodiscard]] double messages_in_a_row(Path path, int ranks, double bytes_sent);
 
 // Seconds of one thread to encode a range, and to add `records` of them up or decode one.
 [[nodiscard]] double encode_s(const WorkRates& work, uint64_t elements, codec::Point point);

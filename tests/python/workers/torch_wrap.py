@@ -14,11 +14,10 @@ from ranks import RANK, SIZE, raises, run_cases
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 from torch.utils.checkpoint import checkpoint
-from wrapping import GLOO, Net, all_equal, batch, flat, loss_of, network, train
+from wrapping import GLOO, Net, all_equal, batch, flat, loss_of, network, train, wrap
 
 import scant
 import scant.torch
-from scant.torch import wrap
 
 PLANS = ["plain", "bf16", "q4", "q2", "5% q4", "5% bf16, gather"]
 

@@ -15,11 +15,10 @@ from ranks import RANK, SIZE, raises, run_cases
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 from torch.utils.checkpoint import checkpoint
-from wrapping import GLOO, all_equal, batch, flat, loss_of, network, train
+from wrapping import GLOO, all_equal, batch, flat, loss_of, network, train, wrap
 
 import scant
 import scant.torch
-from scant.torch import wrap
 
 
 def case_a_gradient_that_a_later_backward_does_not_reach() -> None:

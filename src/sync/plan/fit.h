@@ -1,0 +1,32 @@
+// What measurements say of the link and of contention. Pure functions; any thread.
+// docs/planner.md, "Profile".
+#pragma once
+
+#include <span>
+
+#include "sync/plan/predict.h"
+#include "sync/plan/sounding.h"
+
+namespace scant::sync {
+
+// What soundings of all ranks say; where they say nothing, `before`.
+[[nodiscard]] LinkRate fit_link(std::span<const SoundingTimes> by_rank, int ranks,
+                                const LinkRate& before);
+
+// A period's backward, and what went on before its end.
+struct BackwardSample {
+  double backward_s = 0;
+  double work_s = 0;
+  double bytes = 0;
+};
+
+struct Contention {
+  double backward_s = 0;  // undisturbed
+  double per_work = 0.5;
+  double per_byte = 0;
+};
+
+// The last sample counts most.
+[[nodiscard]] Contention fit_contention(std::span<const BackwardSample> samples);
+
+}  // namespace scant::sync

@@ -1,0 +1,236 @@
+#include "sync/plan/measurement.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <string>
+
+#include "base/check.h"
+#include "base/crc.h"
+#include "codec/little_endian.h"
+
+namespace scant::sync {
+namespace {
+
+using codec::load_little;
+using codec::store_little;
+
+constexpr uint16_t kVersion = 1;
+constexpr size_t kHeaderBytes = 16;
+constexpr size_t kScalars = 13;
+constexpr size_t kSoundings = 5;
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+template <typename Get>
+double median_of(const std::vector<StepReport>& reports, const Get& get) {
+  std::vector<double> values;
+  values.reserve(reports.size());
+  for (const StepReport& report : reports) values.push_back(get(report));
+  return median(std::move(values));
+}
+
+// Of a leg's bytes, those before the end of backward.
+double within_backward(double begin, double end, double bytes, double backward_s) {
+  const double length = std::max(end - begin, 1e-9);
+  return bytes * std::clamp(backward_s - begin, 0.0, length) / length;
+}
+
+double overlapped_bytes(const StepReport& report) {
+  double bytes = 0;
+  for (const BufferTimes& times : report.buffers) {
+    bytes += within_backward(times.first_begin, times.first_end,
+                             static_cast<double>(times.first_bytes), report.backward_s);
+    bytes += within_backward(times.second_begin, times.second_end,
+                             static_cast<double>(times.second_bytes), report.backward_s);
+  }
+  return bytes;
+}
+
+double work_of(const StepReport& report) {
+  return report.encode_s + report.add_s + report.decode_s;
+}
+
+// As the prediction has it: evenly spread up to the last buffer's end.
+double overlapped_work(const StepReport& report) {
+  const double end = report.backward_s + report.exposed_s;
+  return work_of(report) * (end > 0 ? std::min(1.0, report.backward_s / end) : 1);
+}
+
+struct Fidelity {
+  double kept = 1;
+  double residual = 0;
+};
+
+Fidelity fidelity_of(const std::vector<StepReport>& reports, const Layout& layout) {
+  double elements = 0;
+  double kept = 0;
+  double energy = 0;
+  double left = 0;
+  for (const StepReport& report : reports) {
+    for (size_t p = 0; p < report.parts.size(); ++p) {
+      const PartReport& part = report.parts[p];
+      if (!(part.energy > 0) || !std::isfinite(part.energy)) continue;
+      const auto n = static_cast<double>(layout.parts()[p].range.elements);
+      elements += n;
+      kept += n * std::clamp(1 - part.energy_left / part.energy, 0.0, 1.0);
+      energy += part.energy;
+      left += part.energy_left;
+    }
+  }
+  if (elements == 0) return {};
+  // The gradient and what was left before are taken to be independent.
+  const double gradient = std::max(energy - left, 1e-12 * energy);
+  return {kept / elements, std::sqrt(left / gradient)};
+}
+
+void put(std::byte*& at, double value) {
+  store_little(at, std::bit_cast<uint64_t>(value));
+  at += sizeof value;
+}
+double value_at(const std::byte* at) { return std::bit_cast<double>(load_little<uint64_t>(at)); }
+double take(const std::byte*& at) {
+  const double value = value_at(at);
+  at += sizeof value;
+  return value;
+}
+
+constexpr double Measurement::*kScalarFields[kScalars] = {&Measurement::steps,
+                                                          &Measurement::step_s,
+                                                          &Measurement::backward_s,
+                                                          &Measurement::exposed_s,
+                                                          &Measurement::encode_s,
+                                                          &Measurement::add_s,
+                                                          &Measurement::decode_s,
+                                                          &Measurement::overlapped_work_s,
+                                                          &Measurement::overlapped_bytes,
+                                                          &Measurement::sent_bytes,
+                                                          &Measurement::nonfinite,
+                                                          &Measurement::kept,
+                                                          &Measurement::residual};
+
+constexpr double SoundingTimes::*kSoundingFields[kSoundings] = {
+    &SoundingTimes::small_s, &SoundingTimes::exchange_s, &SoundingTimes::exchange_bytes,
+    &SoundingTimes::reduce_s, &SoundingTimes::reduce_bytes};
+
+}  // namespace
+
+void Profiler::begin(uint32_t skipped) {
+  skipped_ = skipped;
+  reports_.clear();
+  step_s_.clear();
+}
+
+void Profiler::add(const StepReport& report, std::optional<double> step_s) {
+  if (skipped_ > 0) {
+    --skipped_;
+    return;
+  }
+  reports_.push_back(report);
+  if (step_s) step_s_.push_back(*step_s);
+}
+
+Measurement Profiler::finish() const {
+  Measurement out;
+  const size_t parts = layout_.parts().size();
+  out.ready_s.assign(parts, 0);
+  out.steps = static_cast<double>(reports_.size());
+  if (reports_.empty()) return out;
+  out.backward_s = median_of(reports_, [](const StepReport& r) { return r.backward_s; });
+  out.exposed_s = median_of(reports_, [](const StepReport& r) { return r.exposed_s; });
+  out.step_s = step_s_.empty() ? out.backward_s + out.exposed_s : median(step_s_);
+  out.encode_s = median_of(reports_, [](const StepReport& r) { return r.encode_s; });
+  out.add_s = median_of(reports_, [](const StepReport& r) { return r.add_s; });
+  out.decode_s = median_of(reports_, [](const StepReport& r) { return r.decode_s; });
+  out.overlapped_work_s = median_of(reports_, overlapped_work);
+  out.overlapped_bytes = median_of(reports_, overlapped_bytes);
+  out.sent_bytes =
+      median_of(reports_, [](const StepReport& r) { return static_cast<double>(r.sent_bytes); });
+  for (const StepReport& report : reports_) out.nonfinite += static_cast<double>(report.nonfinite);
+  const Fidelity fidelity = fidelity_of(reports_, layout_);
+  out.kept = fidelity.kept;
+  out.residual = fidelity.residual;
+  for (size_t p = 0; p < parts; ++p) {
+    out.ready_s[p] = median_of(reports_, [p](const StepReport& r) { return r.parts[p].ready; });
+  }
+  out.curves = reports_.back().curves;
+  for (codec::Curve& curve : out.curves) {
+    if (!std::isfinite(curve.energy)) curve = {};
+    for (codec::CurvePoint& point : curve.points) {
+      if (!std::isfinite(point.energy)) point.energy = 0;
+    }
+  }
+  return out;
+}
+
+size_t measurement_bytes(size_t parts, bool curves) {
+  const size_t curve = curves ? 1 + codec::default_points().size() : 0;
+  const size_t doubles = kScalars + kSoundings + parts + parts * curve;
+  return kHeaderBytes + doubles * sizeof(double) + sizeof(uint32_t);
+}
+
+void write_measurement(const Measurement& measurement, MutableBytes to) {
+  const size_t parts = measurement.ready_s.size();
+  const size_t points = codec::default_points().size();
+  const bool curves = !measurement.curves.empty();
+  SCANT_CHECK(to.size() == measurement_bytes(parts, curves));
+  store_little(to.data(), kMeasurementMagic);
+  store_little(to.data() + 4, kVersion);
+  store_little(to.data() + 6, uint16_t{0});
+  store_little(to.data() + 8, static_cast<uint32_t>(parts));
+  store_little(to.data() + 12, static_cast<uint32_t>(measurement.curves.size()));
+  std::byte* at = to.data() + kHeaderBytes;
+  for (const auto field : kScalarFields) put(at, measurement.*field);
+  for (const auto field : kSoundingFields) put(at, measurement.sounding.*field);
+  for (const double ready : measurement.ready_s) put(at, ready);
+  for (const codec::Curve& curve : measurement.curves) {
+    put(at, curve.energy);
+    for (size_t i = 0; i < points; ++i)
+      put(at, i < curve.points.size() ? curve.points[i].energy : 0);
+  }
+  store_little(at, base::crc32c(Bytes(to).first(to.size() - sizeof(uint32_t))));
+}
+
+Result<Measurement> read_measurement(Bytes from, const Layout& layout, bool curves) {
+  const size_t parts = layout.parts().size();
+  const auto damaged = [](const char* what) {
+    return Error{.code = ErrorCode::corrupt, .message = std::string("measurement: ") + what};
+  };
+  if (from.size() != measurement_bytes(parts, curves)) return damaged("another length");
+  if (load_little<uint32_t>(from.data()) != kMeasurementMagic) return damaged("no such thing");
+  if (load_little<uint16_t>(from.data() + 4) != kVersion) {
+    return Error{.code = ErrorCode::unsupported, .message = "measurement: another version"};
+  }
+  const size_t end = from.size() - sizeof(uint32_t);
+  if (load_little<uint32_t>(from.data() + end) != base::crc32c(from.first(end))) {
+    return damaged("its checksum is wrong");
+  }
+  if (load_little<uint32_t>(from.data() + 8) != parts ||
+      load_little<uint32_t>(from.data() + 12) != (curves ? parts : 0)) {
+    return Error{.code = ErrorCode::mismatch, .message = "measurement: of another model"};
+  }
+  Measurement out;
+  const std::byte* at = from.data() + kHeaderBytes;
+  for (size_t offset = kHeaderBytes; offset < end; offset += sizeof(double)) {
+    if (!std::isfinite(value_at(from.data() + offset))) return damaged("not finite");
+  }
+  for (const auto field : kScalarFields) out.*field = take(at);
+  for (const auto field : kSoundingFields) out.sounding.*field = take(at);
+  for (size_t p = 0; p < parts; ++p) out.ready_s.push_back(take(at));
+  for (size_t p = 0; p < (curves ? parts : 0); ++p) {
+    codec::Curve& curve = out.curves.emplace_back();
+    curve.energy = take(at);
+    const uint64_t elements = layout.parts()[p].range.elements;
+    for (const codec::Point point : codec::default_points()) {
+      curve.points.push_back({point, codec::expected_record_bytes(elements, point), take(at)});
+    }
+  }
+  return out;
+}
+
+}  // namespace scant::sync

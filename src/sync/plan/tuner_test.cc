@@ -1,0 +1,347 @@
+// The tuner, against a world that a table describes: what ranks would measure by the plan that it
+// decides follows from true rates, and its choices must follow changes of these.
+#include "sync/plan/tuner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <gtest/gtest.h>
+#include <numeric>
+
+#include "base/rng.h"
+
+namespace scant::sync {
+namespace {
+
+using codec::Point;
+using codec::ValueKind;
+
+WorkRates rates(double factor = 1) {
+  WorkRates work;
+  for (auto* kinds : {&work.encode, &work.decode}) {
+    for (WorkRates::Kind& kind : *kinds) kind = {0.5e-9 * factor, 2e-9 * factor};
+  }
+  work.scan_s = 0.3e-9 * factor;
+  work.clear_s = 0.3e-9 * factor;
+  work.record_s = 2e-6 * factor;
+  return work;
+}
+
+// As of Gaussian gradients, roughly.
+codec::Curve curve_of(uint64_t elements) {
+  codec::Curve curve;
+  curve.energy = static_cast<double>(elements);
+  for (const Point point : codec::default_points()) {
+    const double density = std::min(1.0, 2.2 * std::pow(point.density, 0.6));
+    const double bits = codec::bits(point.values);
+    const double value = std::max(0.3, 1 - 2.5 * std::pow(4.0, -bits));
+    curve.points.push_back(
+        {point, codec::expected_record_bytes(elements, point), curve.energy * density * value});
+  }
+  return curve;
+}
+
+// What the ranks measure: the prediction with the world's true rates, which the tuner does not
+// know. `hidden` is what no model knows: a factor on compressed plans.
+class World {
+ public:
+  explicit World(std::vector<uint64_t> sizes, int ranks = 4) {
+    std::vector<codec::Shape> shapes;
+    for (const uint64_t n : sizes) shapes.push_back({1, n});
+    layout_.emplace(Layout::create(shapes, ranks).value());
+    const auto parts = static_cast<double>(layout_->parts().size());
+    truth.backward_s = 0.2;
+    truth.rest_s = 0.1;
+    for (double p = 1; p <= parts; ++p) truth.ready_s.push_back(truth.backward_s * p / parts);
+    truth.contention = 0.4;
+    truth.work = rates(1.7);
+    set_link(1e-4, 1e8);
+  }
+
+  void set_link(double alpha_s, double bytes_per_s) {
+    truth.link = {alpha_s, bytes_per_s, bytes_per_s};
+  }
+  [[nodiscard]] const Layout& layout() const { return *layout_; }
+
+  std::vector<Measurement> measure(const Decision& decision) const {
+    const Prediction step = predict(decision.plan, layout(), truth);
+    const double factor = is_plain(decision.plan) ? 1 : hidden;
+    Measurement one;
+    one.steps = decision.steps - decision.skipped;
+    one.step_s = step.step_s * factor;
+    one.backward_s = step.backward_s;
+    one.exposed_s = step.exposed_s + (factor - 1) * step.step_s;
+    one.encode_s = step.work_s;
+    const double end = one.backward_s + one.exposed_s;
+    one.overlapped_work_s = step.work_s * std::min(1.0, one.backward_s / end);
+    one.sent_bytes = step.sent_bytes;
+    one.kept = is_plain(decision.plan) ? 1 : kept;
+    one.ready_s = truth.ready_s;
+    // The first size is not the tuner's to choose.
+    one.sounding = sound(std::max(decision.sounding_bytes, 100'000u));
+    if (decision.curves) {
+      for (const PartLayout& part : layout().parts()) {
+        one.curves.push_back(curve_of(part.range.elements));
+      }
+    }
+    return std::vector<Measurement>(static_cast<size_t>(layout().ranks()), one);
+  }
+
+  Profile truth;
+  double hidden = 1;
+  double kept = 0.9;
+
+ private:
+  [[nodiscard]] SoundingTimes sound(double bytes) const {
+    SoundingTimes times;
+    times.small_s = truth.link.alpha_s;
+    times.exchange_bytes = times.reduce_bytes = bytes;
+    times.exchange_s = truth.link.alpha_s + bytes / truth.link.bytes_per_s;
+    times.reduce_s =
+        truth.link.alpha_s * messages_in_a_row(Path::all_reduce, layout().ranks(), bytes) +
+        bytes / truth.link.reduced_bytes_per_s;
+    return times;
+  }
+  std::optional<Layout> layout_;
+};
+
+// Runs agreements and returns the last decision; every one of them must be valid.
+Decision run(World& world, Tuner& tuner, Decision decision, int agreements) {
+  for (int i = 0; i < agreements; ++i) {
+    decision = tuner.decide(world.measure(decision), 0.002);
+    EXPECT_TRUE(validate(decision.plan, world.layout()).ok());
+    EXPECT_LT(decision.skipped, decision.steps);
+  }
+  return decision;
+}
+
+double step_s(const World& world, const FusionPlan& plan) {
+  return predict(plan, world.layout(), world.truth).step_s * (is_plain(plan) ? 1 : world.hidden);
+}
+
+const std::vector<uint64_t> kSizes = {800'000, 800'000, 3'000, 800'000, 800'000};
+
+TEST(Tuner, OnAFastLinkPlainRuns) {
+  World world(kSizes);
+  world.set_link(1e-4, 5e9);
+  Tuner tuner(world.layout(), rates(), {});
+  const Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 8);
+  EXPECT_TRUE(is_plain(last.plan));
+  EXPECT_LT(tuner.findings().rho, 0.1);
+}
+
+TEST(Tuner, OnASlowLinkItSendsAsMuchAsHides) {
+  World world(kSizes);
+  world.set_link(1e-4, 1e7);
+  Tuner tuner(world.layout(), rates(), {});
+  const Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 8);
+  EXPECT_FALSE(is_plain(last.plan));
+  const double compute = world.truth.backward_s + world.truth.rest_s;
+  EXPECT_LT(step_s(world, last.plan), 1.35 * compute);
+  const Decision plain = Tuner::first(world.layout(), {.fidelity_min = 1});
+  EXPECT_GT(step_s(world, plain.plan), 2 * compute);
+}
+
+TEST(Tuner, LearnsTheRatesOfTheWorld) {
+  World world(kSizes);
+  world.set_link(2e-3, 3e7);
+  Tuner tuner(world.layout(), rates(), {});
+  run(world, tuner, Tuner::first(world.layout(), {}), 10);
+  const Findings& found = tuner.findings();
+  EXPECT_NEAR(found.link.bytes_per_s, 3e7, 0.1 * 3e7);
+  EXPECT_NEAR(found.slowest.step_s, found.predicted_s, 0.05 * found.slowest.step_s);
+}
+
+// 1 Gb/s to 50 Mb/s and back: within two agreements of 16 steps the plan is a good one again.
+TEST(Tuner, FollowsALinkThatDropsAndRecovers) {
+  World world(kSizes);
+  world.set_link(1e-4, 1.25e8);
+  Tuner tuner(world.layout(), rates(), {});
+  Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 8);
+  const double fast = step_s(world, last.plan);
+  world.set_link(1e-4, 6.25e6);
+  const double before = step_s(world, last.plan);
+  const FusionPlan old = last.plan;
+  last = tuner.decide(world.measure(last), 0.002);
+  ASSERT_TRUE(tuner.findings().choice.has_value());
+  EXPECT_NE(tuner.findings().choice->why.find("link"), std::string::npos);
+  EXPECT_FALSE(last.plan == old);
+  last = run(world, tuner, last, 1);
+  EXPECT_LT(step_s(world, last.plan), 0.6 * before);
+  world.set_link(1e-4, 1.25e8);
+  last = run(world, tuner, last, 4);
+  EXPECT_LT(step_s(world, last.plan), 1.05 * fast);
+}
+
+// Compressed plans suddenly cost more than any model says: the guard takes the error over and goes
+// back.
+TEST(Tuner, TheGuardFallsBackToPlain) {
+  World world(kSizes);
+  world.set_link(1e-4, 4e7);
+  Tuner tuner(world.layout(), rates(), {});
+  Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 6);
+  ASSERT_FALSE(is_plain(last.plan)) << "the world must tempt it first";
+  world.hidden = 2.5;
+  bool acted = false;
+  for (int i = 0; i < 3 && !is_plain(last.plan); ++i) {
+    last = run(world, tuner, last, 1);
+    acted = acted || !tuner.findings().guard.empty();
+  }
+  EXPECT_TRUE(acted);
+  EXPECT_TRUE(is_plain(last.plan));
+}
+
+TEST(Tuner, ErrorFeedbackThatGrowsRaisesTheFloor) {
+  World world(kSizes);
+  world.set_link(1e-4, 3e6);
+  Tuner tuner(world.layout(), rates(), {});
+  Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 6);
+  ASSERT_FALSE(is_plain(last.plan));
+  const double before = tuner.findings().kept;
+  world.kept = 0.3;
+  last = run(world, tuner, last, 1);
+  EXPECT_NE(tuner.findings().guard.find("error feedback"), std::string::npos);
+  ASSERT_TRUE(tuner.findings().choice.has_value());
+  EXPECT_GE(tuner.findings().choice->chosen.kept, before - 1e-9);
+}
+
+TEST(Tuner, PlainIsComparedSeldomWhereItIsMuchSlower) {
+  World world(kSizes);
+  world.set_link(1e-4, 3e6);
+  Tuner tuner(world.layout(), rates(), {});
+  Decision decision = Tuner::first(world.layout(), {});
+  double plain_steps = 0;
+  for (int i = 0; i < 60; ++i) {
+    decision = run(world, tuner, decision, 1);
+    if (is_plain(decision.plan)) plain_steps += decision.steps;
+  }
+  EXPECT_EQ(plain_steps, 0);
+}
+
+TEST(Tuner, ComparingCostsLittle) {
+  World world(kSizes);
+  world.set_link(1e-4, 1e8);
+  Tuner tuner(world.layout(), rates(), {});
+  Decision decision = Tuner::first(world.layout(), {});
+  double all = 0;
+  double compared = 0;
+  for (int i = 0; i < 200; ++i) {
+    if (is_plain(decision.plan)) compared += decision.steps;
+    all += decision.steps;
+    decision = tuner.decide(world.measure(decision), 0.002);
+  }
+  EXPECT_GT(compared, 0);
+  EXPECT_LT(compared, 0.05 * all);
+}
+
+TEST(Tuner, TheFloorOfTheUserHolds) {
+  World world(kSizes);
+  world.set_link(1e-4, 1e6);
+  const TunerOptions exact{.fidelity_min = 1};
+  Tuner tuner(world.layout(), rates(), exact);
+  Decision decision = Tuner::first(world.layout(), exact);
+  EXPECT_TRUE(is_plain(decision.plan));
+  for (int i = 0; i < 6; ++i) {
+    decision = tuner.decide(world.measure(decision), 0.002);
+    EXPECT_TRUE(is_plain(decision.plan));
+  }
+}
+
+TEST(Tuner, APinnedPlanIsPredictedAndNeverChanged) {
+  World world(kSizes);
+  world.set_link(1e-4, 5e9);
+  const FusionPlan q2 =
+      uniform_plan({.path = Path::split, .point = {1, ValueKind::q2}}, world.layout());
+  const TunerOptions pinned{.pinned = q2};
+  Tuner tuner(world.layout(), rates(), pinned);
+  Decision decision = Tuner::first(world.layout(), pinned);
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(decision.plan, q2);
+    decision = run(world, tuner, decision, 1);
+  }
+  EXPECT_NEAR(tuner.findings().predicted_s, step_s(world, q2), 0.05 * step_s(world, q2));
+}
+
+TEST(Tuner, AgreementsStayRareWhereStepsAreShort) {
+  World world({20'000, 20'000});
+  world.truth.backward_s = 0.002;
+  world.truth.rest_s = 0.001;
+  world.truth.ready_s = {0.001, 0.002};
+  Tuner tuner(world.layout(), rates(), {});
+  Decision decision = Tuner::first(world.layout(), {});
+  double all_s = 0;
+  for (int i = 0; i < 100; ++i) {
+    decision = run(world, tuner, decision, 1);
+    all_s += decision.steps * step_s(world, decision.plan);
+  }
+  EXPECT_LT(100 * 0.002, 0.01 * all_s);
+}
+
+TEST(FitLink, TakesTheMeanOfTheRanksThatAsked) {
+  const SoundingTimes slow{2e-4, 2.2e-3, 2e6, 5.2e-3, 2e6};
+  const SoundingTimes fast{0, 0, 0, 0, 0};
+  const std::vector<SoundingTimes> by_rank = {slow, slow, fast};
+  const LinkRate fitted = fit_link(by_rank, 4, {});
+  EXPECT_DOUBLE_EQ(fitted.alpha_s, 2e-4);
+  EXPECT_NEAR(fitted.bytes_per_s, 1e9, 1);
+  EXPECT_NEAR(fitted.reduced_bytes_per_s, 2e6 / (5.2e-3 - 6 * 2e-4), 1);
+  const LinkRate before{1, 2, 3};
+  EXPECT_EQ(fit_link(std::vector<SoundingTimes>(4), 4, before).bytes_per_s, 2);
+}
+
+TEST(FitContention, TellsWorkFromComputing) {
+  const double per_work = 0.8;
+  std::vector<BackwardSample> samples;
+  for (const double work : {0.01, 0.05, 0.1}) samples.push_back({0.2 + per_work * work, work, 0});
+  const Contention fitted = fit_contention(samples);
+  EXPECT_NEAR(fitted.per_work, per_work, 0.15);
+  EXPECT_NEAR(fitted.backward_s, 0.2, 0.02);
+}
+
+TEST(MeasurementBytes, ComeBackAsTheyWere) {
+  World world(kSizes);
+  const Decision decision = Tuner::first(world.layout(), {});
+  const Measurement one = world.measure(decision).front();
+  std::vector<std::byte> bytes(measurement_bytes(one.ready_s.size(), !one.curves.empty()));
+  write_measurement(one, bytes);
+  const auto back = read_measurement(bytes, world.layout(), true);
+  ASSERT_TRUE(back.ok());
+  EXPECT_EQ(back.value().step_s, one.step_s);
+  EXPECT_EQ(back.value().kept, one.kept);
+  EXPECT_EQ(back.value().ready_s, one.ready_s);
+  EXPECT_EQ(back.value().sounding.reduce_s, one.sounding.reduce_s);
+  EXPECT_EQ(back.value().curves.back().points.back().energy,
+            one.curves.back().points.back().energy);
+}
+
+TEST(MeasurementBytes, EveryFlippedBitIsNoticed) {
+  World world({5'000, 100});
+  const Measurement one = world.measure(Tuner::first(world.layout(), {.fidelity_min = 1})).front();
+  std::vector<std::byte> bytes(measurement_bytes(one.ready_s.size(), false));
+  write_measurement(one, bytes);
+  for (size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
+    bytes[bit / 8] ^= std::byte{1} << bit % 8;
+    EXPECT_FALSE(read_measurement(bytes, world.layout(), false).ok()) << bit;
+    bytes[bit / 8] ^= std::byte{1} << bit % 8;
+  }
+}
+
+TEST(DecisionBytes, ComeBackAndAreGuarded) {
+  World world(kSizes);
+  for (const double floor : {0.0, 1.0}) {
+    const Decision decision = Tuner::first(world.layout(), {.fidelity_min = floor});
+    std::vector<std::byte> bytes = serialise(decision, world.layout());
+    EXPECT_EQ(bytes.size(), decision_bytes(world.layout()));
+    const auto back = parse_decision(bytes, world.layout());
+    ASSERT_TRUE(back.ok()) << back.error().to_string();
+    EXPECT_EQ(back.value(), decision);
+    for (size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
+      bytes[bit / 8] ^= std::byte{1} << bit % 8;
+      EXPECT_FALSE(parse_decision(bytes, world.layout()).ok()) << bit;
+      bytes[bit / 8] ^= std::byte{1} << bit % 8;
+    }
+    EXPECT_FALSE(parse_decision(Bytes(bytes).first(bytes.size() - 1), world.layout()).ok());
+  }
+}
+
+}  // namespace
+}  // namespace scant::sync

@@ -1,0 +1,139 @@
+"""Plans that scant.torch.wrap() chooses by itself: all ranks take the same; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ranks import RANK, SIZE, raises, run_cases
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
+from wrapping import GLOO, all_equal, flat, loss_of, network, train
+
+import scant
+import scant.torch
+from scant.runlog import History, read
+
+
+def agreements(model: scant.torch.Wrapped, steps: int) -> list[tuple[int, list[dict[str, Any]]]]:
+    """Trains, and gives each agreement with its step; parameters are compared after every step."""
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    found = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+        all_equal(model)
+        assert model.last_step is not None
+        if "agreement" in model.last_step:
+            found.append((step, model.last_step["agreement"]))
+    return found
+
+
+def same_on_all(value: object) -> None:
+    everyone: list[object] = [None] * SIZE
+    dist.all_gather_object(everyone, value, group=GLOO)
+    assert all(one == value for one in everyone), everyone
+
+
+def case_all_ranks_agree_and_rank_0_tells() -> None:
+    model = scant.torch.wrap(network())
+    found = agreements(model, 45)
+    steps = [step for step, _ in found]
+    assert steps[0] == 4, steps
+    assert len(steps) >= 2, steps
+    same_on_all(steps)
+    assert all(bool(lines) == (RANK == 0) for _, lines in found)
+    if RANK == 0:
+        kinds = [line["kind"] for line in found[0][1]]
+        assert kinds == ["steps", "profile", "plan"], kinds
+        chosen = found[0][1][2]
+        assert chosen["why"] == "the first choice"
+        assert 0 < chosen["chosen"]["kept"] <= 1
+        assert abs(sum(chosen["points"].values()) - 1) < 1e-6
+
+
+def case_the_log_tells_the_run() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.jsonl"
+        model = scant.torch.wrap(network(), log=str(path), fidelity_min=0.5)
+        agreements(model, 20)
+        model.close()
+        assert path.exists() == (RANK == 0)
+        if RANK == 0:
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            assert lines[0]["kind"] == "run"
+            assert lines[0]["ranks"] == SIZE
+            assert lines[1]["kind"] == "steps"
+            assert lines[1]["measuring"] is True
+            history = History.of(read(path))
+            assert history.run is not None
+
+
+def case_exact_only() -> None:
+    """fidelity_min=1: the same training as DistributedDataParallel's."""
+    ours = scant.torch.wrap(network(), fidelity_min=1.0)
+    theirs = DDP(network(), process_group=GLOO)
+    train(ours, 20)
+    train(theirs, 20)
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-3, atol=1e-4)
+
+
+def case_a_plan_by_hand_is_measured_and_stays() -> None:
+    model = scant.torch.wrap(network(), plan="q4")
+    found = agreements(model, 30)
+    assert len(found) >= 2
+    if RANK == 0:
+        kinds = {line["kind"] for _, lines in found for line in lines}
+        assert kinds == {"steps"}, kinds
+        last = found[-1][1][0]
+        assert last["predicted_s"] > 0
+        assert last["measuring"] is False
+
+
+def case_by_hand_and_back() -> None:
+    """What was kept by one plan goes on by the next, whoever chose it."""
+    model = scant.torch.wrap(network())
+    train(model, 7)
+    model.set_plan("q2")
+    train(model, 3)
+    before = model.residual_norm
+    assert before > 0
+    model.set_plan("auto")
+    found = agreements(model, 12)
+    assert found[0][0] == 4
+    model.set_plan("plain")
+    train(model, 2)
+    assert model.residual_norm == 0
+    all_equal(model)
+
+
+def case_options_that_contradict() -> None:
+    with raises(scant.InvalidArgument, "fidelity_min", "plan='plain'"):
+        scant.torch.wrap(network(), plan="plain", fidelity_min=0.5)
+    with raises(scant.InvalidArgument, "fidelity_min must lie in 0 to 1"):
+        scant.torch.wrap(network(), fidelity_min=1.5)
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
+    with raises(scant.InvalidArgument, "the optimizer", "(2, 2)"):
+        scant.torch.wrap(network(), other)
+
+
+def case_accumulated_gradients() -> None:
+    """Steps of several backwards count as one."""
+    model = scant.torch.wrap(network())
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for step in range(14):
+        optimizer.zero_grad()
+        with model.no_sync():
+            loss_of(model, 2 * step).backward()
+        loss_of(model, 2 * step + 1).backward()
+        optimizer.step()
+        all_equal(model)
+
+
+run_cases(globals(), lambda: dist.barrier(group=GLOO))
+dist.destroy_process_group()
