@@ -1,4 +1,4 @@
-"""Gradients in four bits, averaged while backward goes on: scant.torch.wrap instead of DDP.
+"""Gradients averaged while backward goes on, as the network asks for: wrap instead of DDP.
 
 torchrun --standalone --nproc-per-node 2 examples/wrap.py
 """
@@ -18,7 +18,7 @@ def main() -> None:
     rank = dist.get_rank()
     network = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(),
                             nn.Linear(512, 4))  # fmt: skip
-    model = scant.torch.wrap(network, plan="q4")
+    model = scant.torch.wrap(network)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     draw = torch.Generator().manual_seed(rank)
     for step in range(101):

@@ -18,15 +18,24 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 if TYPE_CHECKING:
-    from scant.torch.hook import ddp_hook
+    from scant.torch.hook import HookState, ddp_hook
     from scant.torch.options import Options
     from scant.torch.process_group import ProcessGroup
     from scant.torch.wrap_options import WrapOptions
     from scant.torch.wrapped import Wrapped, wrap
 
-__all__ = ["Options", "ProcessGroup", "WrapOptions", "Wrapped", "ddp_hook", "wrap"]
+__all__ = [
+    "HookState",
+    "Options",
+    "ProcessGroup",
+    "WrapOptions",
+    "Wrapped",
+    "ddp_hook",
+    "wrap",
+]
 
 _LAZY = {
+    "HookState": "scant.torch.hook",
     "Options": "scant.torch.options",
     "ProcessGroup": "scant.torch.process_group",
     "WrapOptions": "scant.torch.wrap_options",

@@ -11,10 +11,114 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
 from scant.errors import InvalidArgument
+from scant.torch.averaging import Averaging, process_group_of
 from scant.torch.compiler import not_compiled
 from scant.torch.process_group import ProcessGroup
+from scant.torch.wrap_options import WrapOptions
 
-__all__ = ["ddp_hook"]
+__all__ = ["HookState", "ddp_hook"]
+
+
+class HookState:
+    """The plans of :func:`scant.torch.wrap` for a model of ``DistributedDataParallel``::
+
+        state = scant.torch.HookState(dist.new_group(backend="scant"), plan="auto")
+        model.register_comm_hook(state, scant.torch.ddp_hook)
+
+    Args:
+        group: a process group of the backend ``scant`` with the ranks of the model's own group.
+        options: :class:`WrapOptions`, or single ones by name. DDP's own settings stand for
+            ``unused``, ``buffer_bytes``, ``check_every`` and ``broadcast_buffers``.
+
+    DDP arranges its buckets anew after the first step; until then averages are exact.
+    """
+
+    def __init__(self, group: Any, options: WrapOptions | None = None, **more: Any) -> None:
+        if options is not None and more:
+            raise InvalidArgument("HookState: give options= or single options by name, not both")
+        self.group = process_group_of(group)
+        self.options = options or WrapOptions(**more)
+        self.last_step: dict[str, Any] | None = None
+        self._steps = 0
+        self._seen: list[torch.Tensor] = []
+        self._averaging: Averaging | None = None
+        self._places: dict[int, int] = {}
+        # Places and gradients of each bucket, its buffer, and what DDP waits for.
+        self._waiting: list[
+            tuple[list[tuple[int, torch.Tensor]], torch.Tensor, Future[torch.Tensor]]
+        ] = []
+        self._restored: bytes | None = None
+
+    def save(self) -> bytes:
+        """This rank's residuals, for a checkpoint."""
+        return b"" if self._averaging is None else self._averaging.averager.save()
+
+    def restore(self, state: bytes) -> None:
+        """Before the first step, or between two."""
+        self._restored = state or None
+        if self._averaging is not None:
+            self._restore(self._averaging)
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        if self._averaging is not None:
+            self._averaging.close()
+
+    def bucket(self, bucket: GradBucket) -> Future[torch.Tensor]:
+        """What :func:`ddp_hook` does with a bucket."""
+        if self._averaging is None:
+            return self._first_steps(bucket)
+        gradients = [
+            (self._place(parameter), gradient)
+            for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
+        ]
+        for place, gradient in gradients:
+            self._averaging.put(place, gradient)
+        future: Future[torch.Tensor] = Future()
+        self._waiting.append((gradients, bucket.buffer(), future))
+        if bucket.is_last():
+            self._finish(self._averaging)
+        return future
+
+    def _first_steps(self, bucket: GradBucket) -> Future[torch.Tensor]:
+        self._seen += bucket.parameters()
+        future = _average(self.group, bucket)
+        if not bucket.is_last():
+            return future
+        self._steps += 1
+        if self._steps == 1:
+            self._seen.clear()
+            return future
+        names = [f"parameter {number}" for number in range(len(self._seen))]
+        self._places = {id(one): number for number, one in enumerate(self._seen)}
+        self._averaging = Averaging(self._seen, names, self.options, self.group)
+        if self._restored is not None:
+            self._restore(self._averaging)
+        return future
+
+    def _restore(self, averaging: Averaging) -> None:
+        assert self._restored is not None
+        averaging.averager.restore(self._restored)
+        self._restored = None
+
+    def _place(self, parameter: torch.Tensor) -> int:
+        try:
+            return self._places[id(parameter)]
+        except KeyError:
+            raise InvalidArgument(
+                f"ddp_hook: a parameter of shape {tuple(parameter.shape)} was not there in the "
+                "first two steps; use a new HookState for another model"
+            ) from None
+
+    def _finish(self, averaging: Averaging) -> None:
+        """All buckets are there: waits, and gives DDP the averages."""
+        waiting, self._waiting = self._waiting, []
+        averaging.averager.finish(0)
+        self.last_step = averaging.wait()
+        for gradients, buffer, future in waiting:
+            for place, gradient in gradients:
+                gradient.copy_(averaging.views[place])
+            future.set_result(buffer)
 
 
 @not_compiled
@@ -26,20 +130,28 @@ def ddp_hook(state: Any, bucket: GradBucket) -> Future[torch.Tensor]:
         model.register_comm_hook(group, scant.torch.ddp_hook)
 
     Args:
-        state: a process group of the backend ``scant`` with the ranks of the model's own group.
+        state: a process group of the backend ``scant`` with the ranks of the model's own group:
+            averages are exact. Or a :class:`HookState`: as its plan says.
         bucket: what DDP passes.
 
     A lost peer ends ``backward()`` with a RuntimeError that names it.
     """
+    if isinstance(state, HookState):
+        return state.bucket(bucket)
     if not isinstance(state, ProcessGroup):
         raise InvalidArgument(
             "ddp_hook: state must be a process group of the backend 'scant', such as "
-            f"dist.new_group(backend='scant'); got {type(state).__name__}"
+            "dist.new_group(backend='scant'), or a scant.torch.HookState; got "
+            f"{type(state).__name__}"
         )
+    return _average(state, bucket)
+
+
+def _average(group: ProcessGroup, bucket: GradBucket) -> Future[torch.Tensor]:
     opts = dist.AllreduceOptions()
     # DDP divides by the world size only without a hook; the average does it here, in the reduction.
     opts.reduceOp = dist.ReduceOp(dist.ReduceOp.AVG)
-    future = state.allreduce([bucket.buffer()], opts).get_future()
+    future = group.allreduce([bucket.buffer()], opts).get_future()
     return future.then(_first)
 
 

@@ -16,10 +16,9 @@ import torch.distributed as dist
 
 from scant import _scant
 from scant.errors import Closed, InvalidArgument, Unsupported
-from scant.torch.process_group import ProcessGroup
+from scant.torch.averaging import Averaging, process_group_of
 from scant.torch.same_model import broadcast_from_first, check_same, describe
-from scant.torch.watching import Watching
-from scant.torch.wrap_options import WrapOptions, plan_from
+from scant.torch.wrap_options import WrapOptions
 
 __all__ = ["Wrapped", "wrap"]
 
@@ -94,9 +93,10 @@ class Wrapped(torch.nn.Module):
         self._in_backward = False
         self._fired = [False] * len(self._names)
         self._unsent = [False] * len(self._names)  # no_sync gave a gradient since the last average
-        self._open_averager()
-        self._watching = Watching(options, self._layout, self.group)
-        self._set_plan(options)
+        self._has_buffers = options.broadcast_buffers and any(True for _ in model.buffers())
+        self._averaging = Averaging(self._parameters_in_order, self._names, options, self.group)
+        self._averager = self._averaging.averager
+        self._views = self._averaging.views
         self._hooks: list[Any] = []
         for index, parameter in enumerate(self._parameters_in_order):
             untyped: Any = parameter
@@ -125,7 +125,7 @@ class Wrapped(torch.nn.Module):
 
     def set_plan(self, plan: str | _scant.FusionPlan) -> None:
         """Another plan from the next step on; call it with the same on all ranks."""
-        self._set_plan(replace(self.options, plan=plan))
+        self._averaging.set_plan(replace(self.options, plan=plan))
 
     def scale_residuals(self, factor: float) -> None:
         """What was not sent yet, times ``factor``: the loss is scaled by that from now on."""
@@ -141,8 +141,7 @@ class Wrapped(torch.nn.Module):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._averager.close()
-        self._watching.close()
+        self._averaging.close()
         if hasattr(self.module, _LINK):
             delattr(self.module, _LINK)
 
@@ -195,51 +194,10 @@ class Wrapped(torch.nn.Module):
         if len(devices) > 1:
             raise Unsupported(f"wrap: parameters on several devices: {sorted(map(str, devices))}")
 
-    def _open_averager(self) -> None:
-        ranks = dist.get_world_size(self.group)
-        shapes = [_matrix(parameter) for parameter in self._parameters_in_order]
-        self._layout = _scant.GradientLayout(shapes, ranks)
-        device = self._parameters_in_order[0].device
-        self._has_buffers = self.options.broadcast_buffers and any(
-            True for _ in self.module.buffers()
-        )
-        self._cuda = device.type == "cuda"
-        if device.type not in ("cpu", "cuda"):
-            raise Unsupported(f"wrap: parameters on {device}; CPU and CUDA are supported")
-        self._arena = torch.zeros(
-            self._layout.arena_elements, dtype=torch.float32, device="cpu", pin_memory=self._cuda
-        )
-        self._views = [
-            _view_like(parameter, self._arena, offset)
-            for offset, parameter in zip(
-                self._layout.offsets, self._parameters_in_order, strict=True
-            )
-        ]
-        process_group = _process_group(self.group)
-        options = {
-            "key": f"wrap of {process_group.group_id}",  # the communicator counts equal ones
-            "members": process_group.members,
-            "names": self._names,
-            "residual": self.options.residual,
-            "decay": self.options.residual_decay,
-            "seed": self.options.seed,
-            "workers": self.options.workers,
-            "missing_as_zeros": self.options.unused == "zeros",
-            "timeout_s": process_group.timeout_of(None),
-        }
-        native = process_group.native()
-        self._averager = _scant.Averager(
-            native, self._layout, self._arena.data_ptr(), options, self._arena
-        )
-
-    def _set_plan(self, options: WrapOptions) -> None:
-        pinned = None if options.automatic else plan_from(options, self._layout)
-        self._averager.start_auto_plan(options.fidelity_min, pinned)
-
     def _check_still_the_same(self) -> None:
         """What was replaced, added or unfrozen since wrap() would not be averaged."""
         if self._in_backward and torch._C._current_graph_task_id() < 0:
-            self._averager.close()  # what others wait for ends, if they had begun it
+            self._averaging.close()  # what others wait for ends, if they had begun it
             raise Closed(
                 "an exception ended the last backward, and with it the training of all ranks: "
                 "close() and wrap the model again, on every rank"
@@ -287,11 +245,8 @@ class Wrapped(torch.nn.Module):
         self._send(index, gradient)
 
     def _send(self, index: int, gradient: torch.Tensor) -> None:
-        view = self._views[index]
-        if gradient.data_ptr() != view.data_ptr():
-            view.copy_(gradient)
         self._fired[index] = True
-        self._averager.ready(index)
+        self._averaging.put(index, gradient)
 
     @torch.no_grad()
     def _end_of_backward(self) -> None:
@@ -320,9 +275,8 @@ class Wrapped(torch.nn.Module):
     @torch.no_grad()
     def _wait(self) -> None:
         """Waits for what is still under way, and hands the averages over."""
-        report = self._averager.wait()
+        report = self._averaging.wait()
         self.last_step = report
-        self._watching.step(report)
         for index, parameter in enumerate(self._parameters_in_order):
             if report["present"][index]:
                 self._hand_over(parameter, self._views[index])
@@ -368,42 +322,15 @@ def _after_backward(callback: Any) -> None:
     engine.queue_callback(callback)
 
 
-def _view_like(parameter: torch.Tensor, arena: torch.Tensor, offset: int) -> torch.Tensor:
-    """The parameter's place in the arena, with the parameter's strides if they leave no gaps:
-    fused optimizers take equal strides of both for granted."""
-    strides = torch.empty_like(parameter, device="meta").stride()
-    return arena.as_strided(parameter.shape, strides, offset)
-
-
-def _matrix(parameter: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns as the codec sees them: the first dimension counts rows."""
-    if parameter.dim() < 2:
-        return 1, parameter.numel()
-    return parameter.shape[0], parameter.numel() // max(1, parameter.shape[0])
-
-
 def _scant_group(group: Any) -> Any:
     """The given group, the default one, or a new one beside another backend's."""
     if not dist.is_initialized():
         raise InvalidArgument('wrap: call dist.init_process_group("scant") first')
     chosen = group if group is not None else dist.group.WORLD
     try:
-        _process_group(chosen)
+        process_group_of(chosen)
     except InvalidArgument:
         if group is not None:
             raise
         return dist.new_group(backend="scant")
     return chosen
-
-
-def _process_group(group: Any) -> ProcessGroup:
-    """Scant's own object behind a group of torch."""
-    if isinstance(group, ProcessGroup):
-        return group
-    with contextlib.suppress(RuntimeError):
-        backend = group._get_backend(torch.device("cpu"))
-        if isinstance(backend, ProcessGroup):
-            return backend
-    raise InvalidArgument(
-        f"wrap: the group must be of the backend 'scant', got {type(group).__name__}"
-    )

@@ -135,5 +135,49 @@ def case_accumulated_gradients() -> None:
         all_equal(model)
 
 
+def hooked(plan: str) -> tuple[nn.Module, scant.torch.HookState]:
+    """A model of DDP on gloo, in many small buckets, whose gradients go by a plan."""
+    model = DDP(network(), process_group=GLOO, bucket_cap_mb=0.02)
+    state = scant.torch.HookState(dist.group.WORLD, plan=plan)
+    model.register_comm_hook(state, scant.torch.ddp_hook)
+    return model, state
+
+
+def case_the_hook_of_ddp_by_plans() -> None:
+    theirs = DDP(network(), process_group=GLOO)
+    train(theirs, 8)
+    model, state = hooked("plain")
+    train(model, 8)
+    torch.testing.assert_close(flat(model), flat(theirs), rtol=1e-4, atol=1e-5)
+    state.close()
+    for plan in ("q4", "auto"):
+        model, state = hooked(plan)
+        losses = train(model, 30)
+        all_equal(model)
+        assert sum(losses[-5:]) < sum(losses[:5])
+        assert state.last_step is not None
+        assert state.last_step["step"] == 28, "two steps pass before buckets are settled"
+        saved = state.save()
+        assert saved
+        state.restore(saved)
+        state.close()
+
+
+def case_the_hook_carries_residuals_on() -> None:
+    model, state = hooked("q2")
+    train(model, 6)
+    saved = state.save()
+    second = scant.torch.HookState(dist.group.WORLD, plan="q2")
+    second.restore(saved)
+    again = DDP(network(), process_group=GLOO)
+    again.register_comm_hook(second, scant.torch.ddp_hook)
+    train(again, 2)
+    assert second.save() == saved, "nothing was sent by a plan yet"
+    with raises(scant.InvalidArgument, "not both"):
+        scant.torch.HookState(dist.group.WORLD, scant.torch.WrapOptions(), plan="q4")
+    state.close()
+    second.close()
+
+
 run_cases(globals(), lambda: dist.barrier(group=GLOO))
 dist.destroy_process_group()

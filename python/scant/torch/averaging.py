@@ -1,0 +1,106 @@
+"""A model's gradients in one arena, and the averager that works on it, for wrap() and ddp_hook."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from scant import _scant
+from scant.errors import InvalidArgument, Unsupported
+from scant.torch.process_group import ProcessGroup
+from scant.torch.watching import Watching
+from scant.torch.wrap_options import WrapOptions, plan_from
+
+__all__ = ["Averaging", "process_group_of"]
+
+
+class Averaging:
+    """Every rank of the group makes it alike, with the parameters in backward's order."""
+
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], names: list[str], options: WrapOptions, group: Any
+    ) -> None:
+        device = parameters[0].device
+        if device.type not in ("cpu", "cuda"):
+            raise Unsupported(f"wrap: parameters on {device}; CPU and CUDA are supported")
+        shapes = [_matrix(parameter) for parameter in parameters]
+        self.layout = _scant.GradientLayout(shapes, dist.get_world_size(group))
+        self.arena = torch.zeros(
+            self.layout.arena_elements,
+            dtype=torch.float32,
+            device="cpu",
+            pin_memory=device.type == "cuda",
+        )
+        self.views = [
+            _view_like(parameter, self.arena, offset)
+            for offset, parameter in zip(self.layout.offsets, parameters, strict=True)
+        ]
+        process_group = process_group_of(group)
+        native = {
+            "key": f"wrap of {process_group.group_id}",  # the communicator counts equal ones
+            "members": process_group.members,
+            "names": names,
+            "residual": options.residual,
+            "decay": options.residual_decay,
+            "seed": options.seed,
+            "workers": options.workers,
+            "missing_as_zeros": options.unused == "zeros",
+            "timeout_s": process_group.timeout_of(None),
+        }
+        self.averager = _scant.Averager(
+            process_group.native(), self.layout, self.arena.data_ptr(), native, self.arena
+        )
+        self._watching = Watching(options, self.layout, group)
+        self.set_plan(options)
+
+    def set_plan(self, options: WrapOptions) -> None:
+        """The plan of the options from the next step on, on all ranks alike."""
+        pinned = None if options.automatic else plan_from(options, self.layout)
+        self.averager.start_auto_plan(options.fidelity_min, pinned)
+
+    def put(self, index: int, gradient: torch.Tensor) -> None:
+        """A gradient is there."""
+        view = self.views[index]
+        if gradient.data_ptr() != view.data_ptr():
+            view.copy_(gradient)
+        self.averager.ready(index)
+
+    def wait(self) -> dict[str, Any]:
+        """The report of the step, after ``averager.finish``; the averages lie in the views."""
+        report = self.averager.wait()
+        self._watching.step(report)
+        return report
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        self.averager.close()
+        self._watching.close()
+
+
+def process_group_of(group: Any) -> ProcessGroup:
+    """Scant's own object behind a group of torch."""
+    if isinstance(group, ProcessGroup):
+        return group
+    with contextlib.suppress(RuntimeError):
+        backend = group._get_backend(torch.device("cpu"))
+        if isinstance(backend, ProcessGroup):
+            return backend
+    raise InvalidArgument(f"the group must be of the backend 'scant', got {type(group).__name__}")
+
+
+def _view_like(parameter: torch.Tensor, arena: torch.Tensor, offset: int) -> torch.Tensor:
+    """The parameter's place in the arena, with the parameter's strides if they leave no gaps:
+    fused optimizers take equal strides of both for granted."""
+    strides = torch.empty_like(parameter, device="meta").stride()
+    return arena.as_strided(parameter.shape, strides, offset)
+
+
+def _matrix(parameter: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns as the codec sees them: the first dimension counts rows."""
+    if parameter.dim() < 2:
+        return 1, parameter.numel()
+    return parameter.shape[0], parameter.numel() // max(1, parameter.shape[0])
