@@ -1,0 +1,215 @@
+"""The benchmark of trainings, run small, and what it makes of rows whose figures are known."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import sys
+from typing import Any
+
+import pytest
+from programs import ROOT, run
+
+sys.path.insert(0, str(ROOT / "bench"))
+
+import train_figures
+import train_report
+
+Row = dict[str, Any]
+
+
+def lab_of(**more: Any) -> Row:
+    return {"model": "transformer", "ranks": 4, "network": "100mbit", **more}
+
+
+def training(name: str, losses: list[float], step_s: float, seed: int = 1, **more: Any) -> Row:
+    return lab_of(
+        case="training",
+        configuration=name,
+        seed=seed,
+        loss=losses,
+        at_s=[step_s * (i + 1) for i in range(len(losses))],
+        held_out=[(len(losses), 1, losses[-1])],
+        alone_s=[0.9, 1.1],
+        **more,
+    )
+
+
+def side(seconds: float, kept: float | None = None, **said: Any) -> Row:
+    row: Row = {"seconds": [seconds] * 3, "samples": [seconds], "exposed_s": seconds - 1}
+    row |= {"cpu_s": 1.0, "wire_bytes_per_rank": 1e6}
+    if kept is not None:
+        row["said"] = {"kept": kept, "plan": "a plan", "step_s": seconds, **said}
+    return row
+
+
+def falling(rate: float) -> list[float]:
+    return [5.0 - rate * i for i in range(100)]
+
+
+def steps_row(auto_s: float = 1.1) -> Row:
+    sides = {
+        "alone": side(1.0),
+        "plain": side(5.0, 1.0, predicted_s=4.0),
+        "q4": side(1.0, 0.97, predicted_s=None),
+        "q8": side(1.05, 0.999, predicted_s=1.05),
+        "auto": side(auto_s, 0.99, predicted_s=auto_s),
+        "DDP, 25 MB": side(5.0),
+        "PowerSGD 4": side(1.5),
+        "PowerSGD 16": side(1.4),
+    }
+    kinds = {"alone": "alone", "plain": "pinned", "q4": "pinned", "q8": "pinned", "auto": "auto"}
+    return lab_of(
+        case="steps",
+        rho=5.0,
+        sides=sides,
+        kinds={name: kinds.get(name, "peer") for name in sides},
+        curves={name: "f32" if name.startswith("DDP") else name for name in sides},
+        plans=["a plan"],
+    )
+
+
+def all_rows(**more: Any) -> list[Row]:
+    return [
+        steps_row(**more),
+        training("f32", falling(0.02), 5.0),
+        training("PowerSGD 4", falling(0.01), 1.5),
+        training("auto", falling(0.02), 1.25),
+    ]
+
+
+def test_share_of_the_limit_and_the_best_peer() -> None:
+    rows = all_rows()
+    (one,), missing = train_figures.outcomes(rows, train_figures.Curves(rows))
+    assert missing == []
+    assert one.plain_steps == one.auto_steps == 80
+    assert one.share == pytest.approx(80 * 1.0 / (80 * 1.25))
+    # PowerSGD 4 has half the slope: in 100 steps it does not get there, and 16 has no curve.
+    assert one.peers == {"DDP, 25 MB": pytest.approx(400.0), "PowerSGD 4": None}
+    assert one.unknown == ["PowerSGD 16"]
+    assert one.best_peer == "DDP, 25 MB"
+    assert one.peer_ratio == pytest.approx(4.0)
+
+
+def test_a_training_that_misses_the_target_has_no_share() -> None:
+    rows = [*all_rows()[:-1], training("auto", falling(0.01), 1.0)]
+    (one,), _ = train_figures.outcomes(rows, train_figures.Curves(rows))
+    assert (one.auto_steps, one.share, one.peer_ratio) == (None, None, None)
+    missed = train_figures.gate(rows, train_figures.Curves(rows), [])
+    assert any("was not reached" in line for line in missed)
+
+
+def test_seeds_are_compared_with_their_own() -> None:
+    rows = [
+        training("f32", falling(0.02), 5.0, seed=1),
+        training("f32", falling(0.03), 5.0, seed=2),
+        training("auto", falling(0.03), 1.0, seed=2),
+        training("auto", falling(0.5), 1.0, seed=3),
+    ]
+    (one,), _ = train_figures.outcomes(rows, train_figures.Curves(rows))
+    assert one.seeds == [2]
+    assert one.plain_steps == one.auto_steps == 80
+
+
+def test_never_worse_counts_plans_of_at_least_the_fidelity() -> None:
+    (one,) = train_figures.never_worse([steps_row(auto_s=1.26)])
+    assert one.pinned == "q8"  # q4 is faster and keeps less
+    assert one.ratio == pytest.approx(1.2)
+    missed = train_figures.gate([steps_row(auto_s=1.26)], train_figures.Curves([]), [])
+    assert any("auto ÷ q8 1.200 > 1.1" in line for line in missed), missed
+
+
+def test_predictions_of_periods_that_were_predicted() -> None:
+    errors = dict(train_figures.prediction_errors([steps_row()]))
+    assert {name.split(", ")[-1]: error for name, error in errors.items()} == {
+        "plain": pytest.approx(-0.2),
+        "q8": 0.0,
+        "auto": 0.0,
+    }
+
+
+def test_gate_names_what_is_missing() -> None:
+    rows = all_rows()
+    labs = [("transformer", 4, "100mbit"), ("resnet", 8, "none")]
+    missed = train_figures.gate(rows, train_figures.Curves(rows), labs)
+    assert "resnet, 8, none: no row" in missed
+    assert "transformer, 4 ranks, 100mbit: share of the limit 0.800 < 0.88" in missed
+    assert "transformer, 4 ranks, 100mbit: no recorded training for PowerSGD 16" in missed
+    assert not any(line.startswith("transformer, 4, 100mbit") for line in missed)
+
+
+def test_report_of_rows(tmp_path: pathlib.Path) -> None:
+    rows = [*all_rows(), lab_of(case="lab", error="exit codes [1]")]
+    text = train_report.write(rows, [], tmp_path)
+    assert "| 0.800 |" in text
+    assert "exit codes [1]" in text
+    assert "no curve of PowerSGD 16" in text
+    page = (tmp_path / "train.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert page.count("<svg") == 2
+
+
+def test_benchmark_of_trainings_measures_every_side(tmp_path: pathlib.Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root for network namespaces")
+    more = ("--models", "transformer", "resnet", "--train", "f32", "auto", "--train-steps", "6")
+    done = run("bench/train.py", "--quick", *more, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for model in ("transformer", "resnet"):
+        steps, plain, auto = [row for row in rows if row["model"] == model]
+        peers = {"DDP, 25 MB", "fp16, 25 MB", "PowerSGD 1", "DDP on scant"}
+        assert set(steps["sides"]) == {"alone", "plain", "q4", "auto"} | peers
+        assert steps["rho"] > 0
+        sides = steps["sides"]
+        assert all(len(one["samples"]) == 2 for one in sides.values())
+        # Two ranks: each sends its gradients once, all of them or an eighth.
+        dense = 4 * steps["elements"]
+        for name in ("plain", "DDP, 25 MB", "DDP on scant"):
+            assert dense < sides[name]["wire_bytes_per_rank"] < 1.3 * dense
+        assert sides["q4"]["wire_bytes_per_rank"] < 0.3 * dense
+        assert sides["alone"]["wire_bytes_per_rank"] < 0.01 * dense
+        assert 0.9 < sides["q4"]["said"]["kept"] < 1
+        for row in (plain, auto):
+            assert row["same_parameters"]
+            assert len(row["loss"]) == len(row["at_s"]) == 6
+            assert row["at_s"] == sorted(row["at_s"])
+        # The same weights and samples; what is rounded away is not seen before the second loss.
+        assert auto["loss"][0] == pytest.approx(plain["loss"][0], rel=1e-6)
+        assert auto["plans"][0][0] == 5
+        if model == "transformer":  # two pictures a step show no trend so soon
+            assert auto["loss"][-1] < auto["loss"][0]
+    assert "share of the limit" in (tmp_path / "train.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--steps", "0"), "--steps"),
+        (("--ranks", "1"), "--ranks"),
+        (("--networks", "fast"), "fast"),
+        (("--train", "PowerSGD"), "PowerSGD"),
+    ],
+)
+def test_benchmark_of_trainings_refuses_what_cannot_be_measured(
+    tmp_path: pathlib.Path, arguments: tuple[str, ...], named: str
+) -> None:
+    done = run("bench/train.py", *arguments, "--out", str(tmp_path), timeout=60)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_benchmark_of_trainings_shows_its_defaults() -> None:
+    done = run("bench/train.py", "--help", timeout=60)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split("options:")[1].split())
+    for option, text in {
+        "models": "transformer resnet; with --quick: transformer",
+        "ranks": "4 8; with --quick: 2",
+        "networks": "none 1gbit 100mbit 25mbit; with --quick: 1gbit",
+        "train-steps": "250; with --quick: 12",
+    }.items():
+        assert re.search(rf"--{option} [^()]*\(default: {re.escape(text)}\)", shown), shown
