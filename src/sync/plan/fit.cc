@@ -11,7 +11,7 @@ namespace {
 constexpr double kBackwardError = 0.03;
 constexpr double kPerWorkExpected = 0.5;
 constexpr double kPerWorkError = 0.5;
-constexpr double kPerByteError = 1e-9;
+constexpr double kPerByteError = 1e-8;
 constexpr double kPerWorkMost = 3;
 constexpr double kPerByteMost = 1e-7;
 constexpr double kForget = 0.7;  // of a sample's weight, with each later one

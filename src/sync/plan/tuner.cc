@@ -14,12 +14,15 @@ constexpr uint32_t kMeasuringSteps = 5;
 constexpr uint32_t kMeasuringSkipped = 2;
 constexpr uint32_t kNewPlanSteps = 8;
 constexpr uint32_t kRunningLeast = 16;
-constexpr uint32_t kRunningMost = 512;
+constexpr double kRunningMost = 512;
+constexpr double kRunningMostS =
+    5;  // so that changes are noticed; but at least kRunningLeast steps
 constexpr uint32_t kComparingSteps = 3;
 constexpr double kAgreementShare = 0.003;  // of the time, for agreements
 constexpr double kComparingShare = 0.005;  // of the time, for plain steps
 constexpr double kComparable = 0.7;        // plain's worth, from which on it might win
 constexpr double kBetter = 1.02;           // in worth, for another plan
+constexpr double kKeepsMore = 0.005;
 constexpr double kLoses = 0.98;
 constexpr double kChanged = 0.1;
 constexpr double kLinkChanged = 0.25;  // soundings are short
@@ -244,8 +247,12 @@ void Tuner::choose(std::string why) {
   SCANT_CHECK(ranked.ok(), "a profile made here fits its layout");
   std::vector<Candidate>& all = ranked.value();
   Candidate running = weigh(plan_, layout_, profile_, curves_, options_);
+  Candidate best = all.front();
+  // What runs goes on, unless another plan is worth clearly more or keeps clearly more.
   const bool allowed = running.kept >= options_.fidelity_min && phase_ != Phase::measuring;
-  Candidate best = allowed && all.front().worth < kBetter * running.worth ? running : all.front();
+  if (allowed && best.worth < kBetter * running.worth && best.kept < running.kept + kKeepsMore) {
+    best = running;
+  }
   Findings::Choice choice;
   choice.why = std::move(why);
   choice.changed = best.plan != plan_;
@@ -282,11 +289,12 @@ Decision Tuner::compare() {
 
 Decision Tuner::run() {
   phase_ = Phase::running;
-  const double step_s = expected_ ? expected_->prediction.step_s : findings_.slowest.step_s;
-  const double wanted = std::ceil(agreement_s_ / (kAgreementShare * std::max(step_s, 1e-6)));
+  const double step_s =
+      std::max(expected_ ? expected_->prediction.step_s : findings_.slowest.step_s, 1e-6);
+  const double wanted = std::ceil(agreement_s_ / (kAgreementShare * step_s));
+  const double most = std::clamp(kRunningMostS / step_s, double{kRunningLeast}, kRunningMost);
   Decision decision{.plan = plan_};
-  decision.steps = static_cast<uint32_t>(
-      std::clamp(wanted, static_cast<double>(kRunningLeast), static_cast<double>(kRunningMost)));
+  decision.steps = static_cast<uint32_t>(std::clamp(wanted, double{kRunningLeast}, most));
   if (new_plan_) decision.steps = kNewPlanSteps;
   decision.skipped = new_plan_ ? 1 : 0;
   const bool due = new_plan_ || std::fmod(agreements_, kCurvesEvery) == kCurvesEvery - 1;
@@ -297,7 +305,8 @@ Decision Tuner::run() {
 
 Decision Tuner::decide(const std::vector<Measurement>& by_rank, double agreement_s) {
   SCANT_CHECK(!by_rank.empty());
-  agreement_s_ = agreement_s;
+  // The shortest so far, nearly: others waited for a rank that came late.
+  agreement_s_ = agreement_s_ > 0 ? std::min(1.1 * agreement_s_, agreement_s) : agreement_s;
   ++agreements_;
   steps_ += by_rank.front().steps;
   if (agreements_ >= floor_until_) options_.fidelity_min = given_.fidelity_min;

@@ -1,0 +1,93 @@
+"""Plans follow a link that drops from 1 Gb/s to 50 Mb/s and recovers, within 50 steps each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab_support import needs_namespaces
+
+pytest.importorskip("torch")
+
+from scant.lab import Lab, LinkOptions
+from scant.lab.units import parse_rate
+from scant.runlog import Plan, Steps, read
+
+WORKER = Path(__file__).parent / "workers" / "link_drop.py"
+STEPS = 50
+PATIENCE_S = 240.0  # for what takes some 15 s on an idle machine
+
+
+class Reader:
+    """The latest step that rank 0 printed."""
+
+    def __init__(self, stream: Any) -> None:
+        self.step = 0
+        self.words: list[str] = []
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def _read(self, stream: Any) -> None:
+        for line in iter(stream.readline, b""):
+            words = line.decode().split()
+            self.words = words
+            if words[:1] == ["step"]:
+                self.step = int(words[1])
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE_S)
+
+
+def wait_for(what: Any, processes: Any) -> Any:
+    """The first value of ``what()`` that is not None."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        assert all(process.poll() in (None, 0) for process in processes), "a rank failed"
+        found = what()
+        if found is not None:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("nothing happened")
+
+
+@needs_namespaces
+def test_a_link_that_drops_and_recovers(tmp_path: Path) -> None:
+    log = tmp_path / "run.jsonl"
+
+    def lines(kind: type) -> list[Any]:
+        return [line for line in read(log) if isinstance(line, kind)] if log.exists() else []
+
+    def settled() -> float | None:
+        """Step of a period by a chosen plan."""
+        return next((line.step for line in lines(Steps) if not line.measuring), None)
+
+    def changed_after(step: float) -> Any:
+        return next((line for line in lines(Plan) if line.changed and line.step > step), None)
+
+    def after(step: float) -> Any:
+        return next((line for line in lines(Steps) if line.step > step + STEPS), None)
+
+    fast, slow = (LinkOptions(parse_rate(rate)) for rate in ("1gbit", "50mbit"))
+    with Lab(2, fast) as lab:
+        processes = lab.run([sys.executable, str(WORKER), str(tmp_path)], stdout=subprocess.PIPE)
+        reader = Reader(processes[0].stdout)
+        wait_for(settled, processes)
+        sent = []
+        for link in (slow, fast):
+            for host in range(2):
+                lab.set_link(host, link)
+            step = reader.step
+            plan = wait_for(lambda step=step: changed_after(step), processes)
+            assert plan.step <= step + STEPS, (plan, step)
+            wait_for(lambda step=step: after(step), processes)
+            sent.append(lines(Steps)[-1].sent_bytes)
+        (tmp_path / "stop").touch()
+        assert [process.wait(PATIENCE_S) for process in processes] == [0, 0]
+        reader.join()
+    assert reader.words == ["whole"]
+    assert sent[0] < 0.7 * sent[1], "fewer bytes on the slow link"
