@@ -77,6 +77,7 @@ CONFIGURATIONS: dict[str, Options] = {
     "PowerSGD 8, after Adam": Options("powersgd", rank=8, local_adam=True),
     "PowerSGD 1, after Adam": Options("powersgd", rank=1, local_adam=True),
     "PowerSGD 16": Options("powersgd", rank=16),
+    "PowerSGD 12": Options("powersgd", rank=12),
     "PowerSGD 8": Options("powersgd", rank=8),
     "PowerSGD 4": Options("powersgd", rank=4),
     "PowerSGD 1": Options("powersgd", rank=1),

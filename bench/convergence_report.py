@@ -19,7 +19,7 @@ FAMILIES: dict[str, list[str]] = {
     "Sparse": ["25% q4", "10% bf16", "10% q4", "1% bf16", "1% q4"],
     "Two bits, and ways to help them": [
         "q2", "q2, decay 0.9", "q2, after Adam", "budget 0.27",
-        "even budget 0.27", "PowerSGD 16",
+        "even budget 0.27", "PowerSGD 16", "PowerSGD 12",
     ],
     "One per cent, and ways to help it": [
         "1% q4", "1% q4, decay 0.95", "1% q4, momentum", "1% q4, warm-up", "1% q4, after Adam",
@@ -29,7 +29,7 @@ FAMILIES: dict[str, list[str]] = {
         "q4", "q4, bf16 residual", "q4, i8 residual", "q2", "q2, bf16 residual", "q2, i8 residual",
         "1% q4", "1% q4, i8 residual",
     ],
-    "PowerSGD": ["PowerSGD 16", "PowerSGD 8", "PowerSGD 4", "PowerSGD 1"],
+    "PowerSGD": ["PowerSGD 16", "PowerSGD 12", "PowerSGD 8", "PowerSGD 4", "PowerSGD 1"],
     "After the local Adam step": [
         "f32, after Adam", "q2, after Adam", "1% q4, after Adam", "PowerSGD 8, after Adam",
         "PowerSGD 1, after Adam",
