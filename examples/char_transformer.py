@@ -20,6 +20,7 @@ import time
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 TEXT_BYTES = 2_000_000
@@ -98,6 +99,9 @@ def train_step(
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a character transformer.")
     parser.add_argument("--backend", default="gloo", help="gloo, scant, …")
+    text = "of gradients: ddp, wrap (scant.torch.wrap), fp16 or powersgd-RANK (hooks of DDP)"
+    parser.add_argument("--average", default="ddp", help=text)
+    parser.add_argument("--run-log", help="of wrap, for scant explain and scant top")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=8, help="sequences of a rank and step")
     parser.add_argument("--block", type=int, default=64, help="bytes of a sequence")
@@ -105,6 +109,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", help="file for one JSON line a step; default: standard output")
     return parser.parse_args()
+
+
+def averaged(model: nn.Module, how: str, run_log: str | None) -> nn.Module:
+    """The model whose gradients are averaged over all ranks."""
+    if how == "wrap":
+        import scant.torch
+
+        return scant.torch.wrap(model, log=run_log)
+    ddp = DistributedDataParallel(model)
+    if how == "fp16":
+        ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    elif how.startswith("powersgd-"):
+        # Compressing from the third step on, when DDP has settled its buckets.
+        state = powerSGD_hook.PowerSGDState(
+            None, matrix_approximation_rank=int(how.removeprefix("powersgd-")),
+            start_powerSGD_iter=2,
+        )  # fmt: skip
+        ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    elif how != "ddp":
+        raise SystemExit(f"--average: no '{how}'")
+    return ddp
 
 
 def main() -> None:
@@ -117,7 +142,8 @@ def main() -> None:
     rank = dist.get_rank()
     torch.manual_seed(arguments.seed)
     text = load_text()
-    model = DistributedDataParallel(CharTransformer(block=arguments.block))
+    network = CharTransformer(block=arguments.block)
+    model = averaged(network, arguments.average, arguments.run_log)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate)
     draw = torch.Generator().manual_seed(arguments.seed * 1000 + rank)
     path = pathlib.Path(arguments.log if rank == 0 and arguments.log else "/dev/stdout")

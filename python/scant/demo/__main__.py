@@ -1,4 +1,4 @@
-"""``./dev demo``: the same script on gloo, then on scant, on links of one gigabit."""
+"""``./dev demo``: the same script on gloo, on scant and with its plans, on links of one gigabit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,17 @@ from scant.lab.lab import RankProcess
 from scant.lab.units import format_rate, parse_rate
 from scant.report.text import render
 
-BACKENDS = ("gloo", "scant")
-WORKLOAD = "a character transformer of 3.2 million parameters, AdamW, DistributedDataParallel"
+# Name -> the script's options.
+WAYS = {
+    "gloo": ["--backend", "gloo"],
+    "gloo fp16": ["--backend", "gloo", "--average", "fp16"],
+    "PowerSGD": ["--backend", "gloo", "--average", "powersgd-4"],
+    "scant": ["--backend", "scant"],
+    "scant.wrap": ["--backend", "scant", "--average", "wrap"],
+}
+DEFAULT_WAYS = ("gloo", "scant", "scant.wrap")
+WORKLOAD = "a character transformer of 3.2 million parameters, AdamW"
+RUN_LOG = "run.jsonl"
 PATIENCE_S = 120.0  # without a step, before the run is given up
 # After a rank failed: has rank 0 written its last line? gloo keeps its threads beyond
 # destroy_process_group, and rarely one of them aborts an interpreter that is leaving. The training
@@ -34,6 +43,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", default="1gbit", help="of each host's link; 'none' for no limit")
     steps = os.environ.get("SCANT_DEMO_STEPS", "120")
     parser.add_argument("--steps", type=int, default=steps, help="of each run (120)")
+    text = f"of {', '.join(WAYS)}; PowerSGD is of rank 4 ({' '.join(DEFAULT_WAYS)})"
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=DEFAULT_WAYS, metavar="WAY", help=text
+    )
     parser.add_argument("--out", default="out/demo", help="folder for the report (out/demo)")
     parser.add_argument("--script", default="examples/char_transformer.py")
     return parser.parse_args(argv)
@@ -75,11 +88,11 @@ def read_rows(log: pathlib.Path, run: Run, offset: int) -> int:
 
 def progress_text(run: Run, steps: int, megabytes: float | None) -> str:
     if not run.rows:
-        return f"{run.backend:>6}  starting"
+        return f"{run.backend:>10}  starting"
     row = run.rows[-1]
     wire = "" if megabytes is None else f"  {megabytes:8.1f} MB sent by a host"
     return (
-        f"{run.backend:>6}  step {int(row['step']) + 1}/{steps}  loss {row['loss']:.3f}  "
+        f"{run.backend:>10}  step {int(row['step']) + 1}/{steps}  loss {row['loss']:.3f}  "
         f"{1e3 * row['step_s']:5.0f} ms a step{wire}"
     )
 
@@ -102,10 +115,12 @@ def check(run: Run, processes: Sequence[RankProcess], errors: IO[bytes]) -> None
 def train(lab: Lab, backend: str, arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
     """One run in the lab; raises RuntimeError when a rank fails."""
     run = Run(backend)
-    log = folder / f"{backend}.jsonl"
+    log = folder / f"{backend.replace(' ', '-')}.jsonl"
     log.unlink(missing_ok=True)
     before = lab.bytes() if lab.isolated else []
-    command = [sys.executable, arguments.script, "--backend", backend]
+    command = [sys.executable, arguments.script, *WAYS[backend]]
+    if backend == "scant.wrap":
+        command += ["--run-log", str(folder / RUN_LOG)]
     command += ["--steps", str(arguments.steps), "--log", str(log)]
     errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
     processes = lab.run(command, stdout=errors, stderr=errors)
@@ -178,14 +193,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with lab:
             setting = f"{where}; {WORKLOAD}"
             print(setting, file=sys.stderr)
-            for backend in BACKENDS:
+            for backend in arguments.ways:
                 runs.append(train(lab, backend, arguments, folder))
         recorded = {"setting": setting, "runs": [run.to_json() for run in runs]}
         (folder / "demo.json").write_text(json.dumps(recorded))
         build_page(runs, setting).write(folder / "report.html")
     except KeyboardInterrupt:
         print(
-            f"\ninterrupted; finished runs: {len(runs)} of 2, their steps are in {folder}/",
+            f"\ninterrupted; finished runs: {len(runs)} of {len(arguments.ways)}, "
+            f"their steps are in {folder}/",
             file=sys.stderr,
         )
         return 130
@@ -197,6 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(render(*table(runs)))
     print(f"report: {folder / 'report.html'}")
+    if "scant.wrap" in arguments.ways:
+        print(f"what scant.wrap chose, and why: scant explain {folder / RUN_LOG}")
     return 0
 
 

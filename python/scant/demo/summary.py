@@ -13,7 +13,7 @@ WARM_UP_STEPS = 3  # the first steps build buckets and connections
 
 @dataclasses.dataclass
 class Run:
-    """One backend's training."""
+    """One way of averaging, and its training."""
 
     backend: str
     rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -104,8 +104,9 @@ def build_page(runs: list[Run], setting: str) -> Page:
     head, rows = table(runs)
     page.table(head, rows)
     page.text(
-        "The runs came one after the other, with the same seed, data and model. Both move plain "
-        "dense f32: expect equal loss and bytes, and, where the link is the limit, equal time."
+        "The runs came one after the other, with the same seed, data and model. gloo and scant "
+        "move plain dense f32: expect equal loss and bytes, and, where the link is the limit, "
+        "equal time. scant.wrap sends what hides under compute, as it measured in its first steps."
     )
     page.heading("Loss against time")
     curves = [
