@@ -63,6 +63,8 @@ CONFIGURATIONS: dict[str, Options] = {
     "q2, bf16 residual": dense("q2", residual="bf16"),
     "1% q4, i8 residual": sparse(0.01, "q4", residual="i8"),
     "q2, decay 0.9": dense("q2", decay=0.9),
+    "q1 there, q3 back": dense("q1", back="q3"),
+    "q1 there, q3 back, decay 0.9": dense("q1", back="q3", decay=0.9),
     "q2, after Adam": dense("q2", local_adam=True),
     "1% q4, decay 0.95": sparse(0.01, "q4", decay=0.95),
     "1% q4, momentum": sparse(0.01, "q4", momentum=0.9),

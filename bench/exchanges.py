@@ -40,6 +40,7 @@ class Options:
     small: int = 0  # tensors of fewer elements go as q8, dense
     local_adam: bool = False  # the local optimizer's step is sent instead of the gradient
     budget: float = 0.0  # > 0: bytes an element; an allocator chooses each tensor's point
+    back: str = ""  # values of the second leg; default: those of the first
     even: bool = False  # the allocator counts shares of each tensor's energy, by its elements
 
 
@@ -143,7 +144,10 @@ class CodecCombiner:
     def __init__(self, shapes: Sequence[torch.Size], options: Options) -> None:
         self.shapes = shapes
         self.sent_bytes = 0.0
-        self.owner = CodecWorker(shapes, options, 1000) if options.legs == 2 else None
+        self.owner: CodecWorker | None = None
+        if options.legs == 2:
+            back = dataclasses.replace(options, values=options.back or options.values)
+            self.owner = CodecWorker(shapes, back, 1000)
 
     def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]:
         ranks = len(messages)
