@@ -19,7 +19,7 @@ FAMILIES: dict[str, list[str]] = {
     "Sparse": ["25% q4", "10% bf16", "10% q4", "1% bf16", "1% q4"],
     "Two bits, and ways to help them": [
         "q2", "q2, decay 0.9", "q1 there, q3 back", "q1 there, q3 back, decay 0.9",
-        "q2, after Adam", "budget 0.27",
+        "q2, decay 0.7", "even budget 0.27, decay 0.9", "q2, after Adam", "budget 0.27",
         "even budget 0.27", "PowerSGD 16", "PowerSGD 12",
     ],
     "One per cent, and ways to help it": [
