@@ -227,10 +227,11 @@ class PythonAverager {
     AutoPlanOptions options{.key = key_ + ".plans", .members = members_, .timeout = timeout_};
     options.tuning.fidelity_min = fidelity_min;
     if (pinned != nullptr) options.tuning.pinned = *pinned;
-    Averager& averager = get();
-    auto_plan_.reset();
-    auto_plan_ = unwrap(
-        without_gil([&] { return AutoPlan::create(communicator_, averager, options); }), rank_);
+    static_cast<void>(get());
+    const std::shared_ptr<Averager> averager = averager_;  // while another thread closes
+    std::shared_ptr<AutoPlan> next = unwrap(
+        without_gil([&] { return AutoPlan::create(communicator_, *averager, options); }), rank_);
+    without_gil([&] { std::swap(auto_plan_, next); });
   }
   // Asks until there is an outcome, and lets signal handlers run meanwhile.
   template <typename Ask>

@@ -54,7 +54,7 @@ class Averaging:
         self.averager = _scant.Averager(
             process_group.native(), self.layout, self.arena.data_ptr(), native, self.arena
         )
-        self._watching = Watching(options, self.layout, group)
+        self._watching = _watching(options, self.layout, group)
         self.set_plan(options)
 
     def set_plan(self, options: WrapOptions) -> None:
@@ -79,6 +79,19 @@ class Averaging:
         """Ends what is under way."""
         self.averager.close()
         self._watching.close()
+
+
+def _watching(options: WrapOptions, layout: _scant.GradientLayout, group: Any) -> Watching:
+    """What rank 0 cannot open ends wrap() on all ranks, not on rank 0 alone."""
+    watching, problem = None, [""]
+    try:
+        watching = Watching(options, layout, group)
+    except Exception as error:
+        problem = [str(error)]
+    dist.broadcast_object_list(problem, dist.get_global_rank(group, 0), group=group)
+    if problem[0] or watching is None:
+        raise InvalidArgument(f"rank 0: {problem[0]}")
+    return watching
 
 
 def process_group_of(group: Any) -> ProcessGroup:

@@ -36,7 +36,8 @@ class HookState:
     def __init__(self, group: Any, options: WrapOptions | None = None, **more: Any) -> None:
         if options is not None and more:
             raise InvalidArgument("HookState: give options= or single options by name, not both")
-        self.group = process_group_of(group)
+        self.group = group
+        self._process_group = process_group_of(group)
         self.options = options or WrapOptions(**more)
         self.last_step: dict[str, Any] | None = None
         self._steps = 0
@@ -51,7 +52,9 @@ class HookState:
 
     def save(self) -> bytes:
         """This rank's residuals, for a checkpoint."""
-        return b"" if self._averaging is None else self._averaging.averager.save()
+        if self._averaging is None:
+            return self._restored or b""
+        return self._averaging.averager.save()
 
     def restore(self, state: bytes) -> None:
         """Before the first step, or between two."""
@@ -82,7 +85,7 @@ class HookState:
 
     def _first_steps(self, bucket: GradBucket) -> Future[torch.Tensor]:
         self._seen += bucket.parameters()
-        future = _average(self.group, bucket)
+        future = _average(self._process_group, bucket)
         if not bucket.is_last():
             return future
         self._steps += 1

@@ -125,7 +125,8 @@ class Wrapped(torch.nn.Module):
 
     def set_plan(self, plan: str | _scant.FusionPlan) -> None:
         """Another plan from the next step on; call it with the same on all ranks."""
-        self._averaging.set_plan(replace(self.options, plan=plan))
+        floor = self.options.fidelity_min if plan == "auto" else 0.0
+        self._averaging.set_plan(replace(self.options, plan=plan, fidelity_min=floor))
 
     def scale_residuals(self, factor: float) -> None:
         """What was not sent yet, times ``factor``: the loss is scaled by that from now on."""

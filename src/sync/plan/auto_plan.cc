@@ -115,11 +115,14 @@ class AutoPlan::Impl {
       for (size_t i = 0; i < count; ++i) {
         auto one = read_measurement(Bytes(all).subspan(i * mine.size(), mine.size()),
                                     averager.layout(), decision.curves);
-        if (!one) return one.error();
-        by_rank.push_back(std::move(one).value());
+        // The others wait for a decision: zeros are none, and end their steps too.
+        if (!one) refused = one.error();
+        if (one) by_rank.push_back(std::move(one).value());
       }
-      decided = serialise(tuner->decide(by_rank, agreement_s), averager.layout());
-      agreed_once = true;
+      if (!refused) {
+        decided = serialise(tuner->decide(by_rank, agreement_s), averager.layout());
+        agreed_once = true;
+      }
     }
     work = communicator.broadcast(decided, DType::u8, 0, call_options());
     stage = Stage::telling;
@@ -140,9 +143,8 @@ class AutoPlan::Impl {
       begin_gather();
     }
     for (;;) {
-      const Result<void> outcome = work.wait(limit);
-      if (!work.done()) return std::nullopt;
-      if (!outcome) return outcome;
+      if (!work.wait(limit) && !work.done()) return std::nullopt;
+      if (const Result<void> outcome = work.wait(); !outcome) return outcome;
       if (stage == Stage::telling) return obey();
       if (Result<void> decided_well = decide(); !decided_well) return decided_well;
     }
@@ -150,6 +152,7 @@ class AutoPlan::Impl {
 
   Result<void> obey() {
     stage = Stage::idle;
+    if (refused) return *refused;
     Result<Decision> next = parse_decision(decided, averager.layout());
     if (!next) return next.error();
     agreement_s = seconds_since(begun);
@@ -179,6 +182,7 @@ class AutoPlan::Impl {
   Stage stage = Stage::idle;
   std::optional<Sounding> sounding;  // of more than one rank
   Work work;
+  std::optional<Error> refused;  // what the first could not read
   std::vector<std::byte> mine;
   std::vector<std::byte> all;
   std::vector<std::byte> decided;

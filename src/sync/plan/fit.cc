@@ -7,8 +7,8 @@
 namespace scant::sync {
 namespace {
 
-// As deviations: of a measured backward, of a second of work, of a byte.
-constexpr double kBackwardError = 0.03;
+// As deviations: of a measured time, of a second of work, of a byte.
+constexpr double kComputeError = 0.03;
 constexpr double kPerWorkExpected = 0.5;
 constexpr double kPerWorkError = 0.5;
 constexpr double kPerByteError = 1e-8;
@@ -67,10 +67,10 @@ LinkRate fit_link(std::span<const SoundingTimes> by_rank, int ranks, const LinkR
   return rate;
 }
 
-Contention fit_contention(std::span<const BackwardSample> samples) {
+Contention fit_contention(std::span<const ComputeSample> samples) {
   if (samples.empty()) return {};
-  const double scale = kBackwardError * std::max(samples.back().backward_s, 1e-9);
-  // Unknowns in units of their deviations: backward in `scale`, the others as above.
+  const double scale = kComputeError * std::max(samples.back().compute_s, 1e-9);
+  // Unknowns in units of their deviations: computing in `scale`, the others as above.
   std::array<std::array<double, 4>, 3> rows{};
   rows[0][0] = 1e-9;
   rows[1][1] = 1;
@@ -78,21 +78,21 @@ Contention fit_contention(std::span<const BackwardSample> samples) {
   rows[2][2] = 1;
   double weight = 1;
   for (size_t i = samples.size(); i-- > 0; weight *= kForget) {
-    const BackwardSample& sample = samples[i];
+    const ComputeSample& sample = samples[i];
     const std::array<double, 3> x = {1, sample.work_s * kPerWorkError / scale,
                                      sample.bytes * kPerByteError / scale};
     for (size_t j = 0; j < 3; ++j) {
       for (size_t k = 0; k < 3; ++k) rows[j][k] += weight * x[j] * x[k];
-      rows[j][3] += weight * x[j] * sample.backward_s / scale;
+      rows[j][3] += weight * x[j] * sample.compute_s / scale;
     }
   }
   const std::array<double, 3> x = solve(rows);
   Contention fitted;
   fitted.per_work = std::clamp(x[1] * kPerWorkError, 0.0, kPerWorkMost);
   fitted.per_byte = std::clamp(x[2] * kPerByteError, 0.0, kPerByteMost);
-  const BackwardSample& last = samples.back();
+  const ComputeSample& last = samples.back();
   const double disturbed = fitted.per_work * last.work_s + fitted.per_byte * last.bytes;
-  fitted.backward_s = std::max(last.backward_s - disturbed, 0.2 * last.backward_s);
+  fitted.compute_s = std::max(last.compute_s - disturbed, 0.2 * last.compute_s);
   return fitted;
 }
 

@@ -13,20 +13,20 @@ namespace scant::sync {
 [[nodiscard]] LinkRate fit_link(std::span<const SoundingTimes> by_rank, int ranks,
                                 const LinkRate& before);
 
-// A period's backward, and what went on before its end.
-struct BackwardSample {
-  double backward_s = 0;
-  double work_s = 0;
-  double bytes = 0;
+// A period's computing, backward and the rest of a step together, and what went on beside it.
+struct ComputeSample {
+  double compute_s = 0;
+  double work_s = 0;  // before the end of backward
+  double bytes = 0;   // sent in a step
 };
 
 struct Contention {
-  double backward_s = 0;  // undisturbed
+  double compute_s = 0;  // undisturbed
   double per_work = 0.5;
   double per_byte = 0;
 };
 
 // The last sample counts most.
-[[nodiscard]] Contention fit_contention(std::span<const BackwardSample> samples);
+[[nodiscard]] Contention fit_contention(std::span<const ComputeSample> samples);
 
 }  // namespace scant::sync

@@ -17,12 +17,13 @@ using codec::store_little;
 
 constexpr uint16_t kVersion = 1;
 constexpr size_t kHeaderBytes = 16;
-constexpr size_t kScalars = 13;
+constexpr size_t kScalars = 12;
 constexpr size_t kSoundings = 5;
 
 double median(std::vector<double> values) {
   if (values.empty()) return 0;
-  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+  // Of two in the middle the lower: a pause makes steps longer, never shorter.
+  const auto middle = values.begin() + static_cast<ptrdiff_t>((values.size() - 1) / 2);
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
 }
@@ -33,23 +34,6 @@ double median_of(const std::vector<StepReport>& reports, const Get& get) {
   values.reserve(reports.size());
   for (const StepReport& report : reports) values.push_back(get(report));
   return median(std::move(values));
-}
-
-// Of a leg's bytes, those before the end of backward.
-double within_backward(double begin, double end, double bytes, double backward_s) {
-  const double length = std::max(end - begin, 1e-9);
-  return bytes * std::clamp(backward_s - begin, 0.0, length) / length;
-}
-
-double overlapped_bytes(const StepReport& report) {
-  double bytes = 0;
-  for (const BufferTimes& times : report.buffers) {
-    bytes += within_backward(times.first_begin, times.first_end,
-                             static_cast<double>(times.first_bytes), report.backward_s);
-    bytes += within_backward(times.second_begin, times.second_end,
-                             static_cast<double>(times.second_bytes), report.backward_s);
-  }
-  return bytes;
 }
 
 double work_of(const StepReport& report) {
@@ -100,19 +84,13 @@ double take(const std::byte*& at) {
   return value;
 }
 
-constexpr double Measurement::*kScalarFields[kScalars] = {&Measurement::steps,
-                                                          &Measurement::step_s,
-                                                          &Measurement::backward_s,
-                                                          &Measurement::exposed_s,
-                                                          &Measurement::encode_s,
-                                                          &Measurement::add_s,
-                                                          &Measurement::decode_s,
-                                                          &Measurement::overlapped_work_s,
-                                                          &Measurement::overlapped_bytes,
-                                                          &Measurement::sent_bytes,
-                                                          &Measurement::nonfinite,
-                                                          &Measurement::kept,
-                                                          &Measurement::residual};
+constexpr double Measurement::*kScalarFields[kScalars] = {
+    &Measurement::steps,      &Measurement::step_s,
+    &Measurement::backward_s, &Measurement::exposed_s,
+    &Measurement::encode_s,   &Measurement::add_s,
+    &Measurement::decode_s,   &Measurement::overlapped_work_s,
+    &Measurement::sent_bytes, &Measurement::nonfinite,
+    &Measurement::kept,       &Measurement::residual};
 
 constexpr double SoundingTimes::*kSoundingFields[kSoundings] = {
     &SoundingTimes::small_s, &SoundingTimes::exchange_s, &SoundingTimes::exchange_bytes,
@@ -148,7 +126,6 @@ Measurement Profiler::finish() const {
   out.add_s = median_of(reports_, [](const StepReport& r) { return r.add_s; });
   out.decode_s = median_of(reports_, [](const StepReport& r) { return r.decode_s; });
   out.overlapped_work_s = median_of(reports_, overlapped_work);
-  out.overlapped_bytes = median_of(reports_, overlapped_bytes);
   out.sent_bytes =
       median_of(reports_, [](const StepReport& r) { return static_cast<double>(r.sent_bytes); });
   for (const StepReport& report : reports_) out.nonfinite += static_cast<double>(report.nonfinite);

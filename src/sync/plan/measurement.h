@@ -24,7 +24,6 @@ struct Measurement {
   double add_s = 0;
   double decode_s = 0;
   double overlapped_work_s = 0;  // before the end of backward
-  double overlapped_bytes = 0;
   double sent_bytes = 0;
   double nonfinite = 0;         // of all steps together
   double kept = 1;              // of the worker's leg, by elements; 1 by plans of all_reduce alone

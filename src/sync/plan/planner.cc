@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <numeric>
+#include <utility>
 
 #include "codec/allocate.h"
 #include "sync/plan/progress.h"
@@ -61,20 +62,43 @@ FusionPlan split_plan(const Layout& layout, std::span<const codec::Point> points
   return plan;
 }
 
+// What the parts with a gradient keep at each point, as a share of their energy, by elements.
+std::vector<double> mean_shares(std::span<const codec::Curve> curves, const Layout& layout) {
+  std::vector<double> shares(codec::default_points().size());
+  double elements = 0;
+  for (size_t p = 0; p < curves.size(); ++p) {
+    if (!(curves[p].energy > 0) || curves[p].points.size() != shares.size()) continue;
+    const auto n = static_cast<double>(layout.parts()[p].range.elements);
+    elements += n;
+    for (size_t i = 0; i < shares.size(); ++i) {
+      shares[i] += n * curves[p].points[i].energy / curves[p].energy;
+    }
+  }
+  if (elements == 0) return {};
+  for (double& share : shares) share /= elements;
+  return shares;
+}
+
 // Energies such that every element of every part has the same: Adam makes tensors with large and
-// with small gradients equally important. A part that nobody had a gradient of has no curve:
-// nothing is to be kept of it.
+// with small gradients equally important. A part that nobody had a gradient of is taken to be like
+// the others. Nothing, where nobody had any.
 std::vector<codec::Curve> by_elements(std::span<const codec::Curve> curves, const Layout& layout) {
+  const std::vector<double> shares = mean_shares(curves, layout);
+  if (shares.empty()) return {};
   std::vector<codec::Curve> all(curves.begin(), curves.end());
   for (size_t p = 0; p < all.size(); ++p) {
-    const uint64_t elements = layout.parts()[p].range.elements;
-    const double energy = all[p].energy;
-    all[p].energy = energy > 0 ? static_cast<double>(elements) : 0;
-    const double factor = energy > 0 ? all[p].energy / energy : 0;
-    for (codec::CurvePoint& point : all[p].points) point.energy *= factor;
-    if (!all[p].points.empty()) continue;
-    for (const codec::Point point : codec::default_points()) {
-      all[p].points.push_back({point, codec::expected_record_bytes(elements, point), 0});
+    const uint64_t n = layout.parts()[p].range.elements;
+    const auto elements = static_cast<double>(n);
+    const double energy = std::exchange(all[p].energy, elements);
+    if (energy > 0 && !all[p].points.empty()) {
+      for (codec::CurvePoint& point : all[p].points) point.energy *= elements / energy;
+      continue;
+    }
+    all[p].points.clear();
+    for (size_t i = 0; i < shares.size(); ++i) {
+      const codec::Point point = codec::default_points()[i];
+      all[p].points.push_back(
+          {point, codec::expected_record_bytes(n, point), shares[i] * elements});
     }
   }
   return all;
@@ -220,7 +244,7 @@ Result<std::vector<Candidate>> rank_plans(const Layout& layout, const Profile& p
   for (const size_t buffers : kBufferCounts) {
     if (buffers <= parts) look_at(plain_plan(layout, buffers));
   }
-  if (curves.empty()) return std::move(ranking).ranked();
+  if (even.empty()) return std::move(ranking).ranked();
   const auto elements = static_cast<double>(layout.elements());
   std::vector<size_t> before;
   for (double budget = kBudgetMost; budget >= kBudgetLeast; budget *= kBudgetRatio) {

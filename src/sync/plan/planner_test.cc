@@ -171,6 +171,29 @@ TEST(Planner, TheFloorOfFidelityHolds) {
     EXPECT_GE(candidate.kept, 0.9);
 }
 
+std::vector<Candidate> ranked_by(const Layout& layout, const Profile& profile,
+                                 const std::vector<codec::Curve>& curves, double floor) {
+  auto all = rank_plans(layout, profile, curves, {.fidelity_min = floor});
+  EXPECT_TRUE(all.ok());
+  return std::move(all).value();
+}
+
+// A head that was not used in the step that was looked at is no reason to starve it.
+TEST(Planner, APartWithoutGradientIsTakenToBeLikeTheOthers) {
+  const Layout layout = layout_of({500'000, 500'000});
+  const Profile profile = free_work(layout, 0.1, 1e7);
+  auto curves = curves_of(layout);
+  curves[1] = curves[0];
+  const Candidate whole = best(ranked_by(layout, profile, curves, 0.9));
+  curves[1] = {};
+  const Candidate half = best(ranked_by(layout, profile, curves, 0.9));
+  EXPECT_EQ(half.plan, whole.plan);
+  EXPECT_NEAR(half.kept, whole.kept, 1e-9);
+  curves[0].energy = 0;
+  const auto all = ranked_by(layout, profile, curves, 0);
+  EXPECT_TRUE(std::ranges::all_of(all, [](const auto& one) { return is_plain(one.plan); }));
+}
+
 TEST(Planner, WithoutCurvesOnlyPlainPlansAreLookedAt) {
   const Layout layout = layout_of({500'000, 500'000});
   const auto all = rank_plans(layout, free_work(layout, 0.1, 1e6), {}, {});

@@ -96,7 +96,6 @@ class Simulation {
   [[nodiscard]] double work_s() const { return work_s_; }
   [[nodiscard]] double link_s() const { return link_s_; }
   [[nodiscard]] double sent_bytes() const { return sent_bytes_; }
-  [[nodiscard]] double overlapped_bytes() const { return overlapped_bytes_; }
 
  private:
   static bool is_leg(const StepCore::Job& job) {
@@ -129,12 +128,7 @@ class Simulation {
     const bool reduces = plan_.buffers[job.buffer].path == Path::all_reduce;
     const double seconds =
         bytes / (reduces ? profile_.link.reduced_bytes_per_s : profile_.link.bytes_per_s);
-    const double begin = std::max(link_free_, now_);
-    link_free_ = begin + seconds;
-    if (seconds > 0) {
-      const double within = std::clamp(profile_.backward_s - begin, 0.0, seconds);
-      overlapped_bytes_ += bytes * within / seconds;
-    }
+    link_free_ = std::max(link_free_, now_) + seconds;
     link_s_ += seconds;
     sent_bytes_ += bytes;
     const double messages = first ? cost.first_messages : 1;
@@ -166,7 +160,6 @@ class Simulation {
   double work_s_ = 0;
   double link_s_ = 0;
   double sent_bytes_ = 0;
-  double overlapped_bytes_ = 0;  // sent before the end of backward
 };
 
 }  // namespace
@@ -203,7 +196,7 @@ Prediction predict(const FusionPlan& plan, const Layout& layout, const Profile& 
   // Of the work, the share that falls within backward; taken to be evenly spread up to the end.
   const double within = end > profile.backward_s ? profile.backward_s / end : 1;
   prediction.backward_s = profile.backward_s + profile.contention * within * prediction.work_s +
-                          profile.sending_s_per_byte * simulation.overlapped_bytes();
+                          profile.sending_s_per_byte * prediction.sent_bytes;
   const double late = end + (prediction.backward_s - profile.backward_s);
   prediction.exposed_s = std::max(0.0, late - prediction.backward_s);
   prediction.step_s = profile.rest_s + prediction.backward_s + prediction.exposed_s;

@@ -36,7 +36,7 @@ struct Profile {
   double backward_s = 0;
   double rest_s = 0;
   double contention = 0;          // seconds of backward for a second of work before its end
-  double sending_s_per_byte = 0;  // seconds of backward for a byte sent before its end
+  double sending_s_per_byte = 0;  // seconds of computing for a byte sent
   WorkRates work;
   LinkRate link;
 };

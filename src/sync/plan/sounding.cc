@@ -66,9 +66,8 @@ void Sounding::note(double seconds) {
 
 std::optional<Result<void>> Sounding::poll(Duration limit) {
   for (;;) {
-    const Result<void> outcome = work_.wait(limit);
-    if (!work_.done()) return std::nullopt;
-    if (!outcome) return outcome;
+    if (!work_.wait(limit) && !work_.done()) return std::nullopt;
+    if (const Result<void> outcome = work_.wait(); !outcome) return outcome;
     note(std::chrono::duration<double>(Clock::now() - begun_).count());
     if (++turn_ == kKinds * kRounds) return Result<void>();
     submit();

@@ -14,28 +14,30 @@ constexpr uint32_t kMeasuringSteps = 5;
 constexpr uint32_t kMeasuringSkipped = 2;
 constexpr uint32_t kNewPlanSteps = 8;
 constexpr uint32_t kRunningLeast = 16;
-constexpr double kRunningMost = 512;
-constexpr double kRunningMostS =
-    5;  // so that changes are noticed; but at least kRunningLeast steps
-constexpr uint32_t kComparingSteps = 3;
+constexpr double kRunningMostS = 5;      // so that changes are noticed, unless agreements
+constexpr double kAgreementMost = 0.01;  // would take more than this share of the time
+constexpr uint32_t kComparingSteps = 4;
 constexpr double kAgreementShare = 0.003;  // of the time, for agreements
 constexpr double kComparingShare = 0.005;  // of the time, for plain steps
 constexpr double kComparable = 0.7;        // plain's worth, from which on it might win
 constexpr double kBetter = 1.02;           // in worth, for another plan
 constexpr double kKeepsMore = 0.005;
+constexpr double kNearly = 0.99;
 constexpr double kLoses = 0.98;
 constexpr double kChanged = 0.1;
 constexpr double kLinkChanged = 0.25;  // soundings are short
-constexpr double kSoundingS = 0.01;
+constexpr double kSoundingS = 0.005;
 constexpr double kSoundingLeast = 16 << 10;
 constexpr double kSoundingMost = 4 << 20;  // bytes
 constexpr double kEveryAgreements = 8;
 constexpr double kCurvesEvery = 4;
-constexpr double kFallsTo = 0.5;  // of what was kept
-constexpr double kOtherRegime = 1.3;
+constexpr double kFallsTo = 0.5;     // of what was kept
+constexpr double kFloorStep = 0.02;  // above what the plan keeps by its curves
+constexpr double kOtherRegime = 0.3;
 constexpr double kErrorMost = 2;
+constexpr double kForgetError = 0.9;
 constexpr double kWorkFactorMost = 4;
-constexpr size_t kBackwardSamples = 6;
+constexpr size_t kComputeSamples = 6;
 constexpr size_t kOthersShown = 12;
 
 double rest_of(const Measurement& one) {
@@ -134,6 +136,14 @@ void Tuner::combine(const std::vector<Measurement>& by_rank) {
   findings_.measuring = phase_ != Phase::running && !given_.pinned;
 }
 
+// A part that got no gradient in the step that was looked at keeps its curve from before.
+void Tuner::take_curves(std::vector<codec::Curve> fresh) {
+  for (size_t p = 0; p < curves_.size(); ++p) {
+    if (!(fresh[p].energy > 0)) fresh[p] = std::move(curves_[p]);
+  }
+  curves_ = std::move(fresh);
+}
+
 void Tuner::fit_work(double measured_s) {
   const double predicted = predict(plan_, layout_, profile_).work_s;
   if (!(predicted > 0) || !(measured_s > 0)) return;
@@ -145,24 +155,23 @@ void Tuner::fit_all(const std::vector<Measurement>& by_rank) {
   std::vector<SoundingTimes> soundings;
   for (const Measurement& one : by_rank) soundings.push_back(one.sounding);
   profile_.link = fit_link(soundings, layout_.ranks(), profile_.link);
-  if (!backward_.empty()) {
-    const double ratio = slowest.backward_s /
-                         (profile_.backward_s + profile_.contention * slowest.overlapped_work_s +
-                          profile_.sending_s_per_byte * slowest.overlapped_bytes);
-    if (ratio > kOtherRegime || ratio < 1 / kOtherRegime) backward_.clear();
+  const double compute_s = compute_of(slowest);
+  const bool same_plan = phase_ == Phase::running && !new_plan_;
+  if (same_plan && changed(compute_s, computing_.back().compute_s, kOtherRegime)) {
+    computing_.clear();  // the program does something else now
   }
-  backward_.push_back({slowest.backward_s, slowest.overlapped_work_s, slowest.overlapped_bytes});
-  if (backward_.size() > kBackwardSamples) backward_.erase(backward_.begin());
-  const Contention fitted = fit_contention(backward_);
-  profile_.backward_s = fitted.backward_s;
+  computing_.push_back({compute_s, slowest.overlapped_work_s, slowest.sent_bytes});
+  if (computing_.size() > kComputeSamples) computing_.erase(computing_.begin());
+  const Contention fitted = fit_contention(computing_);
+  const double undisturbed = fitted.compute_s / std::max(compute_s, 1e-9);
+  profile_.backward_s = slowest.backward_s * undisturbed;
+  profile_.rest_s = rest_of(slowest) * undisturbed;
   profile_.contention = fitted.per_work;
   profile_.sending_s_per_byte = fitted.per_byte;
-  profile_.rest_s = rest_of(slowest);
   profile_.ready_s = slowest.ready_s;
-  const double undisturbed = fitted.backward_s / std::max(slowest.backward_s, 1e-9);
   for (double& ready : profile_.ready_s) ready = std::min(ready, slowest.backward_s) * undisturbed;
   if (!is_plain(plan_)) fit_work(mean_of(by_rank, work_of));
-  if (!by_rank.front().curves.empty()) curves_ = mean_curves(by_rank);
+  if (!by_rank.front().curves.empty()) take_curves(mean_curves(by_rank));
   findings_.link = profile_.link;
   findings_.contention = fitted;
 }
@@ -175,6 +184,11 @@ void Tuner::learn_error() {
   const double now = std::clamp(findings_.slowest.step_s / predicted, 1 / kErrorMost, kErrorMost);
   double& error = is_plain(plan_) ? options_.plain_error : options_.compressed_error;
   error = phase_ == Phase::running && !new_plan_ ? std::sqrt(error * now) : now;
+  // What compressed plans once cost more is forgotten while none runs, so that they get another
+  // try.
+  if (is_plain(plan_)) {
+    options_.compressed_error = 1 + kForgetError * (options_.compressed_error - 1);
+  }
 }
 
 Candidate Tuner::best_plain() const {
@@ -195,10 +209,11 @@ void Tuner::watch() {
     char text[160];
     std::snprintf(text, sizeof text,
                   "error feedback grows: %.0f %% of the energy is kept, %.0f %% when the plan "
-                  "began; plans that keep less are out for a while",
+                  "began; plans that keep no more are out for a while",
                   100 * kept, 100 * kept_then_);
     findings_.guard = text;
-    if (expected_) options_.fidelity_min = std::max(given_.fidelity_min, expected_->kept);
+    const double more = std::min(1.0, findings_.kept + kFloorStep);
+    options_.fidelity_min = std::max(given_.fidelity_min, more);
     floor_until_ = agreements_ + kEveryAgreements;
     return;
   }
@@ -250,9 +265,9 @@ void Tuner::choose(std::string why) {
   Candidate best = all.front();
   // What runs goes on, unless another plan is worth clearly more or keeps clearly more.
   const bool allowed = running.kept >= options_.fidelity_min && phase_ != Phase::measuring;
-  if (allowed && best.worth < kBetter * running.worth && best.kept < running.kept + kKeepsMore) {
-    best = running;
-  }
+  const bool keeps_more =
+      best.kept >= running.kept + kKeepsMore && best.worth >= kNearly * running.worth;
+  if (allowed && best.worth < kBetter * running.worth && !keeps_more) best = running;
   Findings::Choice choice;
   choice.why = std::move(why);
   choice.changed = best.plan != plan_;
@@ -292,7 +307,8 @@ Decision Tuner::run() {
   const double step_s =
       std::max(expected_ ? expected_->prediction.step_s : findings_.slowest.step_s, 1e-6);
   const double wanted = std::ceil(agreement_s_ / (kAgreementShare * step_s));
-  const double most = std::clamp(kRunningMostS / step_s, double{kRunningLeast}, kRunningMost);
+  const double most = std::clamp(std::max(kRunningMostS, agreement_s_ / kAgreementMost) / step_s,
+                                 double{kRunningLeast}, 1e6);
   Decision decision{.plan = plan_};
   decision.steps = static_cast<uint32_t>(std::clamp(wanted, double{kRunningLeast}, most));
   if (new_plan_) decision.steps = kNewPlanSteps;

@@ -67,6 +67,7 @@ class Tuner {
 
   void combine(const std::vector<Measurement>& by_rank);
   void fit_all(const std::vector<Measurement>& by_rank);
+  void take_curves(std::vector<codec::Curve> fresh);
   void fit_work(double measured_s);
   void learn_error();
   void watch();  // the guard
@@ -84,7 +85,7 @@ class Tuner {
   PlannerOptions options_;  // with the errors learnt, and the floor
   Profile profile_;
   std::vector<codec::Curve> curves_;
-  std::vector<BackwardSample> backward_;
+  std::vector<ComputeSample> computing_;
   Phase phase_ = Phase::measuring;
   FusionPlan plan_;                    // that runs
   std::optional<Candidate> expected_;  // of it, when it was chosen

@@ -156,19 +156,19 @@ TEST(Tuner, FollowsALinkThatDropsAndRecovers) {
   World world(kSizes);
   world.set_link(1e-4, 1.25e8);
   Tuner tuner(world.layout(), rates(), {});
-  Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 8);
+  Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 6);
   const double fast = step_s(world, last.plan);
   world.set_link(1e-4, 6.25e6);
   const double before = step_s(world, last.plan);
   const FusionPlan old = last.plan;
-  last = tuner.decide(world.measure(last), 0.002);
+  last = run(world, tuner, last, 1);
   ASSERT_TRUE(tuner.findings().choice.has_value());
   EXPECT_NE(tuner.findings().choice->why.find("link"), std::string::npos);
   EXPECT_FALSE(last.plan == old);
   last = run(world, tuner, last, 1);
   EXPECT_LT(step_s(world, last.plan), 0.6 * before);
   world.set_link(1e-4, 1.25e8);
-  last = run(world, tuner, last, 4);
+  last = run(world, tuner, last, 3);
   EXPECT_LT(step_s(world, last.plan), 1.05 * fast);
 }
 
@@ -197,11 +197,27 @@ TEST(Tuner, ErrorFeedbackThatGrowsRaisesTheFloor) {
   Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 6);
   ASSERT_FALSE(is_plain(last.plan));
   const double before = tuner.findings().kept;
+  const FusionPlan old = last.plan;
   world.kept = 0.3;
   last = run(world, tuner, last, 1);
   EXPECT_NE(tuner.findings().guard.find("error feedback"), std::string::npos);
   ASSERT_TRUE(tuner.findings().choice.has_value());
-  EXPECT_GE(tuner.findings().choice->chosen.kept, before - 1e-9);
+  EXPECT_GT(tuner.findings().choice->chosen.kept, before);
+  EXPECT_FALSE(last.plan == old);
+}
+
+// Something else took the machine for a while; compressed plans get another try.
+TEST(Tuner, PlainIsNotForEver) {
+  World world(kSizes);
+  world.set_link(1e-4, 4e7);
+  Tuner tuner(world.layout(), rates(), {});
+  Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 6);
+  world.hidden = 2.5;
+  for (int i = 0; i < 4 && !is_plain(last.plan); ++i) last = run(world, tuner, last, 1);
+  ASSERT_TRUE(is_plain(last.plan));
+  world.hidden = 1;
+  for (int i = 0; i < 40 && is_plain(last.plan); ++i) last = run(world, tuner, last, 1);
+  EXPECT_FALSE(is_plain(last.plan));
 }
 
 TEST(Tuner, PlainIsComparedSeldomWhereItIsMuchSlower) {
@@ -290,11 +306,11 @@ TEST(FitLink, TakesTheMeanOfTheRanksThatAsked) {
 
 TEST(FitContention, TellsWorkFromComputing) {
   const double per_work = 0.8;
-  std::vector<BackwardSample> samples;
+  std::vector<ComputeSample> samples;
   for (const double work : {0.01, 0.05, 0.1}) samples.push_back({0.2 + per_work * work, work, 0});
   const Contention fitted = fit_contention(samples);
   EXPECT_NEAR(fitted.per_work, per_work, 0.15);
-  EXPECT_NEAR(fitted.backward_s, 0.2, 0.02);
+  EXPECT_NEAR(fitted.compute_s, 0.2, 0.02);
 }
 
 TEST(MeasurementBytes, ComeBackAsTheyWere) {

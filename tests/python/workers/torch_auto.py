@@ -122,6 +122,21 @@ def case_options_that_contradict() -> None:
         scant.torch.wrap(network(), other)
 
 
+def case_a_log_that_rank_0_cannot_open() -> None:
+    """All ranks are told, and can wrap again."""
+    with raises(scant.InvalidArgument, "rank 0", "/nonexistent/run.jsonl"):
+        scant.torch.wrap(network(), log="/nonexistent/run.jsonl")
+    train(scant.torch.wrap(network()), 2)
+
+
+def case_a_plan_by_hand_after_a_floor() -> None:
+    model = scant.torch.wrap(network(), fidelity_min=0.5)
+    model.set_plan("plain")
+    train(model, 2)
+    model.set_plan("auto")
+    train(model, 2)
+
+
 def case_accumulated_gradients() -> None:
     """Steps of several backwards count as one."""
     model = scant.torch.wrap(network())
@@ -169,6 +184,7 @@ def case_the_hook_carries_residuals_on() -> None:
     saved = state.save()
     second = scant.torch.HookState(dist.group.WORLD, plan="q2")
     second.restore(saved)
+    assert second.save() == saved
     again = DDP(network(), process_group=GLOO)
     again.register_comm_hook(second, scant.torch.ddp_hook)
     train(again, 2)
