@@ -137,7 +137,7 @@ class AutoPlan::Impl {
     }
     if (stage == Stage::sounding) {
       if (decision.sounding_bytes > 0) {
-        const std::optional<Result<void>> sounded = sounding->poll(limit);
+        std::optional<Result<void>> sounded = sounding->poll(limit);
         if (!sounded || !sounded->ok()) return sounded;
       }
       begin_gather();

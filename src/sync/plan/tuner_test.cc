@@ -44,7 +44,7 @@ codec::Curve curve_of(uint64_t elements) {
 // know. `hidden` is what no model knows: a factor on compressed plans.
 class World {
  public:
-  explicit World(std::vector<uint64_t> sizes, int ranks = 4) {
+  explicit World(const std::vector<uint64_t>& sizes, int ranks = 4) {
     std::vector<codec::Shape> shapes;
     for (const uint64_t n : sizes) shapes.push_back({1, n});
     layout_.emplace(Layout::create(shapes, ranks).value());
