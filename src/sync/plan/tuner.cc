@@ -344,15 +344,13 @@ Decision Tuner::decide(const std::vector<Measurement>& by_rank, double agreement
   if (new_plan_) kept_then_ = findings_.slowest.kept;
   if (given_.pinned) {
     expected_ = running;
-    Decision next = run();
-    next.sounding_bytes = sounding_bytes();
-    return next;
+  } else {
+    watch();
+    const std::string why = reason();
+    new_plan_ = false;
+    if (!why.empty()) choose(why);
   }
-  watch();
-  const std::string why = reason();
-  new_plan_ = false;
-  if (!why.empty()) choose(why);
-  Decision next = comparing_is_due() ? compare() : run();
+  Decision next = !given_.pinned && comparing_is_due() ? compare() : run();
   next.sounding_bytes = sounding_bytes();
   return next;
 }
