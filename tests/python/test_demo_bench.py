@@ -23,16 +23,21 @@ def needs_root() -> None:
         pytest.skip("needs root for network namespaces")
 
 
-def test_demo_trains_both_backends_to_the_same_loss(tmp_path: pathlib.Path) -> None:
+def test_demo_trains_every_way_to_the_same_loss(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "out"
     done = run("-m", "scant.demo", "--ranks", "2", "--steps", "6", "--out", str(out))
     assert done.returncode == 0, done.stderr
     recorded = json.loads((out / "demo.json").read_text())
-    gloo, scant = recorded["runs"]
-    assert len(gloo["rows"]) == len(scant["rows"]) == 6
+    gloo, scant, wrapped = recorded["runs"]
+    assert [entry["backend"] for entry in recorded["runs"]] == ["gloo", "scant", "scant.wrap"]
+    assert len(gloo["rows"]) == len(scant["rows"]) == len(wrapped["rows"]) == 6
     for a, b in zip(gloo["rows"], scant["rows"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
-    assert scant["rows"][-1]["loss"] < scant["rows"][0]["loss"]
+    # The planner may compress from its first choice on, and error feedback pays back later.
+    for a, c in zip(gloo["rows"], wrapped["rows"], strict=True):
+        assert a["loss"] == pytest.approx(c["loss"], rel=2e-2)
+    for entry in recorded["runs"]:
+        assert entry["rows"][-1]["loss"] < entry["rows"][0]["loss"]
     # Two ranks: the gradient once each way, 12.8 MB a step; DDP's start and headers come on top.
     for entry in (gloo, scant):
         for sent in entry["sent_bytes"]:
