@@ -6,6 +6,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <sys/socket.h>
 #include <sys/uio.h>
 
 #include "base/check.h"
@@ -19,6 +20,8 @@ constexpr size_t kPieceBytes =
     256 * 1024;  // stays in a second-level cache between copy and checksum
 constexpr size_t kQueuedBytesMax = 768 * 1024;  // enough to keep a socket full between two polls
 constexpr size_t kVectorsMax = 64;              // 32 frames in one call
+constexpr size_t kWakeBytesMin = 8 * 1024;      // for less, two calls cost more than a wake
+constexpr size_t kWakeBytesMax = 128 * 1024;    // what follows is copied while the rest comes
 
 Content content_of(FrameType type) {
   const bool alive = type == FrameType::heartbeat || type == FrameType::goodbye;
@@ -243,7 +246,20 @@ Result<Connection::Progress> Connection::read(Rank peer, TransportSink& sink, si
     const auto parsed = parse(peer, sink, progress);
     if (!parsed) return parsed.error();
   }
+  choose_wake();
   return progress;
+}
+
+// On a slow link a payload comes packet by packet, and each would wake this thread to no end.
+void Connection::choose_wake() {
+  if (!crosses_wire_) return;
+  const size_t missing = in_payload_ ? header_.length - received_ : 0;
+  const size_t wanted = missing >= kWakeBytesMin ? std::min(missing, kWakeBytesMax) : 1;
+  if (wanted == wakes_at_) return;
+  const int value = static_cast<int>(wanted);
+  // A kernel that cannot do it wakes at every packet.
+  if (setsockopt(fd_.get(), SOL_SOCKET, SO_RCVLOWAT, &value, sizeof(value)) == 0)
+    wakes_at_ = wanted;
 }
 
 Result<void> Connection::parse(Rank peer, TransportSink& sink, Progress& progress) {

@@ -40,6 +40,8 @@ class Connection {
   };
   // Reads at most about `budget` bytes and delivers whole frames.
   Result<Progress> read(Rank peer, TransportSink& sink, size_t budget);
+  // In the middle of a payload, poll() reports the socket when a good part of the rest is there.
+  [[nodiscard]] bool wakes_late() const { return wakes_at_ > 1; }
   [[nodiscard]] bool said_goodbye() const { return goodbye_; }
   [[nodiscard]] bool corrupt() const { return corrupt_; }  // nothing more can be read from it
 
@@ -68,6 +70,7 @@ class Connection {
   void take_payload(Bytes bytes);
   Result<void> end_frame(Rank peer, TransportSink& sink, Progress& progress);
   Error broken(const std::string& what);
+  void choose_wake();
 
   Fd fd_;
   int family_;
@@ -88,6 +91,7 @@ class Connection {
   size_t buffer_begin_ = 0;
   size_t buffer_end_ = 0;
   uint64_t next_in_ = 0;
+  size_t wakes_at_ = 1;  // bytes in the socket
   bool goodbye_ = false;
   bool corrupt_ = false;
   bool in_payload_ = false;

@@ -298,6 +298,11 @@ bool TcpTransport::tick(TransportSink& sink) {
     Peer& peer = peers_[r];
     if (!peer.up) continue;
     const auto rank = static_cast<Rank>(r);
+    // A peer that sends slowly is heard before it is judged.
+    for (size_t i = 0; peer.up && i < peer.lanes.size(); ++i) {
+      if (peer.lanes[i]->wakes_late()) handled = read_peer(rank, i, sink) || handled;
+    }
+    if (!peer.up) continue;
     if (stalled) peer.liveness.forgive(at);
     if (peer.liveness.lost(at)) {
       peer_failed(rank, Error{ErrorCode::peer_lost, 0, rank, "nothing was heard from it"}, sink);
