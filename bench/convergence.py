@@ -68,6 +68,7 @@ CONFIGURATIONS: dict[str, Options] = {
     "q2, decay 0.7": dense("q2", decay=0.7),
     "even budget 0.27, decay 0.9": Options("codec", budget=0.27, legs=2, even=True, decay=0.9),
     "q2, after Adam": dense("q2", local_adam=True),
+    "q2, after Adam, decay 0.9": dense("q2", local_adam=True, decay=0.9),
     "1% q4, decay 0.95": sparse(0.01, "q4", decay=0.95),
     "1% q4, momentum": sparse(0.01, "q4", momentum=0.9),
     "1% q4, warm-up": sparse(0.01, "q4", warm_up=50),

@@ -55,39 +55,67 @@ def wait_for(what: Any, processes: Any) -> Any:
     raise AssertionError("nothing happened")
 
 
+class Log:
+    """The run log, which may not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def lines(self, kind: type) -> list[Any]:
+        if not self._path.exists():
+            return []
+        return [line for line in read(self._path) if isinstance(line, kind)]
+
+    def settled(self) -> float | None:
+        """Step of a period by a chosen plan."""
+        return next((line.step for line in self.lines(Steps) if not line.measuring), None)
+
+    def changed_after(self, step: float) -> Any:
+        return next((line for line in self.lines(Plan) if line.changed and line.step > step), None)
+
+    def after(self, step: float) -> Any:
+        return next((line for line in self.lines(Steps) if line.step > step), None)
+
+
+def end(folder: Path, processes: Any, reader: Reader) -> None:
+    """The training looks whether its gradients were averaged, and ends."""
+    (folder / "stop").touch()
+    assert [process.wait(PATIENCE_S) for process in processes] == [0] * len(processes)
+    reader.join()
+    assert reader.words == ["whole"]
+
+
 @needs_namespaces
 def test_a_link_that_drops_and_recovers(tmp_path: Path) -> None:
-    log = tmp_path / "run.jsonl"
-
-    def lines(kind: type) -> list[Any]:
-        return [line for line in read(log) if isinstance(line, kind)] if log.exists() else []
-
-    def settled() -> float | None:
-        """Step of a period by a chosen plan."""
-        return next((line.step for line in lines(Steps) if not line.measuring), None)
-
-    def changed_after(step: float) -> Any:
-        return next((line for line in lines(Plan) if line.changed and line.step > step), None)
-
-    def after(step: float) -> Any:
-        return next((line for line in lines(Steps) if line.step > step + STEPS), None)
-
+    log = Log(tmp_path / "run.jsonl")
     fast, slow = (LinkOptions(parse_rate(rate)) for rate in ("1gbit", "50mbit"))
     with Lab(2, fast) as lab:
         processes = lab.run([sys.executable, str(WORKER), str(tmp_path)], stdout=subprocess.PIPE)
         reader = Reader(processes[0].stdout)
-        wait_for(settled, processes)
+        wait_for(log.settled, processes)
         sent = []
         for link in (slow, fast):
             for host in range(2):
                 lab.set_link(host, link)
             step = reader.step
-            plan = wait_for(lambda step=step: changed_after(step), processes)
+            plan = wait_for(lambda step=step: log.changed_after(step), processes)
             assert plan.step <= step + STEPS, (plan, step)
-            wait_for(lambda step=step: after(step), processes)
-            sent.append(lines(Steps)[-1].sent_bytes)
-        (tmp_path / "stop").touch()
-        assert [process.wait(PATIENCE_S) for process in processes] == [0, 0]
-        reader.join()
-    assert reader.words == ["whole"]
+            wait_for(lambda step=step: log.after(step + STEPS), processes)
+            sent.append(log.lines(Steps)[-1].sent_bytes)
+        end(tmp_path, processes, reader)
     assert sent[0] < 0.7 * sent[1], "fewer bytes on the slow link"
+
+
+@needs_namespaces
+def test_eight_ranks_of_which_one_computes_and_one_sends_slowly(tmp_path: Path) -> None:
+    log = Log(tmp_path / "run.jsonl")
+    with Lab(8, LinkOptions(parse_rate("1gbit"))) as lab:
+        lab.set_link(5, LinkOptions(parse_rate("20mbit")))
+        command = [sys.executable, str(WORKER), str(tmp_path), "2"]
+        processes = lab.run(command, stdout=subprocess.PIPE)
+        reader = Reader(processes[0].stdout)
+        settled = wait_for(log.settled, processes)
+        later = wait_for(lambda: log.after(settled), processes)
+        end(tmp_path, processes, reader)
+    # Plain would take 2.7 s a step on the slow link.
+    assert later.sent_bytes < 0.5 * later.dense_bytes

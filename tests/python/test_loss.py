@@ -55,12 +55,15 @@ def check(place: str, how: str, victim: int, size: int) -> None:
         assert noticed < NOTICE_S, launch.text()
 
 
-@pytest.mark.parametrize("place", ["backward", "all_reduce", "future", "barrier"])
+PLACES = ["backward", "wrapped", "planned", "all_reduce", "future", "barrier"]
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_killed_peer_is_named(place: str) -> None:
     check(place, "kill", victim=1, size=3)
 
 
-@pytest.mark.parametrize("place", ["backward", "all_reduce"])
+@pytest.mark.parametrize("place", ["backward", "wrapped", "all_reduce"])
 def test_stopped_peer_is_named(place: str) -> None:
     check(place, "stop", victim=1, size=3)
 
@@ -71,7 +74,7 @@ def test_killed_rank_zero_is_named() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["kill", "stop"])
-@pytest.mark.parametrize("place", ["backward", "all_reduce", "future", "barrier"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("victim", [0, 1, 2, 3])
 def test_every_rank(place: str, how: str, victim: int) -> None:
     check(place, how, victim, size=4)

@@ -14,6 +14,7 @@ namespace {
 
 constexpr size_t kBufferCounts[] = {1, 2, 3, 4, 6, 8, 12, 16};
 constexpr double kEqualWorth = 0.01;
+constexpr double kSurer = 1.03;  // in worth: what is exact loses nothing by a wrong prediction
 constexpr double kBudgetMost = 2.2;     // bytes an element: bf16 and its headers
 constexpr double kBudgetLeast = 0.004;  // below, a step is worth next to nothing
 constexpr double kBudgetRatio = 0.8;
@@ -155,13 +156,18 @@ class Ranking {
     if (candidate.kept >= options_.fidelity_min) candidates_.push_back(std::move(candidate));
   }
 
-  // The most worth first; of those nearly equal to the best, the one that keeps most leads.
+  // The most worth first; of those nearly equal to the best, the one that keeps most leads, and of
+  // several such that of the fewest buffers.
   std::vector<Candidate> ranked() && {
-    std::ranges::stable_sort(candidates_, std::greater<>{}, &Candidate::worth);
-    const double enough = candidates_.front().worth * (1 - kEqualWorth);
+    const auto value = [](const Candidate& one) {
+      return one.worth * (is_plain(one.plan) ? kSurer : 1);
+    };
+    std::ranges::stable_sort(candidates_, std::greater<>{}, value);
+    const double enough = value(candidates_.front()) * (1 - kEqualWorth);
     auto best = candidates_.begin();
-    for (auto other = best; other != candidates_.end() && other->worth >= enough; ++other) {
-      if (other->kept > best->kept) best = other;
+    for (auto other = best; other != candidates_.end() && value(*other) >= enough; ++other) {
+      const bool fewer = other->plan.buffers.size() < best->plan.buffers.size();
+      if (other->kept > best->kept || (other->kept == best->kept && fewer)) best = other;
     }
     std::rotate(candidates_.begin(), best, best + 1);
     return std::move(candidates_);

@@ -1,7 +1,8 @@
-"""A training whose link changes under way; the test changes it and reads the run log.
+"""A training whose links the test changes, or makes unequal; the test reads the run log.
 
-Prints each step; ends when a file "stop" lies in the folder. Checks at the end that nothing of any
-gradient was lost or sent twice by whatever plans there were.
+Arguments: a folder, and perhaps a rank that computes slowly. Prints each step; ends when a file
+"stop" lies in the folder. Checks at the end that nothing of any gradient was lost or sent twice by
+whatever plans there were.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 import scant.torch
 
 FOLDER = Path(sys.argv[1])
+SLOW = int(sys.argv[2]) if len(sys.argv) > 2 else None
 STEPS_MAX = 400
 COMPUTE_S = 0.2
 
@@ -44,7 +46,7 @@ draw = torch.Generator().manual_seed(rank)
 
 
 def step() -> None:
-    time.sleep(COMPUTE_S)
+    time.sleep(COMPUTE_S * (3 if rank == SLOW else 1))
     model.zero_grad()
     x = torch.randn(8, 400, generator=draw)
     model(x).square().mean().backward()

@@ -1,7 +1,8 @@
 """A rank dies or stops in the middle of training; the others must say who, and leave.
 
-Arguments: where the victim dies ("backward", "all_reduce", "future", "barrier"), how ("kill",
-"stop"), and who. A survivor that sees a Python exception which names the victim prints it and ends
+Arguments: where the victim dies ("backward" of DDP, "wrapped" and "planned": of scant.torch.wrap
+by a plan given by hand and by its own, "all_reduce", "future", "barrier"), how ("kill", "stop"),
+and who. A survivor that sees a Python exception which names the victim prints it and ends
 with status 7; no other status is right.
 """
 
@@ -19,7 +20,7 @@ from ranks import RANK
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: N817
 
-import scant.torch  # noqa: F401
+import scant.torch
 
 place, how, victim = sys.argv[1], sys.argv[2], int(sys.argv[3])
 NAMED = 7
@@ -34,13 +35,23 @@ def die() -> None:
     time.sleep(60)
 
 
+def distributed(network: nn.Module) -> nn.Module:
+    if place == "backward":
+        return DDP(network, bucket_cap_mb=0.02)
+    if place == "planned":
+        return scant.torch.wrap(network)
+    # Two matrices in a buffer: the victim's last one stays open.
+    return scant.torch.wrap(network, plan="q4", buffer_bytes=32_768, first_buffer_bytes=32_768)
+
+
 def train() -> None:
     torch.manual_seed(0)
-    model = DDP(nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)]), bucket_cap_mb=0.02)
+    network = nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)])
+    model = distributed(network)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     step = 0
-    if victim == RANK and place == "backward":
-        middle = model.module[4].weight
+    if victim == RANK:
+        middle = network[4].weight
         middle.register_hook(lambda _: die() if step == DEADLY_STEP else None)
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -65,7 +76,7 @@ def others() -> None:
 
 dist.init_process_group("scant", timeout=timedelta(seconds=60))
 try:
-    if place == "backward":
+    if place in ("backward", "wrapped", "planned"):
         train()
     else:
         others()
