@@ -14,6 +14,7 @@ from scant.errors import InvalidArgument
 from scant.torch.averaging import Averaging, process_group_of
 from scant.torch.compiler import not_compiled
 from scant.torch.process_group import ProcessGroup
+from scant.torch.same_model import check_same, describe
 from scant.torch.wrap_options import WrapOptions
 
 __all__ = ["HookState", "ddp_hook"]
@@ -93,6 +94,8 @@ class HookState:
             self._seen.clear()
             return future
         names = [f"parameter {number}" for number in range(len(self._seen))]
+        rows = describe(zip(names, self._seen, strict=True), self.options.described())
+        check_same(rows, self.group)
         self._places = {id(one): number for number, one in enumerate(self._seen)}
         self._averaging = Averaging(self._seen, names, self.options, self.group)
         if self._restored is not None:

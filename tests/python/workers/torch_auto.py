@@ -195,5 +195,12 @@ def case_the_hook_carries_residuals_on() -> None:
     second.close()
 
 
+def case_hooks_whose_options_differ() -> None:
+    model, state = hooked("q4" if RANK else "q2")
+    with raises(Exception, "option 'plan' is 'q2' on rank 0 and 'q4' on rank 1"):
+        train(model, 3)
+    state.close()
+
+
 run_cases(globals(), lambda: dist.barrier(group=GLOO))
 dist.destroy_process_group()
