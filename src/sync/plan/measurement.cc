@@ -77,24 +77,52 @@ void put(std::byte*& at, double value) {
   store_little(at, std::bit_cast<uint64_t>(value));
   at += sizeof value;
 }
-double value_at(const std::byte* at) { return std::bit_cast<double>(load_little<uint64_t>(at)); }
-double take(const std::byte*& at) {
-  const double value = value_at(at);
-  at += sizeof value;
-  return value;
-}
+// What a field may be, from 0.
+constexpr double kSecondsMost = 1e6;
+constexpr double kBytesMost = 1e18;
+constexpr double kCountMost = 1e18;
+constexpr double kShareMost = 1.001;  // a mean of ones, rounded
+constexpr double kEnergyMost = 1e100;
 
-constexpr double Measurement::*kScalarFields[kScalars] = {
-    &Measurement::steps,      &Measurement::step_s,
-    &Measurement::backward_s, &Measurement::exposed_s,
-    &Measurement::encode_s,   &Measurement::add_s,
-    &Measurement::decode_s,   &Measurement::overlapped_work_s,
-    &Measurement::sent_bytes, &Measurement::nonfinite,
-    &Measurement::kept,       &Measurement::residual};
+struct ScalarField {
+  double Measurement::*field;
+  double most;
+};
+constexpr ScalarField kScalarFields[kScalars] = {
+    {&Measurement::steps, kCountMost},        {&Measurement::step_s, kSecondsMost},
+    {&Measurement::backward_s, kSecondsMost}, {&Measurement::exposed_s, kSecondsMost},
+    {&Measurement::encode_s, kSecondsMost},   {&Measurement::add_s, kSecondsMost},
+    {&Measurement::decode_s, kSecondsMost},   {&Measurement::overlapped_work_s, kSecondsMost},
+    {&Measurement::sent_bytes, kBytesMost},   {&Measurement::nonfinite, kCountMost},
+    {&Measurement::kept, kShareMost},         {&Measurement::residual, kCountMost}};
 
-constexpr double SoundingTimes::*kSoundingFields[kSoundings] = {
-    &SoundingTimes::small_s, &SoundingTimes::exchange_s, &SoundingTimes::exchange_bytes,
-    &SoundingTimes::reduce_s, &SoundingTimes::reduce_bytes};
+struct SoundingField {
+  double SoundingTimes::*field;
+  double most;
+};
+constexpr SoundingField kSoundingFields[kSoundings] = {{&SoundingTimes::small_s, kSecondsMost},
+                                                       {&SoundingTimes::exchange_s, kSecondsMost},
+                                                       {&SoundingTimes::exchange_bytes, kBytesMost},
+                                                       {&SoundingTimes::reduce_s, kSecondsMost},
+                                                       {&SoundingTimes::reduce_bytes, kBytesMost}};
+
+// The numbers of a measurement, one after the other; remembers whether one was none.
+class Numbers {
+ public:
+  explicit Numbers(const std::byte* at) : at_(at) {}
+  double take(double least, double most) {
+    const double value = std::bit_cast<double>(load_little<uint64_t>(at_));
+    at_ += sizeof value;
+    if (value >= least && value <= most) return value;  // not NaN either
+    wrong_ = true;
+    return 0;
+  }
+  [[nodiscard]] bool wrong() const { return wrong_; }
+
+ private:
+  const std::byte* at_;
+  bool wrong_ = false;
+};
 
 }  // namespace
 
@@ -162,8 +190,8 @@ void write_measurement(const Measurement& measurement, MutableBytes to) {
   store_little(to.data() + 8, static_cast<uint32_t>(parts));
   store_little(to.data() + 12, static_cast<uint32_t>(measurement.curves.size()));
   std::byte* at = to.data() + kHeaderBytes;
-  for (const auto field : kScalarFields) put(at, measurement.*field);
-  for (const auto field : kSoundingFields) put(at, measurement.sounding.*field);
+  for (const ScalarField& one : kScalarFields) put(at, measurement.*one.field);
+  for (const SoundingField& one : kSoundingFields) put(at, measurement.sounding.*one.field);
   for (const double ready : measurement.ready_s) put(at, ready);
   for (const codec::Curve& curve : measurement.curves) {
     put(at, curve.energy);
@@ -192,21 +220,23 @@ Result<Measurement> read_measurement(Bytes from, const Layout& layout, bool curv
     return Error{.code = ErrorCode::mismatch, .message = "measurement: of another model"};
   }
   Measurement out;
-  const std::byte* at = from.data() + kHeaderBytes;
-  for (size_t offset = kHeaderBytes; offset < end; offset += sizeof(double)) {
-    if (!std::isfinite(value_at(from.data() + offset))) return damaged("not finite");
+  Numbers numbers(from.data() + kHeaderBytes);
+  for (const ScalarField& one : kScalarFields) out.*one.field = numbers.take(0, one.most);
+  for (const SoundingField& one : kSoundingFields) {
+    out.sounding.*one.field = numbers.take(0, one.most);
   }
-  for (const auto field : kScalarFields) out.*field = take(at);
-  for (const auto field : kSoundingFields) out.sounding.*field = take(at);
-  for (size_t p = 0; p < parts; ++p) out.ready_s.push_back(take(at));
+  for (size_t p = 0; p < parts; ++p) out.ready_s.push_back(numbers.take(0, kSecondsMost));
   for (size_t p = 0; p < (curves ? parts : 0); ++p) {
     codec::Curve& curve = out.curves.emplace_back();
-    curve.energy = take(at);
+    curve.energy = numbers.take(0, kEnergyMost);
     const uint64_t elements = layout.parts()[p].range.elements;
     for (const codec::Point point : codec::default_points()) {
-      curve.points.push_back({point, codec::expected_record_bytes(elements, point), take(at)});
+      // A coarse point may miss by more than there is.
+      curve.points.push_back({point, codec::expected_record_bytes(elements, point),
+                              numbers.take(-kEnergyMost, kEnergyMost)});
     }
   }
+  if (numbers.wrong()) return damaged("a number that nobody measures");
   return out;
 }
 

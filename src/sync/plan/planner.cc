@@ -14,7 +14,8 @@ namespace {
 
 constexpr size_t kBufferCounts[] = {1, 2, 3, 4, 6, 8, 12, 16};
 constexpr double kEqualWorth = 0.01;
-constexpr double kSurer = 1.03;  // in worth: what is exact loses nothing by a wrong prediction
+// In worth: what is exact loses nothing by a wrong prediction, and what ran needs none.
+constexpr double kSurer = 1.03;
 constexpr double kBudgetMost = 2.2;     // bytes an element: bf16 and its headers
 constexpr double kBudgetLeast = 0.004;  // below, a step is worth next to nothing
 constexpr double kBudgetRatio = 0.8;
@@ -139,15 +140,18 @@ class Ranking {
       : layout_(layout), profile_(profile), even_(even), options_(options) {}
 
   [[nodiscard]] Candidate weigh(FusionPlan plan, std::string text) const {
-    Candidate candidate{std::move(plan), std::move(text), {}, 1, 0};
+    Candidate candidate{std::move(plan), std::move(text), {}, 1, 0, false};
     candidate.kept = kept_by(candidate.plan, even_);
     Prediction& prediction = candidate.prediction;
     prediction = predict(candidate.plan, layout_, profile_);
+    const auto known = std::ranges::find(options_.tried, candidate.plan, &TriedPlan::plan);
+    candidate.tried = known != options_.tried.end();
     const double error =
         is_plain(candidate.plan) ? options_.plain_error : options_.compressed_error;
-    prediction.exposed_s += (error - 1) * prediction.step_s;
-    prediction.exposed_s = std::max(0.0, prediction.exposed_s);
-    prediction.step_s *= error;
+    const double step_s =
+        candidate.tried ? known->step_s : prediction.step_s * error * options_.optimism;
+    prediction.exposed_s = std::max(0.0, prediction.exposed_s + step_s - prediction.step_s);
+    prediction.step_s = step_s;
     candidate.worth = progress(candidate.kept) / prediction.step_s;
     return candidate;
   }
@@ -160,7 +164,7 @@ class Ranking {
   // several such that of the fewest buffers.
   std::vector<Candidate> ranked() && {
     const auto value = [](const Candidate& one) {
-      return one.worth * (is_plain(one.plan) ? kSurer : 1);
+      return one.worth * (is_plain(one.plan) || one.tried ? kSurer : 1);
     };
     std::ranges::stable_sort(candidates_, std::greater<>{}, value);
     const double enough = value(candidates_.front()) * (1 - kEqualWorth);
@@ -251,6 +255,9 @@ Result<std::vector<Candidate>> rank_plans(const Layout& layout, const Profile& p
     if (buffers <= parts) look_at(plain_plan(layout, buffers));
   }
   if (even.empty()) return std::move(ranking).ranked();
+  for (const TriedPlan& one : options.tried) {
+    if (!is_plain(one.plan)) look_at(one.plan);
+  }
   const auto elements = static_cast<double>(layout.elements());
   std::vector<size_t> before;
   for (double budget = kBudgetMost; budget >= kBudgetLeast; budget *= kBudgetRatio) {

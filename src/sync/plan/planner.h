@@ -19,6 +19,14 @@ struct Candidate {
   Prediction prediction;
   double kept = 1;   // docs/planner.md, "Names"
   double worth = 0;  // plain steps in a second
+  bool tried = false;
+};
+
+// A plan that ran, and what its steps took.
+struct TriedPlan {
+  FusionPlan plan;
+  double step_s = 0;
+  double at = 0;  // agreement at which it ran last
 };
 
 struct PlannerOptions {
@@ -26,6 +34,9 @@ struct PlannerOptions {
   // Measured / predicted so far, of plans of all_reduce alone and of others.
   double plain_error = 1;
   double compressed_error = 1;
+  // Measured / predicted of plans in their first period: the best of many predictions is too good.
+  double optimism = 1;
+  std::span<const TriedPlan> tried{};  // these are known, and candidates too
 };
 
 [[nodiscard]] bool is_plain(const FusionPlan& plan);

@@ -17,6 +17,8 @@ constexpr uint32_t kRunningLeast = 16;
 constexpr double kRunningMostS = 5;      // so that changes are noticed, unless agreements
 constexpr double kAgreementMost = 0.01;  // would take more than this share of the time
 constexpr uint32_t kComparingSteps = 4;
+constexpr uint32_t kComparingLong = 12;  // where plain costs about as much: there noise decides
+constexpr double kAboutAsMuch = 1.1;
 constexpr double kAgreementShare = 0.003;  // of the time, for agreements
 constexpr double kComparingShare = 0.005;  // of the time, for plain steps
 constexpr double kComparable = 0.7;        // plain's worth, from which on it might win
@@ -35,6 +37,9 @@ constexpr double kFallsTo = 0.5;     // of what was kept
 constexpr double kFloorStep = 0.02;  // above what the plan keeps by its curves
 constexpr double kOtherRegime = 0.3;
 constexpr double kErrorMost = 2;
+constexpr double kOptimismMost = 1.3;
+constexpr double kRemembered = 24;  // agreements
+constexpr size_t kTriedMost = 16;
 constexpr double kForgetError = 0.9;
 constexpr double kWorkFactorMost = 4;
 constexpr size_t kComputeSamples = 6;
@@ -83,6 +88,11 @@ std::vector<codec::Curve> mean_curves(const std::vector<Measurement>& by_rank) {
     }
   }
   return all;
+}
+
+uint32_t comparing_steps(const Findings& found) {
+  const bool close = found.plain_s < kAboutAsMuch * found.slowest.step_s;
+  return close ? kComparingLong : kComparingSteps;
 }
 
 std::string percent_more(const char* what, double now, double before) {
@@ -191,6 +201,37 @@ void Tuner::learn_error() {
   }
 }
 
+// What ran is known better than any model tells, while nothing else changes.
+void Tuner::remember() {
+  const double step_s = findings_.slowest.step_s;
+  std::erase_if(tried_, [&](const TriedPlan& one) { return agreements_ - one.at > kRemembered; });
+  if (changed(profile_.link.bytes_per_s, known_.bytes_per_s, kLinkChanged) || !(step_s > 0)) {
+    tried_.clear();
+  }
+  if (phase_ != Phase::measuring && step_s > 0) {
+    const auto known = std::ranges::find(tried_, plan_, &TriedPlan::plan);
+    if (known == tried_.end()) {
+      tried_.push_back({plan_, step_s, agreements_});
+    } else {
+      const double factor = step_s / known->step_s;
+      // The machine or the program is another: the others would have felt it too.
+      if (changed(factor, 1)) {
+        for (TriedPlan& one : tried_) one.step_s *= factor;
+      } else {
+        known->step_s *= std::sqrt(factor);
+      }
+      known->at = agreements_;
+    }
+    if (new_plan_ && expected_ && !expected_->tried) {
+      const double missed = step_s / expected_->prediction.step_s * options_.optimism;
+      options_.optimism = std::clamp(std::sqrt(options_.optimism * missed), 1.0, kOptimismMost);
+    }
+  }
+  if (tried_.size() > kTriedMost)
+    tried_.erase(std::ranges::min_element(tried_, {}, &TriedPlan::at));
+  options_.tried = tried_;
+}
+
 Candidate Tuner::best_plain() const {
   PlannerOptions any = options_;
   any.fidelity_min = 0;
@@ -252,8 +293,8 @@ bool Tuner::comparing_is_due() const {
   const double worth = new_plan_ ? expected_->worth : worth_now();
   if (1 / findings_.plain_s < kComparable * worth) return false;
   if (!compared_) return true;
-  const double extra_s = kComparingSteps * std::max(findings_.plain_s - step_s, 0.05 * step_s) +
-                         kComparingSteps * agreement_s_;
+  const double extra_s = comparing_steps(findings_) *
+                         (std::max(findings_.plain_s - step_s, 0.05 * step_s) + agreement_s_);
   return (steps_ - compared_at_) * step_s * kComparingShare >= extra_s;
 }
 
@@ -299,7 +340,7 @@ Decision Tuner::compare() {
   Candidate plain = best_plain();
   plan_ = plain.plan;
   expected_ = std::move(plain);
-  return {.plan = plan_, .steps = kComparingSteps, .skipped = 1, .curves = false};
+  return {.plan = plan_, .steps = comparing_steps(findings_), .skipped = 1, .curves = false};
 }
 
 Decision Tuner::run() {
@@ -329,6 +370,7 @@ Decision Tuner::decide(const std::vector<Measurement>& by_rank, double agreement
   combine(by_rank);
   fit_all(by_rank);
   learn_error();
+  remember();
   const Candidate plain = best_plain();
   findings_.plain_s = is_plain(plan_) ? findings_.slowest.step_s : plain.prediction.step_s;
   const double all_bytes = sent_bytes(Tuner::first(layout_, {.fidelity_min = 1}).plan, layout_);

@@ -70,6 +70,7 @@ class Tuner {
   void take_curves(std::vector<codec::Curve> fresh);
   void fit_work(double measured_s);
   void learn_error();
+  void remember();
   void watch();  // the guard
   [[nodiscard]] double worth_now() const;
   [[nodiscard]] Candidate best_plain() const;
@@ -86,6 +87,7 @@ class Tuner {
   Profile profile_;
   std::vector<codec::Curve> curves_;
   std::vector<ComputeSample> computing_;
+  std::vector<TriedPlan> tried_;  // options_.tried shows it
   Phase phase_ = Phase::measuring;
   FusionPlan plan_;                    // that runs
   std::optional<Candidate> expected_;  // of it, when it was chosen

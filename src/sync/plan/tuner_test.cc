@@ -6,8 +6,10 @@
 #include <cmath>
 #include <gtest/gtest.h>
 #include <numeric>
+#include <utility>
 
 #include "base/rng.h"
+#include "sync/plan/progress.h"
 
 namespace scant::sync {
 namespace {
@@ -67,9 +69,9 @@ class World {
     const double factor = is_plain(decision.plan) ? 1 : hidden;
     Measurement one;
     one.steps = decision.steps - decision.skipped;
-    one.step_s = step.step_s * factor;
+    one.step_s = step.step_s * factor + hidden_s(decision.plan);
     one.backward_s = step.backward_s;
-    one.exposed_s = step.exposed_s + (factor - 1) * step.step_s;
+    one.exposed_s = step.exposed_s + (factor - 1) * step.step_s + hidden_s(decision.plan);
     one.encode_s = step.work_s;
     const double end = one.backward_s + one.exposed_s;
     one.overlapped_work_s = step.work_s * std::min(1.0, one.backward_s / end);
@@ -86,8 +88,16 @@ class World {
     return std::vector<Measurement>(static_cast<size_t>(layout().ranks()), one);
   }
 
+  [[nodiscard]] double hidden_s(const FusionPlan& plan) const {
+    const bool costs = sent_bytes(plan, layout()) > hidden_from;
+    return costs ? hidden_large_s : 0;
+  }
+
   Profile truth;
   double hidden = 1;
+  // Nor this: plans that send more bytes take so much longer.
+  double hidden_from = 0;
+  double hidden_large_s = 0;
   double kept = 0.9;
 
  private:
@@ -116,6 +126,14 @@ Decision run(World& world, Tuner& tuner, Decision decision, int agreements) {
 
 double step_s(const World& world, const FusionPlan& plan) {
   return predict(plan, world.layout(), world.truth).step_s * (is_plain(plan) ? 1 : world.hidden);
+}
+
+std::vector<codec::Curve> curves(const World& world) {
+  std::vector<codec::Curve> all;
+  for (const PartLayout& part : world.layout().parts()) {
+    all.push_back(curve_of(part.range.elements));
+  }
+  return all;
 }
 
 const std::vector<uint64_t> kSizes = {800'000, 800'000, 3'000, 800'000, 800'000};
@@ -207,6 +225,26 @@ TEST(Tuner, ErrorFeedbackThatGrowsRaisesTheFloor) {
 }
 
 // Something else took the machine for a while; compressed plans get another try.
+// A plan of more bytes looks better and is not: what ran before is known, and runs again.
+TEST(Tuner, ComesBackToThePlanThatRanBest) {
+  for (const double rate : {2e7, 3e7, 4e7, 5e7}) {
+    World world(kSizes);
+    world.set_link(1e-4, rate);
+    Tuner tuner(world.layout(), rates(), {});
+    Decision decision = run(world, tuner, Tuner::first(world.layout(), {}), 12);
+    const FusionPlan before = decision.plan;
+    world.set_link(1e-4, 1.2 * rate);
+    world.hidden_from = 1.01 * sent_bytes(before, world.layout());
+    world.hidden_large_s = 0.06;
+    const auto worth_of = [&](const FusionPlan& plan) {
+      const Candidate weighed = weigh(plan, world.layout(), world.truth, curves(world), {});
+      return progress(weighed.kept) / (weighed.prediction.step_s + world.hidden_s(plan));
+    };
+    decision = run(world, tuner, decision, 30);
+    EXPECT_GE(worth_of(decision.plan), 0.98 * worth_of(before)) << rate;
+  }
+}
+
 TEST(Tuner, PlainIsNotForEver) {
   World world(kSizes);
   world.set_link(1e-4, 4e7);
@@ -339,6 +377,25 @@ TEST(MeasurementBytes, EveryFlippedBitIsNoticed) {
     EXPECT_FALSE(read_measurement(bytes, world.layout(), false).ok()) << bit;
     bytes[bit / 8] ^= std::byte{1} << bit % 8;
   }
+}
+
+TEST(MeasurementBytes, NumbersThatNobodyMeasuresAreRefused) {
+  World world(kSizes);
+  Measurement one = world.measure(Tuner::first(world.layout(), {.fidelity_min = 1})).front();
+  std::vector<std::byte> bytes(measurement_bytes(one.ready_s.size(), false));
+  const auto refused = [&](double Measurement::*field, double value) {
+    const double before = std::exchange(one.*field, value);
+    write_measurement(one, bytes);
+    one.*field = before;
+    const auto read = read_measurement(bytes, world.layout(), false);
+    return !read && read.error().code == ErrorCode::corrupt;
+  };
+  EXPECT_FALSE(refused(&Measurement::step_s, 1e6));
+  EXPECT_TRUE(refused(&Measurement::step_s, 1.1e6));
+  EXPECT_TRUE(refused(&Measurement::backward_s, -1e-9));
+  EXPECT_TRUE(refused(&Measurement::kept, 1.1));
+  EXPECT_TRUE(refused(&Measurement::residual, std::nan("")));
+  EXPECT_TRUE(refused(&Measurement::sent_bytes, INFINITY));
 }
 
 TEST(DecisionBytes, ComeBackAndAreGuarded) {

@@ -1,0 +1,134 @@
+// Agreements of the planner. What parses is the same bytes again; a tuner that was told anything
+// that passes for a measurement decides something that passes for a decision, again and again.
+// Input: mode, then a decision's bytes, a measurement's, or what numbers of measurements are made
+// of, two bytes each.
+#include <cmath>
+#include <vector>
+
+#include "base/crc.h"
+#include "codec/little_endian.h"
+#include "fuzz_input.h"
+#include "sync/plan/decision.h"
+#include "sync/plan/measurement.h"
+#include "sync/plan/tuner.h"
+
+using namespace scant;
+
+namespace {
+
+constexpr uint8_t kKinds = 3;
+constexpr uint8_t kSealed = 4;  // magic, version, counts and checksum are put right
+constexpr uint8_t kCurves = 8;
+constexpr uint8_t kExact = 16;  // fidelity_min 1
+constexpr int kPeriods = 12;
+
+const sync::Layout& layout() {
+  static const sync::Layout made = [] {
+    const std::vector<codec::Shape> shapes = {{1, 10}, {300, 300}, {1, 1}};
+    return sync::Layout::create(shapes, 3).value();
+  }();
+  return made;
+}
+
+void put_checksum(MutableBytes bytes) {
+  const size_t body = bytes.size() - sizeof(uint32_t);
+  codec::store_little(bytes.data() + body, base::crc32c(Bytes(bytes).first(body)));
+}
+
+void check_decision(const sync::Decision& decision) {
+  SCANT_CHECK(sync::validate(decision.plan, layout()).ok());
+  const auto bytes = sync::serialise(decision, layout());
+  const auto again = sync::parse_decision(bytes, layout());
+  SCANT_CHECK(again.ok() && again.value() == decision);
+}
+
+void look_at_decision(Bytes given, bool sealed) {
+  std::vector<std::byte> bytes(given.begin(), given.end());
+  if (sealed) {
+    bytes.resize(sync::decision_bytes(layout()));
+    codec::store_little(bytes.data(), sync::kDecisionMagic);
+    codec::store_little(bytes.data() + 4, uint16_t{1});
+    put_checksum(bytes);
+  }
+  const auto parsed = sync::parse_decision(bytes, layout());
+  if (parsed) {
+    check_decision(parsed.value());
+    SCANT_CHECK(fuzz::equal(sync::serialise(parsed.value(), layout()), bytes));
+  }
+}
+
+void look_at_measurement(Bytes given, bool sealed, bool curves) {
+  const size_t parts = layout().parts().size();
+  std::vector<std::byte> bytes(given.begin(), given.end());
+  if (sealed) {
+    bytes.resize(sync::measurement_bytes(parts, curves));
+    codec::store_little(bytes.data(), sync::kMeasurementMagic);
+    codec::store_little(bytes.data() + 4, uint16_t{1});
+    codec::store_little(bytes.data() + 6, uint16_t{0});
+    codec::store_little(bytes.data() + 8, static_cast<uint32_t>(parts));
+    codec::store_little(bytes.data() + 12, static_cast<uint32_t>(curves ? parts : 0));
+    put_checksum(bytes);
+  }
+  const auto parsed = sync::read_measurement(bytes, layout(), curves);
+  if (!parsed) return;
+  std::vector<std::byte> again(bytes.size());
+  sync::write_measurement(parsed.value(), again);
+  SCANT_CHECK(sync::read_measurement(again, layout(), curves).ok());
+}
+
+// From 2^-128 to 2^127, or 0.
+double number(fuzz::Input& input) {
+  const uint16_t drawn = input.half();
+  if (drawn == 0) return 0;
+  return std::ldexp(1 + (drawn & 0xFF) / 256.0, (drawn >> 8) - 128);
+}
+
+std::vector<std::byte> measured(fuzz::Input& input, bool curves) {
+  const size_t parts = layout().parts().size();
+  std::vector<std::byte> bytes(sync::measurement_bytes(parts, curves));
+  sync::Measurement empty;
+  empty.ready_s.assign(parts, 0);
+  if (curves) empty.curves.resize(parts);
+  sync::write_measurement(empty, bytes);
+  constexpr size_t kHeaderBytes = 16;
+  for (size_t at = kHeaderBytes; at + 12 <= bytes.size(); at += sizeof(double)) {
+    codec::store_little(bytes.data() + at, std::bit_cast<uint64_t>(number(input)));
+  }
+  put_checksum(bytes);
+  return bytes;
+}
+
+void tune(fuzz::Input& input, double fidelity_min) {
+  const sync::TunerOptions options{.fidelity_min = fidelity_min};
+  sync::Tuner tuner(layout(), sync::WorkRates{}, options);
+  sync::Decision decision = sync::Tuner::first(layout(), options);
+  for (int period = 0; period < kPeriods && !input.rest().empty(); ++period) {
+    std::vector<sync::Measurement> by_rank;
+    for (int rank = 0; rank < layout().ranks(); ++rank) {
+      auto one =
+          sync::read_measurement(measured(input, decision.curves), layout(), decision.curves);
+      if (!one) return;
+      by_rank.push_back(std::move(one).value());
+    }
+    decision = tuner.decide(by_rank, std::min(number(input), 1e6));
+    check_decision(decision);
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  fuzz::Input input(data, size);
+  const uint8_t mode = input.byte();
+  switch (mode % kKinds) {
+    case 0:
+      look_at_decision(input.rest(), (mode & kSealed) != 0);
+      break;
+    case 1:
+      look_at_measurement(input.rest(), (mode & kSealed) != 0, (mode & kCurves) != 0);
+      break;
+    default:
+      tune(input, (mode & kExact) != 0 ? 1 : 0);
+  }
+  return 0;
+}
