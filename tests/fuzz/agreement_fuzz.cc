@@ -63,7 +63,7 @@ void look_at_measurement(Bytes given, bool sealed, bool curves) {
   if (sealed) {
     bytes.resize(sync::measurement_bytes(parts, curves));
     codec::store_little(bytes.data(), sync::kMeasurementMagic);
-    codec::store_little(bytes.data() + 4, uint16_t{1});
+    codec::store_little(bytes.data() + 4, sync::kMeasurementVersion);
     codec::store_little(bytes.data() + 6, uint16_t{0});
     codec::store_little(bytes.data() + 8, static_cast<uint32_t>(parts));
     codec::store_little(bytes.data() + 12, static_cast<uint32_t>(curves ? parts : 0));

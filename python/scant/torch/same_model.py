@@ -18,14 +18,14 @@ Row = tuple[str, str]
 
 
 def describe(
-    parameters: Iterable[tuple[str, torch.nn.Parameter]], options: dict[str, str]
+    parameters: Iterable[tuple[str, torch.Tensor]], options: dict[str, str]
 ) -> list[Row]:
     """What must be alike on all ranks, as (what, how it is here)."""
     rows = [(f"parameter '{name}'", _kind_of(parameter)) for name, parameter in parameters]
     return rows + [(f"option '{name}'", value) for name, value in options.items()]
 
 
-def _kind_of(parameter: torch.nn.Parameter) -> str:
+def _kind_of(parameter: torch.Tensor) -> str:
     text = f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
     if not parameter.is_contiguous():
         text += f", strides {parameter.stride()}"

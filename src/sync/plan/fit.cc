@@ -14,6 +14,8 @@ constexpr double kPerWorkError = 0.5;
 constexpr double kPerByteError = 1e-8;
 constexpr double kPerWorkMost = 3;
 constexpr double kPerByteMost = 1e-7;
+constexpr double kRateLeast = 1;  // bytes a second
+constexpr double kRateMost = 1e15;
 constexpr double kForget = 0.7;  // of a sample's weight, with each later one
 
 // Gauss, without exchanging rows: the matrix is positive definite.
@@ -58,12 +60,15 @@ LinkRate fit_link(std::span<const SoundingTimes> by_rank, int ranks, const LinkR
   rate.alpha_s = small_s;
   // Where the messages' share is nearly all, the rate is at least so high.
   const auto bytes_per_s = [](double bytes, double seconds, double waiting_s) {
-    return bytes / std::max(seconds - waiting_s, 0.1 * seconds);
+    return std::clamp(bytes / std::max(seconds - waiting_s, 0.1 * seconds), kRateLeast, kRateMost);
   };
   rate.bytes_per_s = bytes_per_s(any.exchange_bytes, exchange_s, small_s);
   rate.reduced_bytes_per_s =
       bytes_per_s(any.reduce_bytes, reduce_s,
                   small_s * messages_in_a_row(Path::all_reduce, ranks, any.reduce_bytes));
+  rate.cpu_s = mean(by_rank, &SoundingTimes::small_cpu_s);
+  const double more_s = mean(by_rank, &SoundingTimes::exchange_cpu_s) - rate.cpu_s;
+  rate.cpu_s_per_byte = std::clamp(more_s / std::max(any.exchange_bytes, 1.0), 0.0, kPerByteMost);
   return rate;
 }
 

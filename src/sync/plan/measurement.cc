@@ -15,10 +15,9 @@ namespace {
 using codec::load_little;
 using codec::store_little;
 
-constexpr uint16_t kVersion = 1;
 constexpr size_t kHeaderBytes = 16;
 constexpr size_t kScalars = 12;
-constexpr size_t kSoundings = 5;
+constexpr size_t kSoundings = 7;
 
 double median(std::vector<double> values) {
   if (values.empty()) return 0;
@@ -100,11 +99,11 @@ struct SoundingField {
   double SoundingTimes::*field;
   double most;
 };
-constexpr SoundingField kSoundingFields[kSoundings] = {{&SoundingTimes::small_s, kSecondsMost},
-                                                       {&SoundingTimes::exchange_s, kSecondsMost},
-                                                       {&SoundingTimes::exchange_bytes, kBytesMost},
-                                                       {&SoundingTimes::reduce_s, kSecondsMost},
-                                                       {&SoundingTimes::reduce_bytes, kBytesMost}};
+constexpr SoundingField kSoundingFields[kSoundings] = {
+    {&SoundingTimes::small_s, kSecondsMost},       {&SoundingTimes::exchange_s, kSecondsMost},
+    {&SoundingTimes::exchange_bytes, kBytesMost},  {&SoundingTimes::reduce_s, kSecondsMost},
+    {&SoundingTimes::reduce_bytes, kBytesMost},    {&SoundingTimes::small_cpu_s, kSecondsMost},
+    {&SoundingTimes::exchange_cpu_s, kSecondsMost}};
 
 // The numbers of a measurement, one after the other; remembers whether one was none.
 class Numbers {
@@ -185,7 +184,7 @@ void write_measurement(const Measurement& measurement, MutableBytes to) {
   const bool curves = !measurement.curves.empty();
   SCANT_CHECK(to.size() == measurement_bytes(parts, curves));
   store_little(to.data(), kMeasurementMagic);
-  store_little(to.data() + 4, kVersion);
+  store_little(to.data() + 4, kMeasurementVersion);
   store_little(to.data() + 6, uint16_t{0});
   store_little(to.data() + 8, static_cast<uint32_t>(parts));
   store_little(to.data() + 12, static_cast<uint32_t>(measurement.curves.size()));
@@ -208,7 +207,7 @@ Result<Measurement> read_measurement(Bytes from, const Layout& layout, bool curv
   };
   if (from.size() != measurement_bytes(parts, curves)) return damaged("another length");
   if (load_little<uint32_t>(from.data()) != kMeasurementMagic) return damaged("no such thing");
-  if (load_little<uint16_t>(from.data() + 4) != kVersion) {
+  if (load_little<uint16_t>(from.data() + 4) != kMeasurementVersion) {
     return Error{.code = ErrorCode::unsupported, .message = "measurement: another version"};
   }
   const size_t end = from.size() - sizeof(uint32_t);

@@ -19,6 +19,7 @@ constexpr double kSurer = 1.03;
 constexpr double kBudgetMost = 2.2;     // bytes an element: bf16 and its headers
 constexpr double kBudgetLeast = 0.004;  // below, a step is worth next to nothing
 constexpr double kBudgetRatio = 0.8;
+constexpr double kNoEnergy = 1e-100;  // the least square of an f32 is 2e-90
 
 Error invalid(std::string message) {
   return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
@@ -69,7 +70,7 @@ std::vector<double> mean_shares(std::span<const codec::Curve> curves, const Layo
   std::vector<double> shares(codec::default_points().size());
   double elements = 0;
   for (size_t p = 0; p < curves.size(); ++p) {
-    if (!(curves[p].energy > 0) || curves[p].points.size() != shares.size()) continue;
+    if (!(curves[p].energy > kNoEnergy) || curves[p].points.size() != shares.size()) continue;
     const auto n = static_cast<double>(layout.parts()[p].range.elements);
     elements += n;
     for (size_t i = 0; i < shares.size(); ++i) {
@@ -92,7 +93,7 @@ std::vector<codec::Curve> by_elements(std::span<const codec::Curve> curves, cons
     const uint64_t n = layout.parts()[p].range.elements;
     const auto elements = static_cast<double>(n);
     const double energy = std::exchange(all[p].energy, elements);
-    if (energy > 0 && !all[p].points.empty()) {
+    if (energy > kNoEnergy && !all[p].points.empty()) {
       for (codec::CurvePoint& point : all[p].points) point.energy *= elements / energy;
       continue;
     }

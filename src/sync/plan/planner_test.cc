@@ -76,6 +76,21 @@ TEST(Predict, WorkAddsUpAndContentionStretchesBackward) {
   EXPECT_LE(crowded.backward_s, 0.1 + alone.work_s);
 }
 
+TEST(Predict, MessagesTakeOfTheCores) {
+  const Layout layout = layout_of({500'000, 500'000, 500'000, 500'000});
+  Profile profile = free_work(layout, 0.2, 1e12);
+  profile.link.alpha_s = 0;
+  profile.link.cpu_s = 1e-3;
+  profile.link.cpu_s_per_byte = 1e-9;
+  profile.contention = 1;
+  // Rings of six messages: as two exchanges. All is over when backward is.
+  const Prediction one = predict(plain(layout, 1 << 30), layout, profile);
+  EXPECT_NEAR(one.sending_s, 2e-3 + 12e6 * 1e-9, 1e-9);
+  const Prediction four = predict(plain(layout, 2'000'000), layout, profile);
+  EXPECT_NEAR(four.sending_s - one.sending_s, 3 * 2e-3, 1e-9);
+  EXPECT_NEAR(four.backward_s, 0.2 + four.sending_s, 1e-4);
+}
+
 TEST(Predict, AFasterLinkNeverMakesAStepSlower) {
   base::Rng rng(5);
   for (int i = 0; i < 50; ++i) {

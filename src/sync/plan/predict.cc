@@ -95,6 +95,7 @@ class Simulation {
   }
   [[nodiscard]] double work_s() const { return work_s_; }
   [[nodiscard]] double link_s() const { return link_s_; }
+  [[nodiscard]] double sending_s() const { return sending_s_; }
   [[nodiscard]] double sent_bytes() const { return sent_bytes_; }
 
  private:
@@ -132,6 +133,9 @@ class Simulation {
     link_s_ += seconds;
     sent_bytes_ += bytes;
     const double messages = first ? cost.first_messages : 1;
+    // In a ring each message has one receiver, in an exchange one for each other rank.
+    const double exchanges = reduces ? messages / std::max(layout_.ranks() - 1, 1) : 1;
+    sending_s_ += exchanges * profile_.link.cpu_s + bytes * profile_.link.cpu_s_per_byte;
     push({link_free_ + profile_.link.alpha_s * messages, 0, false, job});
   }
   [[nodiscard]] double work_of(const StepCore::Job& job) const {
@@ -159,6 +163,7 @@ class Simulation {
   bool working_ = false;
   double work_s_ = 0;
   double link_s_ = 0;
+  double sending_s_ = 0;
   double sent_bytes_ = 0;
 };
 
@@ -192,10 +197,12 @@ Prediction predict(const FusionPlan& plan, const Layout& layout, const Profile& 
   Prediction prediction;
   prediction.work_s = simulation.work_s();
   prediction.link_s = simulation.link_s();
+  prediction.sending_s = simulation.sending_s();
   prediction.sent_bytes = simulation.sent_bytes();
-  // Of the work, the share that falls within backward; taken to be evenly spread up to the end.
+  // The share that falls within backward; taken to be evenly spread up to the end.
   const double within = end > profile.backward_s ? profile.backward_s / end : 1;
-  prediction.backward_s = profile.backward_s + profile.contention * within * prediction.work_s +
+  prediction.backward_s = profile.backward_s +
+                          profile.contention * within * (prediction.work_s + prediction.sending_s) +
                           profile.sending_s_per_byte * prediction.sent_bytes;
   const double late = end + (prediction.backward_s - profile.backward_s);
   prediction.exposed_s = std::max(0.0, late - prediction.backward_s);

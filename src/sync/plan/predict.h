@@ -29,13 +29,16 @@ struct LinkRate {
   double alpha_s = 50e-6;            // one message
   double bytes_per_s = 1e9;          // sent by a rank in an exchange
   double reduced_bytes_per_s = 1e9;  // in an all_reduce
+  // What it takes of this rank's cores: an exchange of next to nothing, and a byte more.
+  double cpu_s = 0;
+  double cpu_s_per_byte = 0;
 };
 
 struct Profile {
   std::vector<double> ready_s;  // by part, since the first
   double backward_s = 0;
   double rest_s = 0;
-  double contention = 0;          // seconds of backward for a second of work before its end
+  double contention = 0;          // seconds of backward for one of work or sending before its end
   double sending_s_per_byte = 0;  // seconds of computing for a byte sent
   WorkRates work;
   LinkRate link;
@@ -46,6 +49,7 @@ struct Prediction {
   double exposed_s = 0;
   double backward_s = 0;  // with what contention adds
   double work_s = 0;      // of the worker
+  double sending_s = 0;   // of the cores, for messages
   double link_s = 0;      // of the link
   double sent_bytes = 0;  // by a rank
 };

@@ -1,6 +1,7 @@
 #include "sync/plan/sounding.h"
 
 #include <algorithm>
+#include <time.h>
 
 namespace scant::sync {
 namespace {
@@ -11,6 +12,12 @@ constexpr uint64_t kSmallBytes = 64;
 
 void keep_least(double& least, double seconds) {
   least = least > 0 ? std::min(least, seconds) : seconds;
+}
+
+double process_cpu_s() {
+  timespec now{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 }  // namespace
@@ -43,6 +50,7 @@ void Sounding::begin(uint64_t bytes) {
 void Sounding::submit() {
   const CallOptions options{.group = group_, .timeout = timeout_};
   begun_ = Clock::now();
+  cpu_begun_s_ = process_cpu_s();
   const int kind = turn_ % kKinds;
   if (kind == 2) {
     work_ = communicator_.all_reduce(Bytes(out_).first(reduced_), MutableBytes(in_).first(reduced_),
@@ -59,8 +67,10 @@ void Sounding::submit() {
   work_ = communicator_.exchange(std::move(inputs), std::move(outputs), received_, options);
 }
 
-void Sounding::note(double seconds) {
+void Sounding::note(double seconds, double cpu_s) {
   const int kind = turn_ % kKinds;
+  if (kind == 0) keep_least(times_.small_cpu_s, cpu_s);
+  if (kind == 1) keep_least(times_.exchange_cpu_s, cpu_s);
   keep_least(kind == 0 ? times_.small_s : kind == 1 ? times_.exchange_s : times_.reduce_s, seconds);
 }
 
@@ -68,7 +78,8 @@ std::optional<Result<void>> Sounding::poll(Duration limit) {
   for (;;) {
     if (!work_.wait(limit) && !work_.done()) return std::nullopt;
     if (const Result<void> outcome = work_.wait(); !outcome) return outcome;
-    note(std::chrono::duration<double>(Clock::now() - begun_).count());
+    note(std::chrono::duration<double>(Clock::now() - begun_).count(),
+         process_cpu_s() - cpu_begun_s_);
     if (++turn_ == kKinds * kRounds) return Result<void>();
     submit();
   }

@@ -20,6 +20,9 @@ struct SoundingTimes {
   double exchange_bytes = 0;  // sent by a rank
   double reduce_s = 0;        // an all_reduce
   double reduce_bytes = 0;    // sent by a rank
+  // Of this process's cores, meanwhile.
+  double small_cpu_s = 0;
+  double exchange_cpu_s = 0;
 };
 
 class Sounding {
@@ -40,7 +43,7 @@ class Sounding {
  private:
   using Clock = std::chrono::steady_clock;
   void submit();
-  void note(double seconds);
+  void note(double seconds, double cpu_s);
 
   Communicator& communicator_;
   const GroupId group_;
@@ -50,6 +53,7 @@ class Sounding {
   size_t reduced_ = 0;
   int turn_ = 0;
   Clock::time_point begun_;
+  double cpu_begun_s_ = 0;
   Work work_;
   std::vector<std::byte> out_;
   std::vector<std::byte> in_;

@@ -38,8 +38,10 @@ constexpr double kFloorStep = 0.02;  // above what the plan keeps by its curves
 constexpr double kOtherRegime = 0.3;
 constexpr double kErrorMost = 2;
 constexpr double kOptimismMost = 1.3;
+constexpr double kFactorMost = 100;
 constexpr double kRemembered = 24;  // agreements
 constexpr size_t kTriedMost = 16;
+constexpr double kStepLeastS = 1e-9;  // below, nothing was measured
 constexpr double kForgetError = 0.9;
 constexpr double kWorkFactorMost = 4;
 constexpr size_t kComputeSamples = 6;
@@ -109,6 +111,7 @@ Tuner::Tuner(const Layout& layout, const WorkRates& work, const TunerOptions& op
       options_{.fidelity_min = options.fidelity_min},
       plan_(first(layout, options).plan) {
   profile_.work = work;
+  profile_.ready_s.resize(layout.parts().size());
 }
 
 Decision Tuner::first(const Layout& layout, const TunerOptions& options) {
@@ -170,7 +173,11 @@ void Tuner::fit_all(const std::vector<Measurement>& by_rank) {
   if (same_plan && changed(compute_s, computing_.back().compute_s, kOtherRegime)) {
     computing_.clear();  // the program does something else now
   }
-  computing_.push_back({compute_s, slowest.overlapped_work_s, slowest.sent_bytes});
+  // Work and sending of the step that went on during backward.
+  const double all_s = slowest.backward_s + slowest.exposed_s;
+  const double within = all_s > 0 ? slowest.backward_s / all_s : 1;
+  const double sending_s = within * predict(plan_, layout_, profile_).sending_s;
+  computing_.push_back({compute_s, slowest.overlapped_work_s + sending_s, slowest.sent_bytes});
   if (computing_.size() > kComputeSamples) computing_.erase(computing_.begin());
   const Contention fitted = fit_contention(computing_);
   const double undisturbed = fitted.compute_s / std::max(compute_s, 1e-9);
@@ -205,15 +212,13 @@ void Tuner::learn_error() {
 void Tuner::remember() {
   const double step_s = findings_.slowest.step_s;
   std::erase_if(tried_, [&](const TriedPlan& one) { return agreements_ - one.at > kRemembered; });
-  if (changed(profile_.link.bytes_per_s, known_.bytes_per_s, kLinkChanged) || !(step_s > 0)) {
-    tried_.clear();
-  }
-  if (phase_ != Phase::measuring && step_s > 0) {
+  if (changed(profile_.link.bytes_per_s, known_.bytes_per_s, kLinkChanged)) tried_.clear();
+  if (phase_ != Phase::measuring && step_s > kStepLeastS) {
     const auto known = std::ranges::find(tried_, plan_, &TriedPlan::plan);
     if (known == tried_.end()) {
       tried_.push_back({plan_, step_s, agreements_});
     } else {
-      const double factor = step_s / known->step_s;
+      const double factor = std::clamp(step_s / known->step_s, 1 / kFactorMost, kFactorMost);
       // The machine or the program is another: the others would have felt it too.
       if (changed(factor, 1)) {
         for (TriedPlan& one : tried_) one.step_s *= factor;
@@ -334,8 +339,6 @@ uint32_t Tuner::sounding_bytes() const {
 
 Decision Tuner::compare() {
   phase_ = Phase::comparing;
-  compared_ = true;
-  compared_at_ = steps_;
   new_plan_ = false;
   Candidate plain = best_plain();
   plan_ = plain.plan;
@@ -371,6 +374,10 @@ Decision Tuner::decide(const std::vector<Measurement>& by_rank, double agreement
   fit_all(by_rank);
   learn_error();
   remember();
+  if (is_plain(plan_)) {
+    compared_ = true;
+    compared_at_ = steps_;
+  }
   const Candidate plain = best_plain();
   findings_.plain_s = is_plain(plan_) ? findings_.slowest.step_s : plain.prediction.step_s;
   const double all_bytes = sent_bytes(Tuner::first(layout_, {.fidelity_min = 1}).plan, layout_);

@@ -342,6 +342,13 @@ TEST(FitLink, TakesTheMeanOfTheRanksThatAsked) {
   EXPECT_EQ(fit_link(std::vector<SoundingTimes>(4), 4, before).bytes_per_s, 2);
 }
 
+TEST(FitLink, WhatMessagesTakeOfTheCores) {
+  const SoundingTimes one{2e-4, 2.2e-3, 2e6, 5.2e-3, 2e6, 1e-4, 1.1e-3};
+  const LinkRate fitted = fit_link(std::vector<SoundingTimes>(4, one), 4, {});
+  EXPECT_DOUBLE_EQ(fitted.cpu_s, 1e-4);
+  EXPECT_NEAR(fitted.cpu_s_per_byte, 5e-10, 1e-15);
+}
+
 TEST(FitContention, TellsWorkFromComputing) {
   const double per_work = 0.8;
   std::vector<ComputeSample> samples;
