@@ -147,10 +147,9 @@ class Ranking {
     prediction = predict(candidate.plan, layout_, profile_);
     const auto known = std::ranges::find(options_.tried, candidate.plan, &TriedPlan::plan);
     candidate.tried = known != options_.tried.end();
-    const double error =
-        is_plain(candidate.plan) ? options_.plain_error : options_.compressed_error;
-    const double step_s =
-        candidate.tried ? known->step_s : prediction.step_s * error * options_.optimism;
+    const double error = is_plain(candidate.plan) ? options_.plain_error
+                                                  : options_.compressed_error * options_.optimism;
+    const double step_s = candidate.tried ? known->step_s : prediction.step_s * error;
     prediction.exposed_s = std::max(0.0, prediction.exposed_s + step_s - prediction.step_s);
     prediction.step_s = step_s;
     candidate.worth = progress(candidate.kept) / prediction.step_s;

@@ -34,7 +34,8 @@ struct PlannerOptions {
   // Measured / predicted so far, of plans of all_reduce alone and of others.
   double plain_error = 1;
   double compressed_error = 1;
-  // Measured / predicted of plans in their first period: the best of many predictions is too good.
+  // Measured / predicted of compressed plans in their first period: the best of many predictions is
+  // too good.
   double optimism = 1;
   std::span<const TriedPlan> tried{};  // these are known, and candidates too
 };

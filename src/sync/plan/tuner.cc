@@ -37,7 +37,8 @@ constexpr double kFallsTo = 0.5;     // of what was kept
 constexpr double kFloorStep = 0.02;  // above what the plan keeps by its curves
 constexpr double kOtherRegime = 0.3;
 constexpr double kErrorMost = 2;
-constexpr double kOptimismMost = 1.3;
+constexpr double kOptimismMost = 1.1;
+constexpr double kForgetOptimism = 0.8;
 constexpr double kFactorMost = 100;
 constexpr double kRemembered = 24;  // agreements
 constexpr size_t kTriedMost = 16;
@@ -211,9 +212,12 @@ void Tuner::learn_error() {
 // What ran is known better than any model tells, while nothing else changes.
 void Tuner::remember() {
   const double step_s = findings_.slowest.step_s;
+  options_.optimism = 1 + kForgetOptimism * (options_.optimism - 1);
   std::erase_if(tried_, [&](const TriedPlan& one) { return agreements_ - one.at > kRemembered; });
-  if (changed(profile_.link.bytes_per_s, known_.bytes_per_s, kLinkChanged)) tried_.clear();
-  if (phase_ != Phase::measuring && step_s > kStepLeastS) {
+  const bool other_link = changed(profile_.link.bytes_per_s, known_.bytes_per_s, kLinkChanged);
+  if (other_link) tried_.clear();
+  // The link may have changed in the middle of the period: its steps tell of neither.
+  if (phase_ != Phase::measuring && !other_link && step_s > kStepLeastS) {
     const auto known = std::ranges::find(tried_, plan_, &TriedPlan::plan);
     if (known == tried_.end()) {
       tried_.push_back({plan_, step_s, agreements_});
@@ -227,7 +231,7 @@ void Tuner::remember() {
       }
       known->at = agreements_;
     }
-    if (new_plan_ && expected_ && !expected_->tried) {
+    if (new_plan_ && expected_ && !expected_->tried && !is_plain(plan_)) {
       const double missed = step_s / expected_->prediction.step_s * options_.optimism;
       options_.optimism = std::clamp(std::sqrt(options_.optimism * missed), 1.0, kOptimismMost);
     }

@@ -192,6 +192,21 @@ TEST(Tuner, FollowsALinkThatDropsAndRecovers) {
 
 // Compressed plans suddenly cost more than any model says: the guard takes the error over and goes
 // back.
+TEST(Tuner, ALinkThatDropsWithinAPeriodChangesThePlanAtItsEnd) {
+  World world(kSizes);
+  world.set_link(1e-4, 1e9);
+  Tuner tuner(world.layout(), rates(), {});
+  Decision decision = run(world, tuner, Tuner::first(world.layout(), {}), 20);
+  ASSERT_TRUE(is_plain(decision.plan));
+  std::vector<Measurement> by_rank = world.measure(decision);  // most steps were fast
+  world.set_link(1e-4, 5e6);
+  const std::vector<Measurement> after = world.measure(decision);
+  for (size_t rank = 0; rank < by_rank.size(); ++rank) {
+    by_rank[rank].sounding = after[rank].sounding;
+  }
+  EXPECT_FALSE(is_plain(tuner.decide(by_rank, 0.002).plan));
+}
+
 TEST(Tuner, TheGuardFallsBackToPlain) {
   World world(kSizes);
   world.set_link(1e-4, 4e7);
