@@ -17,9 +17,7 @@ _CHUNK_BYTES = 64 << 20
 Row = tuple[str, str]
 
 
-def describe(
-    parameters: Iterable[tuple[str, torch.Tensor]], options: dict[str, str]
-) -> list[Row]:
+def describe(parameters: Iterable[tuple[str, torch.Tensor]], options: dict[str, str]) -> list[Row]:
     """What must be alike on all ranks, as (what, how it is here)."""
     rows = [(f"parameter '{name}'", _kind_of(parameter)) for name, parameter in parameters]
     return rows + [(f"option '{name}'", value) for name, value in options.items()]
