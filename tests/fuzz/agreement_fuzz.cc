@@ -2,6 +2,7 @@
 // that passes for a measurement decides something that passes for a decision, again and again.
 // Input: mode, then a decision's bytes, a measurement's, or what numbers of measurements are made
 // of, two bytes each.
+#include <bit>
 #include <cmath>
 #include <vector>
 

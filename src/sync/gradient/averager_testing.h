@@ -145,4 +145,21 @@ class Collected {
   std::vector<std::vector<float>> by_rank_;
 };
 
+// Steps 1 to `steps`, the last by a plain plan, which sends what the others kept. `applied`: the
+// sum of the averages, by element of the arena.
+inline void step_by_random_plans(Host& host, uint64_t seed, int steps, Collected& collected,
+                                 std::vector<double>& applied) {
+  applied.assign(host.layout.arena_elements(), 0.0);
+  base::Rng plans(seed);
+  for (int number = 1; number <= steps; ++number) {
+    host.set(number < steps ? random_plan(plans, host.layout)
+                            : uniform(host.layout, Path::all_reduce, 1.0, codec::ValueKind::f32));
+    const auto report = host.step(number, seed * 100 + static_cast<uint64_t>(number));
+    ASSERT_TRUE(report.ok()) << report.error().to_string();
+    collected.add(host.communicator.rank(), host.arena);
+    for (size_t i = 0; i < applied.size(); ++i) applied[i] += host.arena[i];
+  }
+  EXPECT_EQ(host.averager->residual_energy(), 0.0);
+}
+
 }  // namespace scant::sync

@@ -44,18 +44,8 @@ TEST(AveragerOfUnevenRanks, NothingIsLostOrTakenForAnother) {
       const Layout layout = layout_for(ranks);
       Host host(communicator, layout);
       host.gradient = gradient;
-      std::vector<double> applied(layout.arena_elements());
-      base::Rng plans(seed);
-      for (int number = 1; number <= kSteps; ++number) {
-        // The last step is plain: it sends what the others kept.
-        host.set(number < kSteps ? random_plan(plans, layout)
-                                 : uniform(layout, Path::all_reduce, 1.0, codec::ValueKind::f32));
-        const auto report = host.step(number, seed * 100 + static_cast<uint64_t>(number));
-        ASSERT_TRUE(report.ok()) << report.error().to_string();
-        collected.add(communicator.rank(), host.arena);
-        for (size_t i = 0; i < applied.size(); ++i) applied[i] += host.arena[i];
-      }
-      EXPECT_EQ(host.averager->residual_energy(), 0.0);
+      std::vector<double> applied;
+      ASSERT_NO_FATAL_FAILURE(step_by_random_plans(host, seed, kSteps, collected, applied));
       for (uint32_t tensor = 0; tensor < kShapes.size(); ++tensor) {
         const uint64_t offset = layout.tensors()[tensor].offset;
         // A coarse record of large values leaves large residuals with all elements of its group.

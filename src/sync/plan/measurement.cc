@@ -83,11 +83,12 @@ constexpr double kCountMost = 1e18;
 constexpr double kShareMost = 1.001;  // a mean of ones, rounded
 constexpr double kEnergyMost = 1e100;
 
-struct ScalarField {
-  double Measurement::*field;
+template <typename Of>
+struct Field {
+  double Of::*field;
   double most;
 };
-constexpr ScalarField kScalarFields[kScalars] = {
+constexpr Field<Measurement> kScalarFields[kScalars] = {
     {&Measurement::steps, kCountMost},        {&Measurement::step_s, kSecondsMost},
     {&Measurement::backward_s, kSecondsMost}, {&Measurement::exposed_s, kSecondsMost},
     {&Measurement::encode_s, kSecondsMost},   {&Measurement::add_s, kSecondsMost},
@@ -95,11 +96,7 @@ constexpr ScalarField kScalarFields[kScalars] = {
     {&Measurement::sent_bytes, kBytesMost},   {&Measurement::nonfinite, kCountMost},
     {&Measurement::kept, kShareMost},         {&Measurement::residual, kCountMost}};
 
-struct SoundingField {
-  double SoundingTimes::*field;
-  double most;
-};
-constexpr SoundingField kSoundingFields[kSoundings] = {
+constexpr Field<SoundingTimes> kSoundingFields[kSoundings] = {
     {&SoundingTimes::small_s, kSecondsMost},       {&SoundingTimes::exchange_s, kSecondsMost},
     {&SoundingTimes::exchange_bytes, kBytesMost},  {&SoundingTimes::reduce_s, kSecondsMost},
     {&SoundingTimes::reduce_bytes, kBytesMost},    {&SoundingTimes::small_cpu_s, kSecondsMost},
@@ -189,8 +186,8 @@ void write_measurement(const Measurement& measurement, MutableBytes to) {
   store_little(to.data() + 8, static_cast<uint32_t>(parts));
   store_little(to.data() + 12, static_cast<uint32_t>(measurement.curves.size()));
   std::byte* at = to.data() + kHeaderBytes;
-  for (const ScalarField& one : kScalarFields) put(at, measurement.*one.field);
-  for (const SoundingField& one : kSoundingFields) put(at, measurement.sounding.*one.field);
+  for (const auto& one : kScalarFields) put(at, measurement.*one.field);
+  for (const auto& one : kSoundingFields) put(at, measurement.sounding.*one.field);
   for (const double ready : measurement.ready_s) put(at, ready);
   for (const codec::Curve& curve : measurement.curves) {
     put(at, curve.energy);
@@ -220,8 +217,8 @@ Result<Measurement> read_measurement(Bytes from, const Layout& layout, bool curv
   }
   Measurement out;
   Numbers numbers(from.data() + kHeaderBytes);
-  for (const ScalarField& one : kScalarFields) out.*one.field = numbers.take(0, one.most);
-  for (const SoundingField& one : kSoundingFields) {
+  for (const auto& one : kScalarFields) out.*one.field = numbers.take(0, one.most);
+  for (const auto& one : kSoundingFields) {
     out.sounding.*one.field = numbers.take(0, one.most);
   }
   for (size_t p = 0; p < parts; ++p) out.ready_s.push_back(numbers.take(0, kSecondsMost));

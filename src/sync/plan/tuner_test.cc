@@ -190,8 +190,6 @@ TEST(Tuner, FollowsALinkThatDropsAndRecovers) {
   EXPECT_LT(step_s(world, last.plan), 1.05 * fast);
 }
 
-// Compressed plans suddenly cost more than any model says: the guard takes the error over and goes
-// back.
 TEST(Tuner, ALinkThatDropsWithinAPeriodChangesThePlanAtItsEnd) {
   World world(kSizes);
   world.set_link(1e-4, 1e9);
@@ -207,6 +205,8 @@ TEST(Tuner, ALinkThatDropsWithinAPeriodChangesThePlanAtItsEnd) {
   EXPECT_FALSE(is_plain(tuner.decide(by_rank, 0.002).plan));
 }
 
+// Compressed plans suddenly cost more than any model says: the guard takes the error over and goes
+// back.
 TEST(Tuner, TheGuardFallsBackToPlain) {
   World world(kSizes);
   world.set_link(1e-4, 4e7);
@@ -239,7 +239,6 @@ TEST(Tuner, ErrorFeedbackThatGrowsRaisesTheFloor) {
   EXPECT_FALSE(last.plan == old);
 }
 
-// Something else took the machine for a while; compressed plans get another try.
 // A plan of more bytes looks better and is not: what ran before is known, and runs again.
 TEST(Tuner, ComesBackToThePlanThatRanBest) {
   for (const double rate : {2e7, 3e7, 4e7, 5e7}) {
@@ -260,6 +259,7 @@ TEST(Tuner, ComesBackToThePlanThatRanBest) {
   }
 }
 
+// Something else took the machine for a while; compressed plans get another try.
 TEST(Tuner, PlainIsNotForEver) {
   World world(kSizes);
   world.set_link(1e-4, 4e7);
