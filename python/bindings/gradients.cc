@@ -86,8 +86,10 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
 // (path, parts, points) of each buffer, in the order of the layout's parts.
 FusionPlan* make_plan(
     const Layout& layout,
-    const std::vector<std::tuple<std::string, uint32_t, std::vector<PythonPoint>>>& buffers) {
+    const std::vector<std::tuple<std::string, uint32_t, std::vector<PythonPoint>>>& buffers,
+    uint32_t reversed) {
   FusionPlan plan;
+  plan.reversed = reversed;
   uint32_t part = 0;
   for (const auto& [path, parts, points] : buffers) {
     BufferPlan buffer{part, parts, path_of(path), {}};
@@ -123,6 +125,7 @@ nb::dict dict_of(const sync::StepReport& report) {
   out["nonfinite"] = report.nonfinite;
   out["sent_bytes"] = report.sent_bytes;
   out["backward_s"] = report.backward_s;
+  out["end_s"] = report.end_s;
   out["exposed_s"] = report.exposed_s;
   out["encode_s"] = report.encode_s;
   out["add_s"] = report.add_s;
@@ -150,6 +153,7 @@ nb::dict dict_of(const sync::StepReport& report) {
   };
   nb::dict parts;
   parts["ready"] = column(&sync::PartReport::ready);
+  parts["needed"] = column(&sync::PartReport::needed);
   parts["encode_s"] = column(&sync::PartReport::encode_s);
   parts["bytes"] = column(&sync::PartReport::bytes);
   parts["energy"] = column(&sync::PartReport::energy);
@@ -246,6 +250,13 @@ class PythonAverager {
     }
   }
 
+  // Whether they are there; false: the step has failed, and wait() tells how.
+  bool wait_for(const std::vector<uint32_t>& tensors) {
+    static_cast<void>(get());
+    const std::shared_ptr<Averager> averager = averager_;
+    return interruptible([&](Duration limit) { return averager->wait_for(tensors, limit); });
+  }
+
   // With the step's report come, after an agreement, the lines of the run log on the first member,
   // and none on the others.
   nb::dict wait() {
@@ -312,7 +323,8 @@ void bind_layout(nb::module_& module) {
 
 void bind_plan(nb::module_& module) {
   nb::class_<FusionPlan>(module, "FusionPlan")
-      .def_static("make", &make_plan, nb::rv_policy::take_ownership)
+      .def_static("make", &make_plan, nb::arg("layout"), nb::arg("buffers"),
+                  nb::arg("reversed") = 0, nb::rv_policy::take_ownership)
       .def_static("uniform", &make_uniform, nb::rv_policy::take_ownership)
       .def_static(
           "parse",
@@ -327,6 +339,7 @@ void bind_plan(nb::module_& module) {
       .def("sent_bytes", [](const FusionPlan& self,
                             const Layout& layout) { return sync::sent_bytes(self, layout); })
       .def_prop_ro("buffers", &buffers_of)
+      .def_prop_ro("reversed", [](const FusionPlan& self) { return self.reversed; })
       .def("__eq__", [](const FusionPlan& self, const FusionPlan& other) { return self == other; });
 }
 
@@ -359,6 +372,8 @@ void bind_gradients(nb::module_& module) {
                        uint32_t tensor) { unwrap(self.get().ready(tensor), self.rank()); })
       .def("finish", [](PythonAverager& self,
                         uint64_t hash) { unwrap(self.get().finish(hash), self.rank()); })
+      .def("wait_for", &PythonAverager::wait_for)
+      .def("arrived", [](PythonAverager& self) { return self.get().arrived(); })
       .def("wait", &PythonAverager::wait)
       .def("save",
            [](PythonAverager& self) {

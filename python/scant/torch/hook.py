@@ -40,6 +40,8 @@ class HookState:
         self.group = group
         self._process_group = process_group_of(group)
         self.options = options or WrapOptions(**more)
+        if self.options.step_in_forward:
+            raise InvalidArgument("HookState: step_in_forward is for scant.torch.wrap()")
         self.last_step: dict[str, Any] | None = None
         self._steps = 0
         self._seen: list[torch.Tensor] = []

@@ -37,6 +37,9 @@ class WrapOptions:
         residual_decay: of what is kept, each step; below 1 it is forgotten in time.
         unused: a parameter that gets a gradient on some ranks only is an ``error``, or counts as
             ``zeros`` on the others. One that gets none on any rank keeps ``grad`` as it was.
+        step_in_forward: ``optimizer.step()`` only takes note; each parameter is stepped when the
+            next forward reaches it, so that gradients travel meanwhile. Needs the optimizer given
+            to ``wrap``. Call ``settle()`` before gradients or parameters are looked at otherwise.
         workers: threads that encode and decode while backward goes on.
         check_every: so many steps between comparisons of all ranks' parameters; 0: never.
         broadcast_buffers: rank 0's buffers (running means and the like) go to all before each
@@ -55,6 +58,7 @@ class WrapOptions:
     residual: str = "f32"
     residual_decay: float = 1.0
     unused: str = "error"
+    step_in_forward: bool = False
     workers: int = 1
     check_every: int = 100
     broadcast_buffers: bool = True

@@ -20,7 +20,7 @@ using codec::Point;
 using codec::store_little;
 using codec::ValueKind;
 
-constexpr size_t kHeaderBytes = 16;
+constexpr size_t kHeaderBytes = 20;
 constexpr size_t kBufferBytes = 8;
 constexpr size_t kPointBytes = 24;
 constexpr size_t kCrcBytes = 4;
@@ -83,6 +83,10 @@ std::optional<std::string> plan_fault(const FusionPlan& plan, const Layout& layo
     next += plan.buffers[b].parts;
   }
   if (next != parts) return "part " + std::to_string(next) + " stands in no buffer";
+  if (plan.reversed == 1 || plan.reversed > plan.buffers.size()) {
+    return std::to_string(plan.reversed) + " reversed buffers of " +
+           std::to_string(plan.buffers.size());
+  }
   return std::nullopt;
 }
 
@@ -196,6 +200,7 @@ std::vector<std::byte> serialise(const FusionPlan& plan, const Layout& layout) {
   store_little(out.data() + 6, static_cast<uint16_t>(layout.ranks()));
   store_little(out.data() + 8, static_cast<uint32_t>(layout.parts().size()));
   store_little(out.data() + 12, static_cast<uint32_t>(plan.buffers.size()));
+  store_little(out.data() + 16, plan.reversed);
   std::byte* at = out.data() + kHeaderBytes;
   for (const BufferPlan& buffer : plan.buffers) {
     store_little(at, buffer.parts);
@@ -216,6 +221,7 @@ Result<FusionPlan> parse_fusion_plan(Bytes bytes, const Layout& layout) {
   Bytes rest = bytes.subspan(kHeaderBytes, bytes.size() - kHeaderBytes - kCrcBytes);
   FusionPlan plan;
   plan.buffers.reserve(buffers);
+  plan.reversed = load_little<uint32_t>(bytes.data() + 16);
   uint64_t next = 0;
   for (uint32_t b = 0; b < buffers; ++b) {
     BufferPlan& buffer = plan.buffers.emplace_back();
@@ -226,6 +232,12 @@ Result<FusionPlan> parse_fusion_plan(Bytes bytes, const Layout& layout) {
   if (!rest.empty()) return corrupt(std::to_string(rest.size()) + " bytes behind the last buffer");
   if (auto fault = plan_fault(plan, layout)) return corrupt(*fault);
   return plan;
+}
+
+uint32_t buffer_at(const FusionPlan& plan, uint32_t turn) {
+  const auto all = static_cast<uint32_t>(plan.buffers.size());
+  const uint32_t in_order = all - plan.reversed;
+  return turn < in_order ? turn : all - 1 - (turn - in_order);
 }
 
 uint64_t hash_of(Bytes serialised) {
