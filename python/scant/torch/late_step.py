@@ -73,7 +73,6 @@ class LateStep:
         self._given: list[dict[str, Any]] = []  # the groups' settings when step() was called
         self._others: list[tuple[torch.Tensor, torch.Tensor]] = []  # gradients that are not ours
         self._whole = False  # the optimizer counts its calls: all parameters in one
-        self._called = False
         self._uses = _Uses({id(one): index for index, one in enumerate(parameters)})
         self._needs: dict[int, list[int]] | None = None  # by module
         self._original: Any = optimizer.step
@@ -171,6 +170,8 @@ class LateStep:
     def _step(self, tensors: Sequence[int]) -> None:
         """The optimizer's own step, with gradients for these parameters alone, and with the
         settings that it had when step() was called."""
+        if not tensors and not self._others:
+            return
         for index in tensors:
             self._hand_over(index)
         for parameter, gradient in self._others:
@@ -187,7 +188,6 @@ class LateStep:
                 own = {name for name in given if not _same(group[name], given[name])}
                 self._whole = self._whole or bool(own)
                 group.update({name: value for name, value in later.items() if name not in own})
-        self._called = True
         for index in tensors:
             self._parameters[index].grad = None
         for parameter, _ in self._others:
@@ -239,10 +239,9 @@ class LateStep:
         if not self._travels:
             return
         if module is self._module and self._needs_everything():
-            watch = self._called and self._needs is None and torch.is_grad_enabled()
             with torch.inference_mode(False):
                 self.settle()
-            if watch:
+            if self._needs is None and torch.is_grad_enabled():
                 self._uses.watch()
             return
         tensors = (self._needs or {}).get(id(module))
