@@ -196,7 +196,10 @@ TEST(FusionPlan, ParsingNamesWhatIsWrong) {
   expect_refused(changed(16, 1), layout, ErrorCode::corrupt, "buffer 1");
   expect_refused(changed(20, 9), layout, ErrorCode::corrupt, "buffer 0: no such path: 9");
   expect_refused(changed(21, 1), layout, ErrorCode::corrupt, "buffer 0: reserved");
+  expect_refused(changed(42, 4), layout, ErrorCode::corrupt, "buffer 0: part 0: reserved");
+  expect_refused(changed(43, 1), layout, ErrorCode::corrupt, "buffer 0: part 0: reserved");
   expect_refused(changed(47, 1), layout, ErrorCode::corrupt, "buffer 0: part 0: reserved");
+  expect_refused(changed(106, 2), layout, ErrorCode::corrupt, "part 4: gather has no second leg");
   expect_refused(changed(31, 0x40), layout, ErrorCode::corrupt, "buffer 0: part 0: first leg");
   expect_refused(changed(65, 8), layout, ErrorCode::corrupt, "part 1: second leg: no such kind");
   expect_refused(changed(72, 0), layout, ErrorCode::corrupt, "buffer 1: it has no parts");
