@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -55,10 +56,18 @@ Path path_of(const std::string& text) {
   refuse("path: no '" + text + "'; there are all_reduce, split and gather");
 }
 
-codec::ValueKind values_of(const std::string& text) {
-  const auto kind = codec::value_kind(text);
-  if (!kind) refuse("values: no kind '" + text + "'");
-  return *kind;
+// Values with these words behind them: each row sends its share.
+constexpr std::string_view kByRow = " by row";
+
+codec::Point point_of(double density, std::string_view values) {
+  const bool by_row = values.ends_with(kByRow);
+  const std::string_view kind_text = values.substr(0, values.size() - (by_row ? kByRow.size() : 0));
+  const auto kind = codec::value_kind(kind_text);
+  if (!kind) refuse("values: no kind '" + std::string(values) + "'");
+  return {density, *kind, by_row};
+}
+std::string values_text(codec::Point point) {
+  return std::string(codec::name(point.values)) + std::string(point.by_row ? kByRow : "");
 }
 
 Layout* make_layout(const std::vector<std::tuple<uint64_t, uint64_t>>& shapes, int ranks) {
@@ -75,8 +84,8 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
   for (const BufferPlan& buffer : plan.buffers) {
     std::vector<PythonPoint> points;
     for (const sync::PartPlan& point : buffer.points) {
-      points.emplace_back(point.first.density, codec::name(point.first.values),
-                          point.second.density, codec::name(point.second.values));
+      points.emplace_back(point.first.density, values_text(point.first), point.second.density,
+                          values_text(point.second));
     }
     all.emplace_back(sync::name(buffer.path), buffer.first_part, buffer.parts, std::move(points));
   }
@@ -95,7 +104,7 @@ FusionPlan* make_plan(
     BufferPlan buffer{part, parts, path_of(path), {}};
     for (const auto& [first_density, first_values, second_density, second_values] : points) {
       buffer.points.push_back(
-          {{first_density, values_of(first_values)}, {second_density, values_of(second_values)}});
+          {point_of(first_density, first_values), point_of(second_density, second_values)});
     }
     part += parts;
     plan.buffers.push_back(std::move(buffer));
@@ -108,7 +117,7 @@ FusionPlan* make_uniform(const Layout& layout, const std::string& path, double d
                          const std::string& values, uint64_t buffer_bytes,
                          uint64_t first_buffer_bytes, uint64_t small_elements) {
   FusionPlan plan = sync::uniform_plan({.path = path_of(path),
-                                        .point = {density, values_of(values)},
+                                        .point = point_of(density, values),
                                         .buffer_bytes = buffer_bytes,
                                         .first_buffer_bytes = first_buffer_bytes,
                                         .small_elements = small_elements},

@@ -100,13 +100,16 @@ void store_point(const PartPlan& part, std::byte* to) {
   store_little(to + 8, std::bit_cast<uint64_t>(part.second.density));
   store_little(to + 16, static_cast<uint8_t>(part.first.values));
   store_little(to + 17, static_cast<uint8_t>(part.second.values));
+  store_little(to + 18,
+               static_cast<uint8_t>((part.first.by_row ? 1 : 0) | (part.second.by_row ? 2 : 0)));
 }
 
 PartPlan load_point(const std::byte* from) {
+  const auto by_row = load_little<uint8_t>(from + 18);
   return {{std::bit_cast<double>(load_little<uint64_t>(from + 0)),
-           static_cast<ValueKind>(load_little<uint8_t>(from + 16))},
+           static_cast<ValueKind>(load_little<uint8_t>(from + 16)), (by_row & 1) != 0},
           {std::bit_cast<double>(load_little<uint64_t>(from + 8)),
-           static_cast<ValueKind>(load_little<uint8_t>(from + 17))}};
+           static_cast<ValueKind>(load_little<uint8_t>(from + 17)), (by_row & 2) != 0}};
 }
 
 bool all_zero(Bytes bytes) {
@@ -159,7 +162,7 @@ std::optional<std::string> take_buffer(Bytes& rest, uint64_t first_part, BufferP
   buffer.points.reserve(buffer.parts);
   for (uint32_t i = 0; i < buffer.parts; ++i) {
     buffer.points.push_back(load_point(rest.data()));
-    if (!all_zero(rest.subspan(18, 6)))
+    if (load_little<uint8_t>(rest.data() + 18) > 3 || !all_zero(rest.subspan(19, 5)))
       return "part " + std::to_string(first_part + i) + ": reserved bytes are not 0";
     rest = rest.subspan(kPointBytes);
   }
@@ -256,10 +259,13 @@ FusionPlan uniform_plan(const UniformPlan& wanted, const Layout& layout) {
     if (!open)
       plan.buffers.push_back({.first_part = p, .parts = 0, .path = wanted.path, .points = {}});
     BufferPlan& buffer = plan.buffers.back();
-    const uint64_t elements = layout.parts()[p].range.elements;
+    const PartLayout& part = layout.parts()[p];
+    const uint64_t elements = part.range.elements;
+    const bool one_row = layout.tensors()[part.tensor].shape.rows == 1;
     ++buffer.parts;
     if (wanted.path != Path::all_reduce) {
-      const Point point = elements <= wanted.small_elements ? small : wanted.point;
+      const bool whole = elements <= wanted.small_elements || (wanted.point.by_row && one_row);
+      const Point point = whole ? small : wanted.point;
       buffer.points.push_back({point, wanted.path == Path::split ? point : kNoSecondLeg});
     }
     bytes = (open ? bytes : 0) + elements * sizeof(float);

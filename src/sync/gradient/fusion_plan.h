@@ -60,7 +60,7 @@ struct UniformPlan {
   uint64_t buffer_bytes = uint64_t{25} << 20;
   uint64_t first_buffer_bytes = uint64_t{1} << 20;  // so that the first can go early
   // Parts of at most so many elements keep density 1 (values of at least bf16): below, positions
-  // and headers cost more than they save.
+  // and headers cost more than they save. By row, so do tensors of one row.
   uint64_t small_elements = 2048;
 };
 [[nodiscard]] FusionPlan uniform_plan(const UniformPlan& wanted, const Layout& layout);

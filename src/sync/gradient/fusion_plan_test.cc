@@ -206,6 +206,9 @@ TEST(FusionPlan, ParsingNamesWhatIsWrong) {
   expect_refused(changed(76, 1), layout, ErrorCode::corrupt, "part 4 stands in no buffer");
   expect_refused(changed(76, 4), layout, ErrorCode::corrupt, "buffer 1: it has 4 parts");
   expect_refused(changed(109, 1), layout, ErrorCode::corrupt, "part 4: gather has no second leg");
+  expect_refused(changed(46, 4), layout, ErrorCode::corrupt, "buffer 0: part 0: reserved");
+  expect_refused(changed(47, 1), layout, ErrorCode::corrupt, "buffer 0: part 0: reserved");
+  expect_refused(changed(110, 2), layout, ErrorCode::corrupt, "part 4: gather has no second leg");
   PlanBytes flipped = good;
   flipped.back() ^= std::byte{1};
   EXPECT_EQ(parse_copy(flipped, layout).error().message, "plan: its checksum does not fit");
