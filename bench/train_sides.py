@@ -147,7 +147,9 @@ class Side:
         self._optimizer.step()
         self.losses.append(float(loss.detach()))
         report = self.model.last_step if self.ours else None
-        if report is not self._seen:  # in forward a step's own comes with the next step
+        if (
+            report is not None and report is not self._seen
+        ):  # in forward a step's own comes with the next step
             self._seen = report
             self._look(report)
 

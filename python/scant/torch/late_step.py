@@ -24,14 +24,16 @@ class Travelling(torch.Tensor):
 
     @staticmethod
     def __new__(cls, like: torch.Tensor) -> Travelling:
-        make: Any = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        make: Any = torch.Tensor._make_wrapper_subclass
         made: Travelling = make(
             cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise InvalidArgument(
             f"{func}: with step_in_forward=True gradients still travel after backward(); call "
             "settle() of the wrapped model first to read, clip or unscale them"
@@ -118,7 +120,7 @@ class LateStep:
             hook.remove()
         self._hooks.clear()
         if vars(self._optimizer).get("step") is self._step_of_ours:  # no scheduler's
-            del self._optimizer.step  # type: ignore[method-assign]
+            del self._optimizer.step
             if self._restored is not None:
                 self._optimizer.step = self._restored  # type: ignore[method-assign]
 
@@ -285,11 +287,11 @@ class _Uses(TorchFunctionMode):
 
     def watch(self) -> None:
         self.watching = True
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def unwatch(self) -> None:
         self.watching = False
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._note((args, kwargs))

@@ -101,7 +101,7 @@ class Averager {
   // ready() in this step. False when the step has failed: wait() tells how. Nothing when neither is
   // known within `limit`; ask for the same ones again then.
   std::optional<Result<bool>> wait_for(std::span<const uint32_t> tensors, Duration limit);
-  // After finish(): those that were ready() in this step and whose averages lie in the arena by now.
+  // After finish(): those that were ready() in this step and whose averages lie in the arena now.
   [[nodiscard]] std::vector<uint32_t> arrived() const;
   // After finish(): nothing when the step is not over within `limit`. An error is the step's, the
   // same on all ranks where docs/gradients.md says so; no step can follow it.

@@ -1,5 +1,6 @@
-// The inside of Averager, shared by averager.cc (calls and the thread) and average_jobs.cc (what
-// the jobs of a step do). Owner: the thread scant-grad, but for what is said to be the user's.
+// The inside of Averager, shared by averager.cc (calls and the thread), averager_needs.cc (averages
+// of single tensors) and average_jobs.cc (what the jobs of a step do). Owner: the thread
+// scant-grad, but for what is said to be the user's.
 #pragma once
 
 #include <atomic>
@@ -30,10 +31,11 @@ class Averager::Impl {
   Result<void> set_plan(const FusionPlan& plan);
   Result<void> ready(uint32_t tensor);
   Result<void> finish(uint64_t parameters_hash);
+  std::optional<Result<StepReport>> wait(Duration limit);
+  // averager_needs.cc: likewise
   std::optional<Result<bool>> wait_for(std::span<const uint32_t> tensors, Duration limit);
   [[nodiscard]] std::vector<uint32_t> arrived() const;
-  std::optional<Result<StepReport>> wait(Duration limit);
-  void on_thread(const std::function<void()>& body);  // between two of its jobs
+  void on_thread(const std::function<void()>& body);  // averager.cc; between two of its jobs
   // averager_state.cc: on the thread
   [[nodiscard]] std::vector<std::byte> save() const;
   Result<void> restore(Bytes saved);
@@ -95,8 +97,12 @@ class Averager::Impl {
   };
   enum class Phase : uint8_t { idle, running, finishing };
   using Clock = std::chrono::steady_clock;
+  static constexpr double kNotAsked = -1;
+  static double seconds_between(Clock::time_point from, Clock::time_point to) {
+    return std::chrono::duration<double>(to - from).count();
+  }
 
-  // averager.cc: the user's side
+  // averager_needs.cc: the user's side
   [[nodiscard]] bool has_arrived(uint32_t tensor) const;
   void begin_stall();
   void end_stall();

@@ -16,7 +16,8 @@ constexpr auto kLong = 60s;
 const std::vector<codec::Shape> kTwo = {{1, 20'000}, {1, 20'000}};
 
 FusionPlan one_buffer_each(const Layout& layout, Path path) {
-  FusionPlan plan = uniform_plan({.path = path, .buffer_bytes = 1, .first_buffer_bytes = 1}, layout);
+  FusionPlan plan =
+      uniform_plan({.path = path, .buffer_bytes = 1, .first_buffer_bytes = 1}, layout);
   EXPECT_EQ(plan.buffers.size(), layout.parts().size());
   return plan;
 }

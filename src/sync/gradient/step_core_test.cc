@@ -82,8 +82,8 @@ TEST(StepCore, LegsBeginInTheOrderOfThePlanWhateverIsReadyFirst) {
 }
 
 TEST(StepCore, TheLastBuffersTakeTheirTurnsInTheOppositeOrderTwoAtATime) {
-  FusionPlan plan = plan_of(
-      {{Path::split, 1}, {Path::split, 1}, {Path::all_reduce, 1}, {Path::split, 1}});
+  FusionPlan plan =
+      plan_of({{Path::split, 1}, {Path::split, 1}, {Path::all_reduce, 1}, {Path::split, 1}});
   plan.reversed = 3;
   const std::vector<uint32_t> turns = {0, 3, 2, 1};
   for (uint32_t turn = 0; turn < 4; ++turn) EXPECT_EQ(buffer_at(plan, turn), turns[turn]);

@@ -87,13 +87,19 @@ struct Field {
   double most;
 };
 constexpr Field<Measurement> kScalarFields[kScalars] = {
-    {&Measurement::steps, kCountMost},        {&Measurement::step_s, kSecondsMost},
-    {&Measurement::backward_s, kSecondsMost}, {&Measurement::exposed_s, kSecondsMost},
+    {&Measurement::steps, kCountMost},
+    {&Measurement::step_s, kSecondsMost},
+    {&Measurement::backward_s, kSecondsMost},
+    {&Measurement::exposed_s, kSecondsMost},
     {&Measurement::end_s, kSecondsMost},
-    {&Measurement::encode_s, kSecondsMost},   {&Measurement::add_s, kSecondsMost},
-    {&Measurement::decode_s, kSecondsMost},   {&Measurement::overlapped_work_s, kSecondsMost},
-    {&Measurement::sent_bytes, kBytesMost},   {&Measurement::nonfinite, kCountMost},
-    {&Measurement::kept, kShareMost},         {&Measurement::residual, kCountMost}};
+    {&Measurement::encode_s, kSecondsMost},
+    {&Measurement::add_s, kSecondsMost},
+    {&Measurement::decode_s, kSecondsMost},
+    {&Measurement::overlapped_work_s, kSecondsMost},
+    {&Measurement::sent_bytes, kBytesMost},
+    {&Measurement::nonfinite, kCountMost},
+    {&Measurement::kept, kShareMost},
+    {&Measurement::residual, kCountMost}};
 
 constexpr Field<SoundingTimes> kSoundingFields[kSoundings] = {
     {&SoundingTimes::small_s, kSecondsMost},       {&SoundingTimes::exchange_s, kSecondsMost},
