@@ -129,7 +129,8 @@ def test_many_networks_stay_apart_and_in_order() -> None:
     drawn = bars(picture)
     assert len(drawn) == 12 * len(train_bars.FAMILIES)
     size = {name: float(parts(picture, "svg")[0][name]) for name in ("width", "height")}
-    for one, other in pairwise([*drawn, {"x": size["width"], "y": size["height"]}]):
+    end: dict[str, Any] = {"x": size["width"], "y": size["height"]}
+    for one, other in pairwise([*drawn, end]):
         right = float(one["x"]) + float(one["width"])
         bottom = float(one["y"]) + float(one["height"])
         assert right < float(other["x"]) or bottom < float(other["y"])
