@@ -7,7 +7,6 @@ is (singular values), which is more than its power iteration reaches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import harness
@@ -97,18 +96,24 @@ def row_top_k(gradient: Sequence[torch.Tensor], density: float) -> harness.Row:
     return outcome(f"row-wise top {density:.1%}, f32", gradient, decoded, size)
 
 
-def low_rank(gradient: Sequence[torch.Tensor], rank: int) -> harness.Row:
-    decoded, size = [], 0.0
-    for tensor in gradient:
-        if tensor.dim() == 1:
-            decoded.append(tensor)
-            size += 4.0 * tensor.numel()
-            continue
-        matrix = tensor.view(tensor.shape[0], math.prod(tensor.shape[1:]))
-        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-        decoded.append((u[:, :rank] * s[:rank] @ v[:rank]).view_as(tensor))
-        size += 4.0 * rank * sum(matrix.shape)
-    return outcome(f"PowerSGD rank {rank}", gradient, decoded, size)
+def low_ranks(gradient: Sequence[torch.Tensor]) -> list[harness.Row]:
+    """One decomposition of each matrix serves all ranks."""
+    matrices = [tensor.flatten(1) for tensor in gradient if tensor.dim() > 1]
+    parts = [torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices]
+    rows = []
+    for rank in RANKS:
+        found = iter(parts)
+        decoded, size = [], 0.0
+        for tensor in gradient:
+            if tensor.dim() == 1:
+                decoded.append(tensor)
+                size += 4.0 * tensor.numel()
+                continue
+            u, s, v = next(found)
+            decoded.append((u[:, :rank] * s[:rank] @ v[:rank]).view_as(tensor))
+            size += 4.0 * rank * (u.shape[0] + v.shape[1])
+        rows.append(outcome(f"PowerSGD rank {rank}", gradient, decoded, size))
+    return rows
 
 
 def run(step: int, recorder: harness.Recorder) -> None:
@@ -131,7 +136,7 @@ def run(step: int, recorder: harness.Recorder) -> None:
         rows.append(row | {"points": points, "predicted": chosen.energy / energy(gradient)})
     rows += [top_k(gradient, density) for density in DENSITIES]
     rows += [row_top_k(gradient, 0.01)]
-    rows += [low_rank(gradient, rank) for rank in RANKS]
+    rows += low_ranks(gradient)
     halves = [tensor.half().float() for tensor in gradient]
     rows.append(outcome("fp16", gradient, halves, 2.0 * elements))
     for row in rows:

@@ -87,6 +87,7 @@ CONFIGURATIONS: dict[str, Options] = {
     "PowerSGD 4": Options("powersgd", rank=4),
     "PowerSGD 1": Options("powersgd", rank=1),
 }
+REAL = ("q4", "1% q4")  # what --real trains
 
 DEFAULTS: harness.Defaults = {
     "configurations": (list(CONFIGURATIONS), ["f32", "q4", "1% q4"]),
@@ -238,16 +239,13 @@ def all_gather_bytes(own: bytes) -> list[bytes]:
     return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, sizes, strict=True)]
 
 
-def real_rank(name: str, seed: int, steps: int, out: str) -> None:
-    """One of four processes that torchrun started."""
+def real_losses(name: str, seed: int, steps: int) -> list[float]:
+    """Of one training, in one of four processes."""
     import torch.distributed as dist
 
-    import scant.torch  # noqa: F401  (registers the backend)
     from scant import codec
 
-    dist.init_process_group("scant")
-    rank = dist.get_rank()
-    training = Training(CONFIGURATIONS[name], seed, [rank])
+    training = Training(CONFIGURATIONS[name], seed, [dist.get_rank()])
     losses = []
     for _ in range(steps):
         (message,), (loss,) = training.messages()
@@ -257,24 +255,39 @@ def real_rank(name: str, seed: int, steps: int, out: str) -> None:
         parts = [torch.empty_like(mean) for _ in range(RANKS)]
         dist.all_gather(parts, mean)
         losses.append(sum(float(part) for part in parts) / RANKS)
-    if rank == 0:
+    return losses
+
+
+def real_rank(seed: int, steps: int, out: str) -> None:
+    """One of four processes that torchrun started."""
+    import torch.distributed as dist
+
+    import scant.torch  # noqa: F401  (registers the backend)
+
+    dist.init_process_group("scant")
+    losses = [real_losses(name, seed, steps) for name in REAL]
+    if dist.get_rank() == 0:
         pathlib.Path(out).write_text(json.dumps(losses))
     dist.barrier()
     harness.leave()
 
 
-def run_real(name: str, seed: int, steps: int) -> harness.Row:
+def run_real(seed: int, steps: int) -> list[harness.Row]:
     """The losses of four processes beside those of the simulation."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "losses"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(RANKS), __file__, "--rank-of", name]
+        command += ["--nproc-per-node", str(RANKS), __file__, "--rank"]
         command += [str(seed), str(steps), str(out)]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        losses = json.loads(out.read_text())
-    simulated = simulate(name, seed, steps)["loss"]
-    row = {"case": "real", "configuration": name, "seed": seed, "steps": steps}
-    return row | {"loss": losses, "same_bits": losses == simulated} | harness.machine()
+        found = json.loads(out.read_text())
+    rows = []
+    for name, losses in zip(REAL, found, strict=True):
+        simulated = simulate(name, seed, steps)["loss"]
+        row = {"case": "real", "configuration": name, "seed": seed, "steps": steps}
+        row |= {"loss": losses, "same_bits": losses == simulated}
+        rows.append(row | harness.machine())
+    return rows
 
 
 def run_all(arguments: argparse.Namespace, add: Callable[[harness.Row], None]) -> None:
@@ -292,15 +305,15 @@ def run_all(arguments: argparse.Namespace, add: Callable[[harness.Row], None]) -
                 file=sys.stderr,
             )
     if arguments.real:
-        for name in ("q4", "1% q4"):
-            add(run_real(name, arguments.seeds[0], arguments.steps))
+        for row in run_real(arguments.seeds[0], arguments.steps):
+            add(row)
 
 
 def main() -> int:
-    """Command line; --rank-of is this script's own."""
-    if len(sys.argv) > 1 and sys.argv[1] == "--rank-of":
-        name, seed, steps, out = sys.argv[2:]
-        real_rank(name, int(seed), int(steps), out)
+    """Command line; --rank is this script's own."""
+    if len(sys.argv) > 1 and sys.argv[1] == "--rank":
+        seed, steps, out = sys.argv[2:]
+        real_rank(int(seed), int(steps), out)
     arguments = parse()
     folder = pathlib.Path(arguments.out)
     if arguments.report:

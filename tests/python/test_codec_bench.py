@@ -25,6 +25,8 @@ def test_benchmark_of_codecs_measures_every_part(tmp_path: pathlib.Path) -> None
             assert row["entries"] == pytest.approx(row["wanted"], rel=0.02)
             limit = row["bytes_per_entry_max"]
             assert limit is None or row["bytes_per_entry"] <= limit
+        if row["case"] == "memory":
+            assert row["saved"] > 0.1
     quality = {row["method"]: row for row in rows if row["case"] == "quality"}
     assert quality["q4"]["energy_kept"] > 0.98
     # At the bytes of 2 bits the allocator keeps more than 2 bits everywhere.

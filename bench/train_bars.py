@@ -1,0 +1,170 @@
+"""Draws the README's picture of trainings from committed rows: time to one loss, by network.
+
+    bench/train_bars.py bench/results/*/{train,convergence}.jsonl --out docs/train.svg
+
+One strip for each model, a group of bars for each number of ranks and network that has step times,
+a bar for the fastest of each family of sides. The axis is logarithmic; 1 is a free network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from html import escape
+
+import harness
+from train_figures import Curves, Outcome, Place, Rows, good, outcomes, place
+
+from scant.lab.units import format_rate
+
+WIDTH, LEFT, RIGHT, HEAD, STRIP = 940, 48, 12, 44, 226
+TITLE, FOOT = 56, 40  # of a strip, above and below its bars
+GROUP_MAX = 290
+TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200)
+# Side or its family (a name's beginning): words and a colour. As in bench/figure.py gloo is orange
+# and scant blue; the planner alone is dark, so that it is found first.
+FAMILIES = {
+    "DDP, ": ("DDP on gloo", "#e8a06a"),
+    "fp16, ": ("… fp16 hook", "#e8c86a"),
+    "PowerSGD ": ("… PowerSGD", "#a8a8a8"),
+    "DDP on scant": ("DDP on scant", "#7fb8dc"),
+    "auto": ("scant.torch.wrap", "#0072b2"),
+}
+STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#777}"
+    ".title{font-size:13px;font-weight:600}.value{font-size:10px;text-anchor:middle}"
+    ".auto{font-size:12px;font-weight:600;fill:#1a82c4}"
+    ".grid{stroke:#8884;fill:none}.free{stroke:#777;fill:none;stroke-width:1.5}"
+    ".step{fill-opacity:.15;stroke-width:1.2;stroke-dasharray:3 2}"
+)
+
+
+class Bar:
+    """The fastest side of a family: its time as a multiple, and whether to the target loss."""
+
+    def __init__(self, family: str, row: harness.Row, one: Outcome | None) -> None:
+        self.family = family
+        sides = row["sides"]
+        names = [name for name in sides if name.startswith(family)]
+        reached = {name: seconds for name in names if (seconds := _to_target(name, one))}
+        self.reached = bool(reached)
+        times = reached or {name: float(sides[name]["seconds"][1]) for name in names}
+        free = one.limit_s if one and reached else float(sides["alone"]["seconds"][1])
+        self.multiple = min(times.values()) / free
+
+    def draw(self, left: float, width: float, strip: Strip) -> list[str]:
+        ends = sorted((strip.y(1.0), strip.y(self.multiple)))
+        colour = FAMILIES[self.family][1]
+        kind = "" if self.reached else f' class="step" stroke="{colour}"'
+        text = f"{self.multiple:.2f}" if self.multiple < 9.95 else f"{self.multiple:.0f}"
+        value = "value auto" if self.family == "auto" else "value"
+        return [
+            f'<rect x="{left:.1f}" y="{ends[0]:.1f}" width="{width:.1f}" '
+            f'height="{ends[1] - ends[0]:.1f}" fill="{colour}"{kind}/>',
+            f'<text x="{left + width / 2:.1f}" y="{ends[0] - 4:.1f}" class="{value}">{text}</text>',
+        ]
+
+
+def _to_target(name: str, one: Outcome | None) -> float | None:
+    if one is None:
+        return None
+    return one.auto_s if name == "auto" else one.peers.get(name)
+
+
+class Strip:
+    """The groups of one model, by ranks and ρ."""
+
+    def __init__(self, rows: Rows, found: dict[Place, Outcome], top: float) -> None:
+        self.rows = sorted(rows, key=lambda row: (row["ranks"], row["rho"]))
+        self.bars = [
+            [
+                Bar(family, row, found.get(place(row)))
+                for family in FAMILIES
+                if any(name.startswith(family) for name in row["sides"])
+            ]
+            for row in self.rows
+        ]
+        self.top, self.bottom = top + TITLE, top + STRIP - FOOT
+        self.highest = max(bar.multiple for group in self.bars for bar in group)
+
+    def y(self, multiple: float) -> float:
+        share = math.log(multiple) / math.log(self.highest)
+        return self.bottom - share * (self.bottom - self.top)
+
+    def draw(self, group_width: float) -> list[str]:
+        right = LEFT + group_width * len(self.rows)
+        name = escape(str(self.rows[0]["model"]))
+        parts = [f'<text x="{LEFT}" y="{self.top - TITLE + 26}" class="title">{name}</text>']
+        for tick in TICKS:
+            if tick <= self.highest:
+                y, kind = self.y(tick), "free" if tick == 1 else "grid"
+                parts.append(f'<path class="{kind}" d="M{LEFT} {y:.1f}H{right:.1f}"/>')
+                parts.append(
+                    f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>'
+                )
+        for i, (row, bars) in enumerate(zip(self.rows, self.bars, strict=True)):
+            left = LEFT + group_width * i
+            middle = f'x="{left + group_width / 2:.1f}" text-anchor="middle"'
+            network = "no limit" if row["rate"] is None else format_rate(row["rate"])
+            words = f"{row['ranks']} ranks, ρ {row['rho']:.2g}"
+            parts.append(f'<text {middle} y="{self.bottom + 17:.0f}">{network}</text>')
+            parts.append(f'<text {middle} y="{self.bottom + 32:.0f}">{words}</text>')
+            width = group_width / (len(FAMILIES) + 1)
+            left += (group_width - width * len(bars)) / 2
+            for k, bar in enumerate(bars):
+                parts += bar.draw(left + width * k, width - 4, self)
+        return parts
+
+
+def head() -> list[str]:
+    title = "Seconds to the same training loss ÷ seconds without communication (1: a free network)"
+    parts, left = [f'<text x="{LEFT}" y="16" class="title">{title}</text>'], float(LEFT)
+    swatches = [(words, colour, "") for words, colour in FAMILIES.values()]
+    hollow = "step time only: loss not reached, or not recorded"
+    for words, colour, more in [*swatches, (hollow, "#888", ' stroke="#888" class="step"')]:
+        parts.append(
+            f'<rect x="{left:.1f}" y="28" width="10" height="10" fill="{colour}"{more}/>'
+            f'<text x="{left + 14:.1f}" y="37">{words}</text>'
+        )
+        left += 14 + 6.8 * len(words) + 18
+    return parts
+
+
+def figure(rows: Rows) -> str:
+    """The whole picture as SVG text."""
+    found = {place(one.row): one for one in outcomes(rows, Curves(rows))[0]}
+    steps = {place(row): row for row in good(rows, "steps")}
+    strips: list[Strip] = []
+    for model in sorted({row["model"] for row in steps.values()}, reverse=True):
+        own = [row for row in steps.values() if row["model"] == model]
+        strips.append(Strip(own, found, HEAD + STRIP * len(strips)))
+    highest = max(2.0, *(strip.highest for strip in strips))  # one scale for all
+    groups = max(len(strip.rows) for strip in strips)
+    parts = head()
+    for strip in strips:
+        strip.highest = highest
+        parts += strip.draw(min((WIDTH - LEFT - RIGHT) / groups, GROUP_MAX))
+    height = HEAD + STRIP * len(strips)
+    text = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" role="img">\n<style>{STYLE}</style>\n{text}\n</svg>\n'
+    )
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("rows", nargs="+", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for path in arguments.rows for line in path.read_text().splitlines()]
+    arguments.out.write_text(figure(rows), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
