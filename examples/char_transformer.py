@@ -14,6 +14,7 @@ import argparse
 import json
 import pathlib
 import resource
+import sys
 import sysconfig
 import time
 
@@ -24,6 +25,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 TEXT_BYTES = 2_000_000
+# All gradients in one bucket. PowerSGD's hook starts collectives in callbacks; those of several
+# buckets come in another order on another rank, and gloo aborts.
+WHOLE_MB = 25
 
 
 def load_text() -> torch.Tensor:
@@ -101,6 +105,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backend", default="gloo", help="gloo, scant, …")
     text = "of gradients: ddp, wrap (scant.torch.wrap), fp16 or powersgd-RANK (hooks of DDP)"
     parser.add_argument("--average", default="ddp", help=text)
+    parser.add_argument("--bucket-mb", type=int, help="of DDP's buckets; default: torch's own")
     parser.add_argument("--run-log", help="of wrap, for scant explain and scant top")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=8, help="sequences of a rank and step")
@@ -111,16 +116,19 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def averaged(model: nn.Module, how: str, run_log: str | None) -> nn.Module:
+def averaged(
+    model: nn.Module, how: str, bucket_mb: int | None = None, run_log: str | None = None
+) -> nn.Module:
     """The model whose gradients are averaged over all ranks."""
     if how == "wrap":
         import scant.torch
 
         return scant.torch.wrap(model, log=run_log)
-    ddp = DistributedDataParallel(model)
+    powersgd = how.startswith("powersgd-")
+    ddp = DistributedDataParallel(model, bucket_cap_mb=WHOLE_MB if powersgd else bucket_mb)
     if how == "fp16":
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
-    elif how.startswith("powersgd-"):
+    elif powersgd:
         # Compressing from the third step on, when DDP has settled its buckets.
         state = powerSGD_hook.PowerSGDState(
             None, matrix_approximation_rank=int(how.removeprefix("powersgd-")),
@@ -143,12 +151,14 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     text = load_text()
     network = CharTransformer(block=arguments.block)
-    model = averaged(network, arguments.average, arguments.run_log)
+    model = averaged(network, arguments.average, arguments.bucket_mb, arguments.run_log)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate)
     draw = torch.Generator().manual_seed(arguments.seed * 1000 + rank)
-    path = pathlib.Path(arguments.log if rank == 0 and arguments.log else "/dev/stdout")
-    log = path.open("w")
-    start = time.perf_counter()
+    log = sys.stdout
+    if rank == 0 and arguments.log:
+        path = pathlib.Path(arguments.log)
+        log = path.open("w")
+    start, used = time.perf_counter(), time.process_time()
     for step in range(arguments.steps):
         began = time.perf_counter()
         window = sample(text, draw, arguments.batch, arguments.block)
@@ -163,11 +173,10 @@ def main() -> None:
                 "wall_s": round(now - start, 6),
             }
             print(json.dumps(row), file=log, flush=True)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = torch.tensor([usage.ru_utime + usage.ru_stime])
+    cpu = torch.tensor([time.process_time() - used])
     dist.all_reduce(cpu)
     if rank == 0:
-        peak = usage.ru_maxrss * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"cpu_s": round(float(cpu), 3), "peak_bytes": peak}), file=log, flush=True)
     dist.barrier()  # gloo's threads let go of the tensors above before the interpreter ends
     dist.destroy_process_group()

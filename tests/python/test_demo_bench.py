@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from programs import ROOT, run
 
-from scant.demo.summary import Run, build_page, table
+from scant.demo import training
+from scant.demo.summary import Demo, Run, build_page, table
+from scant.demo.tuning import fastest, most_faithful
 from scant.lab import Lab, LinkOptions
 
 
@@ -27,22 +29,85 @@ def test_demo_trains_every_way_to_the_same_loss(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "out"
     done = run("-m", "scant.demo", "--ranks", "2", "--steps", "6", "--out", str(out))
     assert done.returncode == 0, done.stderr
+    assert "no tuning: --steps 6 is below 20" in done.stderr
     recorded = json.loads((out / "demo.json").read_text())
-    gloo, scant, wrapped = recorded["runs"]
-    assert [entry["backend"] for entry in recorded["runs"]] == ["gloo", "scant", "scant.wrap"]
-    assert len(gloo["rows"]) == len(scant["rows"]) == len(wrapped["rows"]) == 6
-    for a, b in zip(gloo["rows"], scant["rows"], strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
-    # The planner may compress from its first choice on, and error feedback pays back later.
-    for a, c in zip(gloo["rows"], wrapped["rows"], strict=True):
-        assert a["loss"] == pytest.approx(c["loss"], rel=2e-2)
-    for entry in recorded["runs"]:
-        assert entry["rows"][-1]["loss"] < entry["rows"][0]["loss"]
+    names = ["gloo", "gloo fp16", "PowerSGD", "scant", "scant.wrap"]
+    runs = dict(zip(names, recorded["runs"], strict=True))
+    assert [entry["backend"] for entry in recorded["runs"]] == names
+    assert (recorded["bucket"], recorded["rank"]) == (None, None)
+    # What is not sent at once is paid back later: PowerSGD's from its third step on, the
+    # planner's from its first choice on.
+    tolerances = {"gloo fp16": 2e-3, "PowerSGD": 5e-2, "scant": 1e-3, "scant.wrap": 2e-2}
+    for name, entry in runs.items():
+        losses = [row["loss"] for row in entry["rows"]]
+        assert losses == pytest.approx(
+            [row["loss"] for row in runs["gloo"]["rows"]], rel=tolerances.get(name, 0)
+        )
+        assert len(losses) == 6
+        assert losses[-1] < losses[0]
     # Two ranks: the gradient once each way, 12.8 MB a step; DDP's start and headers come on top.
-    for entry in (gloo, scant):
-        for sent in entry["sent_bytes"]:
-            assert 6 * 12.8e6 < sent < 9 * 12.8e6 * 1.1
+    for name, bytes_a_step in (("gloo", 12.8e6), ("gloo fp16", 6.4e6), ("scant", 12.8e6)):
+        for sent in runs[name]["sent_bytes"]:
+            assert 6 * bytes_a_step < sent < (6 * bytes_a_step + 3 * 12.8e6) * 1.1
     assert (out / "report.html").read_text().startswith("<!doctype html>")
+
+
+# Takes the script's options; a step's time follows from them alone.
+STEPPER = """
+import argparse, json, os
+parser = argparse.ArgumentParser()
+for name in ("backend", "average", "log", "run-log"):
+    parser.add_argument("--" + name)
+parser.add_argument("--bucket-mb", type=int, default=0)
+parser.add_argument("--steps", type=int)
+options = parser.parse_args()
+step_s = {0: 0.5, 1: 0.6, 5: 0.3, 25: 0.4}[options.bucket_mb]
+ranks = {"powersgd-1": 0.105, "powersgd-2": 0.1, "powersgd-4": 0.12, "powersgd-8": 0.109,
+         "powersgd-16": 0.2}
+step_s = ranks.get(options.average, step_s)
+if os.environ["RANK"] == "0":
+    with open(options.log, "w") as log:
+        for step in range(options.steps):
+            row = {"step": step, "loss": 5 - step / 50, "wall_s": step_s * (step + 1)}
+            row["step_s"] = 9.0 if step < 3 else step_s
+            print(json.dumps(row), file=log)
+        print(json.dumps({"cpu_s": 1.0}), file=log)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--no-tuning",)])
+def test_demo_tunes_buckets_and_rank_in_the_lab(
+    tmp_path: pathlib.Path, options: tuple[str, ...]
+) -> None:
+    script = tmp_path / "steps.py"
+    script.write_text(STEPPER)
+    out = tmp_path / "out"
+    done = run(
+        *("-m", "scant.demo", "--ranks", "2", "--steps", "20", *options),
+        *("--script", str(script), "--out", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    recorded = json.loads((out / "demo.json").read_text())
+    steps_s = [entry["rows"][-1]["step_s"] for entry in recorded["runs"]]
+    sizes = [entry["size"] for entry in recorded["runs"]]
+    if options:
+        assert (recorded["bucket"], recorded["rank"]) == (None, None)
+        assert steps_s == [0.5, 0.5, 0.12, 0.5, 0.5]
+        assert sizes == ["torch's", "torch's", "rank 4", "torch's", "–"]
+        assert "no tuning: --no-tuning" in done.stderr
+        return
+    assert recorded["bucket"]["step_s"] == [[1, 0.6], [5, 0.3], [25, 0.4]]
+    assert recorded["rank"]["step_s"] == [[1, 0.105], [2, 0.1], [4, 0.12], [8, 0.109], [16, 0.2]]
+    assert steps_s == [0.3, 0.3, 0.109, 0.3, 0.5]
+    assert sizes == ["5 MB", "5 MB", "rank 8", "5 MB", "–"]
+    assert "Rank of PowerSGD – 1: 105 ms" in (out / "report.html").read_text()
+
+
+def test_the_largest_rank_within_a_tenth_of_the_fastest_is_taken() -> None:
+    assert most_faithful({1: 1.0, 2: 0.9, 4: 0.98, 8: 1.5, 16: 0.995}) == 4
+    assert most_faithful({1: 1.0, 2: 1.09, 4: 1.2, 8: 1.09, 16: 1.11}) == 8
+    assert most_faithful({1: 1.0, 16: 0.5}) == 16
+    assert fastest({1: 0.6, 5: 0.59, 25: 0.7}) == 5
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -51,15 +116,34 @@ def test_demo_of_few_steps_claims_no_step_time(steps: int) -> None:
         {"step": i, "loss": 3.0, "step_s": 0.5, "wall_s": 0.5 * (i + 1)} for i in range(steps + 1)
     ]
     runs = [Run("gloo", rows[:steps], [], 2.0), Run("scant", rows[:steps], [], 1.0)]
-    shown = {row[0]: row[1:] for row in table(runs)[1]}
-    assert shown["step, median (quartiles), ms"] == ["–", "–"]
+    shown = {row[0]: row[1:] for row in table(Demo(runs=runs))[1]}
+    assert shown["step, median, ms"] == shown["step, quartiles, ms"] == ["–", "–"]
     assert shown["step time, gloo ÷ this"] == ["–", "–"]
     assert shown["CPU, gloo ÷ this"] == ["1.00×", "2.00×"]
-    build_page(runs, "two hosts")
+    build_page(Demo("two hosts", runs=runs))
     runs[1].rows = rows[:1] * 4  # a fourth step counts
-    shown = {row[0]: row[1:] for row in table(runs)[1]}
-    assert shown["step, median (quartiles), ms"] == ["–", "500 (500–500)"]
+    shown = {row[0]: row[1:] for row in table(Demo(runs=runs))[1]}
+    assert shown["step, median, ms"] == ["–", "500"]
+    assert shown["step, quartiles, ms"] == ["–", "500–500"]
     assert shown["step time, gloo ÷ this"] == ["–", "–"]
+
+
+def test_rate_is_of_an_average_host_between_the_first_step_and_the_last() -> None:
+    class Hosts:
+        isolated = True
+        sent = (1_000_000, 3_000_000)
+
+        def bytes(self) -> list[tuple[int, int]]:
+            return [(sent, 0) for sent in self.sent]
+
+    lab: Any = Hosts()
+    counters = training.Counters(lab)
+    assert counters.mb_per_s() is None
+    for now, sent in ((10.0, (50e6, 30e6)), (11.0, (55e6, 35e6)), (14.0, (70e6, 90e6))):
+        lab.sent = sent
+        counters.mark(now, counters.sent())
+    # A mean of 40 MB at 10 s, of 80 MB at 14 s.
+    assert counters.mb_per_s() == pytest.approx(10.0)
 
 
 def test_demo_refuses_an_unwritable_folder_before_it_trains(tmp_path: pathlib.Path) -> None:
@@ -89,12 +173,25 @@ def test_demo_keeps_a_training_whose_rank_fails_while_leaving(tmp_path: pathlib.
     )
     out = tmp_path / "out"
     done = run(
-        *("-m", "scant.demo", "--ranks", "2", "--steps", "4"),
+        *("-m", "scant.demo", "--ranks", "2", "--steps", "4", "--ways", "gloo", "scant"),
         *("--script", str(script), "--out", str(out)),
     )
     assert done.returncode == 0, done.stderr
     assert "rank 1 failed while leaving, after all steps" in done.stderr
     assert (out / "report.html").exists()
+
+
+def test_demo_keeps_a_training_whose_ranks_do_not_leave(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "stays.py"
+    script.write_text(STEPPER + "import signal; signal.pause()\n")
+    monkeypatch.setattr(training, "LEAVE_S", 0.0)
+    with Lab(2) as lab:
+        kept = training.train(lab, "stays", [str(script)], 4, tmp_path)
+    assert (len(kept.rows), kept.whole) == (4, True)
+    said = capsys.readouterr().err
+    assert all(f"stays: rank {rank} does not leave, after all steps" in said for rank in (0, 1))
 
 
 def test_benchmark_of_collectives_writes_rows_and_a_table(tmp_path: pathlib.Path) -> None:

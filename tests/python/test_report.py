@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from scant.demo.summary import Run, build_page, table
+from scant.demo.summary import Demo, Run, Tuning, build_page, table, target_loss
 from scant.report import Page, Series, bar_plot, bytes_label, line_plot, ratio_plot
 from scant.report.cli import main as report_main
 from scant.report.plot import log_ticks, ticks
@@ -119,22 +119,73 @@ def test_legend_keeps_clear_of_the_unit_and_of_itself(count: int) -> None:
 
 def test_page_holds_everything_and_nothing_from_outside(tmp_path: pathlib.Path) -> None:
     runs = [make_run("gloo", 0.5, [20_000_000] * 2), make_run("scant", 0.25, [10_000_000] * 2)]
-    build_page(runs, "two hosts").write(tmp_path / "page.html")
+    build_page(Demo("two hosts", runs=runs)).write(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert not re.search(r'(src|href)="', text)
-    embedded = re.search(r'id="runs">(.*?)</script>', text, re.DOTALL)
+    embedded = re.search(r'id="demo">(.*?)</script>', text, re.DOTALL)
     assert embedded is not None
-    assert [run["backend"] for run in json.loads(embedded[1])] == ["gloo", "scant"]
+    assert [run["backend"] for run in json.loads(embedded[1])["runs"]] == ["gloo", "scant"]
     assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
 
 
 def test_table_puts_ratios_first() -> None:
     runs = [make_run("gloo", 0.5, [24_000_000] * 2), make_run("scant", 0.25, [])]
-    head, rows = table(runs)
+    runs[0].link_mb_per_s = 60.0  # of too few steps to be shown
+    head, rows = table(Demo(runs=runs, limit_mb_per_s=125.0))
     assert head == ["", "gloo", "scant"]
-    assert rows[0] == ["step time, gloo ÷ this", "1.00×", "2.00×"]
-    assert rows[3][1:] == ["2.00", "–"]
+    assert [row[0] for row in rows[:3]] == [
+        f"{what}, gloo ÷ this" for what in ("time to the same loss", "step time", "CPU")
+    ]
+    shown = {row[0]: row[1:] for row in rows}
+    assert shown["step time, gloo ÷ this"] == ["1.00×", "2.00×"]
+    assert shown["sent by a host, MB a step"] == ["2.00", "–"]
+    assert shown["a host sends, MB/s (limit 125)"] == ["–", "–"]
     assert "2.00×" in render(head, rows)
+
+
+def descent(backend: str, slope: float, step_s: float, steps: int = 40) -> Run:
+    rows = [
+        {"step": i, "loss": 5.0 - slope * i, "step_s": step_s, "wall_s": 1.0 + step_s * (i + 1)}
+        for i in range(steps)
+    ]
+    return Run(backend, rows, [], 2.0)
+
+
+def test_time_to_the_loss_that_the_first_way_has_after_four_fifths_of_its_steps() -> None:
+    gloo = descent("gloo", 0.1, 0.5)
+    target = target_loss(gloo.losses)
+    # The mean of steps 23 to 32, counted from 1; losses of 2.8 to 1.9.
+    assert target == pytest.approx(2.35)
+    assert gloo.seconds_to(target) == pytest.approx(1.0 + 0.5 * 32)
+    # Half the slope never comes there; twice the slope after 19 steps, slower ones.
+    assert descent("slow", 0.05, 0.1).seconds_to(target) is None
+    fast = descent("fast", 0.2, 0.6)
+    assert fast.seconds_to(target) == pytest.approx(1.0 + 0.6 * 19)
+    runs = [gloo, descent("slow", 0.05, 0.1), fast]
+    gloo.link_mb_per_s = 60.0
+    shown = {row[0]: row[1:] for row in table(Demo(runs=runs))[1]}
+    assert shown["seconds to a loss of 2.350"] == ["17.0", "–", "12.4"]
+    assert shown["time to the same loss, gloo ÷ this"] == ["1.00×", "–", "1.37×"]
+    assert shown["a host sends, MB/s (no limit)"] == ["60.0", "–", "–"]
+    page = build_page(Demo(runs=runs)).html()
+    bars = re.search(r'aria-label="Time to the same loss">(.*?)</svg>', page, re.DOTALL)
+    assert bars is not None
+    assert bars[1].count("<rect") == 2
+
+
+def test_a_short_training_has_no_target() -> None:
+    assert target_loss([3.0] * 19) is None
+    assert target_loss([3.0] * 20) == 3.0
+    run = descent("gloo", 0.1, 0.5, steps=19)
+    assert run.seconds_to(target_loss(run.losses)) is None
+    assert "Time to" not in build_page(Demo(runs=[run])).html()
+
+
+def test_bars_without_a_value_keep_their_place() -> None:
+    root = ElementTree.fromstring(bar_plot("t", ["a", "b", "c"], [2.0, None, 1.0], "s"))
+    assert [bar.attrib["class"] for bar in root.findall("rect")] == ["fill0", "fill2"]
+    assert [text.text for text in root.findall("text")].count("–") == 1
+    assert "no data" in bar_plot("t", ["a"], [None], "s")
 
 
 def test_script_text_cannot_end_the_script() -> None:
@@ -144,15 +195,18 @@ def test_script_text_cannot_end_the_script() -> None:
 
 
 def recorded_demo() -> str:
-    runs = [make_run(backend, 0.5, []).to_json() for backend in ("gloo", "scant")]
-    return json.dumps({"setting": "s", "runs": runs})
+    demo = Demo("s", runs=[make_run(backend, 0.5, []) for backend in ("gloo", "scant")])
+    demo.bucket = Tuning("buckets", [(1, 0.4), (5, 0.3)], 5, "the fastest")
+    return json.dumps(demo.to_json())
 
 
 def test_cli_draws_a_recorded_run(tmp_path: pathlib.Path) -> None:
     recorded = tmp_path / "demo.json"
     recorded.write_text(recorded_demo())
     assert report_main([str(recorded), "-o", str(tmp_path / "r.html")]) == 0
-    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    text = (tmp_path / "r.html").read_text()
+    assert text.startswith("<!doctype html>")
+    assert "1: 400 ms, 5: 300 ms. Taken: 5, the fastest." in text
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,65 @@
-"""What a run of the demo measured, the table of two runs and the page that shows them."""
+"""What the demo measured: tunings, trainings, the table of them and the page that shows all."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from scant.report import Page, Series, bar_plot, line_plot
 
 WARM_UP_STEPS = 3  # the first steps build buckets and connections
+WINDOW = 10  # steps whose mean loss is looked at
+TARGET_AT = 0.8  # of the first way's steps: its loss there is what all have to reach
+STEPS_LEAST = 20  # a shorter training has no target worth the name
+FASTER_SHOWN = 0.95  # of the steps, in the plot of their times
+
+MEANS = {
+    "gloo": "gloo: DistributedDataParallel, exact f32.",
+    "gloo fp16": "gloo fp16: with torch's fp16 hook, which rounds what is sent.",
+    "PowerSGD": "PowerSGD: on gloo, with torch's hook that sends two factors of each matrix and "
+    "keeps what they miss for the next step; the first two steps are exact; all in one bucket, "
+    "since on gloo the hook's messages of several may cross.",
+    "scant": "scant: DistributedDataParallel on scant in place of gloo, exact f32.",
+    "scant.wrap": "scant.wrap: scant.torch.wrap, which chooses what to send by what it measures, "
+    "and keeps the rest for the next step; its measuring is part of the run.",
+}
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Means of the last WINDOW steps, of fewer at the beginning."""
+    return [
+        statistics.fmean(losses[max(0, end - WINDOW) : end]) for end in range(1, len(losses) + 1)
+    ]
+
+
+def target_loss(losses: Sequence[float]) -> float | None:
+    """The smoothed loss after TARGET_AT of the steps; None of too few."""
+    if len(losses) < STEPS_LEAST:
+        return None
+    return smoothed(losses)[math.ceil(TARGET_AT * len(losses)) - 1]
+
+
+@dataclasses.dataclass
+class Tuning:
+    """What was tried before the trainings, and what they use."""
+
+    name: str
+    step_s: list[tuple[int, float]]  # each value's median
+    chosen: int
+    why: str
+
+    @staticmethod
+    def from_json(entry: dict[str, Any] | None) -> Tuning | None:
+        if entry is None:
+            return None
+        return Tuning(**{field.name: entry[field.name] for field in dataclasses.fields(Tuning)})
+
+    def sentence(self) -> str:
+        tried = ", ".join(f"{value}: {1e3 * seconds:.0f} ms" for value, seconds in self.step_s)
+        return f"{self.name} – {tried}. Taken: {self.chosen}, {self.why}."
 
 
 @dataclasses.dataclass
@@ -18,19 +69,22 @@ class Run:
     backend: str
     rows: list[dict[str, float]] = dataclasses.field(default_factory=list)
     sent_bytes: list[int] = dataclasses.field(default_factory=list)  # by host, from the kernel
-    cpu_s: float = 0.0  # of all ranks together
+    cpu_s: float = 0.0  # of all ranks together, from the first step to the last
+    link_mb_per_s: float | None = None  # sent by an average host from the first step to the last
+    size: str = ""  # of its buckets or its factors
 
     @staticmethod
     def from_json(entry: dict[str, Any]) -> Run:
         return Run(**{field.name: entry[field.name] for field in dataclasses.fields(Run)})
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     @property
     def whole(self) -> bool:
         """All ranks took all steps: the last line, written after them, is there."""
         return self.cpu_s > 0
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["loss"] for row in self.rows]
 
     @property
     def step_s(self) -> list[float]:
@@ -45,6 +99,13 @@ class Run:
         low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
         return low, middle, high
 
+    def seconds_to(self, target: float | None) -> float | None:
+        """From the start of the first step to the end of the one whose smoothed loss is there."""
+        if target is None:
+            return None
+        reached = zip(self.rows, smoothed(self.losses), strict=True)
+        return next((row["wall_s"] for row, loss in reached if loss <= target), None)
+
     @property
     def mb_per_step(self) -> float | None:
         """Sent by an average host; unknown where the lab has no counters."""
@@ -54,80 +115,142 @@ class Run:
 
     @property
     def final_loss(self) -> float:
-        tail = [row["loss"] for row in self.rows[-10:]]
-        return statistics.mean(tail) if tail else float("nan")
+        return smoothed(self.losses)[-1] if self.rows else float("nan")
 
 
-def _megabytes(run: Run) -> str:
-    return "–" if run.mb_per_step is None else f"{run.mb_per_step:.2f}"
+@dataclasses.dataclass
+class Demo:
+    """All of one call: what ``demo.json`` holds."""
+
+    setting: str = ""
+    limit_mb_per_s: float | None = None  # of each host's link
+    untuned: str = ""  # why nothing was tuned
+    bucket: Tuning | None = None
+    rank: Tuning | None = None
+    runs: list[Run] = dataclasses.field(default_factory=list)
+
+    @staticmethod
+    def from_json(entry: dict[str, Any]) -> Demo:
+        runs = [Run.from_json(run) for run in entry["runs"]]
+        bucket, rank = Tuning.from_json(entry["bucket"]), Tuning.from_json(entry["rank"])
+        plain = {name: entry[name] for name in ("setting", "limit_mb_per_s", "untuned")}
+        return Demo(**plain, bucket=bucket, rank=rank, runs=runs)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def tunings(self) -> list[Tuning]:
+        return [found for found in (self.bucket, self.rank) if found]
+
+    @property
+    def target(self) -> float | None:
+        """The loss that every way has to reach."""
+        return target_loss(self.runs[0].losses)
 
 
-def _step_ms(run: Run) -> str:
-    quartiles = run.quartiles()
-    if quartiles is None:
-        return "–"
-    low, middle, high = (1e3 * value for value in quartiles)
-    return f"{middle:.0f} ({low:.0f}–{high:.0f})"
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
-def table(runs: list[Run]) -> tuple[list[str], list[list[str]]]:
+def _ratios(values: Sequence[float | None]) -> list[str]:
+    first = values[0]
+    return [f"{first / value:.2f}×" if first and value else "–" for value in values]
+
+
+def table(demo: Demo) -> tuple[list[str], list[list[str]]]:
     """Ratios to the first run, then absolutes."""
-    base = runs[0]
-    head = ["", *(run.backend for run in runs)]
-    median = [(run.quartiles() or (0.0, 0.0, 0.0))[1] for run in runs]
-
-    def ratio(values: list[float]) -> list[str]:
-        known = values[0] > 0
-        return [f"{values[0] / value:.2f}×" if known and value else "–" for value in values]
-
+    runs, target = demo.runs, demo.target
+    base = runs[0].backend
+    seconds = [run.seconds_to(target) for run in runs]
+    quartiles = [run.quartiles() for run in runs]
+    middle = [found[1] if found else None for found in quartiles]
+    spread = [f"{1e3 * q[0]:.0f}–{1e3 * q[2]:.0f}" if q else "–" for q in quartiles]
+    limit = demo.limit_mb_per_s
+    link = "no limit" if limit is None else f"limit {limit:.4g}"
+    rates = [run.link_mb_per_s if len(run.rows) >= STEPS_LEAST else None for run in runs]
     rows = [
-        [f"step time, {base.backend} ÷ this", *ratio(median)],
-        [f"CPU, {base.backend} ÷ this", *ratio([run.cpu_s for run in runs])],
-        ["step, median (quartiles), ms", *(_step_ms(run) for run in runs)],
-        ["sent by a host, MB a step", *(_megabytes(run) for run in runs)],
+        [f"time to the same loss, {base} ÷ this", *_ratios(seconds)],
+        [f"step time, {base} ÷ this", *_ratios(middle)],
+        [f"CPU, {base} ÷ this", *_ratios([run.cpu_s for run in runs])],
+        [f"seconds to a loss of {_number(target, 3)}", *(_number(s, 1) for s in seconds)],
+        ["step, median, ms", *(_number(s and 1e3 * s, 0) for s in middle)],
+        ["step, quartiles, ms", *spread],
+        ["sent by a host, MB a step", *(_number(run.mb_per_step, 2) for run in runs)],
+        [f"a host sends, MB/s ({link})", *(_number(rate, 1) for rate in rates)],
         ["CPU of all ranks, s", *(f"{run.cpu_s:.1f}" for run in runs)],
         ["loss, mean of the last 10 steps", *(f"{run.final_loss:.3f}" for run in runs)],
         ["steps", *(str(len(run.rows)) for run in runs)],
+        ["buckets, or PowerSGD's rank", *(run.size for run in runs)],
     ]
-    return head, rows
+    return ["", *(run.backend for run in runs)], rows
 
 
 def _ecdf(run: Run) -> Series:
+    """Without the slowest steps, or a single one would leave the rest no room."""
     values = sorted(1e3 * s for s in run.step_s)
-    share = [100 * (i + 1) / len(values) for i in range(len(values))]
-    return Series(run.backend, values, share)
+    shown = range(math.ceil(FASTER_SHOWN * len(values)))
+    share = [100 * (i + 1) / len(values) for i in shown]
+    return Series(run.backend, [values[i] for i in shown], share)
 
 
-def build_page(runs: list[Run], setting: str) -> Page:
-    """The report: table, loss over time, bytes, step times, and the numbers themselves."""
-    page = Page("Scant demo: " + " against ".join(run.backend for run in runs), setting)
-    head, rows = table(runs)
-    page.table(head, rows)
-    page.text(
-        "The runs came one after the other, with the same seed, data and model. gloo and scant "
-        "move plain dense f32: expect equal loss and bytes, and, where the link is the limit, "
-        "equal time. scant.wrap sends what hides under compute, as it measured in its first steps."
-    )
-    page.heading("Loss against time")
-    curves = [
-        Series(r.backend, [row["wall_s"] for row in r.rows], [row["loss"] for row in r.rows])
-        for r in runs
+def _loss_plot(demo: Demo) -> str:
+    lines = [
+        Series(run.backend, [row["wall_s"] for row in run.rows], smoothed(run.losses))
+        for run in demo.runs
     ]
-    page.plot(line_plot("Loss against time", curves, "seconds", "loss, nats a byte"))
-    timed = [_ecdf(run) for run in runs if run.step_s]
-    if timed:
-        page.heading("Step time, share of steps that are faster")
-        page.plot(line_plot("Step times", timed, "milliseconds", "% of steps"))
-    known = [run for run in runs if run.mb_per_step is not None]
-    if known:
-        page.heading("Bytes that a host sent, as its kernel counted them")
-        page.plot(
-            bar_plot(
-                "Bytes",
-                [r.backend for r in known],
-                [r.mb_per_step or 0.0 for r in known],
-                "MB a step",
-            )
+    if demo.target is not None:
+        end = max(run.rows[-1]["wall_s"] for run in demo.runs)
+        lines.append(Series("target", [0.0, end], [demo.target] * 2))
+    return line_plot("Loss against time", lines, "seconds", "loss, nats a byte")
+
+
+def _explained(demo: Demo) -> list[str]:
+    base = demo.runs[0].backend
+    lines = [MEANS[run.backend] for run in demo.runs if run.backend in MEANS]
+    lines.append(
+        "One training of each, one after the other, with the same seed, data and model: a few "
+        "percent may be noise, and one seed says little about small differences of loss."
+    )
+    if demo.target is None:
+        lines.append(f"Below {STEPS_LEAST} steps no time to the same loss and no rate are given.")
+    else:
+        lines.append(
+            f"The same loss: what {base} has after {TARGET_AT:.0%} of its steps, as the mean of "
+            f"{WINDOW} steps. The time to it counts from the first step on; – is a way that did "
+            "not come that far in its steps."
         )
-    page.data("runs", [run.to_json() for run in runs])
+    lines.append(
+        f"Step times leave out the first {WARM_UP_STEPS} steps. MB a step are those of the whole "
+        "run, its start included; MB/s those between the ends of the first and the last step; both "
+        "as the host's kernel counted them, with all headers."
+    )
+    return lines
+
+
+def build_page(demo: Demo) -> Page:
+    """The report: table, tunings, loss over time, step times, bytes, and the numbers themselves."""
+    runs = demo.runs
+    names = [run.backend for run in runs]
+    page = Page("Scant demo: " + ", ".join(names), demo.setting)
+    page.table(*table(demo))
+    page.points(_explained(demo))
+    if demo.untuned or demo.tunings:
+        page.heading("Tuned before, in short trainings in the same lab")
+        page.points([tuning.sentence() for tuning in demo.tunings] or [f"Nothing: {demo.untuned}."])
+    page.heading(f"Loss against time, mean of {WINDOW} steps")
+    page.plot(_loss_plot(demo))
+    if demo.target is not None:
+        page.heading(f"Time to a loss of {demo.target:.3f}")
+        seconds = [run.seconds_to(demo.target) for run in runs]
+        page.plot(bar_plot("Time to the same loss", names, seconds, "seconds"))
+    timed = [_ecdf(run) for run in runs]
+    if any(series.x for series in timed):
+        page.heading(f"Step time, share of steps that are faster, up to {FASTER_SHOWN:.0%}")
+        page.plot(line_plot("Step times", timed, "milliseconds", "% of steps"))
+    sent = [run.mb_per_step for run in runs]
+    if any(value is not None for value in sent):
+        page.heading("Bytes that a host sent, as its kernel counted them")
+        page.plot(bar_plot("Bytes", names, sent, "MB a step"))
+    page.data("demo", demo.to_json())
     return page

@@ -57,10 +57,10 @@ def _read(path: str) -> Any:
 
 
 def _draw(recorded: Any, path: str) -> Page:
-    from scant.demo.summary import Run, build_page
+    from scant.demo.summary import Demo, build_page
 
     try:
-        return build_page([Run.from_json(run) for run in recorded["runs"]], recorded["setting"])
+        return build_page(Demo.from_json(recorded))
     except _WRONG_SHAPE as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: JSON, but not a recorded demo ({what})") from error

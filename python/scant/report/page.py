@@ -28,7 +28,7 @@ table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums;
 th,td { padding:6px 8px; border-bottom:1px solid var(--line); text-align:right; }
 th:first-child,td:first-child { text-align:left; }
 th { color:var(--soft); font-weight:600; }
-.scroll { overflow-x:auto; }
+.scroll { overflow-x:auto; font-size:.9rem; }
 .scroll td,.scroll th { white-space:nowrap; }
 svg { width:100%; height:auto; }
 svg text { font:12px system-ui,sans-serif; fill:var(--soft); }

@@ -302,25 +302,22 @@ def _widened(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def bar_plot(title: str, names: Sequence[str], values: Sequence[float], y_name: str) -> str:
-    """One bar a name, its value above it."""
-    if not values:
+def bar_plot(title: str, names: Sequence[str], values: Sequence[float | None], y_name: str) -> str:
+    """One bar a name, its value above it; a dash where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
         return f"<p>{escape(title)}: no data.</p>"
-    axes = _Axes((0.0, float(len(values))), (0.0, max(values) * 1.12 or 1.0))
+    axes = _Axes((0.0, float(len(values))), (0.0, max(known) * 1.12 or 1.0))
     parts = _frame(axes, "", y_name, [], _plain(ticks(axes.y0, axes.y1)))
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         left, right = axes.px(i + 0.22), axes.px(i + 0.78)
-        top = axes.py(value)
-        parts.append(
-            f'<rect class="fill{i}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
-            f'height="{HEIGHT - BOTTOM - top:.1f}" rx="3"/>'
-        )
-        middle = (left + right) / 2
-        parts.append(
-            f'<text x="{middle:.1f}" y="{top - 6:.1f}" text-anchor="middle">{value:.4g}</text>'
-        )
-        parts.append(
-            f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">'
-            f"{escape(name)}</text>"
-        )
+        top, bottom = axes.py(value or 0.0), HEIGHT - BOTTOM
+        if value is not None:
+            parts.append(
+                f'<rect class="fill{i}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
+                f'height="{bottom - top:.1f}" rx="3"/>'
+            )
+        middle, text = (left + right) / 2, "–" if value is None else f"{value:.4g}"
+        for y, shown in ((top - 6, text), (bottom + 18.0, escape(name))):
+            parts.append(f'<text x="{middle:.1f}" y="{y:.1f}" text-anchor="middle">{shown}</text>')
     return _svg(title, parts)
