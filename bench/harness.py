@@ -105,8 +105,13 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def block(call: Callable[[], object], count: int, settle: Callable[[], object]) -> Sample:
-    """So many calls in a row on this rank; the mean of one.
+def block(
+    call: Callable[[], object],
+    count: int,
+    settle: Callable[[], object],
+    last: Callable[[], object] | None = None,
+) -> Sample:
+    """So many calls in a row on this rank; the mean of one. ``last`` is part of the last one.
 
     ``settle`` is a barrier, outside of the time: bytes that still wait in this host's queue when
     its last call returns are on the wire once everybody has what they are part of.
@@ -114,6 +119,8 @@ def block(call: Callable[[], object], count: int, settle: Callable[[], object]) 
     cpu, wire, began = cpu_seconds(), sent_bytes(), time.perf_counter()
     for _ in range(count):
         call()
+    if last is not None:
+        last()
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
     settle()
     sent = sent_bytes() - wire

@@ -23,6 +23,7 @@ TARGET_AT = 0.8  # of plain's steps
 KEPT_TOLERANCE = 0.002  # two plans that keep so nearly the same are of one fidelity
 SIMULATED = ("transformer", 4)  # what bench/convergence.py trains: model and ranks
 UNSHAPED = "none"
+OURS = ("auto", "auto, step in forward")
 SEED_NOISE = 2.0  # standard deviations of plain's seeds
 
 # The stated figures by ρ as measured, below which bound they hold: the wanted ρ are 0.5, 5 and 20.
@@ -103,6 +104,7 @@ class Outcome:
     """One model, number of ranks and network: the planner's training beside all others."""
 
     row: harness.Row  # of step times; without "sides" when they were not measured
+    ours: str  # of OURS
     seeds: list[int]
     target: float
     limit_s: float  # plain's steps to the target, each without communication
@@ -134,13 +136,13 @@ class Outcome:
 
 def outcomes(rows: Rows, curves: Curves) -> tuple[list[Outcome], list[str]]:
     """With what could not be told, and why."""
-    trainings: dict[Place, list[harness.Row]] = {}
+    trainings: dict[tuple[Place, str], list[harness.Row]] = {}
     for row in good(rows, "training"):
-        if row["configuration"] == "auto":
-            trainings.setdefault(place(row), []).append(row)
+        if row["configuration"] in OURS:
+            trainings.setdefault((place(row), row["configuration"]), []).append(row)
     steps = {place(row): row for row in good(rows, "steps")}
     found, missing = [], []
-    for key, own in trainings.items():
+    for (key, _), own in trainings.items():
         row = steps.get(key, own[0])
         plain = curves.of(row, "f32")
         own = [one for one in own if one["seed"] in plain]
@@ -174,6 +176,7 @@ def outcome(row: harness.Row, own: Rows, plain: dict[int, harness.Row], curves: 
     alone_s = statistics.fmean(second for one in own for second in one["alone_s"])
     return Outcome(
         row=row,
+        ours=own[0]["configuration"],
         seeds=seeds,
         target=target,
         limit_s=plain_steps * alone_s,
@@ -202,6 +205,7 @@ class Worse:
     """The planner's step time beside the best plan given by hand of at least its fidelity."""
 
     row: harness.Row
+    ours: str
     ratio: float
     pinned: str
     plan: str
@@ -215,9 +219,10 @@ def kept_of(name: str, side: dict[str, Any]) -> float | None:
 
 def never_worse(rows: Rows) -> list[Worse]:
     found = []
-    for row in good(rows, "steps"):
-        auto = row["sides"]["auto"]
-        kept = kept_of("auto", auto)
+    sides = [(row, ours) for row in good(rows, "steps") for ours in OURS if ours in row["sides"]]
+    for row, ours in sides:
+        auto = row["sides"][ours]
+        kept = kept_of(ours, auto)
         if kept is None:
             continue
         times = {}
@@ -228,7 +233,7 @@ def never_worse(rows: Rows) -> list[Worse]:
         if times:
             best = min(times, key=lambda name: times[name])
             ratio = auto["seconds"][1] / times[best]
-            found.append(Worse(row, ratio, best, auto["said"]["plan"], kept))
+            found.append(Worse(row, ours, ratio, best, auto["said"]["plan"], kept))
     return found
 
 
@@ -252,7 +257,7 @@ def wanted(bounds: Sequence[tuple[float, float]], rho: float) -> float:
 
 
 def _outcome_misses(one: Outcome) -> list[str]:
-    name, rho, missed = where(one.row), one.row.get("rho"), []
+    name, rho, missed = f"{where(one.row)}, {one.ours}", one.row.get("rho"), []
     if rho is None:
         return [f"{name}: step times were not measured"]
     if one.share is None:
@@ -280,7 +285,7 @@ def _worse_misses(all_of_them: Sequence[Worse]) -> list[str]:
         missed.append(f"never worse: median {middle:.3f} > {WORSE_MEDIAN_MAX}")
     for one in all_of_them:
         if one.ratio > WORSE_MAX:
-            name = f"{where(one.row)}: auto ÷ {one.pinned}"
+            name = f"{where(one.row)}: {one.ours} ÷ {one.pinned}"
             missed.append(f"{name} {one.ratio:.3f} > {WORSE_MAX}")
     return missed
 

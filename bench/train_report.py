@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import harness
 from train_figures import (
+    OURS,
     TARGET_AT,
     WINDOW,
     Curves,
@@ -39,7 +40,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def outcome_table(found: Sequence[Outcome]) -> Table:
-    head = ["model", "ranks", "network", "ρ", "target", "steps to it, plain", "scant", "s, limit"]
+    head = ["model", "ranks", "network", "ρ", "plan of scant.wrap", "target"]
+    head += ["steps to it, plain", "scant", "s, limit"]
     head += ["s, scant", "share of the limit", "best peer", "s", "peer ÷ scant"]
     head += ["held-out loss, plain (seeds)", "scant", "seeds"]
     lines = []
@@ -47,7 +49,7 @@ def outcome_table(found: Sequence[Outcome]) -> Table:
         row, peer = one.row, one.best_peer
         plain = sorted(one.plain_final)
         line = [row["model"], str(row["ranks"]), row["network"], number(row.get("rho"), 2)]
-        line += [number(one.target), str(one.plain_steps), str(one.auto_steps or "–")]
+        line += [one.ours, number(one.target), str(one.plain_steps), str(one.auto_steps or "–")]
         line += [number(one.limit_s, 1), number(one.auto_s, 1), number(one.share)]
         peer_s = one.peers[peer] if peer else None
         line += [peer or "–", number(peer_s, 1), number(one.peer_ratio, 2)]
@@ -66,7 +68,8 @@ def worse_table(rows: Rows) -> Table:
     for one in sorted(never_worse(rows), key=lambda one: -one.ratio):
         row, sides = one.row, one.row["sides"]
         line = [row["model"], str(row["ranks"]), row["network"], number(row["rho"], 2)]
-        line += [one.plan, number(one.kept), number(1e3 * sides["auto"]["seconds"][1], 1)]
+        plan = one.plan if one.ours == OURS[0] else f"{one.plan} ({one.ours})"
+        line += [plan, number(one.kept), number(1e3 * sides[one.ours]["seconds"][1], 1)]
         line += [one.pinned, number(1e3 * sides[one.pinned]["seconds"][1], 1), number(one.ratio)]
         lines.append(line)
     return head, lines
@@ -119,7 +122,7 @@ def sentences(rows: Rows) -> list[str]:
 def shown_sides(row: harness.Row) -> list[str]:
     """Without communication, the planner, and of each family of others the fastest."""
     families = ["DDP, ", "fp16, ", "PowerSGD ", "DDP on scant"]
-    names = ["alone", "auto", "plain"]
+    names = ["alone", *OURS, "plain"]
     for family in families:
         own = [name for name in row["sides"] if name.startswith(family)]
         if own:
@@ -165,7 +168,7 @@ def page(rows: Rows, curves: Curves, text: Sequence[str]) -> Page:
         made.heading("Time to the target loss")
         made.table(*outcome_table(found))
         for one in found:
-            made.subheading(where(one.row))
+            made.subheading(f"{where(one.row)}, {one.ours}")
             series = against_time(one, curves)
             made.plot(line_plot("Smoothed training loss", series, "seconds", "loss"))
     if never_worse(rows):

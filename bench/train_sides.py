@@ -13,6 +13,7 @@ import torch
 from train_tasks import Task
 
 ALONE, AUTO = "alone", "auto"
+IN_FORWARD = "auto, step in forward"
 PLANS = ("plain", "bf16", "q8", "q4", "q3", "q2", "1% q4")
 DEFAULT_BUCKET_MB = 25  # torch's own
 # PowerSGD's hook averages exactly in the first two steps, in which DDP settles its buckets.
@@ -55,7 +56,7 @@ def wait_of(report: dict[str, Any]) -> Wait:
 def specs(buckets_mb: Sequence[int], powersgd: Sequence[int], plans: Sequence[str]) -> list[Spec]:
     """All sides of a row, in the order of their turns: the planner's between the plans."""
     ours = [Spec(plan, "pinned", "f32" if plan == "plain" else plan) for plan in plans]
-    ours.insert(len(ours) // 2, Spec(AUTO, "auto", AUTO))
+    ours[len(ours) // 2 : len(ours) // 2] = [of_curve(AUTO), of_curve(IN_FORWARD)]
     peers = [Spec(f"DDP, {mb} MB", "peer", "f32", bucket_mb=mb) for mb in buckets_mb]
     peers += [Spec(f"fp16, {mb} MB", "peer", "fp16", "fp16", bucket_mb=mb) for mb in buckets_mb]
     peers += [of_curve(f"PowerSGD {rank}") for rank in powersgd]
@@ -65,8 +66,8 @@ def specs(buckets_mb: Sequence[int], powersgd: Sequence[int], plans: Sequence[st
 
 def of_curve(name: str) -> Spec:
     """A side that trains along the curve of this name; ValueError where there is none."""
-    if name == AUTO:
-        return Spec(AUTO, "auto", AUTO)
+    if name in (AUTO, IN_FORWARD):
+        return Spec(name, "auto", name)
     if name == "f32":
         return Spec("DDP", "peer", name)
     if name == "fp16":
@@ -76,7 +77,9 @@ def of_curve(name: str) -> Spec:
     kind, _, rank = name.partition(" ")
     if kind == "PowerSGD" and rank.isdecimal() and int(rank) > 0:
         return Spec(name, "peer", name, "powersgd", rank=int(rank))
-    raise ValueError(f"no training {name!r}; there are auto, f32, fp16, PowerSGD N and the plans")
+    raise ValueError(
+        f"no training {name!r}; there are {AUTO}, {IN_FORWARD}, f32, fp16, PowerSGD N and the plans"
+    )
 
 
 class Side:
@@ -89,13 +92,14 @@ class Side:
         self._task = task
         torch.manual_seed(seed)
         self.module = task.model()
-        self.model = self._parallel(groups)
         self._optimizer = torch.optim.AdamW(self.module.parameters(), lr=task.rate)
+        self.model = self._parallel(groups)
         self._draw = torch.Generator().manual_seed(seed * 1000 + dist.get_rank())
         self.losses: list[float] = []
         self.agreements = 0  # the same on all ranks
         self.lines: list[dict[str, Any]] = []  # of the run log, on rank 0 alone
         self.waits: list[Wait] = []  # of scant's sides, a step each
+        self._seen: Any = None  # the last report that was looked at
 
     def _parallel(self, groups: dict[str, Any]) -> Any:
         """The module as this side trains it."""
@@ -105,8 +109,9 @@ class Side:
         if spec.kind in ("pinned", "auto"):
             import scant.torch
 
-            plan = AUTO if spec.kind == "auto" else spec.name
-            return scant.torch.wrap(self.module, group=groups["scant"], plan=plan)
+            options: dict[str, Any] = {"plan": AUTO if spec.kind == "auto" else spec.name}
+            options["step_in_forward"] = spec.name == IN_FORWARD
+            return scant.torch.wrap(self.module, self._optimizer, group=groups["scant"], **options)
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
         from torch.nn.parallel import DistributedDataParallel
 
@@ -141,8 +146,15 @@ class Side:
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self.losses.append(float(loss.detach()))
+        report = self.model.last_step if self.ours else None
+        if report is not self._seen:  # in forward a step's own comes with the next step
+            self._seen = report
+            self._look(report)
+
+    def settle(self) -> None:
+        """All steps are over: what would travel into the next forward is waited for."""
         if self.ours:
-            self._look(self.model.last_step)
+            self.model.settle()
 
     def _look(self, report: dict[str, Any]) -> None:
         """Keeps what scant says of the step."""
@@ -154,6 +166,7 @@ class Side:
 
     def parameters(self) -> torch.Tensor:
         """A copy of all, as one vector."""
+        self.settle()
         return torch.nn.utils.parameters_to_vector(self.module.parameters()).detach()
 
     def held_out_loss(self, parameters: torch.Tensor) -> float:

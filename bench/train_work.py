@@ -72,7 +72,7 @@ def dense_seconds(elements: int, groups: Groups) -> dict[str, float]:
 
 def settled(side: Side, groups: Groups) -> bool:
     """Whether a period by this side's plan is over and the plan stays; the same on all ranks."""
-    if side.spec.kind == AUTO and len(side.losses) < AUTO_STEPS:
+    if side.spec.kind == "auto" and len(side.losses) < AUTO_STEPS:
         return False
     done = False
     if dist.get_rank() == 0:
@@ -172,7 +172,8 @@ def measure_steps(task: Task, plan: dict[str, Any], groups: Groups) -> dict[str,
         side.waits.clear()
     for name in harness.palindrome(list(sides)) * plan["repeats"]:
         barrier()
-        samples[name].append(harness.block(sides[name].step, counts[name], barrier))
+        side = sides[name]
+        samples[name].append(harness.block(side.step, counts[name], barrier, side.settle))
     found["error"] = wrong(list(sides.values()), groups)
     plans = [one["plan"] for one in sides[AUTO].lines if one["kind"] == "steps"]
     found["waits"] = {name: waited(side) for name, side in sides.items() if side.ours}
@@ -205,6 +206,8 @@ def train(task: Task, name: str, seed: int, plan: dict[str, Any], groups: Groups
     wire, used, began = harness.sent_bytes(), harness.cpu_seconds(), time.perf_counter()
     for step in range(1, plan["train_steps"] + 1):
         side.step()
+        if step == plan["train_steps"]:
+            side.settle()
         at_s.append(time.perf_counter() - began)
         if step % EVALUATE_EVERY == 0 or step == plan["train_steps"]:
             kept.append((step, harness.sent_bytes() - wire, side.parameters()))

@@ -27,7 +27,8 @@ nb::dict row_of(const Candidate& candidate) {
 std::string name_of(codec::Point point) {
   if (point.density >= 1) return codec::name(point.values);
   char text[48];
-  std::snprintf(text, sizeof text, "%g%% %s", 100 * point.density, codec::name(point.values));
+  std::snprintf(text, sizeof text, "%g%% %s%s", 100 * point.density, codec::name(point.values),
+                point.by_row ? " by row" : "");
   return text;
 }
 

@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -55,10 +56,18 @@ Path path_of(const std::string& text) {
   refuse("path: no '" + text + "'; there are all_reduce, split and gather");
 }
 
-codec::ValueKind values_of(const std::string& text) {
-  const auto kind = codec::value_kind(text);
-  if (!kind) refuse("values: no kind '" + text + "'");
-  return *kind;
+// Values with these words behind them: each row sends its share.
+constexpr std::string_view kByRow = " by row";
+
+codec::Point point_of(double density, std::string_view values) {
+  const bool by_row = values.ends_with(kByRow);
+  const std::string_view kind_text = values.substr(0, values.size() - (by_row ? kByRow.size() : 0));
+  const auto kind = codec::value_kind(kind_text);
+  if (!kind) refuse("values: no kind '" + std::string(values) + "'");
+  return {density, *kind, by_row};
+}
+std::string values_text(codec::Point point) {
+  return std::string(codec::name(point.values)) + std::string(point.by_row ? kByRow : "");
 }
 
 Layout* make_layout(const std::vector<std::tuple<uint64_t, uint64_t>>& shapes, int ranks) {
@@ -75,8 +84,8 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
   for (const BufferPlan& buffer : plan.buffers) {
     std::vector<PythonPoint> points;
     for (const sync::PartPlan& point : buffer.points) {
-      points.emplace_back(point.first.density, codec::name(point.first.values),
-                          point.second.density, codec::name(point.second.values));
+      points.emplace_back(point.first.density, values_text(point.first), point.second.density,
+                          values_text(point.second));
     }
     all.emplace_back(sync::name(buffer.path), buffer.first_part, buffer.parts, std::move(points));
   }
@@ -86,14 +95,16 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
 // (path, parts, points) of each buffer, in the order of the layout's parts.
 FusionPlan* make_plan(
     const Layout& layout,
-    const std::vector<std::tuple<std::string, uint32_t, std::vector<PythonPoint>>>& buffers) {
+    const std::vector<std::tuple<std::string, uint32_t, std::vector<PythonPoint>>>& buffers,
+    uint32_t reversed) {
   FusionPlan plan;
+  plan.reversed = reversed;
   uint32_t part = 0;
   for (const auto& [path, parts, points] : buffers) {
     BufferPlan buffer{part, parts, path_of(path), {}};
     for (const auto& [first_density, first_values, second_density, second_values] : points) {
       buffer.points.push_back(
-          {{first_density, values_of(first_values)}, {second_density, values_of(second_values)}});
+          {point_of(first_density, first_values), point_of(second_density, second_values)});
     }
     part += parts;
     plan.buffers.push_back(std::move(buffer));
@@ -106,7 +117,7 @@ FusionPlan* make_uniform(const Layout& layout, const std::string& path, double d
                          const std::string& values, uint64_t buffer_bytes,
                          uint64_t first_buffer_bytes, uint64_t small_elements) {
   FusionPlan plan = sync::uniform_plan({.path = path_of(path),
-                                        .point = {density, values_of(values)},
+                                        .point = point_of(density, values),
                                         .buffer_bytes = buffer_bytes,
                                         .first_buffer_bytes = first_buffer_bytes,
                                         .small_elements = small_elements},
@@ -123,6 +134,7 @@ nb::dict dict_of(const sync::StepReport& report) {
   out["nonfinite"] = report.nonfinite;
   out["sent_bytes"] = report.sent_bytes;
   out["backward_s"] = report.backward_s;
+  out["end_s"] = report.end_s;
   out["exposed_s"] = report.exposed_s;
   out["encode_s"] = report.encode_s;
   out["add_s"] = report.add_s;
@@ -150,6 +162,7 @@ nb::dict dict_of(const sync::StepReport& report) {
   };
   nb::dict parts;
   parts["ready"] = column(&sync::PartReport::ready);
+  parts["needed"] = column(&sync::PartReport::needed);
   parts["encode_s"] = column(&sync::PartReport::encode_s);
   parts["bytes"] = column(&sync::PartReport::bytes);
   parts["energy"] = column(&sync::PartReport::energy);
@@ -246,6 +259,13 @@ class PythonAverager {
     }
   }
 
+  // Whether they are there; false: the step has failed, and wait() tells how.
+  bool wait_for(const std::vector<uint32_t>& tensors) {
+    static_cast<void>(get());
+    const std::shared_ptr<Averager> averager = averager_;
+    return interruptible([&](Duration limit) { return averager->wait_for(tensors, limit); });
+  }
+
   // With the step's report come, after an agreement, the lines of the run log on the first member,
   // and none on the others.
   nb::dict wait() {
@@ -312,7 +332,8 @@ void bind_layout(nb::module_& module) {
 
 void bind_plan(nb::module_& module) {
   nb::class_<FusionPlan>(module, "FusionPlan")
-      .def_static("make", &make_plan, nb::rv_policy::take_ownership)
+      .def_static("make", &make_plan, nb::arg("layout"), nb::arg("buffers"),
+                  nb::arg("reversed") = 0, nb::rv_policy::take_ownership)
       .def_static("uniform", &make_uniform, nb::rv_policy::take_ownership)
       .def_static(
           "parse",
@@ -327,6 +348,7 @@ void bind_plan(nb::module_& module) {
       .def("sent_bytes", [](const FusionPlan& self,
                             const Layout& layout) { return sync::sent_bytes(self, layout); })
       .def_prop_ro("buffers", &buffers_of)
+      .def_prop_ro("reversed", [](const FusionPlan& self) { return self.reversed; })
       .def("__eq__", [](const FusionPlan& self, const FusionPlan& other) { return self == other; });
 }
 
@@ -359,6 +381,8 @@ void bind_gradients(nb::module_& module) {
                        uint32_t tensor) { unwrap(self.get().ready(tensor), self.rank()); })
       .def("finish", [](PythonAverager& self,
                         uint64_t hash) { unwrap(self.get().finish(hash), self.rank()); })
+      .def("wait_for", &PythonAverager::wait_for)
+      .def("arrived", [](PythonAverager& self) { return self.get().arrived(); })
       .def("wait", &PythonAverager::wait)
       .def("save",
            [](PythonAverager& self) {

@@ -24,6 +24,7 @@ inline constexpr int kValueKindCount = 8;
 struct Point {
   double density = 1.0;  // share of the elements that are sent; 1 is dense, without positions
   ValueKind values = ValueKind::f32;
+  bool by_row = false;  // below density 1: each row sends its share, not the tensor its largest
   friend bool operator==(const Point&, const Point&) = default;
 };
 

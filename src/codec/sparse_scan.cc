@@ -1,5 +1,5 @@
 // How a sparse step finds its thresholds: exactly in a range that is scanned as a whole, from a
-// sample in one that is not.
+// sample in one that is not. By row it needs none.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -75,6 +75,52 @@ void SparseStep::run_whole() {
     finish_block(number, whole_ + number * kBlock);
   });
   adjust_levels();
+}
+
+void SparseStep::run_by_row() {
+  float* in_place = encoder_.residual_.in_place();
+  whole_ = in_place != nullptr ? in_place : workspace_.whole(encoder_.range_.elements);
+  scan(HUGE_VALF, true);
+  encoder_.threshold_.threshold = 0;  // a step that is not by row finds one anew
+  workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t) {
+    float* work = whole_ + number * kBlock;
+    select_by_row(number, work);
+    finish_block(number, work);
+  });
+}
+
+// What a block holds of each row sends its share of `wanted_`, and what is not finite. Fractions
+// add up from row to row; where they begin is drawn for each step, so that no row is preferred.
+void SparseStep::select_by_row(uint64_t number, const float* work) {
+  const uint64_t all = encoder_.range_.elements;
+  const uint64_t columns = encoder_.shape_.columns;
+  const uint64_t first = encoder_.range_.first + number * kBlock;
+  const size_t elements = elements_of(number);
+  std::vector<uint16_t>& positions = blocks_[number].positions;
+  positions.clear();
+  uint64_t credit = base::random_at(encoder_.options_.seed, encoder_.step_, number) % all;
+  std::vector<uint64_t> order;  // magnitude, then position, the lowest first
+  for (size_t from = 0, to = 0; from < elements; from = to) {
+    to = std::min<uint64_t>(elements, from + columns - (first + from) % columns);
+    credit += (to - from) * wanted_;
+    order.clear();
+    uint64_t nonfinite = 0;
+    for (size_t i = from; i < to; ++i) {
+      const uint64_t magnitude = magnitude_bits(work[i]);
+      if (magnitude != 0) order.push_back(magnitude << 16 | (kBlock - 1 - i));
+      nonfinite += magnitude >= kInfinityBits ? 1 : 0;
+    }
+    const uint64_t share = std::min<uint64_t>(std::max(credit / all, nonfinite), order.size());
+    credit %= all;
+    const auto end = order.begin() + static_cast<ptrdiff_t>(share);
+    std::nth_element(order.begin(), end, order.end(), std::greater<>());
+    for (auto key = order.begin(); key != end; ++key)
+      positions.push_back(static_cast<uint16_t>(kBlock - 1 - *key % kBlock));
+    std::sort(positions.end() - static_cast<ptrdiff_t>(share), positions.end());
+  }
+  std::vector<float>& values = blocks_[number].values;
+  values.clear();
+  for (const uint16_t position : positions) values.push_back(work[position]);
 }
 
 float SparseStep::calibrated_threshold() {

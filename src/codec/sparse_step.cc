@@ -35,7 +35,9 @@ EncodeReport SparseStep::run(RecordBuffer& record) {
   state.density = point_.density;
   wanted_ = begin_step(state, point_.density, encoder_.range_.elements);
   choose_turns();
-  if (encoder_.range_.elements <= kWholeElements) {
+  if (point_.by_row) {
+    run_by_row();
+  } else if (encoder_.range_.elements <= kWholeElements) {
     run_whole();
   } else {
     run_streamed();

@@ -38,7 +38,7 @@ class DenseStep {
 
 // Blocks of 65536 elements. A range of up to kWholeElements is scanned as a whole before anything
 // is sent, so that exactly as many entries go as may; a larger one in one pass, with thresholds
-// from earlier steps that a sample has confirmed.
+// from earlier steps that a sample has confirmed. By row, each row sends its largest instead.
 class SparseStep {
  public:
   static constexpr uint64_t kWholeElements = uint64_t{1} << 22;
@@ -77,6 +77,9 @@ class SparseStep {
   uint64_t scan(float threshold, bool add);  // candidates found
   float calibrated_threshold();
   void trim(uint64_t count, float threshold);
+
+  void run_by_row();
+  void select_by_row(uint64_t number, const float* work);
 
   void run_streamed();
   float confirm_threshold();

@@ -89,6 +89,7 @@ std::vector<std::byte> measured(fuzz::Input& input, bool curves) {
   std::vector<std::byte> bytes(sync::measurement_bytes(parts, curves));
   sync::Measurement empty;
   empty.ready_s.assign(parts, 0);
+  empty.needed_s.assign(parts, 0);
   if (curves) empty.curves.resize(parts);
   sync::write_measurement(empty, bytes);
   constexpr size_t kHeaderBytes = 16;

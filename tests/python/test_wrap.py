@@ -1,4 +1,4 @@
-"""scant.torch.wrap: the cases of two workers on two, three and four ranks."""
+"""scant.torch.wrap: the cases of its workers on two, three and four ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from conftest import case_names, check_case, check_exit
 
 pytest.importorskip("torch")
 
-WORKERS = ["torch_wrap.py", "torch_wrap_edges.py", "torch_auto.py"]
+WORKERS = ["torch_wrap.py", "torch_wrap_edges.py", "torch_auto.py", "torch_late_step.py"]
 CASES = [(worker, case) for worker in WORKERS for case in case_names(worker)]
 
 

@@ -3,6 +3,7 @@
 DDP compares the hook's annotations with its own classes, so they must not be postponed to strings.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ class HookState:
         options: :class:`WrapOptions`, or single ones by name. DDP's own settings stand for
             ``unused``, ``buffer_bytes``, ``check_every`` and ``broadcast_buffers``.
 
-    DDP arranges its buckets anew after the first step; until then averages are exact.
+    DDP arranges its buckets anew after the first step; until then averages are exact. It gives
+    zeros for parameters that were not used, so a gradient of nothing but zeros counts as none:
+    what was kept of it waits.
     """
 
     def __init__(self, group: Any, options: WrapOptions | None = None, **more: Any) -> None:
@@ -39,7 +42,9 @@ class HookState:
             raise InvalidArgument("HookState: give options= or single options by name, not both")
         self.group = group
         self._process_group = process_group_of(group)
-        self.options = options or WrapOptions(**more)
+        self.options = replace(options or WrapOptions(**more), unused="zeros")
+        if self.options.step_in_forward:
+            raise InvalidArgument("HookState: step_in_forward is for scant.torch.wrap()")
         self.last_step: dict[str, Any] | None = None
         self._steps = 0
         self._seen: list[torch.Tensor] = []
@@ -50,6 +55,8 @@ class HookState:
             tuple[list[tuple[int, torch.Tensor]], torch.Tensor, Future[torch.Tensor]]
         ] = []
         self._restored: bytes | None = None
+        plan = self.options.plan
+        self._keeps = not (isinstance(plan, str) and plan == "plain")  # there may be residuals
 
     def save(self) -> bytes:
         """This rank's residuals, for a checkpoint."""
@@ -60,6 +67,7 @@ class HookState:
     def restore(self, state: bytes) -> None:
         """Before the first step, or between two."""
         self._restored = state or None
+        self._keeps = True
         if self._averaging is not None:
             self._restore(self._averaging)
 
@@ -77,7 +85,8 @@ class HookState:
             for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
         ]
         for place, gradient in gradients:
-            self._averaging.put(place, gradient)
+            if not (self._keeps and _is_zero(gradient)):
+                self._averaging.put(place, gradient)
         future: Future[torch.Tensor] = Future()
         self._waiting.append((gradients, bucket.buffer(), future))
         if bucket.is_last():
@@ -125,6 +134,11 @@ class HookState:
             for place, gradient in gradients:
                 gradient.copy_(averaging.views[place])
             future.set_result(buffer)
+
+
+def _is_zero(gradient: torch.Tensor) -> bool:
+    """The first element tells of most that they are not."""
+    return not (gradient.as_strided((), ()) or any(torch.aminmax(gradient)))
 
 
 @not_compiled

@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from scant import _scant
 from scant.errors import InvalidArgument
+from scant.torch.ssfusion import ssfusion
 
 __all__ = ["PLANS", "WrapOptions", "plan_from"]
 
-PLANS = "auto, plain, bf16, q8, q4, q3, q2, q1, or a density with one of them, such as '1% q4'"
-_POINT = re.compile(r"(?:(?P<percent>[0-9.]+)% )?(?P<values>[a-z0-9]+)(?P<gather>, gather)?")
+PLANS = (
+    "auto, plain, bf16, fp16, q8, q4, q3, q2, q1, a density with one of them, such as '1% q4' or "
+    "'1% q4, gather', and 'ssfusion 1%' or 'adtopk 1%', also with one of them: 'adtopk 1% q4'"
+)
+_PERCENT = r"(?P<percent>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)%"
+_POINT = re.compile(rf"(?:{_PERCENT} )?(?P<values>[a-z0-9]+)(?P<gather>, gather)?")
+_PUBLISHED = re.compile(rf"(?P<rule>ssfusion|adtopk) {_PERCENT}(?: (?P<values>[a-z0-9]+))?")
+_VALUES = {**{name: name for name in _scant.value_kind_names}, "fp16": "f16"}
 _OF_RANK_0 = ("log", "metrics_port", "tensorboard")
 _UNUSED = ("error", "zeros")
 _RESIDUALS = ("f32", "bf16", "i8", "none")
@@ -25,10 +32,11 @@ class WrapOptions:
 
     Args:
         plan: how gradients travel. ``auto``: as the measured link, model and machine ask for, never
-            slower than plain. ``plain``: averaged exactly, as f32. ``bf16``, ``q8`` to ``q1``:
-            in so many bits, both ways, what is rounded away being kept for the next step.
+            slower than plain. ``plain``: averaged exactly, as f32. ``bf16``, ``fp16``, ``q8`` to
+            ``q1``: in so many bits, both ways, what is rounded away being kept for the next step.
             ``"1% q4"``: only the largest of 1 %, and the rest later; ``"1% q4, gather"``: every
-            rank's to every rank. Or a :class:`scant._scant.FusionPlan`.
+            rank's to every rank. ``"ssfusion 1%"`` and ``"adtopk 1%"``: as these systems choose
+            the 1 %, for comparison. Or a :class:`scant._scant.FusionPlan`.
         fidelity_min: for ``auto``: the least share of the gradients' energy that a plan may keep in
             a step, 0 to 1; 1: exact averages only.
         buffer_bytes: gradients travel in buffers of about so many bytes (as f32).
@@ -37,6 +45,9 @@ class WrapOptions:
         residual_decay: of what is kept, each step; below 1 it is forgotten in time.
         unused: a parameter that gets a gradient on some ranks only is an ``error``, or counts as
             ``zeros`` on the others. One that gets none on any rank keeps ``grad`` as it was.
+        step_in_forward: ``optimizer.step()`` only takes note; each parameter is stepped when the
+            next forward reaches it, so that gradients travel meanwhile. Needs the optimizer given
+            to ``wrap``. Call ``settle()`` before gradients or parameters are looked at otherwise.
         workers: threads that encode and decode while backward goes on.
         check_every: so many steps between comparisons of all ranks' parameters; 0: never.
         broadcast_buffers: rank 0's buffers (running means and the like) go to all before each
@@ -55,6 +66,7 @@ class WrapOptions:
     residual: str = "f32"
     residual_decay: float = 1.0
     unused: str = "error"
+    step_in_forward: bool = False
     workers: int = 1
     check_every: int = 100
     broadcast_buffers: bool = True
@@ -112,30 +124,41 @@ class WrapOptions:
         return rows
 
 
-def _parse(text: str) -> tuple[str, float, str]:
-    """(path, density, values) of a plan's name."""
+class _Named(NamedTuple):
+    """What a plan's name says."""
+
+    rule: str  # "", "ssfusion" or "adtopk"
+    path: str
+    density: float
+    values: str
+
+
+def _parse(text: str) -> _Named:
     if text == "plain":
-        return "all_reduce", 1.0, "f32"
-    match = _POINT.fullmatch(text)
-    if match is None or match["values"] not in _scant.value_kind_names:
+        return _Named("", "all_reduce", 1.0, "f32")
+    match = _PUBLISHED.fullmatch(text) or _POINT.fullmatch(text)
+    found = match.groupdict() if match else {}
+    values = found.get("values") or ("bf16" if "rule" in found else "")
+    if values not in _VALUES:
         raise InvalidArgument(f"plan: no '{text}'; there are {PLANS}")
-    percent = float(match["percent"]) if match["percent"] else 100.0
+    percent = float(found["percent"] or 100)
     if not 0 < percent <= 100:
-        raise InvalidArgument(f"plan: the density of '{text}' does not lie above 0 and up to 100 %")
-    return "gather" if match["gather"] else "split", percent / 100, match["values"]
+        raise InvalidArgument(
+            f"plan: the density of '{text}' does not lie above 0 and up to 100 %; there are {PLANS}"
+        )
+    gathers = "rule" in found or found["gather"]
+    path = "gather" if gathers else "split"
+    return _Named(found.get("rule", ""), path, percent / 100, _VALUES[values])
 
 
 def plan_from(options: WrapOptions, layout: _scant.GradientLayout) -> _scant.FusionPlan:
     """The plan that the options ask for."""
     if isinstance(options.plan, _scant.FusionPlan):
         return options.plan
-    path, density, values = _parse(options.plan)
-    return _scant.FusionPlan.uniform(
-        layout,
-        path,
-        density,
-        values,
-        options.buffer_bytes,
-        options.first_buffer_bytes,
-        2048,
-    )
+    rule, path, density, values = _parse(options.plan)
+    sizes = (options.buffer_bytes, options.first_buffer_bytes)
+    if rule == "ssfusion":
+        return ssfusion(layout, density, values, *sizes)
+    if rule == "adtopk":
+        values += " by row"
+    return _scant.FusionPlan.uniform(layout, path, density, values, *sizes, 2048)

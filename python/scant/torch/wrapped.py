@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 
 from scant import _scant
-from scant.errors import Closed, InvalidArgument, Unsupported
+from scant.errors import Closed, Error, InvalidArgument, Unsupported
 from scant.torch.averaging import Averaging, process_group_of
+from scant.torch.late_step import LateStep
 from scant.torch.same_model import broadcast_from_first, check_same, describe
 from scant.torch.wrap_options import WrapOptions
 
@@ -57,7 +58,8 @@ def wrap(
 
     Args:
         model: with the same parameters on every rank; rank 0's values are given to all.
-        optimizer: if given, it is made sure that it steps this model's parameters.
+        optimizer: if given, it is made sure that it steps this model's parameters; with
+            ``step_in_forward=True`` it does so within the next forward.
         options: :class:`WrapOptions`; single ones may be given by name: ``wrap(model, plan="q4")``.
         group: a process group of the backend ``scant``; default: the default group, or, where
             that is of another backend, a new group of all ranks.
@@ -66,14 +68,26 @@ def wrap(
         raise InvalidArgument("wrap: give options= or single options by name, not both")
     if optimizer is not None:
         _check_optimizer(optimizer, model)
-    return Wrapped(model, options or WrapOptions(**more), group)
+    chosen = options or WrapOptions(**more)
+    if chosen.step_in_forward and optimizer is None:
+        raise InvalidArgument(
+            "wrap: step_in_forward=True needs the optimizer: wrap(model, optimizer)"
+        )
+    return Wrapped(model, chosen, group, optimizer)
 
 
 class Wrapped(torch.nn.Module):
     """A model whose gradients are averaged, made by :func:`wrap`; the model itself: ``.module``."""
 
-    def __init__(self, model: torch.nn.Module, options: WrapOptions, group: Any) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        options: WrapOptions,
+        group: Any,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         super().__init__()
+        self._late: LateStep | None = None
         self._check_model(model)
         self.module = model
         self.options = options
@@ -101,6 +115,9 @@ class Wrapped(torch.nn.Module):
         for index, parameter in enumerate(self._parameters_in_order):
             untyped: Any = parameter
             self._hooks.append(untyped.register_post_accumulate_grad_hook(self._hook(index)))
+        if options.step_in_forward:
+            assert optimizer is not None
+            self._late = self._late_step(optimizer)
         setattr(model, _LINK, _Link(self))
 
     # -- what users call ------------------------------------------------------------------------
@@ -123,13 +140,31 @@ class Wrapped(torch.nn.Module):
         finally:
             self._sync = before
 
+    def settle(self) -> None:
+        """With ``step_in_forward``: waits for what still travels. After ``optimizer.step()`` the
+        parameters are stepped then, before it their averages are in ``grad``, to be clipped, say.
+        Forward, ``parameters()``, saving and loading do so by themselves."""
+        if self._late is not None:
+            self._late.settle()
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """After settle(): nobody gets at parameters that are still to be stepped."""
+        self.settle()
+        return super().named_parameters(*args, **kwargs)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The model's own."""
+        self.module.zero_grad(set_to_none)
+
     def set_plan(self, plan: str | _scant.FusionPlan) -> None:
         """Another plan from the next step on; call it with the same on all ranks."""
+        self.settle()
         floor = self.options.fidelity_min if plan == "auto" else 0.0
         self._averaging.set_plan(replace(self.options, plan=plan, fidelity_min=floor))
 
     def scale_residuals(self, factor: float) -> None:
         """What was not sent yet, times ``factor``: the loss is scaled by that from now on."""
+        self.settle()
         self._averager.scale_residuals(factor)
 
     @property
@@ -139,6 +174,10 @@ class Wrapped(torch.nn.Module):
 
     def close(self) -> None:
         """Takes the hooks off; the model goes on alone."""
+        if self._late is not None:
+            with contextlib.suppress(Error):  # what travels may not come any more
+                self._late.settle()
+            self._late.close()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -148,10 +187,12 @@ class Wrapped(torch.nn.Module):
 
     def get_extra_state(self) -> bytes:
         """This rank's residuals, for ``state_dict``. Every rank saves its own."""
+        self.settle()
         return self._averager.save()
 
     def set_extra_state(self, state: bytes) -> None:
         """Of another number of ranks too: what this rank kept is carried on."""
+        self.settle()
         self._averager.restore(state)
 
     def __getstate__(self) -> NoReturn:
@@ -240,6 +281,7 @@ class Wrapped(torch.nn.Module):
                 "backward(create_graph=True): averages have no graph; use torch.autograd.grad"
             )
         if not self._in_backward:
+            self.settle()  # of what forward did not reach
             self._in_backward = True
             self._fired = [False] * len(self._names)
             _after_backward(self._end_of_backward)
@@ -262,7 +304,29 @@ class Wrapped(torch.nn.Module):
         every = self.options.check_every
         checked = every > 0 and self._steps % every == 0
         self._averager.finish(self._hash_of_parameters() if checked else 0)
-        _after_backward(self._wait)
+        if self._late is not None:
+            self._late.begin(self._fired)
+        else:
+            _after_backward(self._wait)
+
+    def _late_step(self, optimizer: torch.optim.Optimizer) -> LateStep:
+        this = weakref.ref(self)
+
+        def hand_over(index: int) -> None:
+            wrapped = this()
+            assert wrapped is not None
+            wrapped._hand_over(wrapped._parameters_in_order[index], wrapped._views[index])
+
+        def end_step() -> Sequence[bool]:
+            wrapped = this()
+            assert wrapped is not None
+            wrapped.last_step = wrapped._averaging.wait()
+            present: Sequence[bool] = wrapped.last_step["present"]
+            return present
+
+        return LateStep(
+            self.module, self._parameters_in_order, optimizer, self._averager, hand_over, end_step
+        )
 
     def _kept(self, index: int, parameter: torch.Tensor) -> None:
         """This backward gave no gradient, but an earlier one did: is it part of the sum?"""

@@ -90,7 +90,7 @@ void Averager::Impl::run(const StepCore::Job& job) {
   const auto conclude = [&](const Result<void>& outcome, double& total) {
     total += seconds() - begin;
     if (!outcome) return fail(outcome.error());
-    core_.finished(job);
+    finished(job);
   };
   BufferTimes& times = report_.buffers[job.buffer];
   switch (job.kind) {

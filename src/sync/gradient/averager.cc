@@ -14,9 +14,17 @@ Error invalid(std::string message) {
   return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
 }
 
+constexpr double kNotAsked = -1;
+
 // At most one event of each kind for each tensor and operation is under way in a step.
 size_t events_max(const Layout& layout) {
   return layout.tensors().size() + 2 * layout.parts().size() + 8;
+}
+
+using Time = std::chrono::steady_clock::time_point;
+
+double seconds_between(Time from, Time to) {
+  return std::chrono::duration<double>(to - from).count();
 }
 
 }  // namespace
@@ -27,9 +35,11 @@ Averager::Impl::Impl(Communicator& with, Layout given, std::span<float> memory,
       layout(std::move(given)),
       options(how),
       arena(memory),
+      arrived_in_(layout.parts().size()),
       events_(events_max(layout)) {
   const size_t tensors = layout.tensors().size();
   told_.assign(tensors, false);
+  needed_.assign(tensors, kNotAsked);
   verdict_own_.resize(verdict_bytes(tensors));
   verdict_all_.resize(verdict_bytes(tensors) * static_cast<size_t>(ranks()));
   slices_.resize(layout.slices().size());
@@ -82,6 +92,10 @@ Result<void> Averager::Impl::set_plan(const FusionPlan& wanted) {
   buffers_.clear();
   buffers_.resize(plan.buffers.size());
   for (uint32_t i = 0; i < buffers_.size(); ++i) prepare(i);
+  buffer_of_part_.clear();
+  for (uint32_t i = 0; i < plan.buffers.size(); ++i) {
+    buffer_of_part_.insert(buffer_of_part_.end(), plan.buffers[i].parts, i);
+  }
   return {};
 }
 
@@ -107,15 +121,101 @@ Result<void> Averager::Impl::finish(uint64_t parameters_hash) {
   if (finish_told_) return invalid("the step is finished already");
   step_open_ = true;
   finish_told_ = true;
+  finish_told_at_ = Clock::now();
   SCANT_CHECK(events_.push(Finish{parameters_hash}));
   return {};
 }
 
+// Without asking the thread, which may be in the middle of a job.
+bool Averager::Impl::has_arrived(uint32_t tensor) const {
+  const TensorLayout& known = layout.tensors()[tensor];
+  for (uint32_t part = known.first_part; part < known.first_part + known.parts; ++part) {
+    const auto& step = arrived_in_[buffer_of_part_[part]];
+    if (step.load(std::memory_order_acquire) != steps_over_ + 1) return false;
+  }
+  return true;
+}
+
+std::vector<uint32_t> Averager::Impl::arrived() const {
+  std::vector<uint32_t> all;
+  for (uint32_t tensor = 0; finish_told_ && tensor < told_.size(); ++tensor) {
+    if (told_[tensor] && has_arrived(tensor)) all.push_back(tensor);
+  }
+  return all;
+}
+
+void Averager::Impl::begin_stall() {
+  if (!stalls_) stalls_ = Clock::now();
+}
+
+void Averager::Impl::end_stall() {
+  stalled_s_ += seconds_between(*stalls_, Clock::now());
+  stalls_.reset();
+}
+
+void Averager::Impl::note_needed(uint32_t tensor) {
+  if (needed_[tensor] != kNotAsked) return;
+  needed_[tensor] = std::max(seconds_between(finish_told_at_, *stalls_) - stalled_s_, 0.0);
+}
+
+std::optional<Result<bool>> Averager::Impl::wait_for(std::span<const uint32_t> tensors,
+                                                     Duration limit) {
+  if (!finish_told_) return Result<bool>(invalid("finish() the step first"));
+  for (const uint32_t tensor : tensors) {
+    if (tensor >= told_.size() || !told_[tensor]) {
+      return Result<bool>(invalid("tensor " + std::to_string(tensor) + " was not ready()"));
+    }
+  }
+  begin_stall();
+  for (const uint32_t tensor : tensors) note_needed(tensor);
+  const auto here_already = [this](uint32_t tensor) { return has_arrived(tensor); };
+  if (wanted_.empty() && !std::ranges::all_of(tensors, here_already)) {
+    wanted_.assign(tensors.begin(), tensors.end());
+    SCANT_CHECK(events_.push(Asked{}));
+  }
+  bool here = true;
+  if (!wanted_.empty()) {
+    if (!std::ranges::equal(wanted_, tensors)) {
+      return Result<bool>(invalid("other tensors are waited for"));
+    }
+    const std::optional<bool> answer = answers_.pop(limit);
+    if (!answer) return std::nullopt;
+    here = *answer;
+    wanted_.clear();
+  }
+  end_stall();
+  return Result<bool>(here);
+}
+
+// What was not asked for one by one is needed by now.
+void Averager::Impl::tell_needs(StepReport& report) {
+  for (uint32_t tensor = 0; tensor < needed_.size(); ++tensor) {
+    note_needed(tensor);
+    const TensorLayout& known = layout.tensors()[tensor];
+    for (uint32_t part = known.first_part; part < known.first_part + known.parts; ++part) {
+      report.parts[part].needed = needed_[tensor];
+    }
+  }
+}
+
 std::optional<Result<StepReport>> Averager::Impl::wait(Duration limit) {
   if (!finish_told_) return Result<StepReport>(invalid("finish() the step first"));
+  const bool one_by_one =
+      std::ranges::any_of(needed_, [](double needed) { return needed != kNotAsked; });
+  begin_stall();
   std::optional<Result<StepReport>> outcome = outcomes_.pop(limit);
   if (!outcome) return std::nullopt;
+  if (one_by_one && outcome->ok()) tell_needs(outcome->value());
+  end_stall();
+  if (one_by_one && outcome->ok()) outcome->value().exposed_s = stalled_s_;
+  if (!wanted_.empty()) {  // nobody came back for the answer
+    static_cast<void>(answers_.pop());
+    wanted_.clear();
+  }
+  stalled_s_ = 0;
+  ++steps_over_;
   std::fill(told_.begin(), told_.end(), false);
+  std::fill(needed_.begin(), needed_.end(), kNotAsked);
   step_open_ = false;
   finish_told_ = false;
   broken_ = !outcome->ok();
@@ -128,7 +228,7 @@ void Averager::Impl::on_thread(const std::function<void()>& body) {
 }
 
 double Averager::Impl::seconds() const {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
+  return seconds_between(begun_, Clock::now());
 }
 
 void Averager::Impl::loop() {
@@ -138,6 +238,7 @@ void Averager::Impl::loop() {
       if (const auto job = core_.next()) {
         run(*job);
         end_if_over();
+        answer();
         continue;
       }
     }
@@ -151,6 +252,7 @@ void Averager::Impl::loop() {
     }
     on_event(*event);
     end_if_over();
+    answer();
   }
 }
 
@@ -166,14 +268,33 @@ void Averager::Impl::on_event(const Event& event) {
   } else if (const auto* task = std::get_if<Task>(&event)) {
     (*task->body)();
     tasks_done_.push(true);
+  } else if (std::holds_alternative<Asked>(event)) {
+    asked_ = true;
   }
+}
+
+void Averager::Impl::finished(const StepCore::Job& job) {
+  core_.finished(job);
+  if (!core_.is_done(job.buffer)) return;
+  arrived_in_[job.buffer].store(report_.step, std::memory_order_release);
+}
+
+// Every tensor that the user may ask for was present here, so it has an average whatever the
+// verdict says of the others. After the step nobody has to wait.
+void Averager::Impl::answer() {
+  if (!asked_) return;
+  const bool failed = error_.has_value();
+  const auto here = [this](uint32_t tensor) { return has_arrived(tensor); };
+  if (!failed && phase_ != Phase::idle && !std::ranges::all_of(wanted_, here)) return;
+  asked_ = false;
+  answers_.push(!failed);
 }
 
 void Averager::Impl::begin_step() {
   const size_t tensors = layout.tensors().size();
   const auto count = static_cast<size_t>(ranks());
   phase_ = Phase::running;
-  begun_ = std::chrono::steady_clock::now();
+  begun_ = Clock::now();
   const uint64_t step = report_.step + 1;
   report_ = StepReport{};
   report_.step = step;
@@ -265,8 +386,7 @@ void Averager::Impl::operation_done(const OperationDone& done) {
   BufferTimes& times = report_.buffers[done.buffer];
   const bool first = done.leg == Leg::first;
   (first ? times.first_end : times.second_end) = seconds();
-  core_.finished(
-      {first ? StepCore::Kind::begin_first : StepCore::Kind::begin_second, done.buffer, 0});
+  finished({first ? StepCore::Kind::begin_first : StepCore::Kind::begin_second, done.buffer, 0});
   if (first && plan.buffers[done.buffer].path == Path::all_reduce) times.done = times.first_end;
 }
 
@@ -326,7 +446,8 @@ void Averager::Impl::end_if_over() {
   if (!error_ && !core_.done()) return;
   phase_ = Phase::idle;
   if (!error_) error_ = check_presence();
-  report_.exposed_s = seconds() - finish_at_;
+  report_.end_s = seconds();
+  report_.exposed_s = report_.end_s - finish_at_;
   outcomes_.push(error_ ? Result<StepReport>(*error_) : Result<StepReport>(report_));
 }
 
@@ -355,6 +476,10 @@ void Averager::ask_for_curves() { impl_->curves_wanted = true; }
 uint64_t Averager::plan_hash() const { return impl_->plan_hash; }
 Result<void> Averager::ready(uint32_t tensor) { return impl_->ready(tensor); }
 Result<void> Averager::finish(uint64_t parameters_hash) { return impl_->finish(parameters_hash); }
+std::optional<Result<bool>> Averager::wait_for(std::span<const uint32_t> tensors, Duration limit) {
+  return impl_->wait_for(tensors, limit);
+}
+std::vector<uint32_t> Averager::arrived() const { return impl_->arrived(); }
 std::optional<Result<StepReport>> Averager::wait(Duration limit) { return impl_->wait(limit); }
 std::vector<std::byte> Averager::save() const {
   std::vector<std::byte> saved;

@@ -1,8 +1,8 @@
 // The gradients of this rank become the average of all ranks', buffer by buffer, while backward
 // goes on. docs/gradients.md says what travels when. Owner threads: one user thread at a time
 // calls; the thread scant-grad owns encoders, messages and the state of the step. The arena belongs
-// to the user until ready() of a tensor, and again after wait(). The communicator must outlive this
-// object.
+// to the user until ready() of a tensor, and again after wait(), or of single tensors wait_for().
+// The communicator must outlive this object.
 #pragma once
 
 #include <memory>
@@ -45,7 +45,8 @@ struct BufferTimes {
 };
 
 struct PartReport {
-  double ready = 0;  // seconds, as above
+  double ready = 0;   // seconds, as above
+  double needed = 0;  // after finish(), less what was waited for by then; 0 without wait_for()
   double encode_s = 0;
   uint64_t bytes = 0;      // of this rank's records
   double energy = 0;       // of gradient + residual; 0 on path all_reduce
@@ -59,7 +60,8 @@ struct StepReport {
   uint64_t nonfinite = 0;     // on all ranks, as far as records were made
   uint64_t sent_bytes = 0;    // by this rank, headers of frames not counted
   double backward_s = 0;      // first ready() to finish()
-  double exposed_s = 0;       // finish() to the end
+  double end_s = 0;           // first ready() to the end of the last buffer, and of the verdict
+  double exposed_s = 0;       // finish() to the end; with wait_for(): what was waited in all
   double encode_s = 0;        // thread scant-grad, by kind of job
   double add_s = 0;
   double decode_s = 0;
@@ -95,6 +97,12 @@ class Averager {
   Result<void> ready(uint32_t tensor);
   // Tensors that are not ready() have no gradient in this step.
   Result<void> finish(uint64_t parameters_hash = 0);
+  // After finish(): whether the averages of these tensors lie in the arena, each of which was
+  // ready() in this step. False when the step has failed: wait() tells how. Nothing when neither is
+  // known within `limit`; ask for the same ones again then.
+  std::optional<Result<bool>> wait_for(std::span<const uint32_t> tensors, Duration limit);
+  // After finish(): those that were ready() in this step and whose averages lie in the arena by now.
+  [[nodiscard]] std::vector<uint32_t> arrived() const;
   // After finish(): nothing when the step is not over within `limit`. An error is the step's, the
   // same on all ranks where docs/gradients.md says so; no step can follow it.
   std::optional<Result<StepReport>> wait(Duration limit);

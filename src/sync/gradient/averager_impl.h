@@ -2,6 +2,7 @@
 // the jobs of a step do). Owner: the thread scant-grad, but for what is said to be the user's.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -29,6 +30,8 @@ class Averager::Impl {
   Result<void> set_plan(const FusionPlan& plan);
   Result<void> ready(uint32_t tensor);
   Result<void> finish(uint64_t parameters_hash);
+  std::optional<Result<bool>> wait_for(std::span<const uint32_t> tensors, Duration limit);
+  [[nodiscard]] std::vector<uint32_t> arrived() const;
   std::optional<Result<StepReport>> wait(Duration limit);
   void on_thread(const std::function<void()>& body);  // between two of its jobs
   // averager_state.cc: on the thread
@@ -62,8 +65,9 @@ class Averager::Impl {
   struct Task {
     const std::function<void()>* body = nullptr;  // the caller waits until it has run
   };
+  struct Asked {};  // the user waits for wanted_
   struct Stop {};
-  using Event = std::variant<TensorReady, Finish, OperationDone, Task, Stop>;
+  using Event = std::variant<TensorReady, Finish, OperationDone, Task, Asked, Stop>;
 
   // What an operation's callback gets; lives as long as the operation.
   struct Callback {
@@ -90,6 +94,14 @@ class Averager::Impl {
     bool owner_dirty = false;
   };
   enum class Phase : uint8_t { idle, running, finishing };
+  using Clock = std::chrono::steady_clock;
+
+  // averager.cc: the user's side
+  [[nodiscard]] bool has_arrived(uint32_t tensor) const;
+  void begin_stall();
+  void end_stall();
+  void note_needed(uint32_t tensor);
+  void tell_needs(StepReport& report);
 
   [[nodiscard]] int ranks() const { return layout.ranks(); }
   [[nodiscard]] Rank rank() const { return rank_; }
@@ -108,6 +120,8 @@ class Averager::Impl {
   [[nodiscard]] std::optional<Error> check_presence() const;
   void fail(Error error);
   void end_if_over();
+  void finished(const StepCore::Job& job);
+  void answer();  // the user who waits for some tensors
   static void on_operation_done(void* context);
   void submit_done(Callback& callback, const Work& work, Leg leg, uint32_t buffer);
 
@@ -147,7 +161,7 @@ class Averager::Impl {
   std::vector<std::vector<bool>> seen_;    // by rank and tensor: a record came
   std::vector<std::vector<bool>> missed_;  // or one was looked for that did not
   std::vector<Verdict> by_rank_;
-  std::chrono::steady_clock::time_point begun_;
+  Clock::time_point begun_;
   double finish_at_ = 0;
   StepReport report_;
   uint64_t nonfinite_ = 0;
@@ -161,15 +175,26 @@ class Averager::Impl {
   size_t parts_to_encode_ = 0;
   size_t operations_ = 0;  // under way
   std::optional<Error> error_;
+  bool asked_ = false;  // the user waits for wanted_
 
   // The user's: which tensors were told of in this step, and whether a step is open.
   std::vector<bool> told_;
   bool step_open_ = false;
   bool finish_told_ = false;
   bool broken_ = false;
+  uint64_t steps_over_ = 0;
+  Clock::time_point finish_told_at_;
+  double stalled_s_ = 0;                     // in this step
+  std::optional<Clock::time_point> stalls_;  // since then
+  std::vector<double> needed_;               // by tensor; below 0: not asked for
+  std::vector<uint32_t> wanted_;             // read by the thread until it answers
+  std::vector<uint32_t> buffer_of_part_;     // by the plan
 
+  // Of each buffer the last step in which it arrived: written by the thread, read by the user.
+  std::vector<std::atomic<uint64_t>> arrived_in_;
   base::BoundedQueue<Event> events_;
   base::BoundedQueue<Result<StepReport>> outcomes_{1};
+  base::BoundedQueue<bool> answers_{1};
   base::BoundedQueue<bool> tasks_done_{1};
   base::Thread thread_;
 };

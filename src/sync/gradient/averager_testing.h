@@ -112,6 +112,8 @@ inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
     plan.buffers.push_back(std::move(buffer));
     first += count;
   }
+  const uint64_t reversed = rng.below(plan.buffers.size() + 1);
+  if (reversed != 1) plan.reversed = static_cast<uint32_t>(reversed);
   return plan;
 }
 

@@ -20,7 +20,7 @@ using codec::Point;
 using codec::store_little;
 using codec::ValueKind;
 
-constexpr size_t kHeaderBytes = 16;
+constexpr size_t kHeaderBytes = 20;
 constexpr size_t kBufferBytes = 8;
 constexpr size_t kPointBytes = 24;
 constexpr size_t kCrcBytes = 4;
@@ -83,6 +83,10 @@ std::optional<std::string> plan_fault(const FusionPlan& plan, const Layout& layo
     next += plan.buffers[b].parts;
   }
   if (next != parts) return "part " + std::to_string(next) + " stands in no buffer";
+  if (plan.reversed == 1 || plan.reversed > plan.buffers.size()) {
+    return std::to_string(plan.reversed) + " reversed buffers of " +
+           std::to_string(plan.buffers.size());
+  }
   return std::nullopt;
 }
 
@@ -96,13 +100,16 @@ void store_point(const PartPlan& part, std::byte* to) {
   store_little(to + 8, std::bit_cast<uint64_t>(part.second.density));
   store_little(to + 16, static_cast<uint8_t>(part.first.values));
   store_little(to + 17, static_cast<uint8_t>(part.second.values));
+  store_little(to + 18,
+               static_cast<uint8_t>((part.first.by_row ? 1 : 0) | (part.second.by_row ? 2 : 0)));
 }
 
 PartPlan load_point(const std::byte* from) {
+  const auto by_row = load_little<uint8_t>(from + 18);
   return {{std::bit_cast<double>(load_little<uint64_t>(from + 0)),
-           static_cast<ValueKind>(load_little<uint8_t>(from + 16))},
+           static_cast<ValueKind>(load_little<uint8_t>(from + 16)), (by_row & 1) != 0},
           {std::bit_cast<double>(load_little<uint64_t>(from + 8)),
-           static_cast<ValueKind>(load_little<uint8_t>(from + 17))}};
+           static_cast<ValueKind>(load_little<uint8_t>(from + 17)), (by_row & 2) != 0}};
 }
 
 bool all_zero(Bytes bytes) {
@@ -155,7 +162,7 @@ std::optional<std::string> take_buffer(Bytes& rest, uint64_t first_part, BufferP
   buffer.points.reserve(buffer.parts);
   for (uint32_t i = 0; i < buffer.parts; ++i) {
     buffer.points.push_back(load_point(rest.data()));
-    if (!all_zero(rest.subspan(18, 6)))
+    if (load_little<uint8_t>(rest.data() + 18) > 3 || !all_zero(rest.subspan(19, 5)))
       return "part " + std::to_string(first_part + i) + ": reserved bytes are not 0";
     rest = rest.subspan(kPointBytes);
   }
@@ -196,6 +203,7 @@ std::vector<std::byte> serialise(const FusionPlan& plan, const Layout& layout) {
   store_little(out.data() + 6, static_cast<uint16_t>(layout.ranks()));
   store_little(out.data() + 8, static_cast<uint32_t>(layout.parts().size()));
   store_little(out.data() + 12, static_cast<uint32_t>(plan.buffers.size()));
+  store_little(out.data() + 16, plan.reversed);
   std::byte* at = out.data() + kHeaderBytes;
   for (const BufferPlan& buffer : plan.buffers) {
     store_little(at, buffer.parts);
@@ -216,6 +224,7 @@ Result<FusionPlan> parse_fusion_plan(Bytes bytes, const Layout& layout) {
   Bytes rest = bytes.subspan(kHeaderBytes, bytes.size() - kHeaderBytes - kCrcBytes);
   FusionPlan plan;
   plan.buffers.reserve(buffers);
+  plan.reversed = load_little<uint32_t>(bytes.data() + 16);
   uint64_t next = 0;
   for (uint32_t b = 0; b < buffers; ++b) {
     BufferPlan& buffer = plan.buffers.emplace_back();
@@ -226,6 +235,12 @@ Result<FusionPlan> parse_fusion_plan(Bytes bytes, const Layout& layout) {
   if (!rest.empty()) return corrupt(std::to_string(rest.size()) + " bytes behind the last buffer");
   if (auto fault = plan_fault(plan, layout)) return corrupt(*fault);
   return plan;
+}
+
+uint32_t buffer_at(const FusionPlan& plan, uint32_t turn) {
+  const auto all = static_cast<uint32_t>(plan.buffers.size());
+  const uint32_t in_order = all - plan.reversed;
+  return turn < in_order ? turn : all - 1 - (turn - in_order);
 }
 
 uint64_t hash_of(Bytes serialised) {
@@ -244,10 +259,13 @@ FusionPlan uniform_plan(const UniformPlan& wanted, const Layout& layout) {
     if (!open)
       plan.buffers.push_back({.first_part = p, .parts = 0, .path = wanted.path, .points = {}});
     BufferPlan& buffer = plan.buffers.back();
-    const uint64_t elements = layout.parts()[p].range.elements;
+    const PartLayout& part = layout.parts()[p];
+    const uint64_t elements = part.range.elements;
+    const bool one_row = layout.tensors()[part.tensor].shape.rows == 1;
     ++buffer.parts;
     if (wanted.path != Path::all_reduce) {
-      const Point point = elements <= wanted.small_elements ? small : wanted.point;
+      const bool whole = elements <= wanted.small_elements || (wanted.point.by_row && one_row);
+      const Point point = whole ? small : wanted.point;
       buffer.points.push_back({point, wanted.path == Path::split ? point : kNoSecondLeg});
     }
     bytes = (open ? bytes : 0) + elements * sizeof(float);

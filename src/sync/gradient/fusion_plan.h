@@ -33,11 +33,12 @@ struct BufferPlan {
 
 struct FusionPlan {
   std::vector<BufferPlan> buffers;
+  uint32_t reversed = 0;  // so many of the last take their turns in the opposite order; never 1
   friend bool operator==(const FusionPlan&, const FusionPlan&) = default;
 };
 
 inline constexpr uint32_t kFusionPlanMagic = 0x4C504353;  // "SCPL" in memory
-inline constexpr uint16_t kFusionPlanVersion = 1;
+inline constexpr uint16_t kFusionPlanVersion = 2;
 
 // Whether the plan obeys the rules of the document for this layout; the error names buffer and
 // part.
@@ -46,6 +47,8 @@ inline constexpr uint16_t kFusionPlanVersion = 1;
 // Checks everything, validate() included. ErrorCode::corrupt, unsupported (version), mismatch
 // (ranks or parts of another layout).
 [[nodiscard]] Result<FusionPlan> parse_fusion_plan(Bytes bytes, const Layout& layout);
+// The buffer whose turn it is, `turn` counted from 0.
+[[nodiscard]] uint32_t buffer_at(const FusionPlan& plan, uint32_t turn);
 // What ranks compare.
 [[nodiscard]] uint64_t hash_of(Bytes serialised);
 
@@ -57,7 +60,7 @@ struct UniformPlan {
   uint64_t buffer_bytes = uint64_t{25} << 20;
   uint64_t first_buffer_bytes = uint64_t{1} << 20;  // so that the first can go early
   // Parts of at most so many elements keep density 1 (values of at least bf16): below, positions
-  // and headers cost more than they save.
+  // and headers cost more than they save. By row, so do tensors of one row.
   uint64_t small_elements = 2048;
 };
 [[nodiscard]] FusionPlan uniform_plan(const UniformPlan& wanted, const Layout& layout);

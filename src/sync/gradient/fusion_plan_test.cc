@@ -65,26 +65,27 @@ PlanBytes bytes_of_text(const char* text) {
 
 constexpr const char* kExample = R"(
 000  53 43 50 4C              magic, "SCPL"
-004  01 00                    version
+004  02 00                    version
 006  04 00                    ranks
 008  05 00 00 00              parts
 012  03 00 00 00              buffers
-016  02 00 00 00              buffer 0: parts 0 and 1
-020  01 00 00 00              path, split
-024  00 00 00 00 00 00 F0 3F  part 0: first density, 1
-032  00 00 00 00 00 00 F0 3F  second density, 1
-040  01 01 00 00 00 00 00 00  values: bf16, bf16
-048  00 00 00 00 00 00 D0 3F  part 1: first density, 0.25
-056  00 00 00 00 00 00 F0 3F  second density, 1
-064  01 04 00 00 00 00 00 00  values: bf16, q4
-072  02 00 00 00              buffer 1: parts 2 and 3
-076  00 00 00 00              path, all_reduce: no points
-080  01 00 00 00              buffer 2: part 4
-084  02 00 00 00              path, gather
-088  00 00 00 00 00 00 E0 3F  part 4: first density, 0.5
-096  00 00 00 00 00 00 F0 3F  second density, 1: there is no second leg
-104  00 00 00 00 00 00 00 00  values: f32, f32
-112  C4 AB 9C 4A              crc
+016  00 00 00 00              reversed: none
+020  02 00 00 00              buffer 0: parts 0 and 1
+024  01 00 00 00              path, split
+028  00 00 00 00 00 00 F0 3F  part 0: first density, 1
+036  00 00 00 00 00 00 F0 3F  second density, 1
+044  01 01 00 00 00 00 00 00  values: bf16, bf16
+052  00 00 00 00 00 00 D0 3F  part 1: first density, 0.25
+060  00 00 00 00 00 00 F0 3F  second density, 1
+068  01 04 00 00 00 00 00 00  values: bf16, q4
+076  02 00 00 00              buffer 1: parts 2 and 3
+080  00 00 00 00              path, all_reduce: no points
+084  01 00 00 00              buffer 2: part 4
+088  02 00 00 00              path, gather
+092  00 00 00 00 00 00 E0 3F  part 4: first density, 0.5
+100  00 00 00 00 00 00 F0 3F  second density, 1: there is no second leg
+108  00 00 00 00 00 00 00 00  values: f32, f32
+116  2F 30 B3 57              crc
 )";
 
 TEST(FusionPlan, ExampleOfTheDocument) {
@@ -93,8 +94,8 @@ TEST(FusionPlan, ExampleOfTheDocument) {
   const auto parsed = parse_fusion_plan(bytes, example_layout());
   ASSERT_TRUE(parsed.ok()) << parsed.error().to_string();
   EXPECT_EQ(parsed.value(), example_plan());
-  EXPECT_EQ(hash_of(bytes) >> 32, 116u);
-  EXPECT_EQ(hash_of(bytes) & 0xFFFFFFFF, base::crc32c(Bytes(bytes).first(112)));
+  EXPECT_EQ(hash_of(bytes) >> 32, 120u);
+  EXPECT_EQ(hash_of(bytes) & 0xFFFFFFFF, base::crc32c(Bytes(bytes).first(116)));
 }
 
 TEST(FusionPlan, IsParsedAsSerialised) {
@@ -188,21 +189,26 @@ TEST(FusionPlan, ParsingNamesWhatIsWrong) {
     return bytes;
   };
   expect_refused(changed(0, 0), layout, ErrorCode::corrupt, "SCPL");
-  expect_refused(changed(4, 2), layout, ErrorCode::unsupported, "version 2, this build reads 1");
+  expect_refused(changed(4, 1), layout, ErrorCode::unsupported, "version 1, this build reads 2");
   expect_refused(changed(6, 3), layout, ErrorCode::mismatch, "for 3 ranks and 5 parts");
   expect_refused(changed(8, 6), layout, ErrorCode::mismatch, "the layout has 4 and 5");
   expect_refused(changed(12, 2), layout, ErrorCode::corrupt, "32 bytes behind the last buffer");
   expect_refused(changed(12, 4), layout, ErrorCode::corrupt, "buffer 3: it ends");
-  expect_refused(changed(16, 1), layout, ErrorCode::corrupt, "buffer 1");
-  expect_refused(changed(20, 9), layout, ErrorCode::corrupt, "buffer 0: no such path: 9");
-  expect_refused(changed(21, 1), layout, ErrorCode::corrupt, "buffer 0: reserved");
+  expect_refused(changed(16, 1), layout, ErrorCode::corrupt, "1 reversed buffers of 3");
+  expect_refused(changed(16, 4), layout, ErrorCode::corrupt, "4 reversed buffers of 3");
+  expect_refused(changed(20, 1), layout, ErrorCode::corrupt, "buffer 1");
+  expect_refused(changed(24, 9), layout, ErrorCode::corrupt, "buffer 0: no such path: 9");
+  expect_refused(changed(25, 1), layout, ErrorCode::corrupt, "buffer 0: reserved");
+  expect_refused(changed(51, 1), layout, ErrorCode::corrupt, "buffer 0: part 0: reserved");
+  expect_refused(changed(35, 0x40), layout, ErrorCode::corrupt, "buffer 0: part 0: first leg");
+  expect_refused(changed(69, 8), layout, ErrorCode::corrupt, "part 1: second leg: no such kind");
+  expect_refused(changed(76, 0), layout, ErrorCode::corrupt, "buffer 1: it has no parts");
+  expect_refused(changed(76, 1), layout, ErrorCode::corrupt, "part 4 stands in no buffer");
+  expect_refused(changed(76, 4), layout, ErrorCode::corrupt, "buffer 1: it has 4 parts");
+  expect_refused(changed(109, 1), layout, ErrorCode::corrupt, "part 4: gather has no second leg");
+  expect_refused(changed(46, 4), layout, ErrorCode::corrupt, "buffer 0: part 0: reserved");
   expect_refused(changed(47, 1), layout, ErrorCode::corrupt, "buffer 0: part 0: reserved");
-  expect_refused(changed(31, 0x40), layout, ErrorCode::corrupt, "buffer 0: part 0: first leg");
-  expect_refused(changed(65, 8), layout, ErrorCode::corrupt, "part 1: second leg: no such kind");
-  expect_refused(changed(72, 0), layout, ErrorCode::corrupt, "buffer 1: it has no parts");
-  expect_refused(changed(72, 1), layout, ErrorCode::corrupt, "part 4 stands in no buffer");
-  expect_refused(changed(72, 4), layout, ErrorCode::corrupt, "buffer 1: it has 4 parts");
-  expect_refused(changed(105, 1), layout, ErrorCode::corrupt, "part 4: gather has no second leg");
+  expect_refused(changed(110, 2), layout, ErrorCode::corrupt, "part 4: gather has no second leg");
   PlanBytes flipped = good;
   flipped.back() ^= std::byte{1};
   EXPECT_EQ(parse_copy(flipped, layout).error().message, "plan: its checksum does not fit");
@@ -216,10 +222,10 @@ TEST(FusionPlan, HostileCountsAreRefusedBeforeTheyCostMemory) {
   codec::store_little(bytes.data() + 12, uint32_t{0xFFFFFFFF});
   expect_refused(bytes, layout, ErrorCode::corrupt, "4294967295 buffers are more than");
   codec::store_little(bytes.data() + 12, uint32_t{3});
-  codec::store_little(bytes.data() + 16, uint32_t{0xFFFFFFFF});
+  codec::store_little(bytes.data() + 20, uint32_t{0xFFFFFFFF});
   expect_refused(bytes, layout, ErrorCode::corrupt, "more points than bytes");
-  codec::store_little(bytes.data() + 16, uint32_t{2});
-  codec::store_little(bytes.data() + 72, uint32_t{0xFFFFFFFF});
+  codec::store_little(bytes.data() + 20, uint32_t{2});
+  codec::store_little(bytes.data() + 76, uint32_t{0xFFFFFFFF});
   expect_refused(bytes, layout, ErrorCode::corrupt, "buffer 1: it has 4294967295 parts");
   codec::store_little(bytes.data() + 8, uint32_t{0xFFFFFFFF});
   expect_refused(bytes, layout, ErrorCode::mismatch, "4294967295 parts");

@@ -25,7 +25,8 @@ inline Layout random_layout(base::Rng& rng, size_t tensors_max) {
 
 inline codec::Point random_point(base::Rng& rng) {
   const double density = rng.chance(0.3) ? 1.0 : 1 - rng.uniform();
-  return {density, static_cast<codec::ValueKind>(rng.below(codec::kValueKindCount))};
+  return {density, static_cast<codec::ValueKind>(rng.below(codec::kValueKindCount)),
+          rng.chance(0.2)};
 }
 
 inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
@@ -44,6 +45,8 @@ inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
     }
     plan.buffers.push_back(std::move(buffer));
   }
+  const uint64_t reversed = rng.below(plan.buffers.size() + 1);
+  if (reversed != 1) plan.reversed = static_cast<uint32_t>(reversed);
   return plan;
 }
 

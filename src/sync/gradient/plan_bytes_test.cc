@@ -53,6 +53,16 @@ TEST(UniformPlan, SmallPartsStayDense) {
   }
 }
 
+TEST(UniformPlan, ByRowTensorsOfOneRowStayDense) {
+  const Layout layout = layout_of({{1, 5000}, {50, 100}, {2, 3}}, 2);
+  const Point wanted{0.01, ValueKind::q4, true};
+  const FusionPlan plan = uniform_plan({.path = Path::gather, .point = wanted}, layout);
+  const auto& points = plan.buffers[0].points;
+  EXPECT_EQ(points[0].first, (Point{1.0, ValueKind::bf16}));
+  EXPECT_EQ(points[1].first, wanted);
+  EXPECT_EQ(points[2].first, (Point{1.0, ValueKind::bf16}));
+}
+
 TEST(UniformPlan, ObeysTheRulesForAnyLayout) {
   constexpr uint64_t kSeed = 61;
   std::printf("seed %llu\n", static_cast<unsigned long long>(kSeed));

@@ -12,9 +12,12 @@ void StepCore::begin(const FusionPlan& plan) {
     buffers_[i].parts_left = plan.buffers[i].parts;
     buffer_of_.insert(buffer_of_.end(), plan.buffers[i].parts, i);
   }
+  turns_.resize(plan.buffers.size());
+  for (uint32_t turn = 0; turn < turns_.size(); ++turn) turns_[turn] = buffer_at(plan, turn);
   ready_.assign(buffer_of_.size(), false);
   next_first_ = 0;
   next_second_ = 0;
+  reversed_under_way_ = 0;
   buffers_left_ = static_cast<uint32_t>(buffers_.size());
 }
 
@@ -24,41 +27,55 @@ void StepCore::part_ready(uint32_t part) {
   buffers_[buffer_of_[part]].to_encode.push_back(part);
 }
 
+bool StepCore::may_begin() const {
+  if (next_first_ == turns_.size()) return false;
+  const uint32_t buffer = turns_[next_first_];
+  if (buffers_[buffer].state != State::waiting) return false;
+  return !is_reversed(buffer) || reversed_under_way_ < kCredit;
+}
+
 std::optional<StepCore::Job> StepCore::submission() {
-  if (next_first_ < buffers_.size() && buffers_[next_first_].state == State::waiting) {
-    buffers_[next_first_].state = State::first_leg;
-    return Job{Kind::begin_first, next_first_++, 0};
+  const size_t all = turns_.size();
+  if (may_begin()) {
+    const uint32_t buffer = turns_[next_first_++];
+    buffers_[buffer].state = State::first_leg;
+    if (is_reversed(buffer)) ++reversed_under_way_;
+    return Job{Kind::begin_first, buffer, 0};
   }
-  while (next_second_ < buffers_.size() && plan_->buffers[next_second_].path != Path::split) {
+  while (next_second_ < all && plan_->buffers[turns_[next_second_]].path != Path::split) {
     ++next_second_;
   }
-  if (next_second_ < buffers_.size() && buffers_[next_second_].state == State::returning) {
-    buffers_[next_second_].state = State::second_leg;
-    return Job{Kind::begin_second, next_second_++, 0};
+  if (next_second_ < all && buffers_[turns_[next_second_]].state == State::returning) {
+    const uint32_t buffer = turns_[next_second_++];
+    buffers_[buffer].state = State::second_leg;
+    return Job{Kind::begin_second, buffer, 0};
+  }
+  return std::nullopt;
+}
+
+std::optional<uint32_t> StepCore::earliest(State state) const {
+  for (const uint32_t buffer : turns_) {
+    if (buffers_[buffer].state == state) return buffer;
   }
   return std::nullopt;
 }
 
 std::optional<StepCore::Job> StepCore::next() {
   if (auto job = submission()) return job;
-  for (uint32_t i = 0; i < buffers_.size(); ++i) {
-    if (buffers_[i].state == State::to_add) {
-      buffers_[i].state = State::adding;
-      return Job{Kind::add, i, 0};
+  if (const auto buffer = earliest(State::to_add)) {
+    buffers_[*buffer].state = State::adding;
+    return Job{Kind::add, *buffer, 0};
+  }
+  for (const uint32_t buffer : turns_) {
+    if (!buffers_[buffer].to_encode.empty()) {
+      const uint32_t part = buffers_[buffer].to_encode.back();
+      buffers_[buffer].to_encode.pop_back();
+      return Job{Kind::encode, buffer, part};
     }
   }
-  for (uint32_t i = 0; i < buffers_.size(); ++i) {
-    if (!buffers_[i].to_encode.empty()) {
-      const uint32_t part = buffers_[i].to_encode.back();
-      buffers_[i].to_encode.pop_back();
-      return Job{Kind::encode, i, part};
-    }
-  }
-  for (uint32_t i = 0; i < buffers_.size(); ++i) {
-    if (buffers_[i].state == State::to_decode) {
-      buffers_[i].state = State::decoding;
-      return Job{Kind::decode, i, 0};
-    }
+  if (const auto buffer = earliest(State::to_decode)) {
+    buffers_[*buffer].state = State::decoding;
+    return Job{Kind::decode, *buffer, 0};
   }
   return std::nullopt;
 }
@@ -73,12 +90,12 @@ void StepCore::finished(const Job& job) {
       return;
     case Kind::begin_first:
       SCANT_CHECK(buffer.state == State::first_leg);
-      if (path == Path::all_reduce) return finish_buffer(buffer);
+      if (path == Path::all_reduce) return finish_buffer(job.buffer);
       buffer.state = State::to_add;
       return;
     case Kind::add:
       SCANT_CHECK(buffer.state == State::adding);
-      if (path == Path::gather) return finish_buffer(buffer);
+      if (path == Path::gather) return finish_buffer(job.buffer);
       buffer.state = State::returning;
       return;
     case Kind::begin_second:
@@ -87,12 +104,13 @@ void StepCore::finished(const Job& job) {
       return;
     case Kind::decode:
       SCANT_CHECK(buffer.state == State::decoding);
-      return finish_buffer(buffer);
+      return finish_buffer(job.buffer);
   }
 }
 
-void StepCore::finish_buffer(Buffer& buffer) {
-  buffer.state = State::done;
+void StepCore::finish_buffer(uint32_t buffer) {
+  buffers_[buffer].state = State::done;
+  if (is_reversed(buffer)) --reversed_under_way_;
   --buffers_left_;
 }
 

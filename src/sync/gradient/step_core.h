@@ -14,8 +14,8 @@ namespace scant::sync {
 class StepCore {
  public:
   enum class Kind : uint8_t {
-    begin_first,   // submit the first leg of a buffer, after those of all buffers before it
-    begin_second,  // submit the second leg, after those of all split buffers before it
+    begin_first,   // submit the first leg of a buffer, after those of all whose turn is before
+    begin_second,  // submit the second leg, after those of all split buffers whose turn is before
     add,           // add the records of all ranks; split: and encode the averages
     encode,        // a part: into records; all_reduce: nothing but the residual, into the arena
     decode,        // the owners' records, into the arena
@@ -27,6 +27,9 @@ class StepCore {
     friend bool operator==(const Job&, const Job&) = default;
   };
 
+  // Reversed buffers that are under way at a time: what is urgent waits for no more than this.
+  static constexpr uint32_t kCredit = 2;
+
   // The plan is valid and outlives the steps that use it.
   void begin(const FusionPlan& plan);
 
@@ -37,6 +40,9 @@ class StepCore {
   void finished(const Job& job);
 
   [[nodiscard]] bool done() const { return buffers_left_ == 0; }
+  [[nodiscard]] bool is_done(uint32_t buffer) const {
+    return buffers_[buffer].state == State::done;
+  }
   [[nodiscard]] bool is_ready(uint32_t part) const { return ready_[part]; }
   [[nodiscard]] uint32_t buffer_of(uint32_t part) const { return buffer_of_[part]; }
 
@@ -60,14 +66,21 @@ class StepCore {
   };
 
   [[nodiscard]] std::optional<Job> submission();
-  void finish_buffer(Buffer& buffer);
+  [[nodiscard]] bool may_begin() const;
+  [[nodiscard]] bool is_reversed(uint32_t buffer) const {
+    return buffer >= buffers_.size() - plan_->reversed;
+  }
+  [[nodiscard]] std::optional<uint32_t> earliest(State state) const;
+  void finish_buffer(uint32_t buffer);
 
   const FusionPlan* plan_ = nullptr;
   std::vector<Buffer> buffers_;
+  std::vector<uint32_t> turns_;      // buffers, in the order of their turns
   std::vector<uint32_t> buffer_of_;  // by part
   std::vector<bool> ready_;          // by part
-  uint32_t next_first_ = 0;          // buffer whose first leg is the next to begin
-  uint32_t next_second_ = 0;         // the same of second legs; points at split buffers only
+  uint32_t next_first_ = 0;          // turn of the buffer whose first leg is the next to begin
+  uint32_t next_second_ = 0;         // the same of second legs; of split buffers only
+  uint32_t reversed_under_way_ = 0;
   uint32_t buffers_left_ = 0;
 };
 

@@ -81,6 +81,40 @@ TEST(StepCore, LegsBeginInTheOrderOfThePlanWhateverIsReadyFirst) {
   EXPECT_EQ(seconds[1], (StepCore::Job{Kind::begin_second, 2, 0}));
 }
 
+TEST(StepCore, TheLastBuffersTakeTheirTurnsInTheOppositeOrderTwoAtATime) {
+  FusionPlan plan = plan_of(
+      {{Path::split, 1}, {Path::split, 1}, {Path::all_reduce, 1}, {Path::split, 1}});
+  plan.reversed = 3;
+  const std::vector<uint32_t> turns = {0, 3, 2, 1};
+  for (uint32_t turn = 0; turn < 4; ++turn) EXPECT_EQ(buffer_at(plan, turn), turns[turn]);
+  StepCore core;
+  core.begin(plan);
+  for (uint32_t part = 0; part < 4; ++part) core.part_ready(part);
+  for (const uint32_t buffer : turns) {  // encoded in turn, too
+    const auto job = core.next();
+    ASSERT_EQ(job, (StepCore::Job{Kind::encode, buffer, buffer}));
+    core.finished(*job);
+    if (buffer != 1) {
+      ASSERT_EQ(core.next(), (StepCore::Job{Kind::begin_first, buffer, 0}));
+    }
+  }
+  EXPECT_FALSE(core.next());  // 3 and 2 are under way: 1 waits for one of them
+  core.finished({Kind::begin_first, 3, 0});
+  ASSERT_EQ(core.next(), (StepCore::Job{Kind::add, 3, 0}));
+  core.finished({Kind::add, 3, 0});
+  EXPECT_FALSE(core.next());  // nor is 3 over: its second leg waits for that of 0
+  core.finished({Kind::begin_first, 2, 0});
+  EXPECT_TRUE(core.is_done(2));
+  ASSERT_EQ(core.next(), (StepCore::Job{Kind::begin_first, 1, 0}));
+  core.finished({Kind::begin_first, 0, 0});
+  core.finished(*core.next());  // add
+  ASSERT_EQ(core.next(), (StepCore::Job{Kind::begin_second, 0, 0}));
+  ASSERT_EQ(core.next(), (StepCore::Job{Kind::begin_second, 3, 0}));
+  core.finished({Kind::begin_first, 1, 0});
+  core.finished(*core.next());
+  ASSERT_EQ(core.next(), (StepCore::Job{Kind::begin_second, 1, 0}));
+}
+
 TEST(StepCore, AddingComesBeforeEncodingAndThatBeforeDecoding) {
   const FusionPlan plan = plan_of({{Path::split, 1}, {Path::gather, 1}, {Path::split, 1}});
   StepCore core;
@@ -116,7 +150,9 @@ TEST(StepCore, AnyOrderOfEventsGivesTheSameOrderOfOperations) {
       count = 1 + static_cast<uint32_t>(rng.below(4));
       parts += count;
     }
-    const FusionPlan plan = plan_of(buffers);
+    FusionPlan plan = plan_of(buffers);
+    const uint64_t reversed = rng.below(buffers.size() + 1);
+    plan.reversed = reversed == 1 ? 0 : static_cast<uint32_t>(reversed);
     std::map<Kind, std::vector<uint32_t>> orders[2];
     for (auto& order : orders) {
       StepCore core;
@@ -149,7 +185,7 @@ TEST(StepCore, AnyOrderOfEventsGivesTheSameOrderOfOperations) {
     EXPECT_EQ(orders[0][Kind::begin_first], orders[1][Kind::begin_first]);
     EXPECT_EQ(orders[0][Kind::begin_second], orders[1][Kind::begin_second]);
     for (uint32_t i = 0; i < buffers.size(); ++i) {
-      EXPECT_EQ(orders[0][Kind::begin_first][i], i);
+      EXPECT_EQ(orders[0][Kind::begin_first][i], buffer_at(plan, i));
     }
   }
 }

@@ -13,12 +13,12 @@ namespace {
 using codec::load_little;
 using codec::store_little;
 
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
 constexpr uint16_t kWithCurves = 1;
 constexpr size_t kHeaderBytes = 24;
 constexpr size_t kCrcBytes = 4;
 // A plan with a buffer and two points for each part.
-constexpr size_t kPlanBytes = 20;
+constexpr size_t kPlanBytes = 24;
 constexpr size_t kPlanPartBytes = 8 + 24;
 
 constexpr uint32_t kSoundingMost = 64 << 20;

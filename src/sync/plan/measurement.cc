@@ -16,7 +16,7 @@ using codec::load_little;
 using codec::store_little;
 
 constexpr size_t kHeaderBytes = 16;
-constexpr size_t kScalars = 12;
+constexpr size_t kScalars = 13;
 constexpr size_t kSoundings = 7;
 
 double median(std::vector<double> values) {
@@ -39,10 +39,8 @@ double work_of(const StepReport& report) {
   return report.encode_s + report.add_s + report.decode_s;
 }
 
-// As the prediction has it: evenly spread up to the last buffer's end.
 double overlapped_work(const StepReport& report) {
-  const double end = report.backward_s + report.exposed_s;
-  return work_of(report) * (end > 0 ? std::min(1.0, report.backward_s / end) : 1);
+  return work_of(report) * beside_computing(report.end_s, report.exposed_s);
 }
 
 struct Fidelity {
@@ -91,6 +89,7 @@ struct Field {
 constexpr Field<Measurement> kScalarFields[kScalars] = {
     {&Measurement::steps, kCountMost},        {&Measurement::step_s, kSecondsMost},
     {&Measurement::backward_s, kSecondsMost}, {&Measurement::exposed_s, kSecondsMost},
+    {&Measurement::end_s, kSecondsMost},
     {&Measurement::encode_s, kSecondsMost},   {&Measurement::add_s, kSecondsMost},
     {&Measurement::decode_s, kSecondsMost},   {&Measurement::overlapped_work_s, kSecondsMost},
     {&Measurement::sent_bytes, kBytesMost},   {&Measurement::nonfinite, kCountMost},
@@ -141,10 +140,12 @@ Measurement Profiler::finish() const {
   Measurement out;
   const size_t parts = layout_.parts().size();
   out.ready_s.assign(parts, 0);
+  out.needed_s.assign(parts, 0);
   out.steps = static_cast<double>(reports_.size());
   if (reports_.empty()) return out;
   out.backward_s = median_of(reports_, [](const StepReport& r) { return r.backward_s; });
   out.exposed_s = median_of(reports_, [](const StepReport& r) { return r.exposed_s; });
+  out.end_s = median_of(reports_, [](const StepReport& r) { return r.end_s; });
   out.step_s = step_s_.empty() ? out.backward_s + out.exposed_s : median(step_s_);
   out.encode_s = median_of(reports_, [](const StepReport& r) { return r.encode_s; });
   out.add_s = median_of(reports_, [](const StepReport& r) { return r.add_s; });
@@ -158,6 +159,7 @@ Measurement Profiler::finish() const {
   out.residual = fidelity.residual;
   for (size_t p = 0; p < parts; ++p) {
     out.ready_s[p] = median_of(reports_, [p](const StepReport& r) { return r.parts[p].ready; });
+    out.needed_s[p] = median_of(reports_, [p](const StepReport& r) { return r.parts[p].needed; });
   }
   out.curves = reports_.back().curves;
   for (codec::Curve& curve : out.curves) {
@@ -171,7 +173,7 @@ Measurement Profiler::finish() const {
 
 size_t measurement_bytes(size_t parts, bool curves) {
   const size_t curve = curves ? 1 + codec::default_points().size() : 0;
-  const size_t doubles = kScalars + kSoundings + parts + parts * curve;
+  const size_t doubles = kScalars + kSoundings + 2 * parts + parts * curve;
   return kHeaderBytes + doubles * sizeof(double) + sizeof(uint32_t);
 }
 
@@ -188,7 +190,9 @@ void write_measurement(const Measurement& measurement, MutableBytes to) {
   std::byte* at = to.data() + kHeaderBytes;
   for (const auto& one : kScalarFields) put(at, measurement.*one.field);
   for (const auto& one : kSoundingFields) put(at, measurement.sounding.*one.field);
+  SCANT_CHECK(measurement.needed_s.size() == parts);
   for (const double ready : measurement.ready_s) put(at, ready);
+  for (const double needed : measurement.needed_s) put(at, needed);
   for (const codec::Curve& curve : measurement.curves) {
     put(at, curve.energy);
     for (size_t i = 0; i < points; ++i)
@@ -222,6 +226,7 @@ Result<Measurement> read_measurement(Bytes from, const Layout& layout, bool curv
     out.sounding.*one.field = numbers.take(0, one.most);
   }
   for (size_t p = 0; p < parts; ++p) out.ready_s.push_back(numbers.take(0, kSecondsMost));
+  for (size_t p = 0; p < parts; ++p) out.needed_s.push_back(numbers.take(0, kSecondsMost));
   for (size_t p = 0; p < (curves ? parts : 0); ++p) {
     codec::Curve& curve = out.curves.emplace_back();
     curve.energy = numbers.take(0, kEnergyMost);

@@ -20,16 +20,18 @@ struct Measurement {
   double step_s = 0;
   double backward_s = 0;
   double exposed_s = 0;
+  double end_s = 0;
   double encode_s = 0;
   double add_s = 0;
   double decode_s = 0;
-  double overlapped_work_s = 0;  // before the end of backward
+  double overlapped_work_s = 0;  // beside computing
   double sent_bytes = 0;
   double nonfinite = 0;         // of all steps together
   double kept = 1;              // of the worker's leg, by elements; 1 by plans of all_reduce alone
   double residual = 0;          // norm of the residual / norm of the gradient
   SoundingTimes sounding;       // after its last step
   std::vector<double> ready_s;  // by part
+  std::vector<double> needed_s;
   std::vector<codec::Curve> curves = {};  // by part, at codec::default_points(); or none
 };
 
@@ -51,7 +53,7 @@ class Profiler {
 };
 
 inline constexpr uint32_t kMeasurementMagic = 0x4D504353;  // "SCPM" in memory
-inline constexpr uint16_t kMeasurementVersion = 2;
+inline constexpr uint16_t kMeasurementVersion = 3;
 
 // All ranks' are equally long for one layout, with curves and without.
 [[nodiscard]] size_t measurement_bytes(size_t parts, bool curves);

@@ -25,9 +25,11 @@ Error invalid(std::string message) {
   return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
 }
 
-std::string in_buffers(const char* what, size_t count) {
-  char text[96];
-  std::snprintf(text, sizeof text, "%s in %zu buffer%s", what, count, count == 1 ? "" : "s");
+std::string in_buffers(const char* what, const FusionPlan& plan) {
+  const size_t count = plan.buffers.size();
+  char text[128];
+  std::snprintf(text, sizeof text, "%s in %zu buffer%s%s", what, count, count == 1 ? "" : "s",
+                plan.reversed > 0 ? ", the last ones first" : "");
   return text;
 }
 
@@ -134,13 +136,31 @@ double kept_by(const FusionPlan& plan, std::span<const codec::Curve> even) {
   return elements > 0 ? kept / elements : 1;
 }
 
+std::string text_of(const FusionPlan& plan, const Layout& layout) {
+  if (is_plain(plan)) return in_buffers("plain", plan);
+  double bytes = 0;
+  for (const BufferPlan& buffer : plan.buffers) {
+    for (uint32_t i = 0; i < buffer.parts; ++i) {
+      const uint64_t n = layout.parts()[buffer.first_part + i].range.elements;
+      bytes += buffer.path == Path::all_reduce
+                   ? 4.0 * static_cast<double>(n)
+                   : codec::expected_record_bytes(n, buffer.points[i].first);
+    }
+  }
+  char what[48];
+  std::snprintf(what, sizeof what, "%.3g bytes an element",
+                bytes / static_cast<double>(layout.elements()));
+  return in_buffers(what, plan);
+}
+
 class Ranking {
  public:
   Ranking(const Layout& layout, const Profile& profile, std::span<const codec::Curve> even,
           const PlannerOptions& options)
       : layout_(layout), profile_(profile), even_(even), options_(options) {}
 
-  [[nodiscard]] Candidate weigh(FusionPlan plan, std::string text) const {
+  [[nodiscard]] Candidate weigh(FusionPlan plan) const {
+    std::string text = text_of(plan, layout_);
     Candidate candidate{std::move(plan), std::move(text), {}, 1, 0, false};
     candidate.kept = kept_by(candidate.plan, even_);
     Prediction& prediction = candidate.prediction;
@@ -155,9 +175,31 @@ class Ranking {
     candidate.worth = progress(candidate.kept) / prediction.step_s;
     return candidate;
   }
-  void look_at(FusionPlan plan, std::string text) {
-    Candidate candidate = weigh(std::move(plan), std::move(text));
+  void look_at(FusionPlan plan) {
+    Candidate candidate = weigh(std::move(plan));
     if (candidate.kept >= options_.fidelity_min) candidates_.push_back(std::move(candidate));
+  }
+  // In order too, where the next forward does not wait for everything at once: what is left to send
+  // after backward may then go in the order in which forward needs it.
+  void look_at_orders(FusionPlan plan) {
+    const bool one_by_one = std::ranges::any_of(profile_.needed_s, [](double s) { return s > 0; });
+    const auto all = static_cast<uint32_t>(plan.buffers.size());
+    FusionPlan turned = plan;
+    if (one_by_one) {
+      // From those that have not begun by the end of backward on, as long as more are better.
+      const Prediction in_order = predict(plan, layout_, profile_);
+      double best_s = in_order.step_s;
+      FusionPlan more = plan;
+      more.reversed = std::max(2u, all - std::min(all, in_order.begun_in_backward));
+      for (; more.reversed <= all; ++more.reversed) {
+        const double step_s = predict(more, layout_, profile_).step_s;
+        if (step_s >= best_s) break;
+        best_s = step_s;
+        turned.reversed = more.reversed;
+      }
+    }
+    if (turned.reversed > 0) look_at(std::move(turned));
+    look_at(std::move(plan));
   }
 
   // The most worth first; of those nearly equal to the best, the one that keeps most leads, and of
@@ -184,24 +226,6 @@ class Ranking {
   const PlannerOptions& options_;
   std::vector<Candidate> candidates_;
 };
-
-std::string text_of(const FusionPlan& plan, const Layout& layout) {
-  const size_t buffers = plan.buffers.size();
-  if (is_plain(plan)) return in_buffers("plain", buffers);
-  double bytes = 0;
-  for (const BufferPlan& buffer : plan.buffers) {
-    for (uint32_t i = 0; i < buffer.parts; ++i) {
-      const uint64_t n = layout.parts()[buffer.first_part + i].range.elements;
-      bytes += buffer.path == Path::all_reduce
-                   ? 4.0 * static_cast<double>(n)
-                   : codec::expected_record_bytes(n, buffer.points[i].first);
-    }
-  }
-  char what[48];
-  std::snprintf(what, sizeof what, "%.3g bytes an element",
-                bytes / static_cast<double>(layout.elements()));
-  return in_buffers(what, buffers);
-}
 
 }  // namespace
 
@@ -235,8 +259,7 @@ bool is_plain(const FusionPlan& plan) {
 Candidate weigh(FusionPlan plan, const Layout& layout, const Profile& profile,
                 std::span<const codec::Curve> curves, const PlannerOptions& options) {
   const std::vector<codec::Curve> even = by_elements(curves, layout);
-  std::string text = text_of(plan, layout);
-  return Ranking(layout, profile, even, options).weigh(std::move(plan), std::move(text));
+  return Ranking(layout, profile, even, options).weigh(std::move(plan));
 }
 
 Result<std::vector<Candidate>> rank_plans(const Layout& layout, const Profile& profile,
@@ -247,16 +270,12 @@ Result<std::vector<Candidate>> rank_plans(const Layout& layout, const Profile& p
   if (!curves.empty() && curves.size() != parts) return invalid("curves: one a part is needed");
   const std::vector<codec::Curve> even = by_elements(curves, layout);
   Ranking ranking(layout, profile, even, options);
-  const auto look_at = [&](FusionPlan plan) {
-    std::string text = text_of(plan, layout);
-    ranking.look_at(std::move(plan), std::move(text));
-  };
   for (const size_t buffers : kBufferCounts) {
-    if (buffers <= parts) look_at(plain_plan(layout, buffers));
+    if (buffers <= parts) ranking.look_at_orders(plain_plan(layout, buffers));
   }
   if (even.empty()) return std::move(ranking).ranked();
   for (const TriedPlan& one : options.tried) {
-    if (!is_plain(one.plan)) look_at(one.plan);
+    if (!is_plain(one.plan)) ranking.look_at(one.plan);
   }
   const auto elements = static_cast<double>(layout.elements());
   std::vector<size_t> before;
@@ -268,7 +287,7 @@ Result<std::vector<Candidate>> rank_plans(const Layout& layout, const Profile& p
     std::vector<codec::Point> points;
     for (size_t p = 0; p < parts; ++p) points.push_back(even[p].points[before[p]].point);
     for (const size_t buffers : kBufferCounts) {
-      if (buffers <= parts) look_at(split_plan(layout, points, buffers));
+      if (buffers <= parts) ranking.look_at_orders(split_plan(layout, points, buffers));
     }
   }
   return std::move(ranking).ranked();

@@ -91,6 +91,66 @@ TEST(Predict, MessagesTakeOfTheCores) {
   EXPECT_NEAR(four.backward_s, 0.2 + four.sending_s, 1e-4);
 }
 
+// Forward, of 0.1 s, needs the parts that backward made last first.
+Profile needed_in_forward(Profile profile) {
+  const size_t parts = profile.ready_s.size();
+  for (size_t p = 0; p < parts; ++p) {
+    profile.needed_s.push_back(0.1 * static_cast<double>(parts - 1 - p) /
+                               static_cast<double>(parts));
+  }
+  return profile;
+}
+
+TEST(Predict, WhatForwardNeedsLaterMayComeLater) {
+  const Layout layout = layout_of({1'000'000, 1'000'000});
+  const Profile at_once = free_work(layout, 0.2, 1e8);
+  Profile later = at_once;
+  later.needed_s = {0, 0};
+  const FusionPlan two = plain(layout, 4'000'000);
+  EXPECT_DOUBLE_EQ(predict(two, layout, later).step_s, predict(two, layout, at_once).step_s);
+  // The second ends 60.6 ms after backward.
+  later.needed_s = {0, 0.05};
+  EXPECT_NEAR(predict(two, layout, later).exposed_s, 0.0106, 1e-9);
+  later.needed_s = {0, 0.07};
+  EXPECT_DOUBLE_EQ(predict(two, layout, later).exposed_s, 0);
+  // Not before its buffer's end, though the part is the first of it.
+  const FusionPlan one = plain(layout, 1 << 30);
+  later.needed_s = {0.02, 0.1};
+  EXPECT_NEAR(predict(one, layout, later).exposed_s, 0.1206 - 0.02, 1e-9);
+}
+
+TEST(Predict, TheLastFirstHidesMoreUnderForward) {
+  const Layout layout = layout_of(std::vector<uint64_t>(8, 500'000));
+  const Profile profile = needed_in_forward(free_work(layout, 0.2, 6e7));
+  FusionPlan plan = plain(layout, 2'000'000);
+  ASSERT_EQ(plan.buffers.size(), 8u);
+  const Prediction in_order = predict(plan, layout, profile);
+  // Eight buffers of 50 ms each, ready every 25 ms: the link begins four within backward.
+  EXPECT_EQ(in_order.begun_in_backward, 4u);
+  plan.reversed = 4;
+  EXPECT_LT(predict(plan, layout, profile).exposed_s, in_order.exposed_s - 0.03);
+}
+
+TEST(RankPlans, TurnsTheOrderWhereForwardWaitsForOnePartAfterTheOther) {
+  base::Rng rng(8);
+  for (int i = 0; i < 30; ++i) {
+    const Layout layout = layout_of(std::vector<uint64_t>(4 + rng.below(12), 300'000));
+    const Profile at_once = free_work(layout, 0.2, 1e7 * static_cast<double>(1 + rng.below(20)));
+    const Profile later = needed_in_forward(at_once);
+    const auto in_order = rank_plans(layout, at_once, {}, {});
+    for (const Candidate& one : in_order.value()) EXPECT_EQ(one.plan.reversed, 0u);
+    const auto ranked = rank_plans(layout, later, {}, {});
+    const Candidate& chosen = ranked.value().front();
+    ASSERT_TRUE(validate(chosen.plan, layout).ok());
+    double best = chosen.prediction.step_s;
+    FusionPlan other = chosen.plan;
+    for (other.reversed = 0; other.reversed <= other.buffers.size(); ++other.reversed) {
+      if (other.reversed != 1) best = std::min(best, predict(other, layout, later).step_s);
+    }
+    EXPECT_LE(chosen.prediction.step_s, 1.03 * best) << "round " << i;
+  }
+}
+
 TEST(Predict, AFasterLinkNeverMakesAStepSlower) {
   base::Rng rng(5);
   for (int i = 0; i < 50; ++i) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <queue>
 
 #include "base/check.h"
@@ -71,6 +72,7 @@ class Simulation {
       costs_.push_back(cost_of(buffer, layout, profile.work));
     }
     core_.begin(plan);
+    done_s_.resize(plan.buffers.size());
     for (uint32_t part = 0; part < layout.parts().size(); ++part) {
       push({profile.ready_s[part], 0, true, {StepCore::Kind::encode, 0, part}});
     }
@@ -89,10 +91,25 @@ class Simulation {
       } else {
         if (!is_leg(event.job)) working_ = false;
         core_.finished(event.job);
+        if (core_.is_done(event.job.buffer)) done_s_[event.job.buffer] = now_;
       }
     }
     return now_;
   }
+  // What computing waits for averages: each part is waited for when it is needed.
+  [[nodiscard]] double waited_s() const {
+    if (profile_.needed_s.empty()) return std::max(0.0, now_ - profile_.backward_s);
+    std::vector<uint32_t> parts(layout_.parts().size());
+    std::iota(parts.begin(), parts.end(), 0u);
+    std::ranges::stable_sort(parts, {}, [&](uint32_t part) { return profile_.needed_s[part]; });
+    double waited = 0;
+    for (const uint32_t part : parts) {
+      const double computed = profile_.backward_s + profile_.needed_s[part];
+      waited = std::max(waited, done_s_[core_.buffer_of(part)] - computed);
+    }
+    return waited;
+  }
+  [[nodiscard]] uint32_t begun_in_backward() const { return begun_in_backward_; }
   [[nodiscard]] double work_s() const { return work_s_; }
   [[nodiscard]] double link_s() const { return link_s_; }
   [[nodiscard]] double sending_s() const { return sending_s_; }
@@ -129,7 +146,9 @@ class Simulation {
     const bool reduces = plan_.buffers[job.buffer].path == Path::all_reduce;
     const double seconds =
         bytes / (reduces ? profile_.link.reduced_bytes_per_s : profile_.link.bytes_per_s);
-    link_free_ = std::max(link_free_, now_) + seconds;
+    const double begins = std::max(link_free_, now_);
+    if (first && begins < profile_.backward_s) ++begun_in_backward_;
+    link_free_ = begins + seconds;
     link_s_ += seconds;
     sent_bytes_ += bytes;
     const double messages = first ? cost.first_messages : 1;
@@ -155,6 +174,8 @@ class Simulation {
   const Layout& layout_;
   const Profile& profile_;
   std::vector<BufferCost> costs_;
+  std::vector<double> done_s_;  // by buffer
+  uint32_t begun_in_backward_ = 0;
   StepCore core_;
   std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
   uint64_t made_ = 0;
@@ -190,8 +211,13 @@ double add_s(const WorkRates& work, uint64_t elements, codec::Point point, int r
   return n * work.clear_s + records * (work.record_s + point.density * n * kind.entry_s);
 }
 
+double beside_computing(double end_s, double exposed_s) {
+  return end_s > 0 ? std::clamp(1 - exposed_s / end_s, 0.0, 1.0) : 1;
+}
+
 Prediction predict(const FusionPlan& plan, const Layout& layout, const Profile& profile) {
   SCANT_CHECK(profile.ready_s.size() == layout.parts().size());
+  SCANT_CHECK(profile.needed_s.empty() || profile.needed_s.size() == layout.parts().size());
   Simulation simulation(plan, layout, profile);
   const double end = simulation.run();
   Prediction prediction;
@@ -199,13 +225,14 @@ Prediction predict(const FusionPlan& plan, const Layout& layout, const Profile& 
   prediction.link_s = simulation.link_s();
   prediction.sending_s = simulation.sending_s();
   prediction.sent_bytes = simulation.sent_bytes();
-  // The share that falls within backward; taken to be evenly spread up to the end.
-  const double within = end > profile.backward_s ? profile.backward_s / end : 1;
+  prediction.end_s = end;
+  prediction.begun_in_backward = simulation.begun_in_backward();
+  // What contention adds moves the ends of buffers along with the end of backward.
+  prediction.exposed_s = simulation.waited_s();
   prediction.backward_s = profile.backward_s +
-                          profile.contention * within * (prediction.work_s + prediction.sending_s) +
+                          profile.contention * beside_computing(end, prediction.exposed_s) *
+                              (prediction.work_s + prediction.sending_s) +
                           profile.sending_s_per_byte * prediction.sent_bytes;
-  const double late = end + (prediction.backward_s - profile.backward_s);
-  prediction.exposed_s = std::max(0.0, late - prediction.backward_s);
   prediction.step_s = profile.rest_s + prediction.backward_s + prediction.exposed_s;
   return prediction;
 }

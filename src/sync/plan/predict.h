@@ -36,6 +36,9 @@ struct LinkRate {
 
 struct Profile {
   std::vector<double> ready_s;  // by part, since the first
+  // By part: computing between the end of backward and the moment that the part's average is
+  // waited for. Empty: all are waited for at once.
+  std::vector<double> needed_s;
   double backward_s = 0;
   double rest_s = 0;
   double contention = 0;          // seconds of backward for one of work or sending before its end
@@ -48,11 +51,18 @@ struct Prediction {
   double step_s = 0;
   double exposed_s = 0;
   double backward_s = 0;  // with what contention adds
+  double end_s = 0;       // of the last buffer, since the first part was ready
   double work_s = 0;      // of the worker
   double sending_s = 0;   // of the cores, for messages
   double link_s = 0;      // of the link
   double sent_bytes = 0;  // by a rank
+  // Buffers of whose first legs the link carries something before the end of backward.
+  uint32_t begun_in_backward = 0;
 };
+
+// The share of work and sending that goes on beside computing, taken to be evenly spread up to the
+// end of the last buffer.
+[[nodiscard]] double beside_computing(double end_s, double exposed_s);
 
 // profile.ready_s has one value a part of the layout; the plan is valid for it.
 [[nodiscard]] Prediction predict(const FusionPlan& plan, const Layout& layout,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <utility>
 
 #include "base/check.h"
 #include "sync/plan/progress.h"
@@ -29,7 +30,7 @@ constexpr double kLoses = 0.98;
 constexpr double kChanged = 0.1;
 constexpr double kLinkChanged = 0.25;  // soundings are short
 constexpr double kSoundingS = 0.005;
-constexpr double kSoundingLeast = 16 << 10;
+constexpr double kSoundingLeast = 64 << 10;  // more than shapers let pass at once
 constexpr double kSoundingMost = 4 << 20;  // bytes
 constexpr double kEveryAgreements = 8;
 constexpr double kCurvesEvery = 4;
@@ -164,20 +165,31 @@ void Tuner::fit_work(double measured_s) {
   scale(profile_.work, std::clamp(measured_s / predicted, 1 / kWorkFactorMost, kWorkFactorMost));
 }
 
+// A rise counts when it was sounded twice: after a pause a shaper lets some bytes pass at once.
+void Tuner::take_link(const LinkRate& sounded) {
+  const LinkRate before = std::exchange(profile_.link, sounded);
+  const LinkRate last = std::exchange(sounded_, sounded);
+  if (phase_ == Phase::measuring) return;
+  const auto confirmed = [&](double LinkRate::*rate) {
+    if (sounded.*rate <= (1 + kLinkChanged) * before.*rate) return;
+    profile_.link.*rate = std::min(sounded.*rate, std::max(before.*rate, last.*rate));
+  };
+  confirmed(&LinkRate::bytes_per_s);
+  confirmed(&LinkRate::reduced_bytes_per_s);
+}
+
 void Tuner::fit_all(const std::vector<Measurement>& by_rank) {
   const Measurement& slowest = findings_.slowest;
   std::vector<SoundingTimes> soundings;
   for (const Measurement& one : by_rank) soundings.push_back(one.sounding);
-  profile_.link = fit_link(soundings, layout_.ranks(), profile_.link);
+  take_link(fit_link(soundings, layout_.ranks(), profile_.link));
   const double compute_s = compute_of(slowest);
   const bool same_plan = phase_ == Phase::running && !new_plan_;
   if (same_plan && changed(compute_s, computing_.back().compute_s, kOtherRegime)) {
     computing_.clear();  // the program does something else now
   }
-  // Work and sending of the step that went on during backward.
-  const double all_s = slowest.backward_s + slowest.exposed_s;
-  const double within = all_s > 0 ? slowest.backward_s / all_s : 1;
-  const double sending_s = within * predict(plan_, layout_, profile_).sending_s;
+  const double sending_s = beside_computing(slowest.end_s, slowest.exposed_s) *
+                           predict(plan_, layout_, profile_).sending_s;
   computing_.push_back({compute_s, slowest.overlapped_work_s + sending_s, slowest.sent_bytes});
   if (computing_.size() > kComputeSamples) computing_.erase(computing_.begin());
   const Contention fitted = fit_contention(computing_);
@@ -188,6 +200,10 @@ void Tuner::fit_all(const std::vector<Measurement>& by_rank) {
   profile_.sending_s_per_byte = fitted.per_byte;
   profile_.ready_s = slowest.ready_s;
   for (double& ready : profile_.ready_s) ready = std::min(ready, slowest.backward_s) * undisturbed;
+  profile_.needed_s = slowest.needed_s;
+  for (double& needed : profile_.needed_s) {
+    needed = std::min(needed * undisturbed, profile_.rest_s);
+  }
   if (!is_plain(plan_)) fit_work(mean_of(by_rank, work_of));
   if (!by_rank.front().curves.empty()) take_curves(mean_curves(by_rank));
   findings_.link = profile_.link;

@@ -66,6 +66,7 @@ class Tuner {
   };
 
   void combine(const std::vector<Measurement>& by_rank);
+  void take_link(const LinkRate& sounded);
   void fit_all(const std::vector<Measurement>& by_rank);
   void take_curves(std::vector<codec::Curve> fresh);
   void fit_work(double measured_s);
@@ -85,6 +86,7 @@ class Tuner {
   const TunerOptions given_;
   PlannerOptions options_;  // with the errors learnt, and the floor
   Profile profile_;
+  LinkRate sounded_;  // by the last agreement
   std::vector<codec::Curve> curves_;
   std::vector<ComputeSample> computing_;
   std::vector<TriedPlan> tried_;  // options_.tried shows it

@@ -73,11 +73,13 @@ class World {
     one.backward_s = step.backward_s;
     one.exposed_s = step.exposed_s + (factor - 1) * step.step_s + hidden_s(decision.plan);
     one.encode_s = step.work_s;
-    const double end = one.backward_s + one.exposed_s;
-    one.overlapped_work_s = step.work_s * std::min(1.0, one.backward_s / end);
+    one.end_s = std::max(step.end_s, one.backward_s + one.exposed_s);
+    one.overlapped_work_s = step.work_s * beside_computing(one.end_s, one.exposed_s);
     one.sent_bytes = step.sent_bytes;
     one.kept = is_plain(decision.plan) ? 1 : kept;
     one.ready_s = truth.ready_s;
+    one.needed_s = truth.needed_s;
+    one.needed_s.resize(truth.ready_s.size());
     // The first size is not the tuner's to choose.
     one.sounding = sound(std::max(decision.sounding_bytes, 100'000u));
     if (decision.curves) {
@@ -286,6 +288,31 @@ TEST(Tuner, PlainIsComparedSeldomWhereItIsMuchSlower) {
   EXPECT_EQ(plain_steps, 0);
 }
 
+// A shaper let a sounding pass at once, in a period that was slow for another reason.
+TEST(Tuner, OneSoundingThatIsMuchTooFastChangesNothing) {
+  World world(kSizes);
+  world.set_link(1e-4, 3e6);
+  Tuner tuner(world.layout(), rates(), {});
+  Decision decision = run(world, tuner, Tuner::first(world.layout(), {}), 6);
+  for (int i = 0; i < 20; ++i) {
+    std::vector<Measurement> by_rank = world.measure(decision);
+    if (i % 3 == 0) {
+      for (Measurement& one : by_rank) {
+        one.step_s *= 1.3;
+        one.exposed_s += 0.3 / 1.3 * one.step_s;
+        one.sounding.exchange_s /= 8;
+        one.sounding.reduce_s /= 8;
+      }
+    }
+    decision = tuner.decide(by_rank, 0.002);
+    EXPECT_FALSE(is_plain(decision.plan)) << i;
+    EXPECT_LT(tuner.findings().link.bytes_per_s, 1.3 * 3e6);
+  }
+  world.set_link(1e-4, 2.4e7);
+  run(world, tuner, decision, 2);
+  EXPECT_NEAR(tuner.findings().link.bytes_per_s, 2.4e7, 0.1 * 2.4e7);
+}
+
 TEST(Tuner, ComparingCostsLittle) {
   World world(kSizes);
   world.set_link(1e-4, 1e8);
@@ -328,6 +355,28 @@ TEST(Tuner, APinnedPlanIsPredictedAndNeverChanged) {
     decision = run(world, tuner, decision, 1);
   }
   EXPECT_NEAR(tuner.findings().predicted_s, step_s(world, q2), 0.05 * step_s(world, q2));
+}
+
+TEST(Tuner, WhatForwardNeedsLaterMakesAPlanWorthMore) {
+  double worth[2] = {};
+  for (const bool in_forward : {false, true}) {
+    World world(std::vector<uint64_t>(12, 200'000));
+    world.set_link(1e-4, 3e6);
+    if (in_forward) {
+      const size_t parts = world.layout().parts().size();
+      for (size_t p = 0; p < parts; ++p) {
+        world.truth.needed_s.push_back(0.09 * static_cast<double>(parts - 1 - p) /
+                                       static_cast<double>(parts));
+      }
+    }
+    Tuner tuner(world.layout(), rates(), {});
+    const Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 20);
+    EXPECT_EQ(last.plan.reversed > 0, in_forward);
+    worth[in_forward ? 1 : 0] = progress(tuner.findings().kept) / step_s(world, last.plan);
+    EXPECT_NEAR(tuner.findings().slowest.step_s, tuner.findings().predicted_s,
+                0.05 * tuner.findings().slowest.step_s);
+  }
+  EXPECT_GT(worth[1], 1.01 * worth[0]);
 }
 
 TEST(Tuner, AgreementsStayRareWhereStepsAreShort) {
@@ -376,7 +425,8 @@ TEST(FitContention, TellsWorkFromComputing) {
 TEST(MeasurementBytes, ComeBackAsTheyWere) {
   World world(kSizes);
   const Decision decision = Tuner::first(world.layout(), {});
-  const Measurement one = world.measure(decision).front();
+  Measurement one = world.measure(decision).front();
+  for (size_t p = 0; p < one.needed_s.size(); ++p) one.needed_s[p] = 0.01 * static_cast<double>(p);
   std::vector<std::byte> bytes(measurement_bytes(one.ready_s.size(), !one.curves.empty()));
   write_measurement(one, bytes);
   const auto back = read_measurement(bytes, world.layout(), true);
@@ -384,6 +434,7 @@ TEST(MeasurementBytes, ComeBackAsTheyWere) {
   EXPECT_EQ(back.value().step_s, one.step_s);
   EXPECT_EQ(back.value().kept, one.kept);
   EXPECT_EQ(back.value().ready_s, one.ready_s);
+  EXPECT_EQ(back.value().needed_s, one.needed_s);
   EXPECT_EQ(back.value().sounding.reduce_s, one.sounding.reduce_s);
   EXPECT_EQ(back.value().curves.back().points.back().energy,
             one.curves.back().points.back().energy);

@@ -195,6 +195,61 @@ def case_the_hook_carries_residuals_on() -> None:
     second.close()
 
 
+class Recording(scant.torch.HookState):
+    """Adds up what DDP hands over, by parameter."""
+
+    given: dict[torch.Tensor, torch.Tensor]
+
+    def bucket(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            self.given[parameter] += gradient
+        return super().bucket(bucket)
+
+
+def left_over(state: scant.torch.HookState) -> list[torch.Tensor]:
+    """What all ranks have kept, sent by one exact step: its average, by place."""
+    averaging = state._averaging
+    assert averaging is not None
+    averaging.set_plan(scant.torch.WrapOptions(plan="plain"))
+    for place, view in enumerate(averaging.views):
+        view.zero_()
+        averaging.averager.ready(place)
+    averaging.averager.finish(0)
+    averaging.wait()
+    return averaging.views
+
+
+def case_the_hook_loses_nothing_of_what_is_not_used() -> None:
+    """Applied + kept = given, also of a branch that no rank, or one alone, uses in most steps."""
+    for plan, as_view in (("q2", False), ("5% q4", True)):
+        model = DDP(
+            network(), process_group=GLOO, find_unused_parameters=True,
+            gradient_as_bucket_view=as_view,
+        )  # fmt: skip
+        state = Recording(dist.group.WORLD, plan=plan)
+        state.given = {one: torch.zeros_like(one) for one in model.parameters()}
+        applied = {one: torch.zeros_like(one) for one in model.parameters()}
+        model.register_comm_hook(state, scant.torch.ddp_hook)
+        waited = 0
+        for step in range(20):
+            model.zero_grad()
+            used = step % 3 == 0 or (step == 8 and RANK == 0)
+            loss_of(model, step, branch=used).backward()
+            waited += model.module.branch.weight.grad is None
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    applied[parameter] += parameter.grad
+        assert waited == 12, "DDP drops the average of what nobody used"
+        assert state.last_step is not None
+        assert not all(state.last_step["present"])
+        views = left_over(state)
+        for one, given in state.given.items():
+            dist.all_reduce(given, group=GLOO)
+            kept = views[state._places[id(one)]]
+            torch.testing.assert_close(applied[one] + kept, given / SIZE, rtol=1e-4, atol=1e-5)
+        state.close()
+
+
 def case_hooks_whose_options_differ() -> None:
     model, state = hooked("q4" if RANK else "q2")
     with raises(Exception, "option 'plan' is 'q2' on rank 0 and 'q4' on rank 1"):

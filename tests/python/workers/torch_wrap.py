@@ -18,8 +18,11 @@ from wrapping import GLOO, Net, all_equal, batch, flat, loss_of, network, train,
 
 import scant
 import scant.torch
+from scant.torch.wrap_options import PLANS as PLAN_NAMES
 
-PLANS = ["plain", "bf16", "q4", "q2", "5% q4", "5% bf16, gather"]
+PLANS = [
+    "plain", "bf16", "fp16", "q4", "q2", "5% q4", "5% bf16, gather", "ssfusion 5%", "adtopk 5% q4",
+]  # fmt: skip
 
 
 def against_ddp(wrapped: nn.Module, plain: nn.Module, **options: Any) -> None:
@@ -278,8 +281,11 @@ def case_mistakes_are_named() -> None:
         wrap(DDP(network(), process_group=GLOO))
     with raises(scant.InvalidArgument, "no parameter of the model requires a gradient"):
         wrap(nn.Linear(2, 2).requires_grad_(False))
-    for plan in ("fast", "0% q4", "101% q4", "q5", "1% q4, scatter"):
-        with raises(scant.InvalidArgument, plan):
+    for plan in (
+        "fast", "0% q4", "101% q4", "1.2.3% q4", "q5", "1% q4, scatter", "ssfusion", "ssfusion q4",
+        "ssfusion 0%", "adtopk 101%", "adtopk 1% q5", "adtopk 1% q4, gather", "plain 1%", "1%",
+    ):  # fmt: skip
+        with raises(scant.InvalidArgument, f"'{plan}'", PLAN_NAMES):
             wrap(network(), plan=plan)
     for name, value in (
         ("workers", 0), ("residual", "f8"), ("unused", "maybe"), ("check_every", -1),
