@@ -24,6 +24,7 @@ SECONDS = {
     "alone": 1.0,
     "plain": 5.0,
     "auto": 1.1,
+    "auto, step in forward": 1.05,
     "DDP, 5 MB": 6.0,
     "DDP, 25 MB": 5.0,
     "fp16, 25 MB": 3.0,
@@ -63,6 +64,7 @@ def recorded() -> list[Row]:
     return [
         training("f32", 0.02),
         training("auto", 0.02, step_s=1.25),
+        training("auto, step in forward", 0.02, step_s=1.2),
         training("PowerSGD 1", 0.01),
         training("PowerSGD 4", 0.02),
     ]
@@ -75,7 +77,7 @@ def parts(picture: str, tag: str) -> list[dict[str, str]]:
 
 def bars(picture: str) -> list[dict[str, str]]:
     """Without the legend's squares, which are before all others."""
-    return parts(picture, "rect")[len(train_bars.FAMILIES) + 1 :]
+    return parts(picture, "rect")[1 + len(train_bars.FAMILIES) :]
 
 
 def shown(picture: str) -> list[tuple[str, str, bool]]:
@@ -95,6 +97,7 @@ def test_bars_are_seconds_to_the_loss_over_those_of_a_free_network() -> None:
         ("… PowerSGD", "2.00", False),
         ("DDP on scant", "4.00", False),
         ("scant.torch.wrap", "1.25", False),  # by its own clock
+        ("… step in forward", "1.20", False),
     ]
     heights = [float(bar["height"]) for bar in bars(picture)]
     assert heights[4] / heights[0] == pytest.approx(math.log(1.25) / math.log(5), abs=1e-3)
@@ -105,13 +108,21 @@ def test_bars_are_seconds_to_the_loss_over_those_of_a_free_network() -> None:
 def test_a_side_without_the_loss_shows_its_step_and_says_so() -> None:
     rows = recorded()
     rows[1] = training("auto", 0.01)
-    del rows[3]
+    del rows[4]
     assert shown(train_bars.figure([steps(), *rows]))[2:] == [
         ("… PowerSGD", "1.20", True),
         ("DDP on scant", "4.00", False),
         ("scant.torch.wrap", "1.10", True),
+        ("… step in forward", "1.20", False),
     ]
     assert all(hollow for *_, hollow in shown(train_bars.figure([steps()])))
+
+
+def test_the_legend_has_what_is_shown() -> None:
+    row = steps()
+    del row["sides"]["auto, step in forward"]
+    words = {one["text"] for one in parts(train_bars.figure([row, *recorded()]), "text")}
+    assert set(COLOURS.values()) - words == {"… step in forward"}
 
 
 def test_many_networks_stay_apart_and_in_order() -> None:
