@@ -209,16 +209,17 @@ def _explained(demo: Demo) -> list[str]:
     base = demo.runs[0].backend
     lines = [MEANS[run.backend] for run in demo.runs if run.backend in MEANS]
     lines.append(
-        "One training of each, one after the other, with the same seed, data and model: a few "
-        "percent may be noise, and one seed says little about small differences of loss."
+        "One training of each, one after the other, with the same seed, data and model: a tenth "
+        "of the time may be noise, more on a busy machine, and one seed says little about small "
+        "differences of loss."
     )
     if demo.target is None:
         lines.append(f"Below {STEPS_LEAST} steps no time to the same loss and no rate are given.")
     else:
         lines.append(
             f"The same loss: what {base} has after {TARGET_AT:.0%} of its steps, as the mean of "
-            f"{WINDOW} steps. The time to it counts from the first step on; – is a way that did "
-            "not come that far in its steps."
+            f"{WINDOW} steps. The time to it ends where this mean is there for the first time, "
+            "which may be earlier; – is a way that did not come that far."
         )
     lines.append(
         f"Step times leave out the first {WARM_UP_STEPS} steps. MB a step are those of the whole "
