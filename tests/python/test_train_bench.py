@@ -135,8 +135,8 @@ def test_gate_names_what_is_missing() -> None:
     labs = [("transformer", 4, "100mbit"), ("resnet", 8, "none")]
     missed = train_figures.gate(rows, train_figures.Curves(rows), labs)
     assert "resnet, 8, none: no row" in missed
-    assert "transformer, 4 ranks, 100mbit: share of the limit 0.800 < 0.88" in missed
-    assert "transformer, 4 ranks, 100mbit: no recorded training for PowerSGD 16" in missed
+    assert "transformer, 4 ranks, 100mbit, auto: share of the limit 0.800 < 0.88" in missed
+    assert "transformer, 4 ranks, 100mbit, auto: no recorded training for PowerSGD 16" in missed
     assert not any(line.startswith("transformer, 4, 100mbit") for line in missed)
 
 
@@ -161,7 +161,7 @@ def test_benchmark_of_trainings_measures_every_side(tmp_path: pathlib.Path) -> N
     for model in ("transformer", "resnet"):
         steps, plain, auto = [row for row in rows if row["model"] == model]
         peers = {"DDP, 25 MB", "fp16, 25 MB", "PowerSGD 1", "DDP on scant"}
-        assert set(steps["sides"]) == {"alone", "plain", "q4", "auto"} | peers
+        assert set(steps["sides"]) == {"alone", "plain", "q4", *train_figures.OURS} | peers
         assert steps["rho"] > 0
         sides = steps["sides"]
         assert all(len(one["samples"]) == 2 for one in sides.values())

@@ -7,7 +7,13 @@ from conftest import case_names, check_case, check_exit
 
 pytest.importorskip("torch")
 
-WORKERS = ["torch_wrap.py", "torch_wrap_edges.py", "torch_auto.py", "torch_late_step.py"]
+WORKERS = [
+    "torch_wrap.py",
+    "torch_wrap_edges.py",
+    "torch_auto.py",
+    "torch_late_step.py",
+    "torch_late_edges.py",
+]
 CASES = [(worker, case) for worker in WORKERS for case in case_names(worker)]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ __all__ = ["LateStep", "Travelling"]
 
 
 class Travelling(torch.Tensor):
-    """What stands in ``grad`` while the average is on its way: whoever touches it is told so."""
+    """What stands in ``grad`` while the average is on its way: who touches it is told so."""
+
+    zeroed: bool  # to be 0 when it has come, and was stepped if it is to be
 
     @staticmethod
     def __new__(cls, like: torch.Tensor) -> Travelling:
@@ -28,15 +30,23 @@ class Travelling(torch.Tensor):
         made: Travelling = make(
             cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
+        made.zeroed = False
         return made
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if func in (torch.ops.aten.zero_.default, torch.ops.aten._foreach_zero_.default):
+            for one in args[0] if isinstance(args[0], list | tuple) else args:
+                if isinstance(one, Travelling):
+                    one.zeroed = True
+                else:
+                    one.zero_()
+            return args[0]
         raise InvalidArgument(
             f"{func}: with step_in_forward=True gradients still travel after backward(); call "
-            "settle() of the wrapped model first to read, clip or unscale them"
+            "settle() of the wrapped model first to read, clip, unscale or add to them"
         )
 
 
@@ -46,7 +56,7 @@ class LateStep:
     Args:
         module: the model itself.
         parameters: its parameters, in the order of the averager's tensors.
-        optimizer: its ``step`` is replaced until close().
+        optimizer: of all of these; its ``step`` is replaced until close().
         averager: what the gradients were given to.
         hand_over: the average of so-manieth parameter becomes its ``grad``.
         end_step: waits until the averager's step is over; which parameters have an average.
@@ -73,16 +83,17 @@ class LateStep:
         self._sent: list[bool] = [False] * len(parameters)  # this rank had a gradient
         self._pending: set[int] = set()  # not stepped yet
         self._given: list[dict[str, Any]] = []  # the groups' settings when step() was called
-        self._others: list[tuple[torch.Tensor, torch.Tensor]] = []  # gradients that are not ours
         self._whole = False  # the optimizer counts its calls: all parameters in one
         self._uses = _Uses({id(one): index for index, one in enumerate(parameters)})
         self._needs: dict[int, list[int]] | None = None  # by module
         self._original: Any = optimizer.step
         self._restored: Any = vars(optimizer).get("step")
+        self._check_optimizer()
         self._step_of_ours = self._replace_step()
         self._hooks = self._hook_modules()
-        self._hooks.append(optimizer.register_state_dict_pre_hook(self._weak_settle()))
-        self._hooks.append(optimizer.register_load_state_dict_pre_hook(self._weak_settle()))
+        settle = _Hook(self, LateStep.settle)
+        self._hooks.append(optimizer.register_state_dict_pre_hook(settle))
+        self._hooks.append(optimizer.register_load_state_dict_pre_hook(settle))
 
     # -- the wrapped model calls ----------------------------------------------------------------
 
@@ -91,10 +102,10 @@ class LateStep:
         self._travels, self._stepped = True, False
         self._sent = list(sent)
         for index, parameter in enumerate(self._parameters):
-            if sent[index]:
+            if sent[index] or parameter.grad is None:  # others may have had one
                 parameter.grad = Travelling(parameter)
 
-    def settle(self) -> None:
+    def settle(self, *_: Any) -> None:
         """Waits for what travels; what step() was called for is stepped, the rest handed over."""
         if not self._travels:
             return
@@ -103,147 +114,150 @@ class LateStep:
         if self._stepped:
             pending, self._pending = sorted(self._pending), set()
             self._step([index for index in pending if present[index]])
-            return
         for index, parameter in enumerate(self._parameters):
-            if self._sent[index]:
-                # A gradient that was taken away meanwhile is not wanted.
-                if isinstance(parameter.grad, Travelling):
-                    parameter.grad = None
-                    self._hand_over(index)
-            elif present[index]:
-                self._hand_over(index)
+            if not isinstance(parameter.grad, Travelling):
+                continue
+            if present[index] and not self._stepped:
+                self._put_back(index, self._take(index))
+            else:
+                parameter.grad = None  # nobody had one
 
     def close(self) -> None:
         """The optimizer and the model are as they were."""
         self._closed = True
+        if self._uses.watching:
+            self._uses.unwatch()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        for parameter in self._parameters:  # of a step that failed
+            if isinstance(parameter.grad, Travelling):
+                parameter.grad = None
         if vars(self._optimizer).get("step") is self._step_of_ours:  # no scheduler's
             del self._optimizer.step
             if self._restored is not None:
                 self._optimizer.step = self._restored  # type: ignore[method-assign]
 
+    def _take(self, index: int) -> torch.Tensor | None:
+        """The average becomes ``grad``; what stood there."""
+        parameter = self._parameters[index]
+        stood, parameter.grad = parameter.grad, None
+        self._hand_over(index)
+        return stood
+
+    def _put_back(self, index: int, stood: torch.Tensor | None) -> None:
+        """``grad`` is what it would be, had the average been there all the time."""
+        parameter = self._parameters[index]
+        if not isinstance(stood, Travelling):  # taken away, or another was put there
+            parameter.grad = stood
+        elif stood.zeroed and parameter.grad is not None:
+            parameter.grad.zero_()
+
     # -- the optimizer --------------------------------------------------------------------------
+
+    def _check_optimizer(self) -> None:
+        its = {id(one) for group in self._optimizer.param_groups for one in group["params"]}
+        missing = sum(id(one) not in its for one in self._parameters)
+        if missing:
+            raise InvalidArgument(
+                f"step_in_forward: the optimizer lacks {missing} of the model's parameters"
+            )
 
     def _replace_step(self) -> Any:
         """``optimizer.step`` becomes ours. Bound, since schedulers look for ``__func__``."""
         this = weakref.ref(self)
         original = self._original
 
-        def step(optimizer: torch.optim.Optimizer, *more: Any, **by_name: Any) -> Any:
+        def step(optimizer: torch.optim.Optimizer, closure: Any = None, **more: Any) -> Any:
             late = this()
-            if late is None or late._closed or not late._travels or late._stepped:
-                return original(*more, **by_name)
-            if more or by_name:
+            if late is None or late._closed or not late._travels:
+                return original(**more) if closure is None else original(closure, **more)
+            if closure is not None or more:
                 raise Unsupported("step_in_forward: step() takes no closure; call settle() before")
             optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask
-            late._told_to_step()
-            return None
+            return late._told_to_step()
 
         bound = types.MethodType(step, self._optimizer)
         self._optimizer.step = bound  # type: ignore[method-assign]
         return bound
 
-    def _told_to_step(self) -> None:
-        """Remembers what is to be stepped, and with which settings."""
-        parameters = list(enumerate(self._parameters))
-        if any(one.grad is not None and not self._sent[index] for index, one in parameters):
-            self.settle()  # an earlier gradient, or the average: the end of the step tells
-            self._original()
-            return
+    def _told_to_step(self) -> Any:
+        """Remembers what is to be stepped, and with which settings. Where there is more to step
+        than what travels, everything at once."""
+        gradients = [one.grad for group in self._optimizer.param_groups for one in group["params"]]
+        odd = any(
+            one is not None and (not isinstance(one, Travelling) or one.zeroed) for one in gradients
+        )
+        if odd or self._stepped or _has_hooks(self._optimizer):
+            self.settle()
+            return self._original()
         self._pending = {
-            index
-            for index, one in parameters
-            if isinstance(one.grad, Travelling) or not self._sent[index]
+            index for index, one in enumerate(self._parameters) if one.grad is not None
         }
         self._stepped = True
-        self._given = [_settings(group) for group in self._optimizer.param_groups]
-        self._others = []
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if not isinstance(parameter.grad, Travelling):
-                    self._others.append((parameter, parameter.grad))
-                parameter.grad = None
+        self._given = [_settings(group, copied=True) for group in self._optimizer.param_groups]
+        return None
 
     @torch.no_grad()
     def _step(self, tensors: Sequence[int]) -> None:
         """The optimizer's own step, with gradients for these parameters alone, and with the
         settings that it had when step() was called."""
-        if not tensors and not self._others:
+        if not tensors:
             return
-        for index in tensors:
-            self._hand_over(index)
-        for parameter, gradient in self._others:
-            parameter.grad = gradient
+        stood = {index: self._take(index) for index in tensors}
+        stepped = {id(self._parameters[index]) for index in tensors}
         groups = self._optimizer.param_groups
+        others = [
+            (one, one.grad)
+            for group in groups
+            for one in group["params"]
+            if one.grad is not None and id(one) not in stepped
+        ]
+        for parameter, _ in others:
+            parameter.grad = None
         now = [_settings(group) for group in groups]
-        for group, given in zip(groups, self._given, strict=True):
+        for group, given in zip(groups, self._given, strict=False):  # a group may be new
             group.update(given)
         try:
             with torch.autocast(self._parameters[0].device.type, enabled=False):
                 self._original()
         finally:
-            for group, given, later in zip(groups, self._given, now, strict=True):
+            for group, given, later in zip(groups, self._given, now, strict=False):
                 own = {name for name in given if not _same(group[name], given[name])}
                 self._whole = self._whole or bool(own)
                 group.update({name: value for name, value in later.items() if name not in own})
-        for index in tensors:
-            self._parameters[index].grad = None
-        for parameter, _ in self._others:
-            parameter.grad = None
-        self._others = []
+            for parameter, gradient in others:
+                parameter.grad = gradient
+        for index, one in stood.items():
+            self._put_back(index, one)
 
     # -- forward --------------------------------------------------------------------------------
 
     def _hook_modules(self) -> list[Any]:
-        """One hook before each module that may be called by itself, and one after the whole."""
-        this = weakref.ref(self)
-
-        @not_compiled
-        def before(module: torch.nn.Module, _: Any) -> None:
-            late = this()
-            if late is not None and (late._travels or late._uses.watching):
-                late._enter(module)
-
-        @not_compiled
-        def after(*_: Any) -> None:
-            late = this()
-            if late is not None:
-                late._leave()
-
-        compiled = _compiled_modules(self._module)
-        hooks = [
-            module.register_forward_pre_hook(before)
-            for module in self._module.modules()
-            if id(module) not in compiled
-        ]
-        untyped: Any = self._module
-        hooks.append(untyped.register_forward_hook(after, always_call=True))
-        hooks.append(untyped.register_state_dict_pre_hook(self._weak_settle()))
+        """One hook before each module that may be called by itself, two after the whole."""
+        hooks = []
+        for one, _ in _modules(self._module):
+            untyped: Any = one
+            hooks.append(untyped.register_forward_pre_hook(_Hook(self, LateStep._enter)))
+        for one in self._module.modules():
+            untyped = one
+            hooks.append(untyped.register_state_dict_pre_hook(_Hook(self, LateStep.settle)))
+            hooks.append(untyped.register_load_state_dict_pre_hook(_Hook(self, LateStep.settle)))
+        untyped = self._module
+        hooks.append(untyped.register_forward_hook(_Hook(self, LateStep._done)))
+        leave = _Hook(self, LateStep._leave)
+        hooks.append(untyped.register_forward_hook(leave, always_call=True))
         return hooks
 
-    def _weak_settle(self) -> Callable[..., None]:
-        this = weakref.ref(self)
-
-        def settle(*_: Any) -> None:
-            late = this()
-            if late is not None:
-                late.settle()
-
-        return settle
-
-    def _enter(self, module: torch.nn.Module) -> None:
+    def _enter(self, module: torch.nn.Module, _: Any) -> None:
         """Forward reaches a module."""
         self._uses.entered = id(module)
         if not self._travels:
             return
-        if module is self._module and self._needs_everything():
+        if self._needs_everything():
             with torch.inference_mode(False):
                 self.settle()
-            if self._needs is None and torch.is_grad_enabled():
+            if module is self._module and self._needs is None and torch.is_grad_enabled():
                 self._uses.watch()
             return
         tensors = (self._needs or {}).get(id(module))
@@ -263,15 +277,47 @@ class LateStep:
         """Whether nothing may travel beyond the beginning of this forward."""
         if not self._stepped:  # the next backward would meet what travels
             return torch.is_grad_enabled()
-        return self._needs is None or self._whole or torch.is_inference_mode_enabled()
+        return self._needs is None or self._whole or not torch.is_grad_enabled()
 
-    def _leave(self) -> None:
+    def _done(self, *_: Any) -> None:
+        """Forward has not failed."""
+        if self._uses.watching:
+            self._needs = _needs_of(self._module, self._parameters, self._uses.first)
+
+    def _leave(self, *_: Any) -> None:
         """Forward is over, or has failed."""
         if self._uses.watching:
             self._uses.unwatch()
-            self._needs = _needs_of(self._module, self._parameters, self._uses.first)
         if self._stepped:
             self.settle()
+
+
+class _Hook:
+    """Calls a method of an object that it does not keep alive; copies of it do nothing."""
+
+    def __init__(self, late: LateStep, method: Callable[..., None]) -> None:
+        self._late = weakref.ref(late)
+        self._method = method
+
+    @not_compiled
+    def __call__(self, *args: Any) -> None:
+        late = self._late()
+        if late is not None:
+            self._method(late, *args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
 
 
 class _Uses(TorchFunctionMode):
@@ -313,36 +359,57 @@ class _Uses(TorchFunctionMode):
 def _needs_of(
     module: torch.nn.Module, parameters: Sequence[torch.Tensor], first: dict[int, int]
 ) -> dict[int, list[int]]:
-    """What must be stepped before a module runs: its own parameters, and those that were seen to be
-    used after it was entered, before another was."""
+    """What must be stepped before a module runs: its own parameters, and those of modules within it
+    that were seen to be used when it was the last that was entered. What was used elsewhere is
+    stepped before the whole: who uses it may depend on the data."""
     places = {id(one): index for index, one in enumerate(parameters)}
-    compiled = _compiled_modules(module)
     needs: dict[int, set[int]] = {}
-    for one in module.modules():
-        if id(one) in compiled:
-            continue
-        inside = any(id(child) in compiled for child in one.children())
-        own = one.parameters(recurse=inside)
+    within: dict[int, set[int]] = {}
+    for one, whole in _modules(module):
+        own = one.parameters(recurse=whole)
         needs[id(one)] = {places[id(parameter)] for parameter in own if id(parameter) in places}
+        within[id(one)] = {places[id(all_)] for all_ in one.parameters() if id(all_) in places}
+    owned = {place for tensors in needs.values() for place in tensors}
+    needs[id(module)] |= set(places.values()) - owned
     for place, entered in first.items():
-        if entered in needs:
-            needs[entered].add(place)
+        needs[entered if place in within.get(entered, ()) else id(module)].add(place)
     return {one: sorted(tensors) for one, tensors in needs.items() if tensors}
 
 
-def _compiled_modules(module: torch.nn.Module) -> set[int]:
-    """What lies inside of a compiled module: hooks there would break its graph."""
-    found: set[int] = set()
-    for one in module.modules():
-        if type(one).__name__ == "OptimizedModule":
-            found.update(id(inner) for inner in one.modules() if inner is not one)
-    return found
+def _modules(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, bool]]:
+    """Those to hook, and whether their children are not: what is compiled runs as a whole."""
+    children = [] if _is_compiled(module) else list(module.children())
+    yield module, _is_compiled(module) or any(map(_is_compiled, children))
+    for child in children:
+        if not _is_compiled(child):
+            yield from _modules(child)
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """A copy, for schedulers change them in place."""
+def _is_compiled(module: torch.nn.Module) -> bool:
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or isinstance(module, torch.jit.ScriptModule)
+        or getattr(module, "_compiled_call_impl", None) is not None
+    )
+
+
+def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """What runs before or after a step expects one step, and all gradients."""
+    from torch.optim import optimizer as common
+
+    its: Any = optimizer
+    return bool(
+        its._optimizer_step_pre_hooks
+        or its._optimizer_step_post_hooks
+        or common._global_optimizer_pre_hooks
+        or common._global_optimizer_post_hooks
+    )
+
+
+def _settings(group: dict[str, Any], copied: bool = False) -> dict[str, Any]:
+    """What a group holds beside its parameters; copied, since schedulers change it in place."""
     return {
-        name: value.clone() if isinstance(value, torch.Tensor) else value
+        name: value.clone() if copied and isinstance(value, torch.Tensor) else value
         for name, value in group.items()
         if name != "params"
     }

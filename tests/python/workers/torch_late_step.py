@@ -3,76 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-from ranks import RANK, SIZE, raises, run_cases
+from ranks import RANK, raises, run_cases
+from stepping import OPTIMIZERS, OneByOne, at_once, late, losses, same_state
 from torch import nn
 from wrapping import GLOO, all_equal, batch, flat, loss_of, network
 
 import scant
-import scant.torch
 from scant import _scant
-from scant.torch.late_step import Travelling
-
-Make = Callable[[Any], torch.optim.Optimizer]
-
-
-def adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, 0.01)
-
-
-def late(module: nn.Module, make: Make = adamw, **options: Any) -> Any:
-    """(the wrapped model, its optimizer); several buffers, so that some come before others."""
-    options.setdefault("plan", "q4")
-    options = {"buffer_bytes": 4096, "first_buffer_bytes": 1, **options}
-    optimizer = make(module.parameters())
-    return scant.torch.wrap(module, optimizer, step_in_forward=True, **options), optimizer
-
-
-def at_once(module: nn.Module, make: Make = adamw, **options: Any) -> Any:
-    model, optimizer = late(module, make, **options)
-    model.close()
-    options = {"plan": "q4", "buffer_bytes": 4096, "first_buffer_bytes": 1, **options}
-    return scant.torch.wrap(module, optimizer, **options), optimizer
-
-
-def losses(model: Any, optimizer: Any, steps: int = 6, **more: Any) -> list[float]:
-    found = []
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss = loss_of(model, step, **more)
-        loss.backward()
-        optimizer.step()
-        found.append(float(loss.detach()))
-    return found
-
-
-def same_state(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> None:
-    for mine, theirs in zip(one.state.values(), other.state.values(), strict=True):
-        assert mine.keys() == theirs.keys()
-        for name, value in mine.items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, theirs[name]), name
-            else:
-                assert value == theirs[name], name
-
-
-OPTIMIZERS: dict[str, Make] = {
-    "SGD": lambda parameters: torch.optim.SGD(parameters, 0.1),
-    "momentum": lambda parameters: torch.optim.SGD(parameters, 0.1, 0.9, nesterov=True),
-    "Adam": lambda parameters: torch.optim.Adam(parameters, 0.01, amsgrad=True),
-    "AdamW, foreach": lambda parameters: torch.optim.AdamW(parameters, 0.01, foreach=True),
-    "AdamW, fused": lambda parameters: torch.optim.AdamW(parameters, 0.01, fused=True),
-    "Adagrad": lambda parameters: torch.optim.Adagrad(parameters, 0.01),
-    "RMSprop": lambda parameters: torch.optim.RMSprop(parameters, 0.01, momentum=0.9),
-    "NAdam": lambda parameters: torch.optim.NAdam(parameters, 0.01),
-    "Adadelta": lambda parameters: torch.optim.Adadelta(parameters, 0.1),
-    "Adamax": lambda parameters: torch.optim.Adamax(parameters, 0.01),
-}
 
 
 def case_any_optimizer_trains_as_without() -> None:
@@ -120,24 +62,6 @@ def case_the_last_buffers_first() -> None:
     with raises(scant.InvalidArgument, "1 reversed buffers"):
         _scant.FusionPlan.make(layout, buffers, 1)
     one.close()
-
-
-class OneByOne:
-    """An averager that says of nothing that it is there before it was waited for."""
-
-    def __init__(self, averager: Any) -> None:
-        self._averager = averager
-        self.waited: list[int] = []
-
-    def wait_for(self, tensors: list[int]) -> bool:
-        self.waited += tensors
-        there: bool = self._averager.wait_for(tensors)
-        return there
-
-    def arrived(self) -> list[int]:
-        here = [one for one in self._averager.arrived() if one in self.waited]
-        self.waited = []
-        return here
 
 
 def case_each_layer_is_stepped_when_forward_reaches_it() -> None:
@@ -202,21 +126,6 @@ def case_parameters_that_others_read() -> None:
         found.append((values, flat(model)))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
-
-
-def case_travelling_gradients_refuse_every_use() -> None:
-    model, optimizer = late(network())
-    loss_of(model, 0).backward()
-    gradients = [one.grad for one in model.module.parameters()]
-    assert all(isinstance(one, Travelling) for one in gradients)
-    for use in (torch.sum, torch.clone, lambda one: one.mul_(2), lambda one: one.float().norm()):
-        with raises(scant.InvalidArgument, "settle()"):
-            use(gradients[0])
-    with raises(scant.InvalidArgument, "settle()"):
-        nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
-    model.settle()
-    assert not any(isinstance(one.grad, Travelling) for one in model.module.parameters())
-    optimizer.step()
 
 
 def case_clipping() -> None:
@@ -344,40 +253,6 @@ def case_half_precision_and_groups() -> None:
     assert torch.equal(found[0], found[1])
 
 
-def case_an_optimizer_that_counts_its_calls() -> None:
-    class Counts(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:
-            for group in self.param_groups:
-                group["calls"] = group.get("calls", 0) + 1
-                group["lr"] = 0.1 / group["calls"]
-            return super().step(closure)
-
-    def make(parameters: Any) -> torch.optim.Optimizer:
-        optimizer = Counts(parameters, 0.1)
-        optimizer.param_groups[0]["calls"] = 0
-        return optimizer
-
-    one, its = late(network(), make)
-    one._late._averager = OneByOne(one._averager)
-    other, others = at_once(network(), make)
-    assert losses(one, its) == losses(other, others)
-    assert torch.equal(flat(one), flat(other))
-    assert its.param_groups[0]["calls"] == 6
-
-
-def case_compiled() -> None:
-    module = network()
-    optimizer = adamw(module.parameters())
-    compiled = torch.compile(module, backend="eager")
-    model = scant.torch.wrap(compiled, optimizer, step_in_forward=True, plan="q4")
-    other, others = at_once(network())
-    mine, theirs = losses(model, optimizer), losses(other, others)
-    assert mine[0] == theirs[0]
-    for one, two in zip(mine, theirs, strict=True):
-        assert abs(one - two) < 1e-3
-    all_equal(model)
-
-
 def case_the_planner_chooses() -> None:
     model, optimizer = late(network(), plan="auto")
     values = losses(model, optimizer, 60)
@@ -387,33 +262,6 @@ def case_the_planner_chooses() -> None:
     all_equal(model)
     assert len(report["parts"]["needed"]) == len(model._averaging.layout.parts)
     assert max(report["parts"]["needed"]) > 0
-
-
-def case_wrong_use_is_refused() -> None:
-    with raises(scant.InvalidArgument, "wrap(model, optimizer)"):
-        scant.torch.wrap(network(), step_in_forward=True)
-    with raises(scant.InvalidArgument, "step_in_forward"):
-        scant.torch.HookState(dist.group.WORLD, step_in_forward=True)
-    model, optimizer = late(network())
-    loss_of(model, 0).backward()
-    with raises(scant.Unsupported, "closure"):
-        optimizer.step(lambda: 0.0)
-    model.close()
-    assert "step" not in vars(optimizer)
-    optimizer.step()
-    loss_of(model, 1).backward()  # alone, on this rank
-    optimizer.step()
-
-
-def case_a_step_that_fails_ends_in_forward() -> None:
-    model, optimizer = late(network())
-    losses(model, optimizer, 3)
-    model.settle()
-    loss_of(model, 3, branch=RANK != SIZE - 1).backward()
-    optimizer.step()
-    if SIZE > 1:
-        with raises(scant.Mismatch, f"rank {SIZE - 1}"):
-            loss_of(model, 4)
 
 
 run_cases(globals(), lambda: dist.barrier(group=GLOO))
