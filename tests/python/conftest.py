@@ -22,6 +22,10 @@ from typing import Any
 
 import pytest
 
+# Jobs that a shell put into the background ignore Ctrl-C, and so would every program under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 HERE = Path(__file__).parent
 WORKERS = HERE / "workers"
 

@@ -239,8 +239,6 @@ class LateStep:
         for one, _ in _modules(self._module):
             untyped: Any = one
             hooks.append(untyped.register_forward_pre_hook(_Hook(self, LateStep._enter)))
-        for one in self._module.modules():
-            untyped = one
             hooks.append(untyped.register_state_dict_pre_hook(_Hook(self, LateStep.settle)))
             hooks.append(untyped.register_load_state_dict_pre_hook(_Hook(self, LateStep.settle)))
         untyped = self._module

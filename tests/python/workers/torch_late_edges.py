@@ -154,6 +154,17 @@ def case_copies_do_not_step() -> None:
     assert torch.equal(flat(averaged.module), flat(model))
 
 
+def case_a_script_inside() -> None:
+    found = []
+    for way in (late, at_once):
+        module = network()
+        module.branch = torch.jit.script(module.branch)
+        model, optimizer = way(module)
+        found.append((losses(model, optimizer), flat(model)))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def case_compiled_in_place() -> None:
     module = network()
     optimizer = adamw(module.parameters())
