@@ -1,6 +1,7 @@
 // Averages of single tensors, for the user who does not wait for the whole step.
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "base/check.h"
 #include "sync/gradient/averager_impl.h"
@@ -72,7 +73,7 @@ std::optional<Result<bool>> Averager::Impl::wait_for(std::span<const uint32_t> t
     wanted_.clear();
   }
   end_stall();
-  return Result<bool>(here);
+  return std::optional<Result<bool>>(std::in_place, here);
 }
 
 // What was not asked for one by one is needed by now.
