@@ -10,10 +10,6 @@
 namespace scant::sync {
 namespace {
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
-
 // At most one event of each kind for each tensor and operation is under way in a step.
 size_t events_max(const Layout& layout) {
   return layout.tensors().size() + 2 * layout.parts().size() + 8;

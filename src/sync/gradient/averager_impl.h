@@ -7,6 +7,8 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -19,6 +21,10 @@
 #include "sync/gradient/verdict.h"
 
 namespace scant::sync {
+
+inline Error invalid(std::string message) {
+  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
+}
 
 class Averager::Impl {
  public:

@@ -7,14 +7,6 @@
 #include "sync/gradient/averager_impl.h"
 
 namespace scant::sync {
-namespace {
-
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
-
-}  // namespace
-
 // Without asking the thread, which may be in the middle of a job.
 bool Averager::Impl::has_arrived(uint32_t tensor) const {
   const TensorLayout& known = layout.tensors()[tensor];

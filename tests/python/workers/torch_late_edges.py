@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ranks import RANK, SIZE, raises, run_cases
-from stepping import OPTIMIZERS, OneByOne, adamw, at_once, late, losses
+from stepping import OPTIMIZERS, adamw, at_once, late, losses, one_by_one
 from torch import nn
 from wrapping import GLOO, all_equal, batch, flat, loss_of, network
 
@@ -40,7 +40,7 @@ def case_what_users_do_after_a_step() -> None:
         for way in (late, at_once):
             model, optimizer = way(network(), OPTIMIZERS["momentum"])
             if way is late:
-                model._late._averager = OneByOne(model._averager)
+                one_by_one(model)
             for step in range(6):
                 loss_of(model, step, branch=step % 2 == 0).backward()
                 optimizer.step(None)
@@ -90,7 +90,7 @@ def case_a_path_that_was_not_taken_before() -> None:
         torch.manual_seed(2)
         model, optimizer = way(Sometimes())
         if way is late:
-            model._late._averager = OneByOne(model._averager)
+            one_by_one(model)
         values = []
         for step in range(6):
             optimizer.zero_grad()
@@ -188,7 +188,7 @@ def case_an_optimizer_that_counts_its_calls() -> None:
         return optimizer
 
     one, its = late(network(), make)
-    one._late._averager = OneByOne(one._averager)
+    one_by_one(one)
     other, others = at_once(network(), make)
     assert losses(one, its) == losses(other, others)
     assert torch.equal(flat(one), flat(other))

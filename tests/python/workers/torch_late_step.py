@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from ranks import RANK, raises, run_cases
-from stepping import OPTIMIZERS, OneByOne, at_once, late, losses, same_state
+from stepping import OPTIMIZERS, at_once, late, losses, one_by_one, same_state
 from torch import nn
 from wrapping import GLOO, all_equal, batch, flat, loss_of, network
 
@@ -76,7 +76,7 @@ def case_each_layer_is_stepped_when_forward_reaches_it() -> None:
         return Counting(parameters, 0.01)
 
     one, its = late(network(), make)
-    one._late._averager = OneByOne(one._averager)
+    one_by_one(one)
     found = losses(one, its)
     one.settle()
     # The first whole, before the forward that learns; then a call for each of five layers; the
@@ -113,7 +113,7 @@ def case_parameters_that_others_read() -> None:
         torch.manual_seed(3)
         model, optimizer = way(Attention())
         if way is late:
-            model._late._averager = OneByOne(model._averager)
+            one_by_one(model)
         draw = torch.Generator().manual_seed(RANK)
         values = []
         for _ in range(6):
