@@ -157,7 +157,7 @@ def case_copies_do_not_step() -> None:
 def case_a_script_inside() -> None:
     found = []
     for way in (late, at_once):
-        module = network()
+        module: Any = network()
         module.branch = torch.jit.script(module.branch)
         model, optimizer = way(module)
         found.append((losses(model, optimizer), flat(model)))
