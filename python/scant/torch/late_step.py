@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from scant import _scant
 from scant.errors import InvalidArgument, Unsupported
 from scant.torch.compiler import not_compiled
+from scant.torch.unreached import is_ours
 
 __all__ = ["LateStep", "Travelling"]
 
@@ -399,7 +400,7 @@ def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
     return bool(
         its._optimizer_step_pre_hooks
         or its._optimizer_step_post_hooks
-        or common._global_optimizer_pre_hooks
+        or not all(map(is_ours, common._global_optimizer_pre_hooks.values()))
         or common._global_optimizer_post_hooks
     )
 

@@ -19,6 +19,7 @@ from scant.errors import Closed, Error, InvalidArgument, Unsupported
 from scant.torch.averaging import Averaging, process_group_of
 from scant.torch.late_step import LateStep
 from scant.torch.same_model import broadcast_from_first, check_same, describe
+from scant.torch.unreached import Unreached
 from scant.torch.wrap_options import WrapOptions
 
 __all__ = ["Wrapped", "wrap"]
@@ -111,6 +112,7 @@ class Wrapped(torch.nn.Module):
         self._averaging = Averaging(self._parameters_in_order, self._names, options, self.group)
         self._averager = self._averaging.averager
         self._views = self._averaging.views
+        self._unreached = self._unreached_here()
         self._hooks: list[Any] = []
         for index, parameter in enumerate(self._parameters_in_order):
             untyped: Any = parameter
@@ -124,12 +126,17 @@ class Wrapped(torch.nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward."""
-        if self._hooks:  # not closed
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                self._check_still_the_same()
-            if self.training and self._sync and self._has_buffers:
-                broadcast_from_first(self.module.buffers(), self.group)
-        return self.module(*args, **kwargs)
+        if not self._hooks:  # closed
+            return self.module(*args, **kwargs)
+        gradients = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if gradients:
+            self._check_still_the_same()
+        if self.training and self._sync and self._has_buffers:
+            broadcast_from_first(self.module.buffers(), self.group)
+        result = self.module(*args, **kwargs)
+        if gradients and self._sync:
+            self._unreached.forward()
+        return result
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -263,6 +270,7 @@ class Wrapped(torch.nn.Module):
             wrapped = this()
             if wrapped is None:
                 return
+            wrapped._unreached.gradient()
             if wrapped._sync:
                 wrapped._gradient(index, parameter)
             else:
@@ -299,15 +307,40 @@ class Wrapped(torch.nn.Module):
                 self._kept(index, parameter)
         self._unsent = [False] * len(self._names)
         self._in_backward = False
+        self._finish()
+        if self._late is not None:
+            self._late.begin(self._fired)
+        else:
+            _after_backward(self._wait)
+
+    def _finish(self) -> None:
+        """No more gradients come in this step."""
         self._steps += 1
         self._check_due = self._steps % _LOOK_EVERY == 0
         every = self.options.check_every
         checked = every > 0 and self._steps % every == 0
         self._averager.finish(self._hash_of_parameters() if checked else 0)
-        if self._late is not None:
-            self._late.begin(self._fired)
-        else:
-            _after_backward(self._wait)
+        self._unreached.averaged()
+
+    def _unreached_here(self) -> Unreached:
+        this = weakref.ref(self)
+
+        def take_part() -> None:
+            wrapped = this()
+            if wrapped is not None and wrapped._hooks:
+                wrapped._step_without_gradients()
+
+        return Unreached(self._ids, take_part)
+
+    @torch.no_grad()
+    def _step_without_gradients(self) -> None:
+        """Backward reached nothing here; the other ranks are told so, if they had more to give."""
+        for parameter, view in zip(self._parameters_in_order, self._views, strict=True):
+            gradient = parameter.grad
+            if gradient is not None and gradient.data_ptr() == view.data_ptr():
+                parameter.grad = gradient.clone()  # the step writes zeros into the arena
+        self._finish()
+        self._wait()
 
     def _late_step(self, optimizer: torch.optim.Optimizer) -> LateStep:
         this = weakref.ref(self)

@@ -45,31 +45,47 @@ class AutoPlan::Impl {
     Result<GroupId> made = communicator.make_group(members, options.key);
     if (!made) return made.error();
     group = made.value();
+    TunerOptions tuning = options.tuning;
+    uint32_t sounding_bytes = 0;
+    if (count > 1) {
+      sounding.emplace(communicator, group, static_cast<int>(count), options.timeout);
+      Result<FirstSounding> sounded = first_sounding();
+      if (!sounded) return sounded.error();
+      sounding_bytes = sounded.value().bytes;
+      tuning.bytes_per_s = sounding_bytes / sounded.value().slowest_s;
+    }
     if (is_first) {
       static const WorkRates rates = calibrate();
-      tuner.emplace(averager.layout(), rates, options.tuning);
+      tuner.emplace(averager.layout(), rates, tuning);
     }
-    Result<void> begun_well = begin(Tuner::first(averager.layout(), options.tuning));
-    if (!begun_well || count == 1) return begun_well;
-    sounding.emplace(communicator, group, static_cast<int>(count), options.timeout);
-    return first_sounding();
+    Decision first = Tuner::first(averager.layout(), tuning);
+    first.sounding_bytes = sounding_bytes;
+    return begin(std::move(first));
   }
 
+  struct FirstSounding {
+    uint32_t bytes = 0;
+    double slowest_s = 0;  // of all ranks
+  };
+
   // Ever more, until it takes long enough to tell the rate. Ranks decide by the slowest's time.
-  Result<void> first_sounding() {
+  Result<FirstSounding> first_sounding() {
     for (uint64_t bytes = kFirstSounding;; bytes *= 4) {
       sounding->begin(bytes);
-      if (const auto sounded = sounding->poll(Duration::zero()); !sounded->ok()) return *sounded;
+      if (const auto sounded = sounding->poll(Duration::zero()); !sounded->ok()) {
+        return sounded->error();
+      }
       double slowest_s = sounding->times().exchange_s;
       const CallOptions call{.group = group, .timeout = options.timeout};
       const auto memory = std::as_writable_bytes(std::span(&slowest_s, 1));
       if (Result<void> agreed =
               communicator.all_reduce(memory, memory, DType::f64, ReduceOp::max, call).wait();
           !agreed) {
-        return agreed;
+        return agreed.error();
       }
-      decision.sounding_bytes = static_cast<uint32_t>(bytes);
-      if (slowest_s > kLongEnoughS || bytes >= kLastSounding) return {};
+      if (slowest_s > kLongEnoughS || bytes >= kLastSounding) {
+        return FirstSounding{static_cast<uint32_t>(bytes), std::max(slowest_s, 1e-9)};
+      }
     }
   }
 

@@ -1,6 +1,7 @@
 #include "sync/plan/tuner.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <utility>
@@ -13,6 +14,11 @@ namespace {
 
 constexpr uint32_t kMeasuringSteps = 5;
 constexpr uint32_t kMeasuringSkipped = 2;
+// Of these the first that a step's transfer takes no longer than so many seconds with; the last in
+// any case.
+constexpr std::array kMeasuringValues = {codec::ValueKind::bf16, codec::ValueKind::q8,
+                                         codec::ValueKind::q4};
+constexpr double kMeasuringMostS = 0.3;
 constexpr uint32_t kNewPlanSteps = 8;
 constexpr uint32_t kRunningLeast = 16;
 constexpr double kRunningMostS = 5;      // so that changes are noticed, unless agreements
@@ -126,11 +132,18 @@ Decision Tuner::first(const Layout& layout, const TunerOptions& options) {
   const bool exact = options.fidelity_min >= 1 || layout.ranks() == 1;
   const uint64_t all = layout.elements() * sizeof(float);
   UniformPlan wanted{.buffer_bytes = all, .first_buffer_bytes = all};
-  if (!exact) {
+  FusionPlan plan;
+  if (exact) {
+    plan = uniform_plan(wanted, layout);
+  } else {
     wanted.path = Path::split;
-    wanted.point = {1, codec::ValueKind::q4};
+    for (const codec::ValueKind values : kMeasuringValues) {
+      wanted.point = {1, values};
+      plan = uniform_plan(wanted, layout);
+      if (sent_bytes(plan, layout) <= kMeasuringMostS * options.bytes_per_s) break;
+    }
   }
-  return {.plan = uniform_plan(wanted, layout),
+  return {.plan = std::move(plan),
           .steps = kMeasuringSteps,
           .skipped = kMeasuringSkipped,
           .curves = !exact};

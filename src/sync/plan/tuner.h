@@ -42,6 +42,7 @@ struct Findings {
 struct TunerOptions {
   double fidelity_min = 0;
   std::optional<FusionPlan> pinned{};  // measured and predicted, never changed
+  double bytes_per_s = 0;              // of the link, by the first soundings; 0: unknown
 };
 
 class Tuner {

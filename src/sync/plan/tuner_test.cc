@@ -140,6 +140,23 @@ std::vector<codec::Curve> curves(const World& world) {
 
 const std::vector<uint64_t> kSizes = {800'000, 800'000, 3'000, 800'000, 800'000};
 
+// Fewer bits in the first steps cost a training more than in later ones: no fewer than needed.
+TEST(Tuner, MeasuresWithAsManyBitsAsTheLinkBringsInAMoment) {
+  const World world(kSizes);
+  const auto values = [&](double bytes_per_s) {
+    const TunerOptions options{.bytes_per_s = bytes_per_s};
+    const FusionPlan plan = Tuner::first(world.layout(), options).plan;
+    return plan.buffers.front().points.front().first.values;
+  };
+  const double elements_sent = 1.5 * 3'203'000;
+  EXPECT_EQ(values(1e9), ValueKind::bf16);
+  EXPECT_EQ(values(2.2 * elements_sent / 0.3), ValueKind::bf16);
+  EXPECT_EQ(values(1.8 * elements_sent / 0.3), ValueKind::q8);
+  EXPECT_EQ(values(0.9 * elements_sent / 0.3), ValueKind::q4);
+  EXPECT_EQ(values(1e3), ValueKind::q4);
+  EXPECT_EQ(values(0), ValueKind::q4);
+}
+
 TEST(Tuner, OnAFastLinkPlainRuns) {
   World world(kSizes);
   world.set_link(1e-4, 5e9);

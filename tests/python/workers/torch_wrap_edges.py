@@ -50,6 +50,58 @@ def case_what_is_kept_counts_where_others_go_on() -> None:
     torch.testing.assert_close(model.module.branch.bias.grad, before)
 
 
+def odd_one_out(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """A step whose loss does not depend on the model, on the last rank."""
+    loss = loss_of(model, 0)
+    if RANK == SIZE - 1:
+        loss = torch.zeros((), requires_grad=True) * float(loss.detach())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def case_a_backward_that_reaches_nothing_on_one_rank() -> None:
+    for late in (False, True):
+        module = network()
+        optimizer = torch.optim.AdamW(module.parameters(), 0.01)
+        model = wrap(module, optimizer, step_in_forward=late)
+        loss_of(model, 0).backward()
+        optimizer.step()
+        model.settle()
+        before = flat(model.module)
+        with raises(scant.Mismatch, "bias", f"rank {SIZE - 1}"):
+            odd_one_out(model, optimizer)
+            model.settle()
+        assert torch.equal(flat(model.module), before)
+        model.close()
+
+
+def case_a_backward_that_reaches_nothing_counts_as_zeros() -> None:
+    for plan in ("plain", "bf16"):
+        model = wrap(network(), unused="zeros", plan=plan)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):
+            odd_one_out(model, optimizer)
+            all_equal(model.module)
+        assert model.last_step["present"] == [True] * len(list(model.parameters()))
+
+
+def case_forwards_without_a_backward_cost_nothing() -> None:
+    """Evaluation that forgot no_grad, on one rank."""
+    model = wrap(network(), broadcast_buffers=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(3):
+        loss_of(model, step).backward()
+        report = model.last_step
+        if RANK == 0:
+            loss_of(model, 7)
+        optimizer.step()
+        assert model.last_step is report
+        if RANK == 0:
+            loss_of(model, 8)
+    all_equal(model.module)
+
+
 def case_channels_last_and_a_fused_optimizer() -> None:
     """Fused optimizers take equal strides of parameter and gradient for granted."""
     torch.manual_seed(1)
