@@ -25,7 +25,6 @@ constexpr size_t kBufferBytes = 8;
 constexpr size_t kPointBytes = 24;
 constexpr size_t kCrcBytes = 4;
 
-constexpr Point kNoSecondLeg{1.0, ValueKind::f32};
 
 std::string buffer_text(size_t buffer) { return "buffer " + std::to_string(buffer); }
 

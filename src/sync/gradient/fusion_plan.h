@@ -17,9 +17,11 @@ enum class Path : uint8_t { all_reduce = 0, split = 1, gather = 2 };
 inline constexpr int kPathCount = 3;
 [[nodiscard]] const char* name(Path path);
 
+inline constexpr codec::Point kNoSecondLeg{1.0, codec::ValueKind::f32};
+
 struct PartPlan {
   codec::Point first = {};   // what each rank sends of its gradient
-  codec::Point second = {};  // split: what the owner sends of the average
+  codec::Point second = {};  // split: what the owner sends of the average; else none
   friend bool operator==(const PartPlan&, const PartPlan&) = default;
 };
 

@@ -41,6 +41,8 @@ struct PlannerOptions {
 };
 
 [[nodiscard]] bool is_plain(const FusionPlan& plan);
+// Of the plans that compress: what gives the most for its bytes between so many ranks.
+[[nodiscard]] Path compressed_path(const Layout& layout);
 
 // One plan, looked at alone. `curves` as below.
 [[nodiscard]] Candidate weigh(FusionPlan plan, const Layout& layout, const Profile& profile,

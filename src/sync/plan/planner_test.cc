@@ -246,6 +246,27 @@ TEST(Planner, TheFloorOfFidelityHolds) {
     EXPECT_GE(candidate.kept, 0.9);
 }
 
+TEST(Planner, BetweenTwoRanksNothingIsSentBack) {
+  const Layout layout = layout_of({500'000, 500'000, 1'000}, 2);
+  const Profile profile = free_work(layout, 0.1, 1e7);
+  const auto curves = curves_of(layout);
+  for (const Candidate& one : ranked(layout, profile)) {
+    if (is_plain(one.plan)) continue;
+    FusionPlan twin = one.plan;
+    for (BufferPlan& buffer : twin.buffers) {
+      ASSERT_EQ(buffer.path, Path::gather);
+      buffer.path = Path::split;
+      for (PartPlan& part : buffer.points) part.second = part.first;
+    }
+    EXPECT_TRUE(validate(one.plan, layout).ok());
+    const Candidate split = weigh(twin, layout, profile, curves, {});
+    EXPECT_LE(split.worth, one.worth * (1 + 1e-9)) << one.text;
+    EXPECT_LE(split.kept, one.kept + 1e-9) << one.text;
+    EXPECT_NEAR(split.prediction.sent_bytes, one.prediction.sent_bytes,
+                0.01 * one.prediction.sent_bytes);
+  }
+}
+
 std::vector<Candidate> ranked_by(const Layout& layout, const Profile& profile,
                                  const std::vector<codec::Curve>& curves, double floor) {
   auto all = rank_plans(layout, profile, curves, {.fidelity_min = floor});

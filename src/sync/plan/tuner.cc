@@ -16,8 +16,13 @@ constexpr uint32_t kMeasuringSteps = 5;
 constexpr uint32_t kMeasuringSkipped = 2;
 // Of these the first that a step's transfer takes no longer than so many seconds with; the last in
 // any case.
-constexpr std::array kMeasuringValues = {codec::ValueKind::bf16, codec::ValueKind::q8,
-                                         codec::ValueKind::q4};
+struct Measuring {
+  codec::ValueKind values;
+  double keeps;  // on both legs together, of any gradient
+};
+constexpr std::array kMeasuring = {Measuring{codec::ValueKind::bf16, 0.99998},
+                                   Measuring{codec::ValueKind::q8, 0.999},
+                                   Measuring{codec::ValueKind::q4, 0.95}};
 constexpr double kMeasuringMostS = 0.3;
 constexpr uint32_t kNewPlanSteps = 8;
 constexpr uint32_t kRunningLeast = 16;
@@ -28,7 +33,7 @@ constexpr uint32_t kComparingLong = 12;  // where plain costs about as much: the
 constexpr double kAboutAsMuch = 1.1;
 constexpr double kAgreementShare = 0.003;  // of the time, for agreements
 constexpr double kComparingShare = 0.005;  // of the time, for plain steps
-constexpr double kComparable = 0.7;        // plain's worth, from which on it might win
+constexpr double kComparable = 0.7;        // plain's worth, from which on it might win: at once
 constexpr double kBetter = 1.02;           // in worth, for another plan
 constexpr double kKeepsMore = 0.005;
 constexpr double kNearly = 0.99;
@@ -129,15 +134,16 @@ Decision Tuner::first(const Layout& layout, const TunerOptions& options) {
             .skipped = kMeasuringSkipped,
             .curves = !is_plain(*options.pinned)};
   }
-  const bool exact = options.fidelity_min >= 1 || layout.ranks() == 1;
+  const bool exact = options.fidelity_min > kMeasuring.front().keeps || layout.ranks() == 1;
   const uint64_t all = layout.elements() * sizeof(float);
   UniformPlan wanted{.buffer_bytes = all, .first_buffer_bytes = all};
   FusionPlan plan;
   if (exact) {
     plan = uniform_plan(wanted, layout);
   } else {
-    wanted.path = Path::split;
-    for (const codec::ValueKind values : kMeasuringValues) {
+    wanted.path = compressed_path(layout);
+    for (const auto& [values, keeps] : kMeasuring) {
+      if (keeps < options.fidelity_min) break;
       wanted.point = {1, values};
       plan = uniform_plan(wanted, layout);
       if (sent_bytes(plan, layout) <= kMeasuringMostS * options.bytes_per_s) break;
@@ -308,6 +314,7 @@ std::string Tuner::reason() const {
   if (phase_ == Phase::comparing) return "plain was measured";
   if (!findings_.guard.empty()) return findings_.guard;
   if (new_plan_) return "the new plan was measured";
+  if (findings_.kept < options_.fidelity_min) return "the plan keeps less than the floor";
   const Measurement& now = findings_.slowest;
   if (changed(profile_.link.bytes_per_s, known_.bytes_per_s, kLinkChanged)) {
     return percent_more("the link's rate", profile_.link.bytes_per_s, known_.bytes_per_s);
@@ -329,8 +336,7 @@ bool Tuner::comparing_is_due() const {
   if (phase_ == Phase::comparing || is_plain(plan_) || given_.fidelity_min >= 1) return false;
   const double step_s = findings_.slowest.step_s;
   const double worth = new_plan_ ? expected_->worth : worth_now();
-  if (1 / findings_.plain_s < kComparable * worth) return false;
-  if (!compared_) return true;
+  if (!compared_ && 1 / findings_.plain_s >= kComparable * worth) return true;
   const double extra_s = comparing_steps(findings_) *
                          (std::max(findings_.plain_s - step_s, 0.05 * step_s) + agreement_s_);
   return (steps_ - compared_at_) * step_s * kComparingShare >= extra_s;
