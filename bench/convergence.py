@@ -85,6 +85,7 @@ CONFIGURATIONS: dict[str, Options] = {
     "PowerSGD 12": Options("powersgd", rank=12),
     "PowerSGD 8": Options("powersgd", rank=8),
     "PowerSGD 4": Options("powersgd", rank=4),
+    "PowerSGD 2": Options("powersgd", rank=2),
     "PowerSGD 1": Options("powersgd", rank=1),
 }
 REAL = ("q4", "1% q4")  # what --real trains
