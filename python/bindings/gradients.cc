@@ -132,6 +132,11 @@ nb::dict dict_of(const sync::StepReport& report) {
   out["plan_hash"] = report.plan_hash;
   out["present"] = report.present;
   out["nonfinite"] = report.nonfinite;
+  nb::list not_finite;
+  for (const sync::NotFinite& one : report.not_finite) {
+    not_finite.append(nb::make_tuple(one.tensor, one.ranks));
+  }
+  out["not_finite"] = not_finite;
   out["sent_bytes"] = report.sent_bytes;
   out["backward_s"] = report.backward_s;
   out["end_s"] = report.end_s;

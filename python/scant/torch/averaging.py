@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from scant import _scant
 from scant.errors import InvalidArgument, Unsupported
+from scant.torch.not_finite import NotFinite
 from scant.torch.process_group import ProcessGroup
 from scant.torch.watching import Watching
 from scant.torch.wrap_options import WrapOptions, plan_from
@@ -40,8 +41,9 @@ class Averaging:
             for offset, parameter in zip(self.layout.offsets, parameters, strict=True)
         ]
         process_group = process_group_of(group)
+        key = f"wrap of {process_group.group_id}"  # the communicator counts equal ones
         native = {
-            "key": f"wrap of {process_group.group_id}",  # the communicator counts equal ones
+            "key": key,
             "members": process_group.members,
             "names": names,
             "residual": options.residual,
@@ -54,6 +56,7 @@ class Averaging:
         self.averager = _scant.Averager(
             process_group.native(), self.layout, self.arena.data_ptr(), native, self.arena
         )
+        self._not_finite = NotFinite(options.nonfinite, names, process_group, f"{key}.finite")
         self._watching = _watching(options, self.layout, group)
         self.set_plan(options)
 
@@ -73,11 +76,13 @@ class Averaging:
         """The report of the step, after ``averager.finish``; the averages lie in the views."""
         report = self.averager.wait()
         self._watching.step(report)
+        self._not_finite.check(report)
         return report
 
     def close(self) -> None:
         """Ends what is under way."""
         self.averager.close()
+        self._not_finite.close()
         self._watching.close()
 
 

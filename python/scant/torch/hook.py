@@ -15,7 +15,7 @@ from scant.errors import InvalidArgument
 from scant.torch.averaging import Averaging, process_group_of
 from scant.torch.compiler import not_compiled
 from scant.torch.process_group import ProcessGroup
-from scant.torch.same_model import check_same, describe
+from scant.torch.same_model import check_same, describe, hash_of
 from scant.torch.wrap_options import WrapOptions
 
 __all__ = ["HookState", "ddp_hook"]
@@ -30,11 +30,11 @@ class HookState:
     Args:
         group: a process group of the backend ``scant`` with the ranks of the model's own group.
         options: :class:`WrapOptions`, or single ones by name. DDP's own settings stand for
-            ``unused``, ``buffer_bytes``, ``check_every`` and ``broadcast_buffers``.
+            ``unused``, ``buffer_bytes`` and ``broadcast_buffers``.
 
-    DDP arranges its buckets anew after the first step; until then averages are exact. It gives
-    zeros for parameters that were not used, so a gradient of nothing but zeros counts as none:
-    what was kept of it waits.
+    DDP arranges its buckets anew after the first step; until then averages are exact, and what is
+    not finite passes. It gives zeros for parameters that were not used, so a gradient of nothing
+    but zeros counts as none: what was kept of it waits.
     """
 
     def __init__(self, group: Any, options: WrapOptions | None = None, **more: Any) -> None:
@@ -128,7 +128,10 @@ class HookState:
     def _finish(self, averaging: Averaging) -> None:
         """All buckets are there: waits, and gives DDP the averages."""
         waiting, self._waiting = self._waiting, []
-        averaging.averager.finish(0)
+        self._steps += 1
+        every = self.options.check_every
+        checked = every > 0 and self._steps % every == 0
+        averaging.averager.finish(hash_of(self._seen) if checked else 0)
         self.last_step = averaging.wait()
         for gradients, buffer, future in waiting:
             for place, gradient in gradients:

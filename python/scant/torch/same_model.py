@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from scant import _scant
 from scant.errors import Mismatch
 
-__all__ = ["broadcast_from_first", "check_same", "describe"]
+__all__ = ["broadcast_from_first", "check_same", "describe", "hash_of"]
 
 _CHUNK_BYTES = 64 << 20
 
@@ -67,6 +68,15 @@ def check_same(rows: Sequence[Row], group: Any) -> None:
                 rank=rank,
                 peer=other,
             )
+
+
+def hash_of(parameters: Iterable[torch.Tensor]) -> int:
+    """A hash of all their bits, never 0."""
+    crc = 0
+    for parameter in parameters:
+        values = parameter.detach().cpu().contiguous()
+        crc = _scant.crc32c(values.data_ptr(), values.nbytes, crc)
+    return crc + 1
 
 
 @torch.no_grad()

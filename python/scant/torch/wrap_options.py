@@ -23,6 +23,7 @@ _PUBLISHED = re.compile(rf"(?P<rule>ssfusion|adtopk) {_PERCENT}(?: (?P<values>[a
 _VALUES = {**{name: name for name in _scant.value_kind_names}, "fp16": "f16"}
 _OF_RANK_0 = ("log", "metrics_port", "tensorboard")
 _UNUSED = ("error", "zeros")
+_NONFINITE = ("auto", "error", "pass")
 _RESIDUALS = ("f32", "bf16", "i8", "none")
 
 
@@ -45,6 +46,10 @@ class WrapOptions:
         residual_decay: of what is kept, each step; below 1 it is forgotten in time.
         unused: a parameter that gets a gradient on some ranks only is an ``error``, or counts as
             ``zeros`` on the others. One that gets none on any rank keeps ``grad`` as it was.
+        nonfinite: a gradient with NaN or infinities is an ``error`` on every rank that names the
+            tensor and the rank it came from, or may ``pass``: then averages hold them too, as in
+            plain training. ``auto``: it passes where every rank has an enabled
+            ``torch.amp.GradScaler``, which skips such steps, and is an error elsewhere.
         step_in_forward: ``optimizer.step()`` only takes note; each parameter is stepped when the
             next forward reaches it, so that gradients travel meanwhile. Needs the optimizer given
             to ``wrap``. Call ``settle()`` before gradients or parameters are looked at otherwise.
@@ -66,6 +71,7 @@ class WrapOptions:
     residual: str = "f32"
     residual_decay: float = 1.0
     unused: str = "error"
+    nonfinite: str = "auto"
     step_in_forward: bool = False
     workers: int = 1
     check_every: int = 100
@@ -86,6 +92,8 @@ class WrapOptions:
             )
         if self.unused not in _UNUSED:
             raise InvalidArgument(f"unused: error or zeros, got {self.unused!r}")
+        if self.nonfinite not in _NONFINITE:
+            raise InvalidArgument(f"nonfinite: auto, error or pass, got {self.nonfinite!r}")
         for name in ("residual_decay", "fidelity_min"):
             value = getattr(self, name)
             if not 0 <= value <= 1:

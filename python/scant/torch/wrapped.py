@@ -18,7 +18,7 @@ from scant import _scant
 from scant.errors import Closed, Error, InvalidArgument, Unsupported
 from scant.torch.averaging import Averaging, process_group_of
 from scant.torch.late_step import LateStep
-from scant.torch.same_model import broadcast_from_first, check_same, describe
+from scant.torch.same_model import broadcast_from_first, check_same, describe, hash_of
 from scant.torch.unreached import Unreached
 from scant.torch.wrap_options import WrapOptions
 
@@ -319,7 +319,7 @@ class Wrapped(torch.nn.Module):
         self._check_due = self._steps % _LOOK_EVERY == 0
         every = self.options.check_every
         checked = every > 0 and self._steps % every == 0
-        self._averager.finish(self._hash_of_parameters() if checked else 0)
+        self._averager.finish(hash_of(self.module.parameters()) if checked else 0)
         self._unreached.averaged()
 
     def _unreached_here(self) -> Unreached:
@@ -390,14 +390,6 @@ class Wrapped(torch.nn.Module):
             gradient.copy_(view)
         else:
             parameter.grad = view.to(dtype=parameter.dtype, device=parameter.device)
-
-    def _hash_of_parameters(self) -> int:
-        """A hash of all parameters' bits, never 0."""
-        crc = 0
-        for parameter in self.module.parameters():
-            values = parameter.detach().cpu().contiguous()
-            crc = _scant.crc32c(values.data_ptr(), values.nbytes, crc)
-        return crc + 1
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:

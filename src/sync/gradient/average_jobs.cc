@@ -4,6 +4,8 @@
 
 #include "base/check.h"
 #include "codec/accumulate.h"
+#include "codec/block_writer.h"
+#include "codec/kernels.h"
 #include "sync/gradient/averager_impl.h"
 
 namespace scant::sync {
@@ -138,6 +140,16 @@ void Averager::Impl::fold_residual(uint32_t part) {
   }
 }
 
+// What goes as it is meets no encoder that would count it. One pass, which writes nothing.
+void Averager::Impl::count_nonfinite(uint32_t part) {
+  const PartLayout& known = layout.parts()[part];
+  const std::span<float> all = floats(known.tensor, known.range);
+  const auto found = codec::kernels().accumulate(nullptr, all.data(), all.size(), 1.0f);
+  if (found.magnitude_max < codec::kInfinityBits) return;
+  nonfinite_ += codec::count_nonfinite(all.data(), all.size());
+  not_finite_[known.tensor] = true;
+}
+
 // The curve of one slice, each time another one, stands for the part.
 Result<void> Averager::Impl::look_at(uint32_t part) {
   const PartLayout& known = layout.parts()[part];
@@ -177,6 +189,7 @@ Result<void> Averager::Impl::encode(uint32_t index, uint32_t part) {
   if (buffer.path == Path::all_reduce) {
     if (present) {
       fold_residual(part);
+      count_nonfinite(part);
     } else {
       std::ranges::fill(floats(known.tensor, known.range), 0.0f);
     }
@@ -192,6 +205,7 @@ Result<void> Averager::Impl::encode(uint32_t index, uint32_t part) {
     if (!done) return done.error();
     slices_[i].worker_dirty = true;
     nonfinite_ += done.value().nonfinite;
+    if (done.value().nonfinite > 0) not_finite_[known.tensor] = true;
     report.bytes += done.value().bytes;
     report.energy += done.value().energy;
     report.energy_left += done.value().energy_left;

@@ -220,6 +220,7 @@ void Averager::Impl::begin_step() {
   seen_.assign(count, std::vector<bool>(tensors));
   missed_.assign(count, std::vector<bool>(tensors));
   nonfinite_ = 0;
+  not_finite_.assign(tensors, false);
   parts_to_encode_ = layout.parts().size();
   verdict_begun_ = false;
   verdict_over_ = false;
@@ -264,7 +265,8 @@ void Averager::Impl::begin_verdict() {
                         .nonfinite = nonfinite_,
                         .parameters_hash = parameters_hash_,
                         .failure = error_ ? static_cast<uint64_t>(error_->code) + 1 : 0,
-                        .present = present_},
+                        .present = present_,
+                        .not_finite = not_finite_},
                 verdict_own_);
   std::vector<MutableBytes> parts;
   for (size_t i = 0; i < static_cast<size_t>(ranks()); ++i) {
@@ -323,6 +325,7 @@ void Averager::Impl::verdict_done() {
   }
   report_.present = std::move(judgement.value().present);
   report_.nonfinite = judgement.value().nonfinite;
+  report_.not_finite = std::move(judgement.value().not_finite);
   by_rank_ = std::move(by_rank);
 }
 

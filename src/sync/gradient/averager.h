@@ -16,6 +16,7 @@
 #include "scant/communicator.h"
 #include "sync/gradient/fusion_plan.h"
 #include "sync/gradient/layout.h"
+#include "sync/gradient/verdict.h"
 
 namespace scant::sync {
 
@@ -57,12 +58,14 @@ struct StepReport {
   uint64_t step = 0;
   uint64_t plan_hash = 0;
   std::vector<bool> present;  // by tensor: on any rank
-  uint64_t nonfinite = 0;     // on all ranks, as far as records were made
+  uint64_t nonfinite = 0;     // values, on all ranks
   uint64_t sent_bytes = 0;    // by this rank, headers of frames not counted
-  double backward_s = 0;      // first ready() to finish()
-  double end_s = 0;           // first ready() to the end of the last buffer, and of the verdict
-  double exposed_s = 0;       // finish() to the end; with wait_for(): what was waited in all
-  double encode_s = 0;        // thread scant-grad, by kind of job
+  // Their averages are not finite either: whether that is an error is for the caller to say.
+  std::vector<NotFinite> not_finite;
+  double backward_s = 0;  // first ready() to finish()
+  double end_s = 0;       // first ready() to the end of the last buffer, and of the verdict
+  double exposed_s = 0;   // finish() to the end; with wait_for(): what was waited in all
+  double encode_s = 0;    // thread scant-grad, by kind of job
   double add_s = 0;
   double decode_s = 0;
   std::vector<BufferTimes> buffers;

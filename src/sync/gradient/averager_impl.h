@@ -18,7 +18,6 @@
 #include "sync/gradient/averager.h"
 #include "sync/gradient/messages.h"
 #include "sync/gradient/step_core.h"
-#include "sync/gradient/verdict.h"
 
 namespace scant::sync {
 
@@ -143,6 +142,7 @@ class Averager::Impl {
   Result<void> encode(uint32_t buffer, uint32_t part);
   Result<void> look_at(uint32_t part);
   void fold_residual(uint32_t part);
+  void count_nonfinite(uint32_t part);
   void begin_first(uint32_t buffer);
   void begin_second(uint32_t buffer);
   Result<void> add(uint32_t buffer);
@@ -177,6 +177,7 @@ class Averager::Impl {
   double finish_at_ = 0;
   StepReport report_;
   uint64_t nonfinite_ = 0;
+  std::vector<bool> not_finite_;  // by tensor
   std::vector<std::byte> verdict_own_;
   std::vector<std::byte> verdict_all_;
   Work verdict_;

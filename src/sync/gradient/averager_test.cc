@@ -156,8 +156,15 @@ TEST(Averager, NotFiniteValuesArriveOnAllRanksAndAreCounted) {
       ASSERT_TRUE(report.ok()) << report.error().to_string();
       EXPECT_TRUE(std::isnan(host.of(1)[5]));
       EXPECT_TRUE(std::isinf(host.of(1)[6]));
-      EXPECT_EQ(report.value().nonfinite, path == Path::all_reduce ? 0u : 2u);
+      EXPECT_EQ(report.value().nonfinite, 2u);
+      ASSERT_EQ(report.value().not_finite.size(), 1u);
+      EXPECT_EQ(report.value().not_finite[0].tensor, 1u);
+      EXPECT_EQ(report.value().not_finite[0].ranks, std::vector<Rank>{1});
       EXPECT_TRUE(std::isfinite(host.averager->residual_energy()));
+      const auto next = host.step(2, 2);
+      ASSERT_TRUE(next.ok()) << next.error().to_string();
+      EXPECT_TRUE(next.value().not_finite.empty());
+      EXPECT_TRUE(std::ranges::all_of(host.arena, [](float v) { return std::isfinite(v); }));
     }
   });
 }

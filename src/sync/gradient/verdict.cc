@@ -86,41 +86,70 @@ std::optional<Error> first_failure(std::span<const Verdict> by_rank) {
   return found;
 }
 
+size_t bytes_of_bits(size_t bits) { return (bits + 7) / 8; }
+
+void write_bits(const std::vector<bool>& bits, std::byte* out) {
+  for (size_t i = 0; i < bits.size(); ++i) {
+    if (bits[i]) out[i / 8] |= static_cast<std::byte>(1u << (i % 8));
+  }
+}
+
+std::vector<bool> read_bits(const std::byte* in, size_t count) {
+  std::vector<bool> bits(count);
+  for (size_t i = 0; i < count; ++i) {
+    bits[i] = (in[i / 8] & static_cast<std::byte>(1u << (i % 8))) != std::byte{0};
+  }
+  return bits;
+}
+
+// What a rank says of a tensor that it had no gradient of counts for nothing.
+std::vector<NotFinite> all_not_finite(std::span<const Verdict> by_rank) {
+  std::vector<NotFinite> found;
+  for (uint32_t tensor = 0; tensor < by_rank[0].present.size(); ++tensor) {
+    NotFinite one{.tensor = tensor, .ranks = {}};
+    for (size_t rank = 0; rank < by_rank.size(); ++rank) {
+      const Verdict& verdict = by_rank[rank];
+      if (verdict.present[tensor] && verdict.not_finite[tensor]) {
+        one.ranks.push_back(static_cast<Rank>(rank));
+      }
+    }
+    if (!one.ranks.empty()) found.push_back(std::move(one));
+  }
+  return found;
+}
+
 }  // namespace
 
-size_t verdict_bytes(size_t tensors) { return kNumbers * 8 + (tensors + 7) / 8; }
+size_t verdict_bytes(size_t tensors) { return kNumbers * 8 + 2 * bytes_of_bits(tensors); }
 
 void write_verdict(const Verdict& verdict, MutableBytes out) {
-  SCANT_CHECK(out.size() == verdict_bytes(verdict.present.size()));
+  const size_t tensors = verdict.present.size();
+  SCANT_CHECK(out.size() == verdict_bytes(tensors) && verdict.not_finite.size() == tensors);
   const std::array<uint64_t, kNumbers> numbers = {
       verdict.step, verdict.plan_hash, verdict.nonfinite, verdict.parameters_hash, verdict.failure};
   for (size_t i = 0; i < kNumbers; ++i) codec::store_little(out.data() + 8 * i, numbers[i]);
   std::fill(out.begin() + 8 * kNumbers, out.end(), std::byte{0});
-  for (size_t i = 0; i < verdict.present.size(); ++i) {
-    if (verdict.present[i]) out[8 * kNumbers + i / 8] |= static_cast<std::byte>(1u << (i % 8));
-  }
+  write_bits(verdict.present, out.data() + 8 * kNumbers);
+  write_bits(verdict.not_finite, out.data() + 8 * kNumbers + bytes_of_bits(tensors));
 }
 
 Verdict read_verdict(Bytes bytes, size_t tensors) {
   SCANT_CHECK(bytes.size() == verdict_bytes(tensors));
   const auto number = [&](size_t i) { return codec::load_little<uint64_t>(bytes.data() + 8 * i); };
-  Verdict verdict{.step = number(0),
-                  .plan_hash = number(1),
-                  .nonfinite = number(2),
-                  .parameters_hash = number(3),
-                  .failure = number(4),
-                  .present = std::vector<bool>(tensors)};
-  for (size_t i = 0; i < tensors; ++i) {
-    verdict.present[i] =
-        (bytes[8 * kNumbers + i / 8] & static_cast<std::byte>(1u << (i % 8))) != std::byte{0};
-  }
-  return verdict;
+  const std::byte* bits = bytes.data() + 8 * kNumbers;
+  return {.step = number(0),
+          .plan_hash = number(1),
+          .nonfinite = number(2),
+          .parameters_hash = number(3),
+          .failure = number(4),
+          .present = read_bits(bits, tensors),
+          .not_finite = read_bits(bits + bytes_of_bits(tensors), tensors)};
 }
 
 Result<Judgement> judge(std::span<const Verdict> by_rank, const JudgeOptions& options) {
   SCANT_CHECK(!by_rank.empty());
   if (auto error = compare_steps(by_rank)) return *std::move(error);
-  Judgement judgement{std::vector<bool>(by_rank[0].present.size()), 0};
+  Judgement judgement{std::vector<bool>(by_rank[0].present.size()), 0, all_not_finite(by_rank)};
   for (const Verdict& verdict : by_rank) {
     const uint64_t sum = judgement.nonfinite + verdict.nonfinite;
     judgement.nonfinite = sum < verdict.nonfinite ? UINT64_MAX : sum;

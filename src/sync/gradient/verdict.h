@@ -16,10 +16,11 @@ namespace scant::sync {
 struct Verdict {
   uint64_t step = 0;
   uint64_t plan_hash = 0;
-  uint64_t nonfinite = 0;        // values of this rank's gradients, as far as records were made
-  uint64_t parameters_hash = 0;  // 0: not taken in this step
-  uint64_t failure = 0;          // 0: none so far, else ErrorCode + 1
-  std::vector<bool> present{};   // by tensor: got a gradient
+  uint64_t nonfinite = 0;          // values of this rank's gradients
+  uint64_t parameters_hash = 0;    // 0: not taken in this step
+  uint64_t failure = 0;            // 0: none so far, else ErrorCode + 1
+  std::vector<bool> present{};     // by tensor: got a gradient
+  std::vector<bool> not_finite{};  // by tensor, as many: and it holds NaN or infinities
 };
 
 // The same size on all ranks of a model.
@@ -27,9 +28,16 @@ struct Verdict {
 void write_verdict(const Verdict& verdict, MutableBytes out);
 [[nodiscard]] Verdict read_verdict(Bytes bytes, size_t tensors);
 
+// A tensor whose gradient is not finite, and the ranks that made it so.
+struct NotFinite {
+  uint32_t tensor = 0;
+  std::vector<Rank> ranks;
+};
+
 struct Judgement {
   std::vector<bool> present;  // on any rank
   uint64_t nonfinite = 0;
+  std::vector<NotFinite> not_finite;
 };
 struct JudgeOptions {
   bool missing_as_zeros = false;         // a tensor that only some ranks have is no error

@@ -1,6 +1,7 @@
 // Verdicts: their bytes, and what all ranks conclude from them.
 #include "sync/gradient/verdict.h"
 
+#include <algorithm>
 #include <gtest/gtest.h>
 
 #include "base/rng.h"
@@ -9,16 +10,26 @@ namespace scant::sync {
 namespace {
 
 std::vector<Verdict> alike(size_t ranks, size_t tensors) {
-  return std::vector<Verdict>(ranks, Verdict{7, 99, 0, 5, 0, std::vector<bool>(tensors, true)});
+  return std::vector<Verdict>(
+      ranks, Verdict{7, 99, 0, 5, 0, std::vector<bool>(tensors, true), std::vector<bool>(tensors)});
 }
 
 TEST(Verdict, BytesGiveBackWhatWasWritten) {
   for (uint64_t seed = 1; seed <= 50; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     base::Rng rng(seed);
-    Verdict verdict{rng.next(), rng.next(), rng.next(),
-                    rng.next(), rng.next(), std::vector<bool>(rng.below(40))};
-    for (size_t i = 0; i < verdict.present.size(); ++i) verdict.present[i] = rng.chance(0.5);
+    const size_t tensors = rng.below(40);
+    Verdict verdict{rng.next(),
+                    rng.next(),
+                    rng.next(),
+                    rng.next(),
+                    rng.next(),
+                    std::vector<bool>(tensors),
+                    std::vector<bool>(tensors)};
+    for (size_t i = 0; i < tensors; ++i) {
+      verdict.present[i] = rng.chance(0.5);
+      verdict.not_finite[i] = rng.chance(0.5);
+    }
     std::vector<std::byte> bytes(verdict_bytes(verdict.present.size()), std::byte{0xff});
     write_verdict(verdict, bytes);
     const Verdict read = read_verdict(bytes, verdict.present.size());
@@ -28,6 +39,7 @@ TEST(Verdict, BytesGiveBackWhatWasWritten) {
     EXPECT_EQ(read.parameters_hash, verdict.parameters_hash);
     EXPECT_EQ(read.failure, verdict.failure);
     EXPECT_EQ(read.present, verdict.present);
+    EXPECT_EQ(read.not_finite, verdict.not_finite);
   }
 }
 
@@ -87,6 +99,47 @@ TEST(Verdict, AFailureIsToldToAllAndClosedSaysLeast) {
   EXPECT_EQ(judged.error().message, "step 7 failed on rank 2 (corrupt)");
   verdicts[2].failure = 1000;
   EXPECT_EQ(judge(verdicts, {}).error().code, ErrorCode::corrupt);
+}
+
+TEST(Verdict, WhatIsNotFiniteIsNamedWithItsRanks) {
+  auto verdicts = alike(4, 5);
+  EXPECT_TRUE(judge(verdicts, {}).value().not_finite.empty());
+  verdicts[1].not_finite[3] = verdicts[3].not_finite[3] = verdicts[0].not_finite[4] = true;
+  verdicts[2].present[4] = false;
+  verdicts[2].not_finite[4] = true;  // of a gradient that it says it has not
+  const auto judged = judge(verdicts, {.missing_as_zeros = true});
+  ASSERT_TRUE(judged.ok());
+  const std::vector<NotFinite>& found = judged.value().not_finite;
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].tensor, 3u);
+  EXPECT_EQ(found[0].ranks, (std::vector<Rank>{1, 3}));
+  EXPECT_EQ(found[1].tensor, 4u);
+  EXPECT_EQ(found[1].ranks, (std::vector<Rank>{0}));
+}
+
+// Whatever stands in them, and however many bits the last byte of a row has to spare.
+TEST(Verdict, AnyBytesAreReadAndJudged) {
+  for (uint64_t seed = 1; seed <= 200; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    base::Rng rng(seed);
+    const size_t tensors = rng.below(20);
+    std::vector<Verdict> verdicts;
+    for (int rank = 0; rank < 3; ++rank) {
+      std::vector<std::byte> bytes(verdict_bytes(tensors));
+      for (std::byte& byte : bytes) byte = static_cast<std::byte>(rng.below(256));
+      std::fill_n(bytes.begin(), 16, std::byte{1});  // one step, one plan
+      if (rng.chance(0.5)) std::fill_n(bytes.begin() + 24, 16, std::byte{0});
+      verdicts.push_back(read_verdict(bytes, tensors));
+      EXPECT_EQ(verdicts.back().present.size(), tensors);
+      EXPECT_EQ(verdicts.back().not_finite.size(), tensors);
+    }
+    const auto judged = judge(verdicts, {.missing_as_zeros = true});
+    if (!judged.ok()) continue;
+    for (const NotFinite& one : judged.value().not_finite) {
+      EXPECT_LT(one.tensor, tensors);
+      EXPECT_FALSE(one.ranks.empty());
+    }
+  }
 }
 
 TEST(Verdict, WhatIsNotFiniteIsAddedUpWithoutOverflow) {

@@ -195,6 +195,23 @@ def case_the_hook_carries_residuals_on() -> None:
     second.close()
 
 
+def case_the_hook_notices_parameters_that_drift_apart() -> None:
+    for check_every, noticed in ((2, True), (0, False)):
+        model = DDP(network(), process_group=GLOO)
+        state = scant.torch.HookState(dist.group.WORLD, plan="plain", check_every=check_every)
+        model.register_comm_hook(state, scant.torch.ddp_hook)
+        train(model, 3)
+        with torch.no_grad():
+            model.module.last.bias[0] += 1e-3 * (RANK == SIZE - 1)
+        loss = loss_of(model, 3)  # step 4
+        if noticed:
+            with raises(scant.Mismatch, "the parameters of rank"):
+                loss.backward()
+        else:
+            loss.backward()
+        state.close()
+
+
 class Recording(scant.torch.HookState):
     """Adds up what DDP hands over, by parameter."""
 
