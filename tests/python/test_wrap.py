@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 WORKERS = [
     "torch_wrap.py",
     "torch_wrap_edges.py",
+    "torch_optimizers.py",
     "torch_auto.py",
     "torch_late_step.py",
     "torch_late_edges.py",
