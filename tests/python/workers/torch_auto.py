@@ -17,6 +17,8 @@ from wrapping import GLOO, all_equal, flat, loss_of, network, train
 import scant
 import scant.torch
 from scant.runlog import History, read
+from scant.runlog.top import snapshot
+from scant.runlog.words import tell
 
 
 def agreements(model: scant.torch.Wrapped, steps: int) -> list[tuple[int, list[dict[str, Any]]]]:
@@ -72,6 +74,11 @@ def case_the_log_tells_the_run() -> None:
             assert lines[1]["measuring"] is True
             history = History.of(read(path))
             assert history.run is not None
+            assert f"{SIZE} ranks" in tell(history)
+            shown = "\n".join(snapshot(history, str(path)))
+            assert history.last is not None
+            assert f"step {history.last.step:.0f} after" in shown, shown
+            assert "MB a step, dense " in shown, shown
 
 
 def case_exact_only() -> None:
