@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +19,7 @@ from scant.torch.averaging import Averaging, check_device, process_group_of
 from scant.torch.late_step import LateStep, check_steps_all
 from scant.torch.same_model import Row, broadcast_from_first, check_same, describe
 from scant.torch.unreached import Unreached
-from scant.torch.wrap_options import WrapOptions
+from scant.torch.wrap_options import WrapOptions, with_plan
 
 __all__ = ["Wrapped", "wrap"]
 
@@ -165,8 +164,7 @@ class Wrapped(torch.nn.Module):
     def set_plan(self, plan: str | _scant.FusionPlan) -> None:
         """Another plan from the next step on; call it with the same on all ranks."""
         self.settle()
-        floor = self.options.fidelity_min if plan == "auto" else 0.0
-        self._averaging.set_plan(replace(self.options, plan=plan, fidelity_min=floor))
+        self._averaging.set_plan(with_plan(self.options, plan))
 
     def scale_residuals(self, factor: float) -> None:
         """What was not sent yet, times ``factor``: the loss is scaled by that from now on."""

@@ -124,6 +124,25 @@ def case_options_that_contradict() -> None:
         scant.torch.wrap(network(), plan="plain", fidelity_min=0.5)
     with raises(scant.InvalidArgument, "fidelity_min must lie in 0 to 1"):
         scant.torch.wrap(network(), fidelity_min=1.5)
+    layout = scant._scant.GradientLayout([(1, 4), (4, 8)], SIZE)
+    plan = scant._scant.FusionPlan.uniform(layout, "split", 1.0, "bf16", 64, 64, 0)
+    for name in ("buffer_bytes", "first_buffer_bytes"):
+        with raises(scant.InvalidArgument, f"{name}=4096", "plan='auto' has buffers of its own"):
+            scant.torch.wrap(network(), **{name: 4096})
+        with raises(scant.InvalidArgument, f"{name}=4096", "a FusionPlan has buffers of its own"):
+            scant.torch.wrap(nn.Linear(8, 4), plan=plan, **{name: 4096})
+    with raises(scant.InvalidArgument, "residual='none'", "plan='auto'"):
+        scant.torch.wrap(network(), residual="none")
+    with raises(scant.InvalidArgument, "residual_decay=0.5", "residual='none'"):
+        scant.torch.wrap(network(), plan="q4", residual="none", residual_decay=0.5)
+    model = scant.torch.wrap(network(), plan="q4", residual="none", buffer_bytes=4096)
+    with raises(scant.InvalidArgument, "residual='none'", "plan='auto'"):
+        model.set_plan("auto")
+    train(model, 2)
+    assert model.residual_norm == 0
+    model = scant.torch.wrap(network(), plan="q4", buffer_bytes=4096)
+    model.set_plan("auto")  # which leaves the buffers' size behind
+    train(model, 2)
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
     with raises(scant.InvalidArgument, "the optimizer", "(2, 2)"):
         scant.torch.wrap(network(), other)
