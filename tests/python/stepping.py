@@ -18,10 +18,17 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, 0.01)
 
 
+def in_small_buffers(options: dict[str, Any]) -> dict[str, Any]:
+    """By q4 unless told otherwise; what chooses its own buffers is left alone."""
+    options = {"plan": "q4", **options}
+    if isinstance(options["plan"], str) and options["plan"] != "auto":
+        options = {"buffer_bytes": 4096, "first_buffer_bytes": 1, **options}
+    return options
+
+
 def late(module: nn.Module, make: Make = adamw, **options: Any) -> Any:
     """(the wrapped model, its optimizer); several buffers, so that some come before others."""
-    options.setdefault("plan", "q4")
-    options = {"buffer_bytes": 4096, "first_buffer_bytes": 1, **options}
+    options = in_small_buffers(options)
     optimizer = make(module.parameters())
     return scant.torch.wrap(module, optimizer, step_in_forward=True, **options), optimizer
 
@@ -29,7 +36,7 @@ def late(module: nn.Module, make: Make = adamw, **options: Any) -> Any:
 def at_once(module: nn.Module, make: Make = adamw, **options: Any) -> Any:
     model, optimizer = late(module, make, **options)
     model.close()
-    options = {"plan": "q4", "buffer_bytes": 4096, "first_buffer_bytes": 1, **options}
+    options = in_small_buffers(options)
     return scant.torch.wrap(module, optimizer, **options), optimizer
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("torch")
 
 from scant.lab import Lab, LinkOptions
 from scant.lab.units import parse_rate
-from scant.runlog import Plan, Steps, read
+from scant.runlog import Plan, Profile, Steps, read
 
 WORKER = Path(__file__).parent / "workers" / "link_drop.py"
 STEPS = 50
@@ -123,3 +124,6 @@ def test_eight_ranks_of_which_one_computes_and_one_sends_slowly(tmp_path: Path) 
         # Plain would take 2.7 s a step on the slow link; it may be tried, for a few steps.
         wait_for(log.compressed, processes)
         end(tmp_path, processes, reader)
+    named = [line.slowest_rank for line in log.lines(Profile)]
+    assert named, "no choice without a profile"
+    assert mode(named) == 2, named  # it sleeps 0.4 s longer than the others in each step

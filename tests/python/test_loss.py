@@ -55,7 +55,7 @@ def check(place: str, how: str, victim: int, size: int) -> None:
         assert noticed < NOTICE_S, launch.text()
 
 
-PLACES = ["backward", "wrapped", "planned", "all_reduce", "future", "barrier"]
+PLACES = ["backward", "wrapped", "late", "planned", "all_reduce", "future", "barrier"]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -11,6 +11,7 @@ WORKERS = [
     "torch_wrap.py",
     "torch_wrap_edges.py",
     "torch_not_finite.py",
+    "torch_optimizers.py",
     "torch_auto.py",
     "torch_late_step.py",
     "torch_late_edges.py",

@@ -16,7 +16,7 @@ from scant.torch.process_group import ProcessGroup
 from scant.torch.watching import Watching
 from scant.torch.wrap_options import WrapOptions, plan_from
 
-__all__ = ["Averaging", "process_group_of"]
+__all__ = ["Averaging", "check_device", "process_group_of"]
 
 
 class Averaging:
@@ -26,8 +26,7 @@ class Averaging:
         self, parameters: Sequence[torch.Tensor], names: list[str], options: WrapOptions, group: Any
     ) -> None:
         device = parameters[0].device
-        if device.type not in ("cpu", "cuda"):
-            raise Unsupported(f"wrap: parameters on {device}; CPU and CUDA are supported")
+        check_device(device)
         shapes = [_matrix(parameter) for parameter in parameters]
         self.layout = _scant.GradientLayout(shapes, dist.get_world_size(group))
         self.arena = torch.zeros(
@@ -84,6 +83,12 @@ class Averaging:
         self.averager.close()
         self._not_finite.close()
         self._watching.close()
+
+
+def check_device(device: torch.device) -> None:
+    """Whether gradients there can be averaged."""
+    if device.type not in ("cpu", "cuda"):
+        raise Unsupported(f"wrap: parameters on {device}; CPU and CUDA are supported")
 
 
 def _watching(options: WrapOptions, layout: _scant.GradientLayout, group: Any) -> Watching:

@@ -27,6 +27,8 @@ class HookState:
         state = scant.torch.HookState(dist.new_group(backend="scant"), plan="auto")
         model.register_comm_hook(state, scant.torch.ddp_hook)
 
+    All ranks of the group make it at the same place: it compares their options.
+
     Args:
         group: a process group of the backend ``scant`` with the ranks of the model's own group.
         options: :class:`WrapOptions`, or single ones by name. DDP's own settings stand for
@@ -38,13 +40,14 @@ class HookState:
     """
 
     def __init__(self, group: Any, options: WrapOptions | None = None, **more: Any) -> None:
-        if options is not None and more:
-            raise InvalidArgument("HookState: give options= or single options by name, not both")
         self.group = group
         self._process_group = process_group_of(group)
-        self.options = replace(options or WrapOptions(**more), unused="zeros")
-        if self.options.step_in_forward:
-            raise InvalidArgument("HookState: step_in_forward is for scant.torch.wrap()")
+        self.options, mistake = WrapOptions(), None
+        try:
+            self.options = _checked(options, more)
+        except Exception as error:
+            mistake = error  # the others would wait for this rank
+        check_same(describe((), self.options.described()), group, mistake)
         self.last_step: dict[str, Any] | None = None
         self._steps = 0
         self._seen: list[torch.Tensor] = []
@@ -137,6 +140,16 @@ class HookState:
             for place, gradient in gradients:
                 gradient.copy_(averaging.views[place])
             future.set_result(buffer)
+
+
+def _checked(options: WrapOptions | None, more: dict[str, Any]) -> WrapOptions:
+    """The options, once this rank has found nothing wrong by itself."""
+    if options is not None and more:
+        raise InvalidArgument("HookState: give options= or single options by name, not both")
+    chosen = replace(options or WrapOptions(**more), unused="zeros")
+    if chosen.step_in_forward:
+        raise InvalidArgument("HookState: step_in_forward is for scant.torch.wrap()")
+    return chosen
 
 
 def _is_zero(gradient: torch.Tensor) -> bool:

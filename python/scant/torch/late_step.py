@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from scant.errors import InvalidArgument, Unsupported
 from scant.torch.compiler import not_compiled
 from scant.torch.unreached import is_ours
 
-__all__ = ["LateStep", "Travelling"]
+__all__ = ["LateStep", "Travelling", "check_steps_all"]
 
 
 class Travelling(torch.Tensor):
@@ -48,6 +48,16 @@ class Travelling(torch.Tensor):
         raise InvalidArgument(
             f"{func}: with step_in_forward=True gradients still travel after backward(); call "
             "settle() of the wrapped model first to read, clip, unscale or add to them"
+        )
+
+
+def check_steps_all(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> None:
+    """Whether the optimizer steps all of these."""
+    its = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    missing = sum(id(one) not in its for one in parameters)
+    if missing:
+        raise InvalidArgument(
+            f"step_in_forward: the optimizer lacks {missing} of the model's parameters"
         )
 
 
@@ -89,7 +99,6 @@ class LateStep:
         self._needs: dict[int, list[int]] | None = None  # by module
         self._original: Any = optimizer.step
         self._restored: Any = vars(optimizer).get("step")
-        self._check_optimizer()
         self._step_of_ours = self._replace_step()
         self._hooks = self._hook_modules()
         settle = _Hook(self, LateStep.settle)
@@ -155,14 +164,6 @@ class LateStep:
             parameter.grad.zero_()
 
     # -- the optimizer --------------------------------------------------------------------------
-
-    def _check_optimizer(self) -> None:
-        its = {id(one) for group in self._optimizer.param_groups for one in group["params"]}
-        missing = sum(id(one) not in its for one in self._parameters)
-        if missing:
-            raise InvalidArgument(
-                f"step_in_forward: the optimizer lacks {missing} of the model's parameters"
-            )
 
     def _replace_step(self) -> Any:
         """``optimizer.step`` becomes ours. Bound, since schedulers look for ``__func__``."""

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from scant import _scant
-from scant.errors import Mismatch
+from scant.errors import Error, InvalidArgument, Mismatch, make_error
 
-__all__ = ["broadcast_from_first", "check_same", "describe", "hash_of"]
+__all__ = ["Row", "broadcast_from_first", "check_same", "describe", "hash_of"]
 
 _CHUNK_BYTES = 64 << 20
 
@@ -54,13 +54,24 @@ def _difference(first: Sequence[Row], other: Sequence[Row]) -> tuple[str, str, s
     return None
 
 
-def check_same(rows: Sequence[Row], group: Any) -> None:
-    """Raises :class:`scant.Mismatch` on every rank, naming a rank that differs from rank 0."""
+def check_same(rows: Sequence[Row], group: Any, mistake: Exception | None = None) -> None:
+    """Raises :class:`scant.Mismatch` on every rank, naming a rank that differs from rank 0.
+
+    Where a rank comes with a mistake instead, that is raised on every rank, with its name."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
+    mine = _told(mistake) if mistake is not None else None
     everyone: list[Any] = [None] * size
-    dist.all_gather_object(everyone, list(rows), group=group)
+    dist.all_gather_object(everyone, (list(rows), mine), group=group)
+    if mistake is not None:
+        if not isinstance(mistake, Error):
+            raise mistake
+        raise type(mistake)(f"rank {rank}: {mistake}", rank=rank) from mistake
+    for other, (_, told) in enumerate(everyone):
+        if told is not None:
+            code, text = told
+            raise make_error(code, f"rank {other}: {text}", rank, other, 0)
     for other in range(1, size):
-        found = _difference(everyone[0], everyone[other])
+        found = _difference(everyone[0][0], everyone[other][0])
         if found is not None:
             what, first, second = found
             raise Mismatch(
@@ -77,6 +88,13 @@ def hash_of(parameters: Iterable[torch.Tensor]) -> int:
         values = parameter.detach().cpu().contiguous()
         crc = _scant.crc32c(values.data_ptr(), values.nbytes, crc)
     return crc + 1
+
+
+def _told(mistake: Exception) -> tuple[str, str]:
+    """Code and text, as the other ranks get them."""
+    if isinstance(mistake, Error):
+        return mistake.code, str(mistake)
+    return InvalidArgument.code, f"{type(mistake).__name__}: {mistake}"
 
 
 @torch.no_grad()

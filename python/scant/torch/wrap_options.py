@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from scant import _scant
 from scant.errors import InvalidArgument
 from scant.torch.ssfusion import ssfusion
 
-__all__ = ["PLANS", "WrapOptions", "plan_from"]
+__all__ = ["PLANS", "WrapOptions", "plan_from", "with_plan"]
 
 PLANS = (
     "auto, plain, bf16, fp16, q8, q4, q3, q2, q1, a density with one of them, such as '1% q4' or "
@@ -40,9 +40,11 @@ class WrapOptions:
             the 1 %, for comparison. Or a :class:`scant._scant.FusionPlan`.
         fidelity_min: for ``auto``: the least share of the gradients' energy that a plan may keep in
             a step, 0 to 1; 1: exact averages only.
-        buffer_bytes: gradients travel in buffers of about so many bytes (as f32).
+        buffer_bytes: gradients travel in buffers of about so many bytes (as f32); for plans that
+            are named, as ``auto`` and a FusionPlan have buffers of their own.
         first_buffer_bytes: of the first buffer, so that sending begins early.
-        residual: how what was not sent is kept: ``f32``, ``bf16``, ``i8`` or ``none``.
+        residual: how what was not sent is kept: ``f32``, ``bf16``, ``i8`` or, not for ``auto``,
+            ``none``.
         residual_decay: of what is kept, each step; below 1 it is forgotten in time.
         unused: a parameter that gets a gradient on some ranks only is an ``error``, or counts as
             ``zeros`` on the others. One that gets none on any rank keeps ``grad`` as it was.
@@ -113,6 +115,30 @@ class WrapOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidArgument(f"{name}: a whole number from {least} on, got {value!r}")
+        self._check_that_all_count()
+
+    def _check_that_all_count(self) -> None:
+        """What was given must not be without effect, nor undo what something else needs."""
+        named = isinstance(self.plan, str) and not self.automatic
+        for name in ("buffer_bytes", "first_buffer_bytes"):
+            value = getattr(self, name)
+            if not named and value != getattr(WrapOptions, name):
+                whose = "plan='auto'" if self.automatic else "a FusionPlan"
+                raise InvalidArgument(
+                    f"{name}={value} is for plans that are named; {whose} has buffers of its own"
+                )
+        if self.residual != "none":
+            return
+        if self.automatic:
+            raise InvalidArgument(
+                "residual='none' drops what was not sent, but plan='auto' counts on its being sent "
+                "later; name a plan to train without"
+            )
+        if self.residual_decay < 1:
+            raise InvalidArgument(
+                f"residual_decay={self.residual_decay} is of what is kept, but residual='none' "
+                "keeps nothing"
+            )
 
     @property
     def automatic(self) -> bool:
@@ -157,6 +183,19 @@ def _parse(text: str) -> _Named:
     gathers = "rule" in found or found["gather"]
     path = "gather" if gathers else "split"
     return _Named(found.get("rule", ""), path, percent / 100, _VALUES[values])
+
+
+def with_plan(options: WrapOptions, plan: Any) -> WrapOptions:
+    """These options with another plan, without those that are not for it."""
+    if isinstance(plan, str) and plan != "auto":
+        return replace(options, plan=plan, fidelity_min=0.0)
+    return replace(
+        options,
+        plan=plan,
+        fidelity_min=options.fidelity_min if isinstance(plan, str) else 0.0,
+        buffer_bytes=WrapOptions.buffer_bytes,
+        first_buffer_bytes=WrapOptions.first_buffer_bytes,
+    )
 
 
 def plan_from(options: WrapOptions, layout: _scant.GradientLayout) -> _scant.FusionPlan:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -16,11 +15,11 @@ import torch.distributed as dist
 
 from scant import _scant
 from scant.errors import Closed, Error, InvalidArgument, Unsupported
-from scant.torch.averaging import Averaging, process_group_of
-from scant.torch.late_step import LateStep
-from scant.torch.same_model import broadcast_from_first, check_same, describe, hash_of
+from scant.torch.averaging import Averaging, check_device, process_group_of
+from scant.torch.late_step import LateStep, check_steps_all
+from scant.torch.same_model import Row, broadcast_from_first, check_same, describe, hash_of
 from scant.torch.unreached import Unreached
-from scant.torch.wrap_options import WrapOptions
+from scant.torch.wrap_options import WrapOptions, with_plan
 
 __all__ = ["Wrapped", "wrap"]
 
@@ -65,20 +64,22 @@ def wrap(
         group: a process group of the backend ``scant``; default: the default group, or, where
             that is of another backend, a new group of all ranks.
     """
-    if options is not None and more:
-        raise InvalidArgument("wrap: give options= or single options by name, not both")
-    if optimizer is not None:
-        _check_optimizer(optimizer, model)
-    chosen = options or WrapOptions(**more)
-    if chosen.step_in_forward and optimizer is None:
-        raise InvalidArgument(
-            "wrap: step_in_forward=True needs the optimizer: wrap(model, optimizer)"
-        )
+    chosen, rows, mistake = WrapOptions(), list[Row](), None
+    try:
+        chosen = _checked(model, optimizer, options, more)
+        rows = describe(model.named_parameters(), chosen.described())
+    except Exception as error:
+        if not dist.is_initialized():
+            raise
+        mistake = error  # the others would wait for this rank
+    group = _scant_group(group)
+    check_same(rows, group, mistake)
     return Wrapped(model, chosen, group, optimizer)
 
 
 class Wrapped(torch.nn.Module):
-    """A model whose gradients are averaged, made by :func:`wrap`; the model itself: ``.module``."""
+    """A model whose gradients are averaged; the model itself: ``.module``. :func:`wrap` makes it,
+    once it has checked on all ranks what it was given."""
 
     def __init__(
         self,
@@ -89,16 +90,13 @@ class Wrapped(torch.nn.Module):
     ) -> None:
         super().__init__()
         self._late: LateStep | None = None
-        self._check_model(model)
         self.module = model
         self.options = options
-        self.group = _scant_group(group)
+        self.group = group
         self.last_step: dict[str, Any] | None = None
-        named = list(model.named_parameters())
-        check_same(describe(named, options.described()), self.group)
         broadcast_from_first([*model.parameters(), *model.buffers()], self.group)
         # Backward reaches the last first.
-        trained = [(name, one) for name, one in named if _is_trained(one)]
+        trained = [(name, one) for name, one in model.named_parameters() if _is_trained(one)]
         self._names = [name for name, _ in reversed(trained)]
         self._parameters_in_order = [parameter for _, parameter in reversed(trained)]
         self._ids = {id(parameter) for parameter in self._parameters_in_order}
@@ -166,8 +164,7 @@ class Wrapped(torch.nn.Module):
     def set_plan(self, plan: str | _scant.FusionPlan) -> None:
         """Another plan from the next step on; call it with the same on all ranks."""
         self.settle()
-        floor = self.options.fidelity_min if plan == "auto" else 0.0
-        self._averaging.set_plan(replace(self.options, plan=plan, fidelity_min=floor))
+        self._averaging.set_plan(with_plan(self.options, plan))
 
     def scale_residuals(self, factor: float) -> None:
         """What was not sent yet, times ``factor``: the loss is scaled by that from now on."""
@@ -214,34 +211,6 @@ class Wrapped(torch.nn.Module):
         with contextlib.suppress(ValueError):
             missing.remove(prefix + "_extra_state")
         self._check_due = True  # assign=True replaces parameters
-
-    @staticmethod
-    def _check_model(model: torch.nn.Module) -> None:
-        if not isinstance(model, torch.nn.Module):
-            raise InvalidArgument(f"wrap: a torch.nn.Module is needed, got {type(model).__name__}")
-        if isinstance(model, Wrapped) or getattr(model, _LINK, None) is not None:
-            raise InvalidArgument("wrap: this model is wrapped already")
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            raise InvalidArgument(
-                "wrap: the model is wrapped by DistributedDataParallel; wrap its .module instead"
-            )
-        for name, module in model.named_modules():
-            if getattr(module, "sparse", False) and isinstance(
-                module, torch.nn.Embedding | torch.nn.EmbeddingBag
-            ):
-                raise Unsupported(
-                    f"wrap: '{name}' has sparse gradients; make it with sparse=False (zero rows "
-                    "cost nothing at a density below 1)"
-                )
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not trained:
-            raise InvalidArgument("wrap: no parameter of the model requires a gradient")
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not parameter.dtype.is_floating_point:
-                raise Unsupported(f"wrap: '{name}' is {parameter.dtype}; real floats are averaged")
-        devices = {parameter.device for parameter in trained}
-        if len(devices) > 1:
-            raise Unsupported(f"wrap: parameters on several devices: {sorted(map(str, devices))}")
 
     def _check_still_the_same(self) -> None:
         """What was replaced, added or unfrozen since wrap() would not be averaged."""
@@ -390,6 +359,57 @@ class Wrapped(torch.nn.Module):
             gradient.copy_(view)
         else:
             parameter.grad = view.to(dtype=parameter.dtype, device=parameter.device)
+
+
+def _checked(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    options: WrapOptions | None,
+    more: dict[str, Any],
+) -> WrapOptions:
+    """The options, once this rank has found nothing wrong by itself."""
+    if options is not None and more:
+        raise InvalidArgument("wrap: give options= or single options by name, not both")
+    chosen = options or WrapOptions(**more)
+    _check_model(model)
+    if optimizer is not None:
+        _check_optimizer(optimizer, model)
+    if chosen.step_in_forward:
+        if optimizer is None:
+            raise InvalidArgument(
+                "wrap: step_in_forward=True needs the optimizer: wrap(model, optimizer)"
+            )
+        check_steps_all(optimizer, filter(_is_trained, model.parameters()))
+    return chosen
+
+
+def _check_model(model: torch.nn.Module) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidArgument(f"wrap: a torch.nn.Module is needed, got {type(model).__name__}")
+    if isinstance(model, Wrapped) or getattr(model, _LINK, None) is not None:
+        raise InvalidArgument("wrap: this model is wrapped already")
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        raise InvalidArgument(
+            "wrap: the model is wrapped by DistributedDataParallel; wrap its .module instead"
+        )
+    for name, module in model.named_modules():
+        if getattr(module, "sparse", False) and isinstance(
+            module, torch.nn.Embedding | torch.nn.EmbeddingBag
+        ):
+            raise Unsupported(
+                f"wrap: '{name}' has sparse gradients; make it with sparse=False (zero rows "
+                "cost nothing at a density below 1)"
+            )
+    trained = [parameter for parameter in model.parameters() if _is_trained(parameter)]
+    if not trained:
+        raise InvalidArgument("wrap: no parameter of the model requires a gradient")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.dtype.is_floating_point:
+            raise Unsupported(f"wrap: '{name}' is {parameter.dtype}; real floats are averaged")
+    devices = {parameter.device for parameter in trained}
+    if len(devices) > 1:
+        raise Unsupported(f"wrap: parameters on several devices: {sorted(map(str, devices))}")
+    check_device(trained[0].device)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:

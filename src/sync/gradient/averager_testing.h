@@ -104,7 +104,8 @@ inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
     const auto point = [&rng] {
       constexpr double kDensities[] = {1.0, 0.3, 0.05};
       return codec::Point{kDensities[rng.below(3)],
-                          static_cast<codec::ValueKind>(rng.below(codec::kValueKindCount))};
+                          static_cast<codec::ValueKind>(rng.below(codec::kValueKindCount)),
+                          rng.below(2) == 1};
     };
     for (uint32_t i = 0; buffer.path != Path::all_reduce && i < count; ++i) {
       buffer.points.push_back({point(), buffer.path == Path::split ? point() : codec::Point{}});

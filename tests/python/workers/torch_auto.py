@@ -17,6 +17,8 @@ from wrapping import GLOO, all_equal, flat, loss_of, network, train
 import scant
 import scant.torch
 from scant.runlog import History, read
+from scant.runlog.top import snapshot
+from scant.runlog.words import tell
 
 
 def agreements(model: scant.torch.Wrapped, steps: int) -> list[tuple[int, list[dict[str, Any]]]]:
@@ -72,6 +74,11 @@ def case_the_log_tells_the_run() -> None:
             assert lines[1]["measuring"] is True
             history = History.of(read(path))
             assert history.run is not None
+            assert f"{SIZE} ranks" in tell(history)
+            shown = "\n".join(snapshot(history, str(path)))
+            assert history.last is not None
+            assert f"step {history.last.step:.0f} after" in shown, shown
+            assert "MB a step, dense " in shown, shown
 
 
 def case_exact_only() -> None:
@@ -117,6 +124,25 @@ def case_options_that_contradict() -> None:
         scant.torch.wrap(network(), plan="plain", fidelity_min=0.5)
     with raises(scant.InvalidArgument, "fidelity_min must lie in 0 to 1"):
         scant.torch.wrap(network(), fidelity_min=1.5)
+    layout = scant._scant.GradientLayout([(1, 4), (4, 8)], SIZE)
+    plan = scant._scant.FusionPlan.uniform(layout, "split", 1.0, "bf16", 64, 64, 0)
+    for name in ("buffer_bytes", "first_buffer_bytes"):
+        with raises(scant.InvalidArgument, f"{name}=4096", "plan='auto' has buffers of its own"):
+            scant.torch.wrap(network(), **{name: 4096})
+        with raises(scant.InvalidArgument, f"{name}=4096", "a FusionPlan has buffers of its own"):
+            scant.torch.wrap(nn.Linear(8, 4), plan=plan, **{name: 4096})
+    with raises(scant.InvalidArgument, "residual='none'", "plan='auto'"):
+        scant.torch.wrap(network(), residual="none")
+    with raises(scant.InvalidArgument, "residual_decay=0.5", "residual='none'"):
+        scant.torch.wrap(network(), plan="q4", residual="none", residual_decay=0.5)
+    model = scant.torch.wrap(network(), plan="q4", residual="none", buffer_bytes=4096)
+    with raises(scant.InvalidArgument, "residual='none'", "plan='auto'"):
+        model.set_plan("auto")
+    train(model, 2)
+    assert model.residual_norm == 0
+    model = scant.torch.wrap(network(), plan="q4", buffer_bytes=4096)
+    model.set_plan("auto")  # which leaves the buffers' size behind
+    train(model, 2)
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
     with raises(scant.InvalidArgument, "the optimizer", "(2, 2)"):
         scant.torch.wrap(network(), other)
@@ -268,10 +294,8 @@ def case_the_hook_loses_nothing_of_what_is_not_used() -> None:
 
 
 def case_hooks_whose_options_differ() -> None:
-    model, state = hooked("q4" if RANK else "q2")
-    with raises(Exception, "option 'plan' is 'q2' on rank 0 and 'q4' on rank 1"):
-        train(model, 3)
-    state.close()
+    with raises(scant.Mismatch, "option 'plan' is 'q2' on rank 0 and 'q4' on rank 1"):
+        scant.torch.HookState(dist.group.WORLD, plan="q4" if RANK else "q2")
 
 
 run_cases(globals(), lambda: dist.barrier(group=GLOO))

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ranks import RANK, SIZE, raises, run_cases
 from stepping import OPTIMIZERS, adamw, at_once, late, losses, one_by_one
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from wrapping import GLOO, all_equal, batch, flat, loss_of, network
 
 import scant
@@ -163,6 +164,36 @@ def case_a_script_inside() -> None:
         found.append((losses(model, optimizer), flat(model)))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
+
+
+def case_checkpointing() -> None:
+    """Recomputing runs the layers' hooks in backward."""
+
+    class Deep(nn.Module):
+        def __init__(self, reentrant: bool) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+            self.last = nn.Linear(16, 4)
+            self.reentrant = reentrant
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.requires_grad_(self.reentrant)  # else its first segment has no gradients
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=self.reentrant).relu()
+            out: torch.Tensor = self.last(x)
+            return out
+
+    for reentrant in (False, True):
+        found = []
+        for way in (late, at_once):
+            torch.manual_seed(1)
+            model, optimizer = way(Deep(reentrant))
+            if way is late:
+                one_by_one(model)
+            found.append((losses(model, optimizer), flat(model)))
+            all_equal(model)
+        assert found[0][0] == found[1][0], reentrant
+        assert torch.equal(found[0][1], found[1][1]), reentrant
 
 
 def case_compiled_in_place() -> None:

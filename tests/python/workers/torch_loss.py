@@ -1,9 +1,9 @@
 """A rank dies or stops in the middle of training; the others must say who, and leave.
 
 Arguments: where the victim dies ("backward" of DDP, "wrapped" and "planned": of scant.torch.wrap
-by a plan given by hand and by its own, "all_reduce", "future", "barrier"), how ("kill", "stop"),
-and who. A survivor that sees a Python exception which names the victim prints it and ends
-with status 7; no other status is right.
+by a plan given by hand and by its own, "late": by hand, stepped in the next forward, "all_reduce",
+"future", "barrier"), how ("kill", "stop"), and who. A survivor that sees a Python exception which
+names the victim prints it and ends with status 7; no other status is right.
 """
 
 from __future__ import annotations
@@ -35,20 +35,22 @@ def die() -> None:
     time.sleep(60)
 
 
-def distributed(network: nn.Module) -> nn.Module:
+def distributed(network: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
     if place == "backward":
         return DDP(network, bucket_cap_mb=0.02)
     if place == "planned":
         return scant.torch.wrap(network)
     # Two matrices in a buffer: the victim's last one stays open.
-    return scant.torch.wrap(network, plan="q4", buffer_bytes=32_768, first_buffer_bytes=32_768)
+    late = place == "late"
+    sizes = {"buffer_bytes": 32_768, "first_buffer_bytes": 32_768}
+    return scant.torch.wrap(network, optimizer, plan="q4", step_in_forward=late, **sizes)
 
 
 def train() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(*[nn.Linear(64, 64) for _ in range(8)])
-    model = distributed(network)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    optimizer = torch.optim.SGD(network.parameters(), 0.01)
+    model = distributed(network, optimizer)
     step = 0
     if victim == RANK:
         middle = network[4].weight
@@ -76,7 +78,7 @@ def others() -> None:
 
 dist.init_process_group("scant", timeout=timedelta(seconds=60))
 try:
-    if place in ("backward", "wrapped", "planned"):
+    if place in ("backward", "wrapped", "late", "planned"):
         train()
     else:
         others()

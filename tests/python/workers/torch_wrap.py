@@ -234,9 +234,22 @@ def case_compiled() -> None:
     against_ddp(wrap(torch.compile(first, backend="aot_eager")), plain)
 
 
+def case_compiled_once_wrapped() -> None:
+    model = wrap(network())  # has buffers, whose broadcast breaks the graph
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    against_ddp(compiled, DDP(network(), process_group=GLOO))
+    assert model.last_step is not None
+    assert model.last_step["step"] == 5
+
+
 def case_sparse_embeddings_are_refused() -> None:
     with raises(scant.Unsupported, "'0' has sparse gradients"):
         wrap(nn.Sequential(nn.Embedding(10, 4, sparse=True)))
+    model = wrap(nn.Linear(4, 10))
+    with raises(scant.Unsupported, "'weight' has a sparse gradient"):
+        rows = F.embedding(torch.arange(5), model.module.weight, sparse=True)
+        rows.sum().backward()
+    model.close()
 
 
 def case_embedding_rows_that_nobody_used_send_nothing() -> None:
@@ -263,6 +276,17 @@ def case_models_that_differ() -> None:
         wrap(nn.Sequential(*layers, *([nn.Linear(4, 4)] if RANK != 1 else [])))
     with raises(scant.Mismatch, "frozen on rank 1"):
         wrap(nn.Linear(4, 4).requires_grad_(True) if RANK != 1 else _half_frozen())
+    with raises(scant.Mismatch, "'one.weight' is here on rank 0", "'two.weight' in its", "rank 1"):
+        wrap(_in_order("two", "one") if RANK == 1 else _in_order("one", "two"))
+    with raises(scant.Mismatch, "'two.weight' is (4, 4) float32 on rank 0", "bfloat16 on rank 1"):
+        model = _in_order("one", "two")
+        if RANK == 1:
+            model.two.bfloat16()
+        wrap(model)
+
+
+def _in_order(*names: str) -> Any:
+    return nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in names})
 
 
 def _half_frozen() -> nn.Linear:

@@ -143,6 +143,57 @@ def case_a_plan_of_ones_own() -> None:
         wrap(nn.Linear(8, 4), plan=other if RANK == 1 else plan)
 
 
+def case_a_mistake_of_one_rank_ends_wrap_on_all() -> None:
+    """At once: a timeout would be another error."""
+    wrapped, ddp = wrap(network()), DDP(network(), process_group=GLOO)
+    sparse, other = nn.Embedding(10, 4, sparse=True), torch.optim.SGD(nn.Linear(2, 2).parameters())
+
+    def partly() -> Any:
+        module = network()
+        optimizer = torch.optim.SGD(list(module.parameters())[2:])
+        return wrap(module, optimizer, step_in_forward=True)
+
+    def hooked(**options: Any) -> Any:
+        return scant.torch.HookState(dist.group.WORLD, **options)
+
+    refused, unable = scant.InvalidArgument, scant.Unsupported
+    for kind, text, mistake in (
+        (refused, "fidelity_min=0.5", lambda: wrap(network(), plan="q4", fidelity_min=0.5)),
+        (refused, "'101% q4'", lambda: wrap(network(), plan="101% q4")),
+        (refused, "no 'q5'", lambda: wrap(network(), plan="q5")),
+        (refused, "residual_decay", lambda: wrap(network(), residual_decay=2.0)),
+        (refused, "wrapped already", lambda: wrap(wrapped.module)),
+        (refused, "DistributedDataParallel", lambda: wrap(ddp)),
+        (refused, "no parameter", lambda: wrap(nn.Sequential())),
+        (refused, "no parameter", lambda: wrap(nn.Linear(0, 4, bias=False))),
+        (refused, "torch.nn.Module is needed", lambda: wrap(network)),
+        (unable, "'' has sparse gradients", lambda: wrap(sparse)),
+        (unable, "on meta", lambda: wrap(network().to("meta"))),
+        (refused, "(2, 2) that is not the model's", lambda: wrap(network(), other)),
+        (refused, "needs the optimizer", lambda: wrap(network(), step_in_forward=True)),
+        (refused, "lacks 2 of the model's", partly),
+        (refused, "'f8'", lambda: hooked(residual="f8")),
+        (refused, "is for scant.torch.wrap()", lambda: hooked(step_in_forward=True)),
+    ):
+        with raises(kind, "rank 1: ", text):
+            try:
+                if RANK == 1:
+                    mistake()
+                elif "scant.torch.wrap()" in text or text == "'f8'":
+                    hooked()
+                else:
+                    wrap(network())
+            except scant.Error as error:
+                assert error.rank == RANK
+                assert error.peer == (None if RANK == 1 else 1)
+                raise
+    with raises(TypeError if RANK == 1 else scant.InvalidArgument, "argument 'plam'"):
+        wrap(network(), **{"plam" if RANK == 1 else "plan": "q4"})
+    again = wrap(network())
+    train(again, 2)
+    all_equal(again)
+
+
 def case_copies_of_the_model_can_be_wrapped() -> None:
     model = wrap(network())
     for other in (copy.deepcopy(model.module), pickle.loads(pickle.dumps(model.module))):
