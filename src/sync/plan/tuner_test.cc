@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <gtest/gtest.h>
-#include <numeric>
 #include <utility>
 
-#include "base/rng.h"
 #include "sync/plan/progress.h"
 
 namespace scant::sync {
@@ -75,7 +73,7 @@ class World {
     one.encode_s = step.work_s;
     one.end_s = std::max(step.end_s, one.backward_s + one.exposed_s);
     one.overlapped_work_s = step.work_s * beside_computing(one.end_s, one.exposed_s);
-    one.sent_bytes = step.sent_bytes;
+    one.sent_bytes = step.sent_bytes * (is_plain(decision.plan) ? 1 : more_bytes);
     one.kept = is_plain(decision.plan) ? 1 : kept;
     one.ready_s = truth.ready_s;
     one.needed_s = truth.needed_s;
@@ -101,6 +99,7 @@ class World {
   double hidden_from = 0;
   double hidden_large_s = 0;
   double kept = 0.9;
+  double more_bytes = 1;  // of compressed plans, than the law of independent positions has it
 
  private:
   [[nodiscard]] SoundingTimes sound(double bytes) const {
@@ -141,6 +140,25 @@ std::vector<codec::Curve> curves(const World& world) {
 const std::vector<uint64_t> kSizes = {800'000, 800'000, 3'000, 800'000, 800'000};
 
 // Fewer bits in the first steps cost a training more than in later ones: no fewer than needed.
+// The law of independent positions is what a new plan is expected to send; from its second period
+// on, what it sent.
+TEST(Tuner, BytesOfAPlanThatRanAreThoseItSent) {
+  World world({1'000'000, 1'000'000});
+  world.more_bytes = 1.04;
+  const UniformPlan wanted{.path = Path::split, .point = {0.01, codec::ValueKind::q4}};
+  const TunerOptions options{.pinned = uniform_plan(wanted, world.layout())};
+  Tuner tuner(world.layout(), world.truth.work, options);
+  Decision decision = run(world, tuner, Tuner::first(world.layout(), options), 1);
+  const double law = sent_bytes(*options.pinned, world.layout());
+  EXPECT_NEAR(tuner.findings().predicted_bytes / law, 1, 1e-9);
+  for (int i = 0; i < 3; ++i) {
+    const double before = world.more_bytes;
+    world.more_bytes += 0.01;
+    decision = run(world, tuner, decision, 1);
+    EXPECT_NEAR(tuner.findings().predicted_bytes / law, before, 1e-9);
+  }
+}
+
 TEST(Tuner, MeasuresWithAsManyBitsAsTheLinkBringsInAMoment) {
   const World world(kSizes);
   const auto values = [&](double bytes_per_s) {
@@ -409,34 +427,6 @@ TEST(Tuner, AgreementsStayRareWhereStepsAreShort) {
     all_s += decision.steps * step_s(world, decision.plan);
   }
   EXPECT_LT(100 * 0.002, 0.01 * all_s);
-}
-
-TEST(FitLink, TakesTheMeanOfTheRanksThatAsked) {
-  const SoundingTimes slow{2e-4, 2.2e-3, 2e6, 5.2e-3, 2e6};
-  const SoundingTimes fast{0, 0, 0, 0, 0};
-  const std::vector<SoundingTimes> by_rank = {slow, slow, fast};
-  const LinkRate fitted = fit_link(by_rank, 4, {});
-  EXPECT_DOUBLE_EQ(fitted.alpha_s, 2e-4);
-  EXPECT_NEAR(fitted.bytes_per_s, 1e9, 1);
-  EXPECT_NEAR(fitted.reduced_bytes_per_s, 2e6 / (5.2e-3 - 6 * 2e-4), 1);
-  const LinkRate before{1, 2, 3};
-  EXPECT_EQ(fit_link(std::vector<SoundingTimes>(4), 4, before).bytes_per_s, 2);
-}
-
-TEST(FitLink, WhatMessagesTakeOfTheCores) {
-  const SoundingTimes one{2e-4, 2.2e-3, 2e6, 5.2e-3, 2e6, 1e-4, 1.1e-3};
-  const LinkRate fitted = fit_link(std::vector<SoundingTimes>(4, one), 4, {});
-  EXPECT_DOUBLE_EQ(fitted.cpu_s, 1e-4);
-  EXPECT_NEAR(fitted.cpu_s_per_byte, 5e-10, 1e-15);
-}
-
-TEST(FitContention, TellsWorkFromComputing) {
-  const double per_work = 0.8;
-  std::vector<ComputeSample> samples;
-  for (const double work : {0.01, 0.05, 0.1}) samples.push_back({0.2 + per_work * work, work, 0});
-  const Contention fitted = fit_contention(samples);
-  EXPECT_NEAR(fitted.per_work, per_work, 0.15);
-  EXPECT_NEAR(fitted.compute_s, 0.2, 0.02);
 }
 
 TEST(MeasurementBytes, ComeBackAsTheyWere) {
