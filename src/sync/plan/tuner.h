@@ -19,10 +19,10 @@ namespace scant::sync {
 struct Findings {
   Measurement slowest;  // scalars: of all ranks together
   Rank slowest_rank = 0;
-  std::string plan;        // that ran
-  double predicted_s = 0;  // of it; 0 where it was not chosen by prediction
+  std::string plan;            // that ran
+  double predicted_s = 0;      // of it; 0 where it was not chosen by prediction
   double predicted_bytes = 0;  // that a rank sends by it
-  double kept = 1;         // over both legs
+  double kept = 1;             // over both legs
   bool measuring = false;
   double dense_bytes = 0;
   double rho = 0;
@@ -97,7 +97,7 @@ class Tuner {
   FusionPlan plan_;                    // that runs
   std::optional<Candidate> expected_;  // of it, when it was chosen
   Known known_;
-  double kept_then_ = 0;  // by the plan's first period
+  double kept_then_ = 0;    // by the plan's first period
   double sent_to_law_ = 1;  // bytes, of the running plan
   bool new_plan_ = false;
   bool compared_ = false;
