@@ -123,6 +123,11 @@ def parse() -> argparse.Namespace:
 # ---- rows -----------------------------------------------------------------------------------
 
 
+def summed(pairs: Sequence[Sequence[int]]) -> list[int]:
+    """Place by place."""
+    return [sum(of) for of in zip(*pairs, strict=True)]
+
+
 def side_row(name: str, ranks: Sequence[dict[str, Any]], alone_s: float) -> harness.Row:
     """One side's blocks of all ranks; exposed_s: beyond a step without communication."""
     row = harness.of_all_ranks([one["samples"][name] for one in ranks])
@@ -132,6 +137,7 @@ def side_row(name: str, ranks: Sequence[dict[str, Any]], alone_s: float) -> harn
         waits = [one["waits"][name] for one in ranks]
         row |= {**waits[0], "waited_s": max(one["waited_s"] for one in waits)}
         row["said"] = ranks[0]["said"][name]
+        row["silent"] = summed([one["silent"][name] for one in ranks])
     return row
 
 
@@ -172,6 +178,8 @@ def training_row(found: harness.Row) -> harness.Row:
         "same_parameters": ranks[0]["same_parameters"],
         "plans": ranks[0]["plans"],  # last step of a period, plan, its step time, the predicted
         "guard": ranks[0]["guard"],
+        "silent": summed([one["silent"] for one in ranks]),
+        "sent_to_budget": ranks[0]["sent_to_budget"],
     }
 
 

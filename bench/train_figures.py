@@ -33,6 +33,8 @@ PEER_MIN_UNSHAPED = 1.0
 NOISE_RHO_MAX = 10.0
 WORSE_MEDIAN_MAX, WORSE_MAX = 1.03, 1.10
 PREDICTION_MAX = 0.10
+BUDGET_MAX = 0.01  # that bytes sent may be off what the plan asks for
+SEEDS_MIN, BUCKETS_MIN, POWERSGD_MIN = 3, 2, 3  # fewer say nothing: chance, peers not tuned
 
 
 def where(row: harness.Row) -> str:
@@ -132,6 +134,12 @@ class Outcome:
         """Above 1 scant is faster; None where either did not reach the target."""
         seconds = self.peers[self.best_peer] if self.best_peer else None
         return seconds / self.auto_s if seconds and self.auto_s else None
+
+    @property
+    def no_peer(self) -> bool:
+        """This side reaches the target and none of the peers does, all of them being known."""
+        known = bool(self.peers) and not self.unknown
+        return known and self.best_peer is None and self.auto_s is not None
 
 
 def outcomes(rows: Rows, curves: Curves) -> tuple[list[Outcome], list[str]]:
@@ -249,6 +257,35 @@ def prediction_errors(rows: Rows) -> list[tuple[str, float]]:
     return found
 
 
+# ---- what was sent ---------------------------------------------------------------------------
+
+
+def silent_share(row: harness.Row) -> float | None:
+    """Of a side or a training: parts that had something to send and sent nothing, as a share of
+    all that had, over all steps; None where nobody counted or nothing was encoded."""
+    silent, counted = row.get("silent") or (0, 0)
+    return silent / counted if counted else None
+
+
+def _sent_misses(rows: Rows) -> list[str]:
+    told = [
+        (f"{where(row)}, {name}", side, side.get("said", {}).get("sent_to_budget"))
+        for row in good(rows, "steps")
+        for name, side in row["sides"].items()
+    ]
+    told += [
+        (f"{where(row)}, training {row['configuration']}", row, row.get("sent_to_budget"))
+        for row in good(rows, "training")
+    ]
+    missed = []
+    for name, row, ratio in told:
+        if silent_share(row):
+            missed.append(f"{name}: {row['silent'][0]} times a tensor's part sent nothing")
+        if ratio is not None and abs(ratio - 1) > BUDGET_MAX:
+            missed.append(f"{name}: bytes sent ÷ budget {ratio:.3f}, off by more than {BUDGET_MAX}")
+    return missed
+
+
 # ---- the stated figures ---------------------------------------------------------------------
 
 
@@ -256,10 +293,23 @@ def wanted(bounds: Sequence[tuple[float, float]], rho: float) -> float:
     return next(value for below, value in bounds if rho < below)
 
 
+def _tuning_misses(name: str, one: Outcome) -> list[str]:
+    """Too few seeds, or peers that were not given the choice that their users have."""
+    missed = []
+    if len(one.seeds) < SEEDS_MIN:
+        missed.append(f"{name}: {len(one.seeds)} of {SEEDS_MIN} seeds")
+    for family, least in (("DDP, ", BUCKETS_MIN), ("PowerSGD ", POWERSGD_MIN)):
+        count = sum(peer.startswith(family) for peer in one.row["kinds"])
+        if count < least:
+            missed.append(f"{name}: {count} of {least} {family.strip(', ')} sides")
+    return missed
+
+
 def _outcome_misses(one: Outcome) -> list[str]:
     name, rho, missed = f"{where(one.row)}, {one.ours}", one.row.get("rho"), []
     if rho is None:
         return [f"{name}: step times were not measured"]
+    missed += _tuning_misses(name, one)
     if one.share is None:
         missed.append(f"{name}: the target loss {one.target:.3f} was not reached")
     elif one.share < wanted(SHARE_MIN, rho):
@@ -299,6 +349,7 @@ def gate(rows: Rows, curves: Curves, labs: Sequence[Place]) -> list[str]:
         missed += _outcome_misses(one)
     told = {place(one.row) for one in found}
     missed += [f"{', '.join(map(str, lab))}: no row" for lab in labs if lab not in told]
+    missed += _sent_misses(rows)
     missed += _worse_misses(never_worse(rows))
     errors = [abs(error) for _, error in prediction_errors(rows)]
     if not errors or statistics.median(errors) > PREDICTION_MAX:

@@ -18,9 +18,11 @@ from train_figures import (
     never_worse,
     outcomes,
     prediction_errors,
+    silent_share,
     smoothed,
     where,
 )
+from train_sides import CHECK_EVERY
 
 from scant.report import Page, Series, bar_plot, line_plot
 
@@ -31,7 +33,9 @@ EXPLAINED = (
     f"{TARGET_AT:.0%} of its steps. Share of the limit: plain's steps to the target, each without "
     "communication, ÷ the time that scant.wrap took. ρ: an f32 all-reduce of all gradients ÷ a "
     "step without communication. Exposed: beyond a step without communication; waited: after "
-    "backward, by scant's own clock."
+    "backward, by scant's own clock. Sent ÷ budget: bytes of scant's sides ÷ what their plan asks "
+    "for. Sent nothing: parts of tensors that had something to send and sent nothing in a step. "
+    f"In a training all ranks' parameters are compared after every {CHECK_EVERY}th step."
 )
 
 
@@ -52,7 +56,8 @@ def outcome_table(found: Sequence[Outcome]) -> Table:
         line += [one.ours, number(one.target), str(one.plain_steps), str(one.auto_steps or "–")]
         line += [number(one.limit_s, 1), number(one.auto_s, 1), number(one.share)]
         peer_s = one.peers[peer] if peer else None
-        line += [peer or "–", number(peer_s, 1), number(one.peer_ratio, 2)]
+        line.append(peer or ("no peer reaches it" if one.no_peer else "–"))
+        line += [number(peer_s, 1), number(one.peer_ratio, 2)]
         spread = "–"
         if plain:
             spread = f"{statistics.fmean(plain):.3f} ({plain[0]:.3f}–{plain[-1]:.3f})"
@@ -78,7 +83,8 @@ def worse_table(rows: Rows) -> Table:
 def step_table(row: harness.Row) -> Table:
     """All sides of one row."""
     head = ["side", "ms a step (quartiles)", "ms exposed", "ms waited", "CPU s, all ranks"]
-    head += ["MB sent by a rank", "encoded in backward", "kept", "predicted ÷ measured", "plan"]
+    head += ["MB sent by a rank", "sent ÷ budget", "sent nothing", "encoded in backward"]
+    head += ["kept", "predicted ÷ measured", "plan"]
     lines = []
     for name, side in row["sides"].items():
         low, middle, high = (f"{1e3 * one:,.1f}" for one in side["seconds"])
@@ -90,6 +96,9 @@ def step_table(row: harness.Row) -> Table:
         waited = side.get("waited_s")
         line += [number(None if waited is None else 1e3 * waited, 1), number(side["cpu_s"], 2)]
         line.append(number(side["wire_bytes_per_rank"] / 1e6, 2))
+        silent = silent_share(side)
+        line.append(number(said.get("sent_to_budget")))
+        line.append("–" if silent is None else f"{silent:.2%}")
         line.append(number(side.get("encode_overlapped"), 2))
         line += [number(said.get("kept")), number(ratio, 2), said.get("plan") or ""]
         lines.append(line)
@@ -189,7 +198,9 @@ def write(rows: Rows, recorded: Rows, folder: pathlib.Path) -> str:
     found, missing = outcomes(rows, curves)
     said = sentences(rows)
     said += [
-        f"{where(one.row)}: no curve of {', '.join(one.unknown)}" for one in found if one.unknown
+        f"{where(one.row)}: no recorded training of {', '.join(one.unknown)}"
+        for one in found
+        if one.unknown
     ]
     said += missing
     said += [f"{where(row)}: {row['error']}" for row in rows if "error" in row]

@@ -6,6 +6,7 @@ All start from the same weights and draw the same samples; only how gradients tr
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from train_tasks import Task
 
 ALONE, AUTO = "alone", "auto"
 IN_FORWARD = "auto, step in forward"
-PLANS = ("plain", "bf16", "q8", "q4", "q3", "q2", "1% q4")
+PLANS = ("plain", "bf16", "fp16", "q8", "q4", "q3", "q2", "1% q4", "ssfusion 1%", "adtopk 1%")
+CHECK_EVERY = 10  # steps of a training; hashing 13 MB takes half a millisecond
 DEFAULT_BUCKET_MB = 25  # torch's own
 # PowerSGD's hook averages exactly in the first two steps, in which DDP settles its buckets.
 POWERSGD_BEGINS = 2
@@ -53,6 +55,16 @@ def wait_of(report: dict[str, Any]) -> Wait:
     return Wait(report["exposed_s"], sum(parts["encode_s"]), overlapped_s)
 
 
+def silent_parts(report: dict[str, Any]) -> tuple[int, int]:
+    """Of one step on this rank: parts of which nothing was sent though there was something to
+    send, and all that had something."""
+    parts = report["parts"]
+    pairs = zip(parts["energy"], parts["energy_left"], strict=True)
+    # No entry, and all that there was is left: to the last bit the same sum of squares.
+    found = [left == energy for energy, left in pairs if energy > 0 and math.isfinite(energy)]
+    return sum(found), len(found)
+
+
 def specs(buckets_mb: Sequence[int], powersgd: Sequence[int], plans: Sequence[str]) -> list[Spec]:
     """All sides of a row, in the order of their turns: the planner's between the plans."""
     ours = [Spec(plan, "pinned", "f32" if plan == "plain" else plan) for plan in plans]
@@ -85,11 +97,20 @@ def of_curve(name: str) -> Spec:
 class Side:
     """A training on this rank."""
 
-    def __init__(self, spec: Spec, task: Task, seed: int, groups: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        task: Task,
+        seed: int,
+        groups: dict[str, Any],
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        """`more`: options of scant's wrap beyond the side's own."""
         import torch.distributed as dist
 
         self.spec = spec
         self._task = task
+        self._more = more or {}
         torch.manual_seed(seed)
         self.module = task.model()
         self._optimizer = torch.optim.AdamW(self.module.parameters(), lr=task.rate)
@@ -99,6 +120,7 @@ class Side:
         self.agreements = 0  # the same on all ranks
         self.lines: list[dict[str, Any]] = []  # of the run log, on rank 0 alone
         self.waits: list[Wait] = []  # of scant's sides, a step each
+        self.silent = [0, 0]  # the sums of silent_parts()
         self._seen: Any = None  # the last report that was looked at
 
     def _parallel(self, groups: dict[str, Any]) -> Any:
@@ -111,6 +133,7 @@ class Side:
 
             options: dict[str, Any] = {"plan": AUTO if spec.kind == "auto" else spec.name}
             options["step_in_forward"] = spec.name == IN_FORWARD
+            options |= self._more
             return scant.torch.wrap(self.module, self._optimizer, group=groups["scant"], **options)
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
         from torch.nn.parallel import DistributedDataParallel
@@ -161,6 +184,7 @@ class Side:
     def _look(self, report: dict[str, Any]) -> None:
         """Keeps what scant says of the step."""
         self.waits.append(wait_of(report))
+        self.silent = [a + b for a, b in zip(self.silent, silent_parts(report), strict=True)]
         if "agreement" in report:
             self.agreements += 1
             number = len(self.losses)

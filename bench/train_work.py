@@ -18,7 +18,7 @@ from typing import Any
 import harness
 import torch
 import torch.distributed as dist
-from train_sides import ALONE, AUTO, Side, Spec, of_curve, specs
+from train_sides import ALONE, AUTO, CHECK_EVERY, Side, Spec, of_curve, specs
 from train_tasks import TASKS, Task
 
 Groups = dict[str, Any]
@@ -117,9 +117,17 @@ def said(side: Side) -> dict[str, Any]:
     names = ("plan", "predicted_s", "step_s", "exposed_s", "encode_s", "kept", "rho", "sent_bytes")
     found = {name: periods[-1].get(name) for name in names}
     found["predicted_s"] = found["predicted_s"] or None  # 0: nothing was predicted
+    found["sent_to_budget"] = sent_to_budget(periods)
     if choices:
         found["why"] = choices[-1]["why"]
     return found
+
+
+def sent_to_budget(periods: list[dict[str, Any]]) -> float | None:
+    """Bytes sent ÷ those that the plan asks for, over all steps by the plan that ran last."""
+    by_it = [one for one in periods if one["plan"] == periods[-1]["plan"]]
+    wanted = sum(one["steps"] * (one.get("predicted_bytes") or 0) for one in by_it)
+    return sum(one["steps"] * one["sent_bytes"] for one in by_it) / wanted if wanted else None
 
 
 def waited(side: Side) -> dict[str, float | None]:
@@ -170,12 +178,14 @@ def measure_steps(task: Task, plan: dict[str, Any], groups: Groups) -> dict[str,
     barrier = functools.partial(dist.barrier, group=groups["gloo"])
     for side in sides.values():
         side.waits.clear()
+        side.silent = [0, 0]
     for name in harness.palindrome(list(sides)) * plan["repeats"]:
         barrier()
         side = sides[name]
         samples[name].append(harness.block(side.step, counts[name], barrier, side.settle))
     found["error"] = wrong(list(sides.values()), groups)
     plans = [one["plan"] for one in sides[AUTO].lines if one["kind"] == "steps"]
+    found["silent"] = {name: side.silent for name, side in sides.items() if side.ours}
     found["waits"] = {name: waited(side) for name, side in sides.items() if side.ours}
     found |= {"samples": samples, "steps_per_block": counts, "plans": list(dict.fromkeys(plans))}
     for side in sides.values():
@@ -199,7 +209,7 @@ def train(task: Task, name: str, seed: int, plan: dict[str, Any], groups: Groups
     alone = Side(Spec(ALONE, "alone", ""), task, seed, groups)
     alone.step()
     before = alone_seconds(alone, plan, groups)
-    side = Side(of_curve(name), task, seed, groups)
+    side = Side(of_curve(name), task, seed, groups, {"check_every": CHECK_EVERY})
     at_s: list[float] = []
     kept: list[tuple[int, int, torch.Tensor]] = []  # step, bytes sent, parameters
     dist.barrier(group=groups["gloo"])
@@ -218,6 +228,7 @@ def train(task: Task, name: str, seed: int, plan: dict[str, Any], groups: Groups
     tell(f"{name}, seed {seed}: {at_s[-1]:.1f} s, held-out loss {held_out[-1][2]:.3f}")
     ran = [line for line in side.lines if line["kind"] in ("steps", "guard")]
     told = [(one["step"], one["plan"], one.get("step_s"), one.get("predicted_s")) for one in ran]
+    periods = [line for line in ran if line["kind"] == "steps" and not line["measuring"]]
     side.close()
     return {
         "loss": side.losses,
@@ -227,6 +238,8 @@ def train(task: Task, name: str, seed: int, plan: dict[str, Any], groups: Groups
         "same_parameters": all(one == sums[0] for one in sums),
         "alone_s": [before, after],
         "plans": told,
+        "silent": side.silent,
+        "sent_to_budget": sent_to_budget(periods) if periods else None,
         "guard": [line["why"] for line in ran if line["kind"] == "guard"],
     }
 

@@ -59,6 +59,7 @@ nb::dict steps_line(const Findings& findings) {
   line["encode_s"] = measured.encode_s;
   line["predicted_s"] = findings.predicted_s;
   line["sent_bytes"] = measured.sent_bytes;
+  line["predicted_bytes"] = findings.predicted_bytes;
   line["dense_bytes"] = findings.dense_bytes;
   line["kept"] = findings.kept;
   line["residual"] = measured.residual;

@@ -122,6 +122,7 @@ def lines(seed: int = 5, until: int = STEPS) -> Iterator[dict[str, Any]]:
             "encode_s": 0.04,
             "predicted_s": running["step_s"] if step > STRETCH else None,
             "sent_bytes": now["sent_bytes"],
+            "predicted_bytes": now["sent_bytes"],
             "dense_bytes": DENSE,
             "kept": min(1.0, now["kept"] * draw.gauss(1, 0.001)),
             "residual": 0.0 if now["kept"] == 1 else draw.gauss(1.6, 0.05),

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 import train_figures
 import train_report
+import train_sides
 
 Row = dict[str, Any]
 
@@ -140,12 +141,96 @@ def test_gate_names_what_is_missing() -> None:
     assert not any(line.startswith("transformer, 4, 100mbit") for line in missed)
 
 
+def misses(rows: list[Row]) -> list[str]:
+    return train_figures.gate(rows, train_figures.Curves(rows), [])
+
+
+def test_gate_wants_bytes_within_the_budget_and_no_tensor_left_out() -> None:
+    rows = all_rows()
+    sides = rows[0]["sides"]
+    sides["q4"]["said"]["sent_to_budget"] = 1.009
+    sides["q8"]["silent"] = sides["q4"]["silent"] = [0, 70]
+    assert not any("budget" in line or "sent nothing" in line for line in misses(rows))
+    sides["q8"]["said"]["sent_to_budget"] = 0.98
+    sides["auto"]["silent"] = [1, 70]
+    rows[-1] |= {"silent": [2, 70], "sent_to_budget": 1.011}
+    place = "transformer, 4 ranks, 100mbit"
+    found = [line for line in misses(rows) if "budget" in line or "sent nothing" in line]
+    assert found == [
+        f"{place}, q8: bytes sent ÷ budget 0.980, off by more than 0.01",
+        f"{place}, auto: 1 times a tensor's part sent nothing",
+        f"{place}, training auto: 2 times a tensor's part sent nothing",
+        f"{place}, training auto: bytes sent ÷ budget 1.011, off by more than 0.01",
+    ]
+
+
+def test_a_part_is_silent_when_all_it_had_is_left() -> None:
+    parts = {"energy": [4.0, 0.0, 2.0, float("inf")], "energy_left": [4.0, 0.0, 1.0, float("inf")]}
+    assert train_sides.silent_parts({"parts": parts}) == (1, 2)
+
+
+def test_gate_wants_seeds_and_tuned_peers() -> None:
+    rows = all_rows()
+    place = "transformer, 4 ranks, 100mbit, auto"
+    few = [f"{place}: 1 of 3 seeds", f"{place}: 1 of 2 DDP sides"]
+    few.append(f"{place}: 2 of 3 PowerSGD sides")
+    assert [line for line in misses(rows) if " of " in line and "sides" in line] == few[1:]
+    assert few[0] in misses(rows)
+    rows[0]["kinds"] |= {"DDP, 1 MB": "peer", "PowerSGD 1": "peer"}
+    rows[0]["curves"] |= {"DDP, 1 MB": "f32", "PowerSGD 1": "PowerSGD 1"}
+    rows[0]["sides"]["DDP, 1 MB"] = side(5.0)
+    for seed in (2, 3):
+        rows += [training("f32", falling(0.02), 5.0, seed)]
+        rows += [training("auto", falling(0.02), 1.25, seed)]
+    assert not set(few) & set(misses(rows))
+
+
+def test_no_peer_that_reaches_the_target_is_no_miss(tmp_path: pathlib.Path) -> None:
+    rows = all_rows()
+    for name in ("DDP, 25 MB", "PowerSGD 16"):
+        del rows[0]["kinds"][name], rows[0]["sides"][name], rows[0]["curves"][name]
+    (one,), _ = train_figures.outcomes(rows, train_figures.Curves(rows))
+    assert one.no_peer
+    assert one.peer_ratio is None
+    assert not any("÷ scant" in line for line in misses(rows))
+    assert "no peer reaches it" in train_report.write(rows, [], tmp_path)
+    rows[-1] = training("auto", falling(0.01), 1.0)
+    assert "no peer reaches it" not in train_report.write(rows, [], tmp_path)
+
+
+def test_plans_without_a_recorded_training_are_reported(tmp_path: pathlib.Path) -> None:
+    names = ("fp16", "ssfusion 1%", "adtopk 1%")
+    assert set(names) < set(train_sides.PLANS)
+    wanted = train_sides.specs([25], [1], names)
+    rows = all_rows()
+    for one in wanted:
+        if one.kind == "pinned":
+            rows[0]["kinds"][one.name], rows[0]["curves"][one.name] = one.kind, one.curve
+            rows[0]["sides"][one.name] = side(1.2, 0.5)
+    text = train_report.write(rows, [], tmp_path)
+    assert all(f"| {name} | 1,200.0" in text for name in names)
+
+
+def test_curves_of_the_resnet_come_from_its_own_trainings() -> None:
+    lab = {"model": "resnet", "ranks": 8}
+    rows = [
+        training(name, falling(0.02), 1.0) | lab for name in ("f32", "fp16", "PowerSGD 2", "auto")
+    ]
+    simulated = {"case": "convergence", "configuration": "PowerSGD 4", "seed": 1, "loss": [1.0]}
+    curves = train_figures.Curves([*rows, simulated])
+    like = lab_of(**lab)
+    for name in ("f32", "fp16", "PowerSGD 2"):
+        assert curves.loss(like, name, [1]) == falling(0.02)
+    assert curves.loss(like, "PowerSGD 4", [1]) is None
+    assert curves.loss(lab_of(), "PowerSGD 4", [1]) == [1.0]
+
+
 def test_report_of_rows(tmp_path: pathlib.Path) -> None:
     rows = [*all_rows(), lab_of(case="lab", error="exit codes [1]")]
     text = train_report.write(rows, [], tmp_path)
     assert "| 0.800 |" in text
     assert "exit codes [1]" in text
-    assert "no curve of PowerSGD 16" in text
+    assert "no recorded training of PowerSGD 16" in text
     page = (tmp_path / "train.html").read_text()
     assert page.startswith("<!doctype html>")
     assert page.count("<svg") == 2

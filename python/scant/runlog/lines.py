@@ -27,7 +27,9 @@ __all__ = [
 
 VERSION = 1
 # Numbers that are never 0 when they are known.
-UNKNOWN_AT_0 = frozenset({"step_s", "predicted_s", "plain_s", "bytes_per_s", "rho", "dense_bytes"})
+UNKNOWN_AT_0 = frozenset(
+    ("step_s", "predicted_s", "predicted_bytes", "plain_s", "bytes_per_s", "rho", "dense_bytes")
+)
 _SHOWN = 40  # characters of a wrong value that an error repeats
 _TEXT_CHARACTERS_MAX = 2000
 _NUMBER_MAX = 1e18  # seconds, bytes, ratios: what lies beyond, either way, was never measured
@@ -112,6 +114,7 @@ class Steps(Line):
     encode_s: float | None = None
     predicted_s: float | None = None
     sent_bytes: float | None = None
+    predicted_bytes: float | None = None
     dense_bytes: float | None = None
     kept: float | None = None
     residual: float | None = None

@@ -157,9 +157,10 @@ Measurement Profiler::finish() const {
   out.add_s = median_of(reports_, [](const StepReport& r) { return r.add_s; });
   out.decode_s = median_of(reports_, [](const StepReport& r) { return r.decode_s; });
   out.overlapped_work_s = median_of(reports_, overlapped_work);
-  out.sent_bytes =
-      median_of(reports_, [](const StepReport& r) { return static_cast<double>(r.sent_bytes); });
-  for (const StepReport& report : reports_) out.nonfinite += static_cast<double>(report.nonfinite);
+  for (const StepReport& report : reports_) {
+    out.sent_bytes += static_cast<double>(report.sent_bytes) / out.steps;
+    out.nonfinite += static_cast<double>(report.nonfinite);
+  }
   const Fidelity fidelity = fidelity_of(reports_, layout_);
   out.kept = fidelity.kept;
   out.residual = fidelity.residual;

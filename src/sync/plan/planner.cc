@@ -146,10 +146,14 @@ std::string text_of(const FusionPlan& plan, const Layout& layout) {
   double bytes = 0;
   for (const BufferPlan& buffer : plan.buffers) {
     for (uint32_t i = 0; i < buffer.parts; ++i) {
-      const uint64_t n = layout.parts()[buffer.first_part + i].range.elements;
-      bytes += buffer.path == Path::all_reduce
-                   ? 4.0 * static_cast<double>(n)
-                   : codec::expected_record_bytes(n, buffer.points[i].first);
+      const PartLayout& part = layout.parts()[buffer.first_part + i];
+      if (buffer.path == Path::all_reduce) {
+        bytes += 4.0 * static_cast<double>(part.range.elements);
+        continue;
+      }
+      for (const SliceLayout& slice : layout.slices_of(part)) {
+        bytes += codec::expected_record_bytes(slice.range.elements, buffer.points[i].first);
+      }
     }
   }
   char what[48];

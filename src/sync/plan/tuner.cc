@@ -244,6 +244,15 @@ void Tuner::learn_error() {
   }
 }
 
+// What the positions of large entries take depends on where a model has them, which no law tells:
+// from a plan's second period on it is expected to send what it sent.
+void Tuner::count_bytes() {
+  const double law = predict(plan_, layout_, profile_).sent_bytes;
+  if (new_plan_ || phase_ != Phase::running) sent_to_law_ = 1;
+  findings_.predicted_bytes = sent_to_law_ * law;
+  if (law > 0) sent_to_law_ = findings_.slowest.sent_bytes / law;
+}
+
 // What ran is known better than any model tells, while nothing else changes.
 void Tuner::remember() {
   const double step_s = findings_.slowest.step_s;
@@ -412,6 +421,7 @@ Decision Tuner::decide(const std::vector<Measurement>& by_rank, double agreement
   combine(by_rank);
   fit_all(by_rank);
   learn_error();
+  count_bytes();
   remember();
   if (is_plain(plan_)) {
     compared_ = true;

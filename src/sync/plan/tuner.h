@@ -19,9 +19,10 @@ namespace scant::sync {
 struct Findings {
   Measurement slowest;  // scalars: of all ranks together
   Rank slowest_rank = 0;
-  std::string plan;        // that ran
-  double predicted_s = 0;  // of it; 0 where it was not chosen by prediction
-  double kept = 1;         // over both legs
+  std::string plan;            // that ran
+  double predicted_s = 0;      // of it; 0 where it was not chosen by prediction
+  double predicted_bytes = 0;  // that a rank sends by it
+  double kept = 1;             // over both legs
   bool measuring = false;
   double dense_bytes = 0;
   double rho = 0;
@@ -72,6 +73,7 @@ class Tuner {
   void take_curves(std::vector<codec::Curve> fresh);
   void fit_work(double measured_s);
   void learn_error();
+  void count_bytes();
   void remember();
   void watch();  // the guard
   [[nodiscard]] double worth_now() const;
@@ -95,7 +97,8 @@ class Tuner {
   FusionPlan plan_;                    // that runs
   std::optional<Candidate> expected_;  // of it, when it was chosen
   Known known_;
-  double kept_then_ = 0;  // by the plan's first period
+  double kept_then_ = 0;    // by the plan's first period
+  double sent_to_law_ = 1;  // bytes, of the running plan
   bool new_plan_ = false;
   bool compared_ = false;
   double compared_at_ = 0;  // step

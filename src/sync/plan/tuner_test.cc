@@ -291,6 +291,25 @@ TEST(Tuner, APinnedPlanIsPredictedAndNeverChanged) {
   EXPECT_NEAR(tuner.findings().predicted_s, step_s(world, q2), 0.05 * step_s(world, q2));
 }
 
+// The law of independent positions is what a new plan is expected to send; from its second period
+// on, what it sent.
+TEST(Tuner, BytesOfAPlanThatRanAreThoseItSent) {
+  World world({1'000'000, 1'000'000});
+  world.more_bytes = 1.04;
+  const UniformPlan wanted{.path = Path::split, .point = {0.01, codec::ValueKind::q4}};
+  const TunerOptions options{.pinned = uniform_plan(wanted, world.layout())};
+  Tuner tuner(world.layout(), world.truth.work, options);
+  Decision decision = run(world, tuner, Tuner::first(world.layout(), options), 1);
+  const double law = sent_bytes(*options.pinned, world.layout());
+  EXPECT_NEAR(tuner.findings().predicted_bytes / law, 1, 1e-9);
+  for (int i = 0; i < 3; ++i) {
+    const double before = world.more_bytes;
+    world.more_bytes += 0.01;
+    decision = run(world, tuner, decision, 1);
+    EXPECT_NEAR(tuner.findings().predicted_bytes / law, before, 1e-9);
+  }
+}
+
 TEST(Tuner, WhatForwardNeedsLaterMakesAPlanWorthMore) {
   double worth[2] = {};
   for (const bool in_forward : {false, true}) {

@@ -70,7 +70,7 @@ class World {
     one.encode_s = step.work_s;
     one.end_s = std::max(step.end_s, one.backward_s + one.exposed_s);
     one.overlapped_work_s = step.work_s * beside_computing(one.end_s, one.exposed_s);
-    one.sent_bytes = step.sent_bytes;
+    one.sent_bytes = step.sent_bytes * (is_plain(decision.plan) ? 1 : more_bytes);
     one.kept = is_plain(decision.plan) ? 1 : kept;
     one.ready_s = truth.ready_s;
     one.needed_s = truth.needed_s;
@@ -96,6 +96,7 @@ class World {
   double hidden_from = 0;
   double hidden_large_s = 0;
   double kept = 0.9;
+  double more_bytes = 1;  // of compressed plans, than the law of independent positions has it
 
  private:
   [[nodiscard]] SoundingTimes sound(double bytes) const {
