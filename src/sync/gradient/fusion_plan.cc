@@ -25,7 +25,6 @@ constexpr size_t kBufferBytes = 8;
 constexpr size_t kPointBytes = 24;
 constexpr size_t kCrcBytes = 4;
 
-
 std::string buffer_text(size_t buffer) { return "buffer " + std::to_string(buffer); }
 
 // What is wrong with a point; nothing when it is one.

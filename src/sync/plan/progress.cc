@@ -12,9 +12,9 @@ struct Known {
 };
 
 // Below what trainings of two models gave, by `./dev bench convergence` and `train`. The
-// transformer: q4 keeps 0.98 over both legs and loses nothing, q3 0.95 and about nothing, q2 0.82 at
-// 0.85 of the progress, 1 % with four bits less than 0.25 at 0.25. The ResNet: q4 keeps 0.97 at 0.93
-// of the progress or less by a tenth of noise, q3 0.84, q2 0.56 at 0.65.
+// transformer: q4 keeps 0.98 over both legs and loses nothing, q3 0.95 and about nothing, q2 0.82
+// at 0.85 of the progress, 1 % with four bits less than 0.25 at 0.25. The ResNet: q4 keeps 0.97 at
+// 0.93 of the progress or less by a tenth of noise, q3 0.84, q2 0.56 at 0.65.
 constexpr std::array<Known, 9> kKnown = {{{0.0, 0.02},
                                           {0.25, 0.2},
                                           {0.5, 0.45},

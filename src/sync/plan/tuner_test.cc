@@ -1,4 +1,4 @@
-// The tuner, against a world that a table describes: its choices must follow changes of the true rates.
+// The tuner, against a world that a table describes: its choices must follow its true rates.
 #include "sync/plan/tuner.h"
 
 #include <algorithm>
