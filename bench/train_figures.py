@@ -115,6 +115,7 @@ class Outcome:
     auto_s: float | None
     peers: dict[str, float | None]  # seconds to the target; None: not reached
     unknown: list[str]  # peers whose loss against steps nobody recorded
+    short: list[str]  # peers of which it was recorded with fewer seeds
     final: float  # held-out loss
     plain_final: list[float]  # of each seed, after as many steps; empty: not recorded there
     at_s: list[float]
@@ -161,25 +162,36 @@ def outcomes(rows: Rows, curves: Curves) -> tuple[list[Outcome], list[str]]:
     return found, missing
 
 
+def plain_and_target(
+    plain: dict[int, harness.Row], seeds: Sequence[int], steps: int
+) -> tuple[list[float], float]:
+    """Plain's mean loss over these seeds, and the target that follows from it."""
+    loss = mean_of([plain[seed]["loss"] for seed in seeds])[:steps]
+    return loss, smoothed(loss)[math.ceil(TARGET_AT * len(loss)) - 1]
+
+
 def outcome(row: harness.Row, own: Rows, plain: dict[int, harness.Row], curves: Curves) -> Outcome:
     seeds = [one["seed"] for one in own]
     loss, at_s = mean_of([one["loss"] for one in own]), mean_of([one["at_s"] for one in own])
-    plain_loss = mean_of([plain[seed]["loss"] for seed in seeds])
-    plain_loss = plain_loss[: len(loss)]
-    target = smoothed(plain_loss)[math.ceil(TARGET_AT * len(plain_loss)) - 1]
+    plain_loss, target = plain_and_target(plain, seeds, len(loss))
     plain_steps = steps_to(plain_loss, target)
     assert plain_steps is not None
     auto_steps = steps_to(loss, target)
     peers: dict[str, float | None] = {}
-    unknown = []
+    unknown, short = [], []
     for name, kind in row.get("kinds", {}).items():
         if kind != "peer":
             continue
-        of_peer = curves.loss(row, row["curves"][name], seeds)
-        if of_peer is None:
+        recorded = curves.of(row, row["curves"][name])
+        known = [seed for seed in seeds if seed in recorded]
+        if not known:
             unknown.append(name)
             continue
-        steps = steps_to(of_peer, target)
+        if len(known) < len(seeds):
+            short.append(name)
+        of_peer = mean_of([recorded[seed]["loss"] for seed in known])
+        _, its_target = plain_and_target(plain, known, len(loss))  # of the same seeds
+        steps = steps_to(of_peer, its_target)
         peers[name] = steps * row["sides"][name]["seconds"][1] if steps else None
     alone_s = statistics.fmean(second for one in own for second in one["alone_s"])
     return Outcome(
@@ -193,6 +205,7 @@ def outcome(row: harness.Row, own: Rows, plain: dict[int, harness.Row], curves: 
         auto_s=at_s[auto_steps - 1] if auto_steps else None,
         peers=peers,
         unknown=unknown,
+        short=short,
         final=statistics.fmean(one["held_out"][-1][2] for one in own),
         plain_final=[
             value
@@ -318,6 +331,7 @@ def _outcome_misses(one: Outcome) -> list[str]:
     if one.peer_ratio is not None and one.peer_ratio < least:
         missed.append(f"{name}: {one.best_peer} ÷ scant {one.peer_ratio:.3f} < {least}")
     missed += [f"{name}: no recorded training for {peer}" for peer in one.unknown]
+    missed += [f"{name}: {peer} was trained with fewer seeds" for peer in one.short]
     if rho < NOISE_RHO_MAX and len(one.plain_final) > 1:
         noise = SEED_NOISE * statistics.stdev(one.plain_final)
         most = statistics.fmean(one.plain_final) + noise

@@ -120,7 +120,11 @@ class LateStep:
         if not self._travels:
             return
         self._travels = False
-        present = self._end_step()
+        try:
+            present = self._end_step()
+        except Exception:
+            self._drop_stand_ins()
+            raise
         if self._stepped:
             pending, self._pending = sorted(self._pending), set()
             self._step([index for index in pending if present[index]])
@@ -140,13 +144,17 @@ class LateStep:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for parameter in self._parameters:  # of a step that failed
-            if isinstance(parameter.grad, Travelling):
-                parameter.grad = None
+        self._drop_stand_ins()
         if vars(self._optimizer).get("step") is self._step_of_ours:  # no scheduler's
             del self._optimizer.step
             if self._restored is not None:
                 self._optimizer.step = self._restored  # type: ignore[method-assign]
+
+    def _drop_stand_ins(self) -> None:
+        """Of a step that failed."""
+        for parameter in self._parameters:
+            if isinstance(parameter.grad, Travelling):
+                parameter.grad = None
 
     def _take(self, index: int) -> torch.Tensor | None:
         """The average becomes ``grad``; what stood there."""

@@ -15,7 +15,7 @@ import torch
 
 from scant import _scant
 from scant.codes import DType, ReduceOp
-from scant.errors import Error, InvalidArgument
+from scant.errors import Closed, Error, InvalidArgument
 from scant.torch.process_group import ProcessGroup
 
 __all__ = ["NotFinite"]
@@ -38,7 +38,7 @@ class NotFinite:
         self._process_group = process_group
         native = process_group.native()
         self._group = native.make_group(process_group.members, key)  # sends nothing
-        self._release = weakref.finalize(self, _release, native, self._group)
+        self._release = weakref.finalize(self, _release_group, native, self._group)
         self._release.atexit = False
 
     def check(self, report: dict[str, Any]) -> None:
@@ -73,11 +73,14 @@ class NotFinite:
         )
         if not here:
             return False
-        work.wait()
+        try:
+            work.wait()
+        except Closed:  # by a rank without, which is gone on
+            return False
         return bool(flag.item())
 
 
-def _release(native: _scant.Communicator, group: int) -> None:
+def _release_group(native: _scant.Communicator, group: int) -> None:
     with contextlib.suppress(Error):  # it may be shut down by now
         native.release_group(group)
 

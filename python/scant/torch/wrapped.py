@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -103,6 +103,7 @@ class Wrapped(torch.nn.Module):
         self._sync = True
         self._check_due = True
         self._steps = 0
+        self._waited = True
         self._in_backward = False
         self._fired = [False] * len(self._names)
         self._unsent = [False] * len(self._names)  # no_sync gave a gradient since the last average
@@ -148,13 +149,17 @@ class Wrapped(torch.nn.Module):
     def settle(self) -> None:
         """With ``step_in_forward``: waits for what still travels. After ``optimizer.step()`` the
         parameters are stepped then, before it their averages are in ``grad``, to be clipped, say.
-        Forward, ``parameters()``, saving and loading do so by themselves."""
-        if self._late is not None:
-            self._late.settle()
+        Forward, ``parameters()``, saving and loading do so by themselves.
+
+        With ``unused="zeros"``, to be called after a backward that may reach no parameter on some
+        rank: there it takes part in the average."""
+        if self.options.unused == "zeros" and self._unreached.missing():
+            self._step_without_gradients()()
+        self._settle_late()
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         """After settle(): nobody gets at parameters that are still to be stepped."""
-        self.settle()
+        self._settle_late()
         return super().named_parameters(*args, **kwargs)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -163,12 +168,12 @@ class Wrapped(torch.nn.Module):
 
     def set_plan(self, plan: str | _scant.FusionPlan) -> None:
         """Another plan from the next step on; call it with the same on all ranks."""
-        self.settle()
+        self._settle_late()
         self._averaging.set_plan(with_plan(self.options, plan))
 
     def scale_residuals(self, factor: float) -> None:
         """What was not sent yet, times ``factor``: the loss is scaled by that from now on."""
-        self.settle()
+        self._settle_late()
         self._averager.scale_residuals(factor)
 
     @property
@@ -191,18 +196,22 @@ class Wrapped(torch.nn.Module):
 
     def get_extra_state(self) -> bytes:
         """This rank's residuals, for ``state_dict``. Every rank saves its own."""
-        self.settle()
+        self._settle_late()
         return self._averager.save()
 
     def set_extra_state(self, state: bytes) -> None:
         """Of another number of ranks too: what this rank kept is carried on."""
-        self.settle()
+        self._settle_late()
         self._averager.restore(state)
 
     def __getstate__(self) -> NoReturn:
         raise InvalidArgument("a wrapped model has no copies; copy or pickle model.module instead")
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _settle_late(self) -> None:
+        if self._late is not None:
+            self._late.settle()
 
     def _load_from_state_dict(self, state: Any, prefix: str, *more: Any) -> None:
         """A checkpoint of DistributedDataParallel has the same names, but no residuals."""
@@ -258,7 +267,8 @@ class Wrapped(torch.nn.Module):
                 "backward(create_graph=True): averages have no graph; use torch.autograd.grad"
             )
         if not self._in_backward:
-            self.settle()  # of what forward did not reach
+            self._settle_late()  # of what forward did not reach
+            self._drain()
             self._in_backward = True
             self._fired = [False] * len(self._names)
             _after_backward(self._end_of_backward)
@@ -271,10 +281,6 @@ class Wrapped(torch.nn.Module):
     @torch.no_grad()
     def _end_of_backward(self) -> None:
         """Backward is over: whatever models it went through, none waits before all are told."""
-        for index, parameter in enumerate(self._parameters_in_order):
-            if not self._fired[index] and parameter.grad is not None:
-                self._kept(index, parameter)
-        self._unsent = [False] * len(self._names)
         self._in_backward = False
         self._finish()
         if self._late is not None:
@@ -284,6 +290,11 @@ class Wrapped(torch.nn.Module):
 
     def _finish(self) -> None:
         """No more gradients come in this step."""
+        for index, parameter in enumerate(self._parameters_in_order):
+            if not self._fired[index] and parameter.grad is not None:
+                self._kept(index, parameter)
+        self._unsent = [False] * len(self._names)
+        self._waited = False
         self._steps += 1
         self._check_due = self._steps % _LOOK_EVERY == 0
         every = self.options.check_every
@@ -294,22 +305,42 @@ class Wrapped(torch.nn.Module):
     def _unreached_here(self) -> Unreached:
         this = weakref.ref(self)
 
-        def take_part() -> None:
+        def take_part() -> Callable[[], None]:
             wrapped = this()
-            if wrapped is not None and wrapped._hooks:
-                wrapped._step_without_gradients()
+            if wrapped is None or not wrapped._hooks:
+                return _nothing
+            return wrapped._too_late(wrapped._step_without_gradients())
 
         return Unreached(self._ids, take_part)
 
     @torch.no_grad()
-    def _step_without_gradients(self) -> None:
-        """Backward reached nothing here; the other ranks are told so, if they had more to give."""
-        for parameter, view in zip(self._parameters_in_order, self._views, strict=True):
-            gradient = parameter.grad
-            if gradient is not None and gradient.data_ptr() == view.data_ptr():
-                parameter.grad = gradient.clone()  # the step writes zeros into the arena
+    def _step_without_gradients(self) -> Callable[[], None]:
+        """Backward reached nothing here; the other ranks are told so. What is returned waits."""
+        self._drain()
+        self._fired = [False] * len(self._names)
         self._finish()
-        self._wait()
+        return self._wait
+
+    def _too_late(self, wait: Callable[[], None]) -> Callable[[], None]:
+        """The optimizer steps already: what the user did to gradients before (clipping, unscaling)
+        the others did to the average."""
+
+        def wait_and_refuse() -> None:
+            wait()  # an error on all ranks, unless zeros count
+            if any((self.last_step or {})["present"]):
+                raise InvalidArgument(
+                    "backward reached no parameter on this rank, and its part in the average "
+                    'counted as zeros; with unused="zeros" call settle() of the wrapped model '
+                    "after backward(), so that this rank has the average before it steps"
+                )
+
+        return wait_and_refuse
+
+    def _drain(self) -> None:
+        """Waits for a step that is over, if another model's error kept it from being waited for."""
+        if not self._waited and self._late is None:
+            with contextlib.suppress(InvalidArgument):
+                self._wait()
 
     def _late_step(self, optimizer: torch.optim.Optimizer) -> LateStep:
         this = weakref.ref(self)
@@ -342,6 +373,7 @@ class Wrapped(torch.nn.Module):
     @torch.no_grad()
     def _wait(self) -> None:
         """Waits for what is still under way, and hands the averages over."""
+        self._waited = True
         report = self._averaging.wait()
         self.last_step = report
         for index, parameter in enumerate(self._parameters_in_order):
@@ -359,6 +391,10 @@ class Wrapped(torch.nn.Module):
             gradient.copy_(view)
         else:
             parameter.grad = view.to(dtype=parameter.dtype, device=parameter.device)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _checked(

@@ -126,18 +126,25 @@ void Averager::Impl::fold_residual(uint32_t part) {
   for (uint32_t i = known.first_slice; i < known.first_slice + known.slices; ++i) {
     SliceState& state = slices_[i];
     const std::span<float> gradient = floats(known.tensor, layout.slices()[i].range);
-    const auto add_and_clear = [&](codec::Encoder& encoder, float weight) {
-      scratch_.resize(gradient.size());
-      encoder.read_residual(scratch_);
-      for (size_t k = 0; k < gradient.size(); ++k) gradient[k] += weight * scratch_[k];
-      encoder.clear_residual();
-    };
-    if (state.worker_dirty) add_and_clear(*state.worker, options.decay);
-    if (state.owner_dirty) {
-      add_and_clear(*state.owner, options.decay * static_cast<float>(ranks()));
-    }
-    state.worker_dirty = state.owner_dirty = false;
+    if (state.worker_dirty) move_residual(*state.worker, options.decay, gradient);
+    state.worker_dirty = false;
+    fold_owner_residual(i, gradient);
   }
+}
+
+// What the average lost goes into this rank's gradient, of which the average takes a P-th.
+void Averager::Impl::fold_owner_residual(uint32_t slice, std::span<float> gradient) {
+  SliceState& state = slices_[slice];
+  if (!state.owner_dirty) return;
+  move_residual(*state.owner, options.decay * static_cast<float>(ranks()), gradient);
+  state.owner_dirty = false;
+}
+
+void Averager::Impl::move_residual(codec::Encoder& from, float weight, std::span<float> to) {
+  scratch_.resize(to.size());
+  from.read_residual(scratch_);
+  for (size_t k = 0; k < to.size(); ++k) to[k] += weight * scratch_[k];
+  from.clear_residual();
 }
 
 // What goes as it is meets no encoder that would count it. One pass, which writes nothing.
@@ -200,8 +207,10 @@ Result<void> Averager::Impl::encode(uint32_t index, uint32_t part) {
   PartReport& report = report_.parts[part];
   for (uint32_t i = known.first_slice; i < known.first_slice + known.slices; ++i) {
     const SliceLayout& slice = layout.slices()[i];
-    const auto done =
-        worker(i).encode(floats(known.tensor, slice.range), points.first, workspace_, record_);
+    const std::span<float> gradient = floats(known.tensor, slice.range);
+    // Nobody owns a gathered slice: what its owner kept of another plan would wait for ever.
+    if (buffer.path == Path::gather) fold_owner_residual(i, gradient);
+    const auto done = worker(i).encode(gradient, points.first, workspace_, record_);
     if (!done) return done.error();
     slices_[i].worker_dirty = true;
     nonfinite_ += done.value().nonfinite;

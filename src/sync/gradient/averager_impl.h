@@ -142,6 +142,8 @@ class Averager::Impl {
   Result<void> encode(uint32_t buffer, uint32_t part);
   Result<void> look_at(uint32_t part);
   void fold_residual(uint32_t part);
+  void fold_owner_residual(uint32_t slice, std::span<float> gradient);
+  void move_residual(codec::Encoder& from, float weight, std::span<float> to);
   void count_nonfinite(uint32_t part);
   void begin_first(uint32_t buffer);
   void begin_second(uint32_t buffer);

@@ -67,6 +67,29 @@ TEST(Averager, NothingIsLostWhateverThePlansAre) {
   }
 }
 
+// What owners kept in plans of two legs goes along in the first that has one.
+TEST(Averager, AGatherBringsWhatOwnersKept) {
+  on_ranks(2, [&](Communicator& communicator) {
+    const Layout layout = layout_for(2);
+    Host host(communicator, layout);
+    std::vector<double> sum(layout.arena_elements(), 0.0);
+    const auto run = [&](int step, Path path, codec::ValueKind values) {
+      host.set(uniform(layout, path, 1.0, values));
+      ASSERT_TRUE(host.step(step, 1).ok());
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += host.arena[i];
+    };
+    for (int step = 1; step <= 3; ++step) run(step, Path::split, codec::ValueKind::q2);
+    run(4, Path::gather, codec::ValueKind::f32);
+    for (uint32_t tensor = 0; tensor < kShapes.size(); ++tensor) {
+      for (uint64_t i = 0; i < kShapes[tensor].elements(); ++i) {
+        double wanted = 0;
+        for (int step = 1; step <= 4; ++step) wanted += exact_average(step, 2, tensor, i);
+        ASSERT_NEAR(sum[layout.tensors()[tensor].offset + i], wanted, 1e-5) << tensor << ", " << i;
+      }
+    }
+  });
+}
+
 TEST(Averager, TheSameBitsForAnyNumberOfWorkers) {
   Collected collected;
   on_ranks(2, [&](Communicator& communicator) {

@@ -303,6 +303,7 @@ double most_worth(const Layout& layout, const std::vector<codec::Curve>& curves,
                   const Profile& profile) {
   double most = 0;
   const size_t points = codec::default_points().size();
+  const Path path = compressed_path(layout);
   for (uint32_t cuts = 0; cuts < 4; ++cuts) {
     for (size_t code = 0; code <= points * points * points; ++code) {
       const size_t choice[] = {code % points, code / points % points, code / points / points};
@@ -313,15 +314,16 @@ double most_worth(const Layout& layout, const std::vector<codec::Curve>& curves,
       FusionPlan plan;
       for (uint32_t p = 0; p < 3; ++p) {
         if (p == 0 || (cuts >> (p - 1) & 1) != 0) {
-          plan.buffers.push_back({p, 0, is_plain ? Path::all_reduce : Path::split, {}});
+          plan.buffers.push_back({p, 0, is_plain ? Path::all_reduce : path, {}});
         }
         ++plan.buffers.back().parts;
         if (is_plain) continue;
         const auto& chosen = curves[p].points[choice[p]];
-        plan.buffers.back().points.push_back({chosen.point, chosen.point});
+        const bool back = path == Path::split;
+        plan.buffers.back().points.push_back({chosen.point, back ? chosen.point : kNoSecondLeg});
         const auto n = static_cast<double>(layout.parts()[p].range.elements);
         const double share = chosen.energy / curves[p].energy;
-        kept += n * share * share;
+        kept += n * share * (back ? share : 1);
         elements += n;
       }
       const double share = is_plain ? 1 : kept / elements;

@@ -18,7 +18,7 @@ constexpr uint32_t kMeasuringSkipped = 2;
 // any case.
 struct Measuring {
   codec::ValueKind values;
-  double keeps;  // on both legs together, of any gradient
+  double keeps;  // on both legs together, of gradients that are not far from Gaussian
 };
 constexpr std::array kMeasuring = {Measuring{codec::ValueKind::bf16, 0.99998},
                                    Measuring{codec::ValueKind::q8, 0.999},

@@ -77,13 +77,71 @@ def case_a_backward_that_reaches_nothing_on_one_rank() -> None:
 
 
 def case_a_backward_that_reaches_nothing_counts_as_zeros() -> None:
+    """After settle() every rank has the average, to be clipped, too."""
     for plan in ("plain", "bf16"):
         model = wrap(network(), unused="zeros", plan=plan)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        for _ in range(3):
-            odd_one_out(model, optimizer)
+        for step in range(3):
+            before = flat(model.module)
+            optimizer.zero_grad()
+            loss = loss_of(model, step)
+            if RANK == SIZE - 1:
+                loss = torch.zeros((), requires_grad=True) * float(loss.detach())
+            loss.backward()
+            model.settle()
+            norm = nn.utils.clip_grad_norm_(model.module.parameters(), 0.01)
+            assert norm > 0.01
+            optimizer.step()
             all_equal(model.module)
-        assert model.last_step["present"] == [True] * len(list(model.parameters()))
+            moved = (flat(model.module) - before).norm()
+            torch.testing.assert_close(moved, torch.tensor(0.001), rtol=0.01, atol=0)
+        assert all(model.last_step["present"])
+        model.close()
+
+
+def case_zeros_that_come_too_late_are_refused() -> None:
+    model = wrap(network(), unused="zeros")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    if RANK == SIZE - 1:
+        with raises(scant.InvalidArgument, "settle()"):
+            odd_one_out(model, optimizer)
+    else:
+        odd_one_out(model, optimizer)
+    model.close()
+
+
+def case_two_models_that_nothing_reaches() -> None:
+    """The same models on all ranks, none of which is waited for before all are told."""
+    models = [wrap(network(), broadcast_buffers=False) for _ in range(2)]
+    optimizer = torch.optim.SGD([one for model in models for one in model.parameters()], 0.1)
+    loss = loss_of(models[0], 0) + loss_of(models[1], 0)
+    if RANK > 0:
+        loss = torch.zeros((), requires_grad=True) * float(loss.detach())
+    with raises(scant.Mismatch, "bias"):
+        loss.backward()
+        optimizer.step()
+    for model in models:
+        model.close()
+
+
+def case_what_no_sync_gave_counts_where_nothing_else_comes() -> None:
+    model, theirs = wrap(network(), broadcast_buffers=False), network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with model.no_sync():
+        loss_of(model, 0).backward()
+    odd_one = RANK == SIZE - 1
+    loss = loss_of(model, 1)
+    if odd_one:
+        loss = torch.zeros((), requires_grad=True) * float(loss.detach())
+    loss.backward()
+    optimizer.step()
+    for rank in range(SIZE):
+        for step in range(1 if rank == SIZE - 1 else 2):
+            x, y = batch(step, rank)
+            (F.cross_entropy(theirs(x), y) / SIZE).backward()
+    for mine, other in zip(model.module.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+    all_equal(model.module)
 
 
 def case_forwards_without_a_backward_cost_nothing() -> None:
