@@ -115,9 +115,18 @@ std::vector<codec::Curve> by_elements(std::span<const codec::Curve> curves, cons
 }
 
 double share_at(const codec::Curve& curve, codec::Point point) {
-  const auto found = std::ranges::find(curve.points, point, &codec::CurvePoint::point);
-  if (found == curve.points.end()) return 0;
-  return std::clamp(found->energy / curve.energy, 0.0, 1.0);
+  if (point.density >= 1 && point.values == codec::ValueKind::f32) return 1;
+  // Of points that nobody looked at the nearest below stands for it: f16 has the bits of bf16 and
+  // more, and by row as many entries are kept.
+  const bool half = point.values == codec::ValueKind::f16;
+  const codec::ValueKind values = half ? codec::ValueKind::bf16 : point.values;
+  double most = 0;
+  for (const codec::CurvePoint& one : curve.points) {
+    if (one.point.values == values && one.point.density <= point.density) {
+      most = std::max(most, one.energy);
+    }
+  }
+  return std::clamp(most / curve.energy, 0.0, 1.0);
 }
 
 // Over both legs, by elements; what the second leg loses is lost of the average.

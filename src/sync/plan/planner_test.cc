@@ -268,6 +268,23 @@ TEST(Planner, BetweenTwoRanksNothingIsSentBack) {
   }
 }
 
+TEST(Planner, WhatPlansByHandKeepIsKnownToo) {
+  const std::vector<codec::Shape> shapes = {{500, 1000}, {500, 1000}};
+  const Layout layout = Layout::create(shapes, 4).value();
+  const Profile profile = free_work(layout, 0.1, 1e7);
+  const auto curves = curves_of(layout);
+  const auto kept = [&](codec::Point point) {
+    const FusionPlan plan = uniform_plan({.path = Path::gather, .point = point}, layout);
+    return weigh(plan, layout, profile, curves, {}).kept;
+  };
+  const double bf16 = kept({0.01, codec::ValueKind::bf16});
+  EXPECT_GT(bf16, 0);
+  EXPECT_EQ(kept({0.01, codec::ValueKind::bf16, true}), bf16);
+  EXPECT_EQ(kept({0.012, codec::ValueKind::bf16}), bf16);
+  EXPECT_EQ(kept({1, codec::ValueKind::f16}), kept({1, codec::ValueKind::bf16}));
+  EXPECT_EQ(kept({1, codec::ValueKind::f32}), 1);
+}
+
 std::vector<Candidate> ranked_by(const Layout& layout, const Profile& profile,
                                  const std::vector<codec::Curve>& curves, double floor) {
   auto all = rank_plans(layout, profile, curves, {.fidelity_min = floor});
