@@ -153,7 +153,8 @@ class Wrapped(torch.nn.Module):
 
         With ``unused="zeros"``, to be called after a backward that may reach no parameter on some
         rank: there it takes part in the average."""
-        if self.options.unused == "zeros" and self._unreached.missing():
+        may_lack = self.options.unused == "zeros" or any(self._unsent)
+        if may_lack and self._unreached.missing():
             self._step_without_gradients()()
         self._settle_late()
 
@@ -329,9 +330,9 @@ class Wrapped(torch.nn.Module):
             wait()  # an error on all ranks, unless zeros count
             if any((self.last_step or {})["present"]):
                 raise InvalidArgument(
-                    "backward reached no parameter on this rank, and its part in the average "
-                    'counted as zeros; with unused="zeros" call settle() of the wrapped model '
-                    "after backward(), so that this rank has the average before it steps"
+                    "backward reached no parameter on this rank, which took part in the average "
+                    "only now, too late for what was done to gradients before this step; call "
+                    "settle() of the wrapped model after backward()"
                 )
 
         return wait_and_refuse

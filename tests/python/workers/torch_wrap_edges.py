@@ -134,6 +134,7 @@ def case_what_no_sync_gave_counts_where_nothing_else_comes() -> None:
     if odd_one:
         loss = torch.zeros((), requires_grad=True) * float(loss.detach())
     loss.backward()
+    model.settle()
     optimizer.step()
     for rank in range(SIZE):
         for step in range(1 if rank == SIZE - 1 else 2):
