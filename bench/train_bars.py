@@ -38,7 +38,7 @@ FAMILIES = {
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#777}"
     ".title{font-size:13px;font-weight:600}.value{font-size:10px;text-anchor:middle}"
-    ".auto{font-size:12px;font-weight:600;fill:#1a82c4}"
+    ".auto{font-size:10.5px;font-weight:600;fill:#1a82c4}"
     ".grid{stroke:#8884;fill:none}.free{stroke:#777;fill:none;stroke-width:1.5}"
     ".step{fill-opacity:.15;stroke-width:1.2;stroke-dasharray:3 2}"
 )
