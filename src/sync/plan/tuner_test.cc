@@ -12,7 +12,6 @@
 namespace scant::sync {
 namespace {
 
-using codec::Point;
 using codec::ValueKind;
 
 // Runs agreements and returns the last decision; every one of them must be valid.
