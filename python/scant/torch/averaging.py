@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from scant import _scant
 from scant.errors import InvalidArgument, Unsupported
 from scant.torch.not_finite import NotFinite
 from scant.torch.process_group import ProcessGroup
+from scant.torch.same_model import hash_of
 from scant.torch.watching import Watching
 from scant.torch.wrap_options import WrapOptions, plan_from
 
@@ -56,6 +57,7 @@ class Averaging:
             process_group.native(), self.layout, self.arena.data_ptr(), native, self.arena
         )
         self._not_finite = NotFinite(options.nonfinite, names, process_group, f"{key}.finite")
+        self._check_every = options.check_every
         self._watching = _watching(options, self.layout, group)
         self.set_plan(options)
 
@@ -71,8 +73,14 @@ class Averaging:
             view.copy_(gradient)
         self.averager.ready(index)
 
+    def finish(self, parameters: Iterable[torch.Tensor], steps: int) -> None:
+        """No more gradients come in this step, of so many; now and then the ranks compare these
+        parameters."""
+        checked = self._check_every > 0 and steps % self._check_every == 0
+        self.averager.finish(hash_of(parameters) if checked else 0)
+
     def wait(self) -> dict[str, Any]:
-        """The report of the step, after ``averager.finish``; the averages lie in the views."""
+        """The report of the step, after ``finish``; the averages lie in the views."""
         report = self.averager.wait()
         self._watching.step(report)
         self._not_finite.check(report)

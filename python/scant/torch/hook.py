@@ -15,7 +15,7 @@ from scant.errors import InvalidArgument
 from scant.torch.averaging import Averaging, process_group_of
 from scant.torch.compiler import not_compiled
 from scant.torch.process_group import ProcessGroup
-from scant.torch.same_model import check_same, describe, hash_of
+from scant.torch.same_model import check_same, describe
 from scant.torch.wrap_options import WrapOptions
 
 __all__ = ["HookState", "ddp_hook"]
@@ -132,9 +132,7 @@ class HookState:
         """All buckets are there: waits, and gives DDP the averages."""
         waiting, self._waiting = self._waiting, []
         self._steps += 1
-        every = self.options.check_every
-        checked = every > 0 and self._steps % every == 0
-        averaging.averager.finish(hash_of(self._seen) if checked else 0)
+        averaging.finish(self._seen, self._steps)
         self.last_step = averaging.wait()
         for gradients, buffer, future in waiting:
             for place, gradient in gradients:

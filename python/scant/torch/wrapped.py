@@ -17,7 +17,7 @@ from scant import _scant
 from scant.errors import Closed, Error, InvalidArgument, Unsupported
 from scant.torch.averaging import Averaging, check_device, process_group_of
 from scant.torch.late_step import LateStep, check_steps_all
-from scant.torch.same_model import Row, broadcast_from_first, check_same, describe, hash_of
+from scant.torch.same_model import Row, broadcast_from_first, check_same, describe
 from scant.torch.unreached import Unreached
 from scant.torch.wrap_options import WrapOptions, with_plan
 
@@ -298,9 +298,7 @@ class Wrapped(torch.nn.Module):
         self._waited = False
         self._steps += 1
         self._check_due = self._steps % _LOOK_EVERY == 0
-        every = self.options.check_every
-        checked = every > 0 and self._steps % every == 0
-        self._averager.finish(hash_of(self.module.parameters()) if checked else 0)
+        self._averaging.finish(self.module.parameters(), self._steps)
         self._unreached.averaged()
 
     def _unreached_here(self) -> Unreached:
