@@ -233,6 +233,10 @@ class PythonAverager {
     }
     return *averager_;
   }
+  [[nodiscard]] std::shared_ptr<Averager> shared() const {
+    static_cast<void>(get());
+    return averager_;
+  }
   void close() {
     if (generation_ != fork_generation()) return;
     without_gil([this] {
@@ -358,6 +362,10 @@ void bind_plan(nb::module_& module) {
 }
 
 }  // namespace
+
+std::shared_ptr<sync::Averager> native_averager(const nb::object& object) {
+  return nb::cast<PythonAverager&>(object).shared();
+}
 
 void bind_gradients(nb::module_& module) {
   bind_layout(module);

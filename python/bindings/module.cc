@@ -12,6 +12,7 @@
 #include "executor.h"
 #include "fork.h"
 #include "gradients.h"
+#include "journal.h"
 #include "scant/types.h"
 #include "store.h"
 #include "work.h"
@@ -67,5 +68,6 @@ NB_MODULE(_scant, module) {
   bind_work(module);
   bind_communicator(module);
   bind_gradients(module);
+  bind_journal(module);
   bind_executor(module);
 }

@@ -34,6 +34,7 @@ Averager::Impl::Impl(Communicator& with, Layout given, std::span<float> memory,
 }
 
 Averager::Impl::~Impl() {
+  saves_.close();
   if (!thread_.running()) return;
   // What is under way reads and writes this object's memory: it must end first.
   for (const GroupId group : {first_group_, second_group_, verdict_group_}) {
@@ -75,6 +76,7 @@ Result<void> Averager::Impl::set_plan(const FusionPlan& wanted) {
   if (Result<void> valid = validate(wanted, layout); !valid) return valid;
   const uint64_t hash = hash_of(serialise(wanted, layout));
   if (plan == wanted) return {};
+  if (!replaced_) replaced_ = Replaced{std::move(plan), std::move(buffers_)};
   plan = wanted;
   plan_hash = hash;
   buffers_.clear();
@@ -98,7 +100,7 @@ Result<void> Averager::Impl::ready(uint32_t tensor) {
     return invalid(name + " got a second gradient in one step");
   }
   told_[tensor] = true;
-  step_open_ = true;
+  open_step();
   SCANT_CHECK(events_.push(TensorReady{tensor}));
   return {};
 }
@@ -107,11 +109,38 @@ Result<void> Averager::Impl::finish(uint64_t parameters_hash) {
   if (broken_) return invalid("a step has failed: no other can follow it");
   if (plan.buffers.empty()) return invalid("no plan is set");
   if (finish_told_) return invalid("the step is finished already");
-  step_open_ = true;
+  open_step();
   finish_told_ = true;
   finish_told_at_ = Clock::now();
   SCANT_CHECK(events_.push(Finish{parameters_hash}));
   return {};
+}
+
+void Averager::Impl::open_step() {
+  step_open_ = true;
+  replaced_.reset();
+}
+
+// The thread sleeps between steps, and what it wrote came with the step's outcome.
+std::vector<AveragedBuffer> Averager::Impl::averaged() const {
+  std::vector<AveragedBuffer> all;
+  if (step_open_ || broken_ || steps_over_ == 0) return all;
+  const FusionPlan& of = replaced_ ? replaced_->plan : plan;
+  const std::vector<BufferMemory>& buffers = replaced_ ? replaced_->buffers : buffers_;
+  for (size_t i = 0; i < of.buffers.size(); ++i) {
+    const BufferPlan& known = of.buffers[i];
+    const BufferMemory& memory = buffers[i];
+    AveragedBuffer one{.path = known.path, .first_part = known.first_part, .parts = known.parts};
+    for (Rank rank = 0; rank < ranks() && known.path != Path::all_reduce; ++rank) {
+      const auto place = static_cast<size_t>(rank);
+      const bool split = known.path == Path::split;
+      const Message& own = split ? memory.average : memory.outgoing[0];
+      const Message& other = (split ? memory.averages : memory.incoming)[place];
+      one.messages.push_back((rank == rank_ ? own : other).view());
+    }
+    all.push_back(std::move(one));
+  }
+  return all;
 }
 
 std::optional<Result<StepReport>> Averager::Impl::wait(Duration limit) {
@@ -141,6 +170,13 @@ std::optional<Result<StepReport>> Averager::Impl::wait(Duration limit) {
 void Averager::Impl::on_thread(const std::function<void()>& body) {
   SCANT_CHECK(events_.push(Task{&body}));
   static_cast<void>(tasks_done_.pop());
+}
+
+void Averager::Impl::ask_to_save() { SCANT_CHECK(events_.push(Save{})); }
+
+std::vector<std::byte> Averager::Impl::saved() {
+  std::optional<std::vector<std::byte>> bytes = saves_.pop();
+  return bytes ? std::move(*bytes) : std::vector<std::byte>();
 }
 
 double Averager::Impl::seconds() const { return seconds_between(begun_, Clock::now()); }
@@ -184,6 +220,8 @@ void Averager::Impl::on_event(const Event& event) {
     tasks_done_.push(true);
   } else if (std::holds_alternative<Asked>(event)) {
     asked_ = true;
+  } else if (std::holds_alternative<Save>(event)) {
+    saves_.push(save());
   }
 }
 
@@ -398,6 +436,9 @@ std::optional<Result<bool>> Averager::wait_for(std::span<const uint32_t> tensors
 }
 std::vector<uint32_t> Averager::arrived() const { return impl_->arrived(); }
 std::optional<Result<StepReport>> Averager::wait(Duration limit) { return impl_->wait(limit); }
+void Averager::ask_to_save() { impl_->ask_to_save(); }
+std::vector<std::byte> Averager::saved() { return impl_->saved(); }
+std::vector<AveragedBuffer> Averager::averaged() const { return impl_->averaged(); }
 std::vector<std::byte> Averager::save() const {
   std::vector<std::byte> saved;
   impl_->on_thread([&] { saved = impl_->save(); });

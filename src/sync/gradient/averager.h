@@ -75,6 +75,16 @@ struct StepReport {
   std::vector<codec::Curve> curves;
 };
 
+// What the averages of a buffer were decoded from.
+struct AveragedBuffer {
+  Path path = Path::all_reduce;
+  // split: one for each owner, whose records are averages. gather: one for each rank, whose records
+  // are to be added in this order and divided by the number of ranks. all_reduce: none.
+  std::vector<Bytes> messages{};
+  uint32_t first_part = 0;  // of the layout
+  uint32_t parts = 0;
+};
+
 class Averager {
  public:
   // Every member calls it with an equal layout and equal options. The arena has
@@ -110,11 +120,18 @@ class Averager {
   // same on all ranks where docs/gradients.md says so; no step can follow it.
   std::optional<Result<StepReport>> wait(Duration limit);
 
+  // After wait() of a step that did not fail, until the next ready() or finish(), whatever plan is
+  // set meanwhile: what all ranks decoded, the same bytes on each.
+  [[nodiscard]] std::vector<AveragedBuffer> averaged() const;
+
   // Of the worker's and the owner's encoders, what `Encoder::save` gives, and back: restore()
   // between steps only. In the middle of a step the others wait for the job that runs and see its
   // state.
   [[nodiscard]] std::vector<std::byte> save() const;
   Result<void> restore(Bytes saved);
+  // The same in two: the state of now is asked for at once, and any thread waits for it, once.
+  void ask_to_save();
+  [[nodiscard]] std::vector<std::byte> saved();
   // Multiplies everything that was not sent: the loss is scaled differently from now on. Finite.
   void scale_residuals(float factor);
   // Sum of squares of the worker's residuals.

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -40,7 +41,10 @@ class Averager::Impl {
   // averager_needs.cc: likewise
   std::optional<Result<bool>> wait_for(std::span<const uint32_t> tensors, Duration limit);
   [[nodiscard]] std::vector<uint32_t> arrived() const;
+  [[nodiscard]] std::vector<AveragedBuffer> averaged() const;
   void on_thread(const std::function<void()>& body);  // averager.cc; between two of its jobs
+  void ask_to_save();
+  [[nodiscard]] std::vector<std::byte> saved();  // any thread
   // averager_state.cc: on the thread
   [[nodiscard]] std::vector<std::byte> save() const;
   Result<void> restore(Bytes saved);
@@ -73,8 +77,9 @@ class Averager::Impl {
     const std::function<void()>* body = nullptr;  // the caller waits until it has run
   };
   struct Asked {};  // the user waits for wanted_
+  struct Save {};   // somebody will wait for saves_
   struct Stop {};
-  using Event = std::variant<TensorReady, Finish, OperationDone, Task, Asked, Stop>;
+  using Event = std::variant<TensorReady, Finish, OperationDone, Task, Asked, Save, Stop>;
 
   // What an operation's callback gets; lives as long as the operation.
   struct Callback {
@@ -192,6 +197,14 @@ class Averager::Impl {
   std::optional<Error> error_;
   bool asked_ = false;  // the user waits for wanted_
 
+  // The user's: a plan that was replaced after its step, for averaged().
+  struct Replaced {
+    FusionPlan plan;
+    std::vector<BufferMemory> buffers;
+  };
+  void open_step();
+  std::optional<Replaced> replaced_;
+
   // The user's: which tensors were told of in this step, and whether a step is open.
   std::vector<bool> told_;
   bool step_open_ = false;
@@ -211,6 +224,7 @@ class Averager::Impl {
   base::BoundedQueue<Result<StepReport>> outcomes_{1};
   base::BoundedQueue<bool> answers_{1};
   base::BoundedQueue<bool> tasks_done_{1};
+  base::BoundedQueue<std::vector<std::byte>> saves_{1};  // ~Impl closes it: who waits gets nothing
   base::Thread thread_;
 };
 

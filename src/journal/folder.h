@@ -1,0 +1,55 @@
+// What a journal's folder holds: which states can be restored, how a base gets its name, and what
+// may go. docs/journal.md, "A base becomes durable". One owner thread.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "journal/disk.h"
+#include "journal/format.h"
+#include "journal/log.h"
+
+namespace scant::journal {
+
+struct Base {
+  BaseIndex index{};
+  std::string folder{};
+  std::string problem{};  // empty: whole
+};
+
+struct Contents {
+  std::optional<Manifest> manifest;   // none: there is none, or it is damaged
+  std::vector<Base> bases;            // of this timeline, newest first, damaged ones too
+  std::vector<std::string> problems;  // a sentence each
+  [[nodiscard]] bool empty() const { return !manifest && bases.empty() && problems.empty(); }
+};
+
+// Checks the files of each base by their sums, unless told not to.
+Result<Contents> look(Disk& disk, bool check_files = true);
+
+// A base and the entries behind it: the newest state, or the newest up to a step.
+struct State {
+  Base base;
+  Log log;
+  [[nodiscard]] uint64_t step() const {
+    return log.entries.empty() ? base.index.step : log.entries.back().header.step;
+  }
+};
+// ErrorCode::corrupt: there are bases, none of them whole. Nothing: an empty journal.
+Result<std::optional<State>> newest_state(Disk& disk, const Contents& contents);
+
+// One above every sequence number that was ever written there.
+Result<uint64_t> fresh_sequence(Disk& disk, const Contents& contents);
+
+Result<void> write_manifest_file(Disk& disk, const Manifest& manifest);
+
+// All files of the part lie there, synced. Afterwards the base has its name and the manifest's.
+Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest);
+
+// Removes bases before the oldest that is kept, segments before its log, and what was begun. Part
+// `kept_part` is being written.
+Result<void> clear_old(Disk& disk, const Manifest& manifest,
+                       std::optional<uint64_t> kept_part = std::nullopt);
+
+}  // namespace scant::journal

@@ -1,0 +1,273 @@
+#include "journal/format.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+
+#include "base/crc.h"
+#include "codec/little_endian.h"
+
+namespace scant::journal {
+namespace {
+
+using codec::load_little;
+using codec::store_little;
+
+constexpr size_t kCrcBytes = 4;
+constexpr size_t kNumberDigits = 12;
+constexpr std::string_view kBasePrefix = "base-";
+constexpr std::string_view kSegmentPrefix = "log-";
+constexpr std::string_view kSegmentSuffix = ".scj";
+constexpr std::string_view kCrcKey = "crc32c ";
+
+Error corrupt(const std::string& name, const std::string& what) {
+  return {.code = ErrorCode::corrupt, .message = name + ": " + what};
+}
+
+uint32_t crc_of(std::string_view text) {
+  return base::crc32c({reinterpret_cast<const std::byte*>(text.data()), text.size()});
+}
+
+std::string hex(uint64_t value, int digits) {
+  std::array<char, 24> room{};
+  const int length = std::snprintf(room.data(), room.size(), "%0*llx", digits,
+                                   static_cast<unsigned long long>(value));
+  return {room.data(), static_cast<size_t>(length)};
+}
+
+std::string padded(uint64_t value) {
+  const std::string digits = std::to_string(value);
+  return std::string(kNumberDigits - std::min(kNumberDigits, digits.size()), '0') + digits;
+}
+
+template <typename T>
+std::optional<T> number(std::string_view text, int base = 10) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
+  if (error != std::errc{} || end != text.data() + text.size() || text.empty()) return std::nullopt;
+  return value;
+}
+
+// Takes the text apart, word by word of each line; what is not as expected is remembered.
+class Lines {
+ public:
+  Lines(std::string_view text, const std::string& name) : text_(text), name_(name) {}
+
+  // Checks the last line and takes it off.
+  Result<void> check(std::string_view first_line) {
+    const size_t at = text_.rfind(kCrcKey);
+    if (at == std::string_view::npos || text_.empty() || text_.back() != '\n') {
+      return corrupt(name_, "cut off, no checksum at its end");
+    }
+    std::string_view sum = text_.substr(at + kCrcKey.size());
+    sum.remove_suffix(1);
+    const auto known = number<uint32_t>(sum, 16);
+    if (!known || sum.size() != 8) return corrupt(name_, "no checksum at its end");
+    if (*known != crc_of(text_.substr(0, at))) return corrupt(name_, "the checksum does not fit");
+    text_ = text_.substr(0, at);
+    const std::string_view begun = line();
+    if (begun == first_line) return {};
+    const size_t blank = first_line.rfind(' ');
+    if (begun.substr(0, blank) == first_line.substr(0, blank)) {
+      return Error{.code = ErrorCode::unsupported,
+                   .message = name_ + ": written by another version: '" + std::string(begun) +
+                              "', this one reads '" + std::string(first_line) + "'"};
+    }
+    return corrupt(name_, "not begun by '" + std::string(first_line) + "'");
+  }
+
+  // The words of the next line behind this key.
+  std::vector<std::string_view> words(std::string_view key) {
+    std::string_view rest = line();
+    std::vector<std::string_view> all;
+    while (!rest.empty()) {
+      const size_t blank = std::min(rest.find(' '), rest.size());
+      all.push_back(rest.substr(0, blank));
+      rest.remove_prefix(std::min(blank + 1, rest.size()));
+    }
+    if (all.empty() || all.front() != key) {
+      wrong_ = true;
+      return {};
+    }
+    all.erase(all.begin());
+    return all;
+  }
+  template <typename T = uint64_t>
+  T value(std::string_view key, int base = 10) {
+    const auto found = words(key);
+    const auto value = found.size() == 1 ? number<T>(found[0], base) : std::nullopt;
+    wrong_ = wrong_ || !value;
+    return value.value_or(0);
+  }
+  [[nodiscard]] bool over() const { return text_.empty(); }
+  [[nodiscard]] bool wrong() const { return wrong_; }
+  [[nodiscard]] Error bad_line() const { return corrupt(name_, "a line is not of the grammar"); }
+
+ private:
+  std::string_view line() {
+    const size_t end = text_.find('\n');
+    const std::string_view found = text_.substr(0, end);
+    text_.remove_prefix(end == std::string_view::npos ? text_.size() : end + 1);
+    return found;
+  }
+  std::string_view text_;
+  const std::string& name_;
+  bool wrong_ = false;
+};
+
+std::string with_crc(std::string text) {
+  const uint32_t crc = crc_of(text);
+  return text + std::string(kCrcKey) + hex(crc, 8) + "\n";
+}
+
+std::string identity_lines(const Identity& identity) {
+  return "job " + hex(identity.job, 16) + "\nmodel " + hex(identity.model, 16) + "\n";
+}
+
+Identity read_identity(Lines& lines) {
+  const uint64_t job = lines.value("job", 16);
+  return {.job = job, .model = lines.value("model", 16)};
+}
+
+constexpr std::string_view kManifestLine = "scant-journal 1";
+constexpr std::string_view kIndexLine = "scant-base 1";
+
+// A file of a base lies in its folder.
+bool is_plain_name(std::string_view name) {
+  return !name.empty() && name.front() != '.' && name.find('/') == std::string_view::npos;
+}
+
+}  // namespace
+
+std::array<std::byte, kSegmentHeaderBytes> write_segment_header(const SegmentHeader& header) {
+  std::array<std::byte, kSegmentHeaderBytes> out{};
+  store_little(out.data(), kSegmentMagic);
+  store_little(out.data() + 4, kVersion);
+  store_little(out.data() + 8, header.identity.job);
+  store_little(out.data() + 16, header.identity.model);
+  store_little(out.data() + 24, header.sequence);
+  store_little(out.data() + kSegmentHeaderBytes - kCrcBytes,
+               base::crc32c(Bytes(out).first(kSegmentHeaderBytes - kCrcBytes)));
+  return out;
+}
+
+Result<SegmentHeader> read_segment_header(Bytes bytes, const std::string& name) {
+  if (bytes.size() < kSegmentHeaderBytes) return corrupt(name, "shorter than a segment's header");
+  if (load_little<uint32_t>(bytes.data()) != kSegmentMagic) {
+    return corrupt(name, "not begun by SCJS");
+  }
+  const Bytes covered = bytes.first(kSegmentHeaderBytes - kCrcBytes);
+  if (load_little<uint32_t>(bytes.data() + covered.size()) != base::crc32c(covered)) {
+    return corrupt(name, "the checksum of the segment's header does not fit");
+  }
+  const auto version = load_little<uint16_t>(bytes.data() + 4);
+  if (version != kVersion) {
+    return Error{.code = ErrorCode::unsupported,
+                 .message = name + ": version " + std::to_string(version) +
+                            ", this one reads version " + std::to_string(kVersion)};
+  }
+  return SegmentHeader{.identity = {.job = load_little<uint64_t>(bytes.data() + 8),
+                                    .model = load_little<uint64_t>(bytes.data() + 16)},
+                       .sequence = load_little<uint64_t>(bytes.data() + 24)};
+}
+
+std::array<std::byte, kEntryHeaderBytes> write_entry_header(const EntryHeader& header,
+                                                            std::span<const Bytes> pieces) {
+  std::array<std::byte, kEntryHeaderBytes> out{};
+  store_little(out.data() + 8, header.length);
+  store_little(out.data() + 16, header.sequence);
+  store_little(out.data() + 24, header.step);
+  out[32] = static_cast<std::byte>(header.kind);
+  uint32_t crc = base::crc32c(Bytes(out).subspan(kCrcBytes));
+  for (const Bytes piece : pieces) crc = base::crc32c(piece, crc);
+  store_little(out.data(), crc);
+  return out;
+}
+
+std::optional<Entry> read_entry(Bytes bytes) {
+  if (bytes.size() < kEntryHeaderBytes) return std::nullopt;
+  Entry entry;
+  entry.header = {.length = load_little<uint64_t>(bytes.data() + 8),
+                  .sequence = load_little<uint64_t>(bytes.data() + 16),
+                  .step = load_little<uint64_t>(bytes.data() + 24),
+                  .kind = static_cast<EntryKind>(bytes[32])};
+  if (entry.header.length > bytes.size() - kEntryHeaderBytes) return std::nullopt;
+  const Bytes covered = bytes.subspan(
+      kCrcBytes, kEntryHeaderBytes - kCrcBytes + static_cast<size_t>(entry.header.length));
+  if (load_little<uint32_t>(bytes.data()) != base::crc32c(covered)) return std::nullopt;
+  entry.body = bytes.subspan(kEntryHeaderBytes, static_cast<size_t>(entry.header.length));
+  return entry;
+}
+
+std::string write_manifest(const Manifest& manifest) {
+  return with_crc(std::string(kManifestLine) + "\n" + identity_lines(manifest.identity) +
+                  "timeline " + std::to_string(manifest.timeline) + "\nbase " +
+                  std::to_string(manifest.base) + "\nsequence " +
+                  std::to_string(manifest.sequence) + "\noldest " +
+                  std::to_string(manifest.oldest) + "\n");
+}
+
+Result<Manifest> read_manifest(std::string_view text, const std::string& name) {
+  Lines lines(text, name);
+  if (Result<void> checked = lines.check(kManifestLine); !checked) return checked.error();
+  Manifest manifest;
+  manifest.identity = read_identity(lines);
+  manifest.timeline = lines.value<uint32_t>("timeline");
+  manifest.base = lines.value("base");
+  manifest.sequence = lines.value("sequence");
+  manifest.oldest = lines.value("oldest");
+  if (lines.wrong() || !lines.over()) return lines.bad_line();
+  return manifest;
+}
+
+std::string write_index(const BaseIndex& index) {
+  std::string text = std::string(kIndexLine) + "\n" + identity_lines(index.identity) + "timeline " +
+                     std::to_string(index.timeline) + "\nstep " + std::to_string(index.step) +
+                     "\nsequence " + std::to_string(index.sequence) + "\nranks " +
+                     std::to_string(index.ranks) + "\n";
+  for (const BaseFile& file : index.files) {
+    text += "file " + file.name + " " + std::to_string(file.bytes) + " " + hex(file.crc, 8) + "\n";
+  }
+  return with_crc(std::move(text));
+}
+
+Result<BaseIndex> read_index(std::string_view text, const std::string& name) {
+  Lines lines(text, name);
+  if (Result<void> checked = lines.check(kIndexLine); !checked) return checked.error();
+  BaseIndex index;
+  index.identity = read_identity(lines);
+  index.timeline = lines.value<uint32_t>("timeline");
+  index.step = lines.value("step");
+  index.sequence = lines.value("sequence");
+  index.ranks = lines.value<uint32_t>("ranks");
+  while (!lines.wrong() && !lines.over()) {
+    const auto words = lines.words("file");
+    const auto bytes = words.size() == 3 ? number<uint64_t>(words[1]) : std::nullopt;
+    const auto crc = words.size() == 3 ? number<uint32_t>(words[2], 16) : std::nullopt;
+    if (!bytes || !crc || !is_plain_name(words[0])) return lines.bad_line();
+    index.files.push_back({std::string(words[0]), *bytes, *crc});
+  }
+  if (lines.wrong()) return lines.bad_line();
+  return index;
+}
+
+std::string base_name(uint64_t step) { return std::string(kBasePrefix) + padded(step); }
+std::string part_name(uint64_t step) { return base_name(step) + ".part"; }
+std::string segment_name(uint64_t sequence) {
+  return std::string(kSegmentPrefix) + padded(sequence) + std::string(kSegmentSuffix);
+}
+
+std::optional<uint64_t> base_step(std::string_view name) {
+  if (!name.starts_with(kBasePrefix)) return std::nullopt;
+  return number<uint64_t>(name.substr(kBasePrefix.size()));
+}
+
+std::optional<uint64_t> segment_sequence(std::string_view name) {
+  if (!name.starts_with(kSegmentPrefix) || !name.ends_with(kSegmentSuffix)) return std::nullopt;
+  name.remove_prefix(kSegmentPrefix.size());
+  name.remove_suffix(kSegmentSuffix.size());
+  return number<uint64_t>(name);
+}
+
+}  // namespace scant::journal

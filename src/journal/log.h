@@ -1,0 +1,89 @@
+// The log: entries appended to segments, and found again. docs/journal.md, "Folder". LogWriter: one
+// owner thread, but for sync() of what take_unsynced() gave, which may run beside append().
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "journal/disk.h"
+#include "journal/format.h"
+
+namespace scant::journal {
+
+class LogWriter {
+ public:
+  LogWriter(Disk& disk, Identity identity, uint64_t next_sequence, uint64_t segment_bytes_max)
+      : disk_(disk),
+        identity_(identity),
+        next_(next_sequence),
+        segment_bytes_max_(segment_bytes_max) {}
+
+  // Handed to the operating system when it returns. After an error the entry is not there.
+  Result<uint64_t> append(uint64_t step, EntryKind kind, std::span<const Bytes> body);
+  // The next entry begins a segment, as each does that follows a base.
+  void cut();
+  [[nodiscard]] uint64_t next_sequence() const { return next_; }
+
+  // What has to be synced for all entries so far to be durable.
+  struct Unsynced {
+    std::vector<std::unique_ptr<File>> closed;
+    File* open = nullptr;   // may be synced until the next take_unsynced() has been synced too
+    bool names = false;     // there are new segments
+    uint64_t sequence = 0;  // durable: entries before this
+    [[nodiscard]] bool empty() const { return closed.empty() && open == nullptr && !names; }
+  };
+  Unsynced take_unsynced();
+  static Result<void> sync(Disk& disk, Unsynced& unsynced);
+  Result<void> sync();  // all in one
+
+ private:
+  Result<void> open_segment();
+
+  Disk& disk_;
+  Identity identity_;
+  uint64_t next_;
+  uint64_t segment_bytes_max_;
+  std::unique_ptr<File> open_;
+  uint64_t open_bytes_ = 0;
+  bool open_written_ = false;  // since the last take_unsynced()
+  bool names_ = false;
+  std::vector<std::unique_ptr<File>> closed_;
+};
+
+struct LogEntry {
+  EntryHeader header;
+  std::string segment;
+  uint64_t offset = 0;
+};
+
+// Why a log ends where it does, when it was not simply written so far.
+struct LogEnd {
+  bool damaged = false;  // right entries follow; else: torn, the last write was not finished
+  std::string segment;
+  uint64_t offset = 0;
+  uint64_t sequence = 0;  // of the entry that is missing there
+};
+
+struct Log {
+  std::vector<LogEntry> entries;  // without a gap
+  std::optional<LogEnd> end;
+};
+
+// Entries from `first` on. ErrorCode::refused: a segment of another job or model.
+Result<Log> read_log(Disk& disk, const Identity& identity, uint64_t first);
+
+// Bodies of entries, one segment in memory at a time.
+class LogReader {
+ public:
+  explicit LogReader(Disk& disk) : disk_(disk) {}
+  Result<Bytes> body(const LogEntry& entry);  // valid until the next call
+
+ private:
+  Disk& disk_;
+  std::string segment_;
+  std::vector<std::byte> bytes_;
+};
+
+}  // namespace scant::journal

@@ -1,0 +1,292 @@
+#include "journal/step.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "base/crc.h"
+#include "codec/accumulate.h"
+#include "codec/little_endian.h"
+#include "codec/record.h"
+
+namespace scant::journal {
+namespace {
+
+using codec::load_little;
+using codec::store_little;
+
+constexpr size_t kHeadBytes = 24;
+constexpr size_t kPartBytes = 24;
+constexpr size_t kAlignment = 64;
+constexpr size_t kSamples = 64;  // ranges that a factor is first tried on
+
+Error corrupt(const std::string& what) {
+  return {.code = ErrorCode::corrupt, .message = "a step of the journal: " + what};
+}
+
+bool is_records(PartKind kind) { return kind == PartKind::averages || kind == PartKind::gathered; }
+
+}  // namespace
+
+WrittenStep::WrittenStep(const Step& step) {
+  const size_t bits = (step.present.size() + 7) / 8;
+  const size_t head = kHeadBytes + bits + step.settings.size();
+  heads_.resize(head + step.parts.size() * kPartBytes);
+  std::byte* out = heads_.data();
+  store_little(out, std::bit_cast<uint32_t>(step.factor));
+  store_little(out + 4, step.crc);
+  store_little(out + 8, step.ranks);
+  store_little(out + 12, static_cast<uint32_t>(step.present.size()));
+  store_little(out + 16, static_cast<uint32_t>(step.settings.size()));
+  store_little(out + 20, static_cast<uint32_t>(step.parts.size()));
+  for (size_t i = 0; i < step.present.size(); ++i) {
+    if (step.present[i]) out[kHeadBytes + i / 8] |= static_cast<std::byte>(1U << (i % 8));
+  }
+  std::memcpy(out + kHeadBytes + bits, step.settings.data(), step.settings.size());
+  pieces_.push_back(Bytes(heads_).first(head));
+  size_t at = head;
+  for (const Part& part : step.parts) {
+    heads_[at] = static_cast<std::byte>(part.kind);
+    store_little(out + at + 4, part.where);
+    store_little(out + at + 8, part.first);
+    store_little(out + at + 16, static_cast<uint64_t>(part.bytes.size()));
+    pieces_.push_back(Bytes(heads_).subspan(at, kPartBytes));
+    pieces_.push_back(part.bytes);
+    at += kPartBytes;
+  }
+}
+
+Result<Step> read_step(Bytes body) {
+  if (body.size() < kHeadBytes) return corrupt("too few bytes");
+  Step step;
+  step.factor = std::bit_cast<float>(load_little<uint32_t>(body.data()));
+  step.crc = load_little<uint32_t>(body.data() + 4);
+  step.ranks = load_little<uint32_t>(body.data() + 8);
+  const auto tensors = load_little<uint32_t>(body.data() + 12);
+  const auto settings = load_little<uint32_t>(body.data() + 16);
+  const auto parts = load_little<uint32_t>(body.data() + 20);
+  body = body.subspan(kHeadBytes);
+  const size_t bits = (uint64_t{tensors} + 7) / 8;
+  if (bits > body.size() || settings > body.size() - bits) return corrupt("it is cut off");
+  step.present.resize(tensors);
+  for (size_t i = 0; i < tensors; ++i) {
+    step.present[i] = (std::to_integer<unsigned>(body[i / 8]) >> (i % 8) & 1U) != 0;
+  }
+  step.settings.assign(reinterpret_cast<const char*>(body.data()) + bits, settings);
+  body = body.subspan(bits + settings);
+  if (step.ranks == 0 || !std::isfinite(step.factor)) return corrupt("ranks or factor");
+  if (uint64_t{parts} * kPartBytes > body.size()) return corrupt("it is cut off");
+  for (uint32_t i = 0; i < parts; ++i) {
+    if (body.size() < kPartBytes) return corrupt("it is cut off");
+    Part part{.kind = static_cast<PartKind>(body[0]),
+              .where = load_little<uint32_t>(body.data() + 4),
+              .first = load_little<uint64_t>(body.data() + 8),
+              .bytes = {}};
+    const auto length = load_little<uint64_t>(body.data() + 16);
+    body = body.subspan(kPartBytes);
+    if (part.kind < PartKind::averages || part.kind > PartKind::state) {
+      return corrupt("a part of no known kind");
+    }
+    if (length > body.size()) return corrupt("it is cut off");
+    part.bytes = body.first(static_cast<size_t>(length));
+    body = body.subspan(static_cast<size_t>(length));
+    step.parts.push_back(part);
+  }
+  if (!body.empty()) return corrupt("bytes behind its end");
+  return step;
+}
+
+Gradients::Gradients(std::vector<uint64_t> bytes) : bytes_(std::move(bytes)) {
+  uint64_t total = 0;
+  for (const uint64_t one : bytes_) {
+    offsets_.push_back(total);
+    total += (one + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  memory_ = base::Buffer(total);
+}
+
+uint32_t Gradients::crc(const std::vector<bool>& present) {
+  uint32_t crc = 0;
+  for (size_t i = 0; i < tensors(); ++i) {
+    if (present[i]) crc = base::crc32c(tensor(i), crc);
+  }
+  return crc;
+}
+
+Result<MutableBytes> Gradients::place(uint32_t index, uint64_t first, uint64_t bytes) {
+  if (index >= tensors() || first > bytes_[index] || bytes > bytes_[index] - first) {
+    return corrupt("a part that fits no tensor of the model");
+  }
+  return tensor(index).subspan(first, bytes);
+}
+
+// What no part tells of is zero; a tensor that one part covers needs no zeros.
+void Gradients::clear_uncovered(const Step& step) {
+  std::vector<bool> covered(tensors());
+  for (const Part& part : step.parts) {
+    if (part.kind != PartKind::raw && part.kind != PartKind::bf16) continue;
+    const uint64_t bytes = part.bytes.size() * (part.kind == PartKind::bf16 ? 2 : 1);
+    if (part.where < tensors() && bytes == bytes_[part.where]) covered[part.where] = true;
+  }
+  for (size_t i = 0; i < tensors(); ++i) {
+    if (step.present[i] && !covered[i]) std::ranges::fill(tensor(i), std::byte{0});
+  }
+}
+
+Result<void> Gradients::keep(Step& step) {
+  clear_uncovered(step);
+  for (Part& part : step.parts) {
+    if (part.kind != PartKind::raw) continue;
+    const auto to = place(part.where, part.first, part.bytes.size());
+    if (!to) return to.error();
+    std::memcpy(to.value().data(), part.bytes.data(), part.bytes.size());
+    part.bytes = to.value();
+  }
+  kept_ = true;
+  return {};
+}
+
+// All messages of one buffer: of the owners, each average once, or of the ranks, to be added.
+Result<void> Gradients::add_buffer(std::span<const Part> messages, uint32_t ranks) {
+  std::map<std::pair<uint32_t, uint64_t>, std::vector<codec::RecordView>> by_place;
+  for (const Part& part : messages) {
+    auto records = codec::parse_all(part.bytes);
+    if (!records) return records.error();
+    for (codec::RecordView& record : records.value()) {
+      by_place[{record.header().tensor, record.header().first}].push_back(std::move(record));
+    }
+  }
+  const bool averages = messages.front().kind == PartKind::averages;
+  for (const auto& [where, records] : by_place) {
+    const codec::RecordHeader& header = records.front().header();
+    if (header.first > UINT64_MAX / 8 || header.elements > UINT64_MAX / 8) {
+      return corrupt("a record that fits no tensor of the model");
+    }
+    const auto to = place(where.first, header.first * 4, header.elements * 4);
+    if (!to) return to.error();
+    if (records.size() > (averages ? 1 : ranks)) return corrupt("a record twice");
+    auto* out = reinterpret_cast<float*>(to.value().data());
+    const float weight = averages ? 1.0f : 1.0f / static_cast<float>(ranks);
+    Result<void> added =
+        codec::accumulate(records, header.tensor, header.shape, header.first,
+                          {out, static_cast<size_t>(header.elements)}, weight, workspace_);
+    if (!added) return added;
+    from_records_.push_back(
+        {.data = out, .elements = header.elements, .tensor = header.tensor, .first = header.first});
+  }
+  return {};
+}
+
+Result<void> Gradients::add_records(const Step& step) {
+  std::vector<Part> messages;
+  for (const Part& part : step.parts) {
+    if (!is_records(part.kind)) continue;
+    const bool another = !messages.empty() && (messages.front().where != part.where ||
+                                               messages.front().kind != part.kind);
+    if (another) {
+      if (Result<void> added = add_buffer(messages, step.ranks); !added) return added;
+      messages.clear();
+    }
+    messages.push_back(part);
+  }
+  return messages.empty() ? Result<void>{} : add_buffer(messages, step.ranks);
+}
+
+void Gradients::scale(float factor) {
+  if (factor == 1.0f) return;
+  for (const Range& range : from_records_) {
+    for (uint64_t i = 0; i < range.elements; ++i) range.data[i] *= factor;
+  }
+}
+
+Result<void> Gradients::decode(const Step& step, bool prove) {
+  if (step.present.size() != tensors()) {
+    return corrupt("of " + std::to_string(step.present.size()) + " tensors, the model has " +
+                   std::to_string(tensors()));
+  }
+  from_records_.clear();
+  if (!std::exchange(kept_, false)) clear_uncovered(step);
+  for (const Part& part : step.parts) {
+    if (part.kind == PartKind::raw) {
+      const auto to = place(part.where, part.first, part.bytes.size());
+      if (!to) return to.error();
+      if (to.value().data() == part.bytes.data()) continue;
+      std::memcpy(to.value().data(), part.bytes.data(), part.bytes.size());
+    } else if (part.kind == PartKind::bf16) {
+      const auto to = place(part.where, part.first, part.bytes.size() * 2);
+      if (!to) return to.error();
+      for (size_t i = 0; i < part.bytes.size() / 2; ++i) {
+        store_little(to.value().data() + 4 * i,
+                     uint32_t{load_little<uint16_t>(part.bytes.data() + 2 * i)} << 16);
+      }
+    }
+  }
+  if (Result<void> added = add_records(step); !added) return added;
+  scale(step.factor);
+  if (prove && crc(step.present) != step.crc) {
+    return corrupt("what its records give is not what the optimizer saw");
+  }
+  return {};
+}
+
+bool Gradients::find_factor(std::span<const Bytes> found, float& factor) {
+  // The largest of the first elements of each range tells the factor to half a unit in its last
+  // place, so it is that quotient or a neighbour.
+  struct Sample {
+    float before = 0;
+    float after = 0;
+  };
+  std::vector<Sample> samples;
+  for (const Range& range : from_records_) {
+    if (samples.size() == kSamples) break;
+    const Bytes there = found[range.tensor];
+    if (there.size() != bytes_[range.tensor]) return false;
+    const auto* after = reinterpret_cast<const float*>(there.data()) + range.first;
+    const uint64_t count = std::min<uint64_t>(range.elements, 1024);
+    const float* largest = std::max_element(range.data, range.data + count, [](float a, float b) {
+      return std::fabs(a) < std::fabs(b);
+    });
+    if (*largest != 0) samples.push_back({*largest, after[largest - range.data]});
+  }
+  factor = 1;
+  if (samples.empty()) return true;
+  const auto fits = [&samples](float one) {
+    return std::ranges::all_of(samples,
+                               [one](const Sample& s) { return s.before * one == s.after; });
+  };
+  if (fits(1)) return true;
+  const float near = samples.front().after / samples.front().before;
+  float below = near;
+  float above = near;
+  std::vector<float> candidates{near};
+  for (int i = 0; i < 2; ++i) {
+    candidates.push_back(below = std::nextafter(below, -INFINITY));
+    candidates.push_back(above = std::nextafter(above, INFINITY));
+  }
+  // Each sample alone leaves several candidates; all together leave those that are equal on all.
+  for (const float candidate : candidates) {
+    if (!std::isfinite(candidate) || !fits(candidate)) continue;
+    factor = candidate;
+    scale(candidate);
+    return true;
+  }
+  return false;
+}
+
+bool to_bf16_exactly(Bytes floats, MutableBytes out) {
+  uint32_t lost = 0;
+  const size_t count = floats.size() / 4;
+  for (size_t i = 0; i < count; ++i) {
+    const auto bits = load_little<uint32_t>(floats.data() + 4 * i);
+    lost |= bits & 0xffffU;
+    store_little(out.data() + 2 * i, static_cast<uint16_t>(bits >> 16));
+    if (i % 4096 == 4095 && lost != 0) return false;
+  }
+  return lost == 0;
+}
+
+}  // namespace scant::journal
