@@ -187,7 +187,7 @@ struct Folder {
       if (!contents) return contents.error();
       Manifest manifest = contents.value().manifest.value_or(Manifest{.base = UINT64_MAX});
       if (!contents.value().manifest) manifest.sequence = 0;  // keeps all segments and bases
-      return journal::clear_old(*disk, manifest);
+      return journal::clear_old(*disk, manifest, true);
     }));
   }
 };

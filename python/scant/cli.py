@@ -18,6 +18,7 @@ __all__ = ["main"]
 # name -> (module with main(argv) -> int, one line of help)
 _FORWARDED = {
     "explain": ("scant.runlog.explain", "what a run chose and why, in words and in a picture"),
+    "journal": ("scant.journal.cli", "what a journal of a training holds, and whether it is whole"),
     "lab": ("scant.lab.cli", "run a command as ranks on hosts with shaped links"),
     "report": ("scant.report.cli", "turn recorded runs into a self-contained HTML page"),
     "top": ("scant.runlog.top", "a run as it goes"),

@@ -286,7 +286,9 @@ Result<void> BaseWriter::seal_if_all_done() {
     auto index = read_index({reinterpret_cast<const char*>(text.data()), text.size()}, name);
     if (!index) return index.error();
     const BaseIndex& found = index.value();
-    if (found.identity != all.identity || found.sequence != all.sequence) {
+    // The sequence is known to this rank, which writes the log.
+    if (found.identity != all.identity || found.step != all.step ||
+        found.timeline != all.timeline) {
       return Error{.code = ErrorCode::mismatch,
                    .message = "journal: " + name + " is of another job or another step"};
     }

@@ -55,6 +55,10 @@ Base look_at_base(Disk& disk, const std::string& folder, uint64_t step, bool che
   return base;
 }
 
+bool is_part(const std::string& name) {
+  return name.starts_with("base-") && name.ends_with(".part");
+}
+
 // Steps that were taken back do not count.
 bool counts(const Base& base, const std::optional<Manifest>& manifest, uint32_t newest) {
   if (!base.problem.empty()) return true;  // to be told of
@@ -161,6 +165,10 @@ Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest) {
     return wrote;
   }
   if (Result<void> synced = disk.sync_folder(part); !synced) return synced;
+  // A damaged one of the same step, or the same one, may stand there.
+  if (disk.list(name)) {
+    if (Result<void> removed = disk.remove(name); !removed) return removed;
+  }
   if (Result<void> named = disk.rename(part, name); !named) return named;
   if (Result<void> synced = disk.sync_folder(""); !synced) return synced;
   return write_manifest_file(disk, {.identity = index.identity,
@@ -170,7 +178,7 @@ Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest) {
                                     .oldest = std::min(oldest, index.step)});
 }
 
-Result<void> clear_old(Disk& disk, const Manifest& manifest, std::optional<uint64_t> kept_part) {
+Result<void> clear_old(Disk& disk, const Manifest& manifest, bool nobody_writes) {
   const auto names = disk.list("");
   if (!names) return names.error();
   // The log of the oldest base that is kept begins here; of one that cannot be read all of it
@@ -178,7 +186,6 @@ Result<void> clear_old(Disk& disk, const Manifest& manifest, std::optional<uint6
   uint64_t first = manifest.sequence;
   std::vector<std::string> gone;
   std::vector<std::pair<uint64_t, std::string>> segments;
-  const std::string kept = kept_part ? part_name(*kept_part) : std::string();
   for (const std::string& name : names.value()) {
     if (const auto sequence = segment_sequence(name)) {
       segments.emplace_back(*sequence, name);
@@ -192,7 +199,7 @@ Result<void> clear_old(Disk& disk, const Manifest& manifest, std::optional<uint6
         first = std::min(first, base.index.sequence);
       }
     } else if (name == kManifestNext ||
-               (name.starts_with("base-") && name.ends_with(".part") && name != kept)) {
+               (is_part(name) && (nobody_writes || name <= part_name(manifest.base)))) {
       gone.push_back(name);
     }
   }

@@ -47,9 +47,8 @@ Result<void> write_manifest_file(Disk& disk, const Manifest& manifest);
 // All files of the part lie there, synced. Afterwards the base has its name and the manifest's.
 Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest);
 
-// Removes bases before the oldest that is kept, segments before its log, and what was begun. Part
-// `kept_part` is being written.
-Result<void> clear_old(Disk& disk, const Manifest& manifest,
-                       std::optional<uint64_t> kept_part = std::nullopt);
+// Removes bases before the oldest that is kept, segments before its log, and what was begun of bases
+// until the manifest's; or, when nobody else writes, of any.
+Result<void> clear_old(Disk& disk, const Manifest& manifest, bool nobody_writes = false);
 
 }  // namespace scant::journal

@@ -1,0 +1,4 @@
+"""Journals from outside, without torch: tensor files and ``scant journal``.
+
+What a training program uses is :class:`scant.Journal`.
+"""

@@ -1,0 +1,192 @@
+"""scant.Journal on wrapped models: records in the log, residuals in bases, other numbers of ranks."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ranks import RANK, SIZE, run_cases
+from torch import nn
+from wrapping import GLOO, Net, loss_of, network, wrap
+
+import scant
+import scant.torch
+from scant.errors import Error
+from scant.journal import cli
+
+
+def folder(name: str) -> Path:
+    """The same on all ranks."""
+    paths = [tempfile.mkdtemp(prefix="scant-journal-") if RANK == 0 else ""]
+    dist.broadcast_object_list(paths)
+    return Path(paths[0]) / name
+
+
+class Run:
+    def __init__(self, seed: int = 1, plan: str = "q4", **options: Any) -> None:
+        torch.manual_seed(seed)
+        self.model = wrap(Net() if seed != 1 else network(), plan=plan, **options)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.01)
+
+    def attach(self, path: Path, **more: Any) -> scant.Journal:
+        return scant.Journal(path, **{"base_every": 6, "log": "always", **more}).attach(
+            self.model, self.optimizer
+        )
+
+    def train(self, first: int, last: int, clip: float | None = None) -> None:
+        for step in range(first, last):
+            self.optimizer.zero_grad()
+            loss_of(self.model, step).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            self.optimizer.step()
+
+    def close(self) -> None:
+        self.model.close()
+
+    def bits(self) -> list[torch.Tensor]:
+        state = self.optimizer.state_dict()["state"]
+        module = self.model.module  # rank 0's buffers are given to all before each forward
+        return [
+            *(one.detach().clone() for one in module.parameters()),
+            *(one.clone() for one in module.buffers() if RANK == 0),
+            *(one.clone() for key in sorted(state) for _, one in sorted(state[key].items())),
+        ]
+
+
+def assert_bits(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
+    assert len(one) == len(other)
+    for i, (a, b) in enumerate(zip(one, other, strict=True)):
+        assert torch.equal(a, b), i
+
+
+def check_fast(plan: str, clip: float | None = None, **options: Any) -> dict[str, Any]:
+    path = folder("j")
+    first = Run(plan=plan, **options)
+    with first.attach(path) as journal:
+        assert journal.restore() is None
+        first.train(0, 10, clip)
+        stats = journal.stats()
+    kept = first.bits()
+    first.close()
+    again = Run(seed=2, plan=plan, **options)
+    with again.attach(path) as journal:
+        restored = journal.restore()
+        assert restored is not None
+        assert (restored.step, restored.base_step) == (10, 6), restored
+        assert_bits(kept, again.bits())
+        again.train(10, 14, clip)
+    kept = again.bits()
+    again.close()
+    third = Run(seed=3, plan=plan, **options)
+    with third.attach(path) as journal:
+        restored = journal.restore()
+        assert restored is not None and restored.step == 14
+        assert_bits(kept, third.bits())
+    third.close()
+    if RANK == 0:
+        assert stats["entries"] == 10
+        assert cli.main(["verify", str(path)]) == 0
+    return stats
+
+
+def case_records_come_back_to_the_bit() -> None:
+    for plan in ("q4", "q8", "1% q4", "bf16"):
+        stats = check_fast(plan)
+        assert RANK != 0 or stats["as_is"] == 0, (plan, stats["as_is"])
+
+
+def case_clipped_records_come_back_to_the_bit() -> None:
+    for clip in (1e9, 0.3, 0.01):
+        stats = check_fast("q4", clip)
+        assert RANK != 0 or stats["as_is"] == 0, (clip, stats["as_is"])
+
+
+def case_exact_plans_come_back_to_the_bit() -> None:
+    check_fast("plain")
+
+
+def case_the_automatic_plan_comes_back_to_the_bit() -> None:
+    check_fast("auto")
+
+
+def case_exact_goes_on_as_if_nothing_had_happened() -> None:
+    whole = Run()
+    whole.train(0, 20)
+    expected = whole.bits()
+    whole.close()
+    path = folder("j")
+    first = Run()
+    with first.attach(path) as journal:
+        journal.restore()
+        first.train(0, 16)
+    first.close()
+    again = Run(seed=2)
+    with again.attach(path) as journal:
+        restored = journal.restore("exact")
+        assert restored is not None and restored.step == 12
+        again.train(12, 20)
+    assert_bits(expected, again.bits())
+    again.close()
+
+
+def case_lost_mass_is_told() -> None:
+    path = folder("j")
+    first = Run()
+    with first.attach(path) as journal:
+        journal.restore()
+        first.train(0, 8)
+        norm = first.model.residual_norm
+    first.close()
+    again = Run(seed=2)
+    with again.attach(path) as journal:
+        restored = journal.restore()
+        assert restored is not None
+        if RANK == 0:
+            assert abs(restored.lost_mass - norm) < 1e-3 * norm
+    again.close()
+
+
+def case_one_ranks_mistake_ends_it_on_all() -> None:
+    run = Run()
+    path = folder("j")
+    try:
+        scant.Journal(path if RANK != 1 else path / "a" / "b").attach(run.model, run.optimizer)
+        raise AssertionError("rank 1 has another folder")
+    except (Error, OSError) as error:
+        assert "rank 1" in str(error) or RANK == 1, error
+    run.close()
+    run = Run()
+    with run.attach(path) as journal:
+        journal.restore()
+        run.train(0, 2)
+    run.close()
+    if RANK == 0:
+        journal = scant.Journal(path)
+    other = Run(seed=2)
+    try:
+        other.attach(path, keep_bases=2 + (RANK == 2)).close()
+        raise AssertionError("rank 2 has another option")
+    except Error as error:
+        assert "keep_bases" in str(error), error
+    other.close()
+
+
+def case_all_ranks_share_the_work() -> None:
+    path = folder("j")
+    run = Run()
+    with run.attach(path) as journal:
+        journal.restore()
+        run.train(0, 7)
+    run.close()
+    dist.barrier()
+    base = path / "base-000000000006"
+    sizes = [sum(f.stat().st_size for f in base.glob(f"*-{r:04d}.safe*")) for r in range(SIZE)]
+    assert max(sizes) < 2.5 * min(sizes), sizes
+
+
+run_cases(globals(), lambda: dist.barrier(group=GLOO))
+dist.destroy_process_group()
