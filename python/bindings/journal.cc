@@ -144,8 +144,14 @@ nb::dict dict_of(const State& state) {
 struct Folder {
   std::shared_ptr<Disk> disk;  // threads of writers use it as long as they live
 
-  Folder(const std::string& path, bool writes)
-      : disk(unwrap(without_gil([&] { return journal::open_disk(path, writes); }))) {}
+  Folder(const std::string& path, bool writes, const std::string& replica, bool fill)
+      : disk(unwrap(without_gil([&]() -> Result<std::unique_ptr<Disk>> {
+          auto first = journal::open_disk(path, writes);
+          if (!first || replica.empty()) return first;
+          auto second = journal::open_disk(replica, writes);
+          if (!second) return second;
+          return journal::mirror(std::move(first).value(), std::move(second).value(), fill);
+        }))) {}
 
   [[nodiscard]] nb::dict look(bool check_files) const {
     return dict_of(unwrap(without_gil([&] { return journal::look(*disk, check_files); })));
@@ -425,7 +431,8 @@ class PythonBase {
 
 void bind_journal(nb::module_& module) {
   nb::class_<Folder>(module, "JournalFolder")
-      .def(nb::init<const std::string&, bool>(), nb::arg("path"), nb::arg("writes"))
+      .def(nb::init<const std::string&, bool, const std::string&, bool>(), nb::arg("path"),
+           nb::arg("writes"), nb::arg("replica") = "", nb::arg("fill") = false)
       .def("look", &Folder::look, nb::arg("check_files") = true)
       .def("state", &Folder::state, nb::arg("of_base").none() = nb::none())
       .def("fresh_sequence", &Folder::fresh_sequence)

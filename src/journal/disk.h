@@ -44,6 +44,10 @@ class Disk {
 // ErrorCode::io with errno; `path` is made if its parent exists.
 Result<std::unique_ptr<Disk>> open_disk(const std::string& path, bool writes);
 
+// What is done to the first is done to the second, which is made equal before if `fill`.
+Result<std::unique_ptr<Disk>> mirror(std::unique_ptr<Disk> first, std::unique_ptr<Disk> second,
+                                     bool fill);
+
 [[nodiscard]] inline bool is_missing(const Error& error) { return error.sys_errno == 2; }  // ENOENT
 
 }  // namespace scant::journal

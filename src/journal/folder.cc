@@ -121,6 +121,12 @@ Result<std::optional<State>> newest_state(Disk& disk, const Contents& contents) 
     const uint64_t first = named ? manifest->sequence : base.index.sequence;
     auto log = read_log(disk, base.index.identity, first);
     if (!log) return log.error();
+    // A step that could not be logged leaves a hole, until the next base.
+    auto& entries = log.value().entries;
+    uint64_t step = base.index.step;
+    entries.erase(std::ranges::find_if(
+                      entries, [&](const LogEntry& one) { return one.header.step != ++step; }),
+                  entries.end());
     return std::optional<State>(State{.base = base, .log = std::move(log).value()});
   }
   if (contents.empty()) return std::optional<State>();

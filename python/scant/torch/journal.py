@@ -48,6 +48,7 @@ class Journal:
         unsynced_steps: so many at most may a power cut take; a killed process loses none.
         keep_bases: how many; of the older ones the logs stay too.
         staging_mb: of memory on each rank, through which bases go.
+        replica: another folder, on another disk, that holds the same at every moment.
         on_error: ``"raise"`` out of the optimizer's step, or ``"warn"`` and train on without.
     """
 
@@ -61,6 +62,7 @@ class Journal:
         unsynced_steps: int = 16,
         keep_bases: int = 2,
         staging_mb: int = 16,
+        replica: str | os.PathLike[str] | None = None,
         on_error: str = "raise",
     ) -> None:
         self.path = pathlib.Path(path)
@@ -70,6 +72,7 @@ class Journal:
         self.unsynced_steps = unsynced_steps
         self.keep_bases = keep_bases
         self.staging_bytes = staging_mb << 20
+        self.replica = "" if replica is None else str(replica)
         self.on_error = on_error
         self._training: Training | None = None
         self._members: Members | None = None
@@ -219,7 +222,7 @@ class Journal:
         if self._members.leads:
             try:
                 self._lock = Lock(self.path)
-                self._folder = _scant.JournalFolder(str(self.path), True)
+                self._folder = _scant.JournalFolder(str(self.path), True, self.replica, True)
                 self._folder.clear_begun()
                 told = newest(self._folder, self.path)
                 self._check_identity(told)
@@ -240,7 +243,7 @@ class Journal:
         self._found = everyone[self._members.ranks[0]][0]
         self._all_found = [one for one, _ in everyone if one]
         if self._folder is None:
-            self._folder = _scant.JournalFolder(str(self.path), True)
+            self._folder = _scant.JournalFolder(str(self.path), True, self.replica)
         self._recorder = Recorder(
             self._training,
             self._members,

@@ -74,6 +74,9 @@ class Recorder:
         self._base_left = 0  # bytes that are to be copied in backward
         self._late: dict[str, Any] | None = None  # of the base that is being copied
         self._kept: list[torch.Tensor] = []  # copies that the base writer reads
+        self._pinned: dict[int, torch.Tensor] = {}  # host memory, by what is copied there
+        self._side: torch.cuda.Stream | None = None
+        self._arrived: torch.cuda.Event | None = None
         self._interval = options.base_every if options.base_every != "auto" else 0
         self._agreed_bases = 0
         self._base_cost = (0.0, 0.0)  # work, and until it had its name
@@ -140,7 +143,7 @@ class Recorder:
             "random": random_states(), "cursor": None if cursor is None else cursor(),
             "values": tensors.values, "residuals": residuals, "parameters": self._training.names,
         }  # fmt: skip
-        first = int(total * self._gaps.forward_share())
+        first = int(total * self._gaps.forward_share()) if self._arrived is None else 0
         self._base.grant(first)
         self._base_left = total - first
         self._base_bytes = total
@@ -165,7 +168,8 @@ class Recorder:
             "base_bytes": self._base_bytes,
             "base_work_s": self._base_cost[0],
             "base_s": self._base_cost[1],
-            "memory_bytes_max": memory + sum(one.nbytes for one in self._kept),
+            "memory_bytes_max": memory
+            + sum(one.nbytes for one in [*self._kept, *self._pinned.values()]),
             **self._totals,
             **cost,
         }
@@ -190,8 +194,7 @@ class Recorder:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._abandon_step()
             self._gaps.backward_begins()
-            self._base.grant(self._base_left)
-            self._base_left = 0
+            self._grant()
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """What is logged and what is copied must be as it is now."""
@@ -348,6 +351,9 @@ class Recorder:
         late["settings"] = settings_of(self._training.optimizer)
         late["extra"] = self._extra()
         text = json.dumps(late, separators=(",", ":")).encode()
+        if self._arrived is not None:
+            self._arrived.synchronize()
+            self._arrived = None
         self._base.finish_copying(f"state-{self._members.place:04d}.json", text)
         self._base_left = 0
         self._kept = []
@@ -370,13 +376,27 @@ class Recorder:
         self._interval = next_interval(Costs.slowest(gather(mine, self._group)))
 
     def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Memory that the base writer can read."""
+        """Memory that the base writer can read, once ``_arrived`` has happened."""
         if tensor.device.type == "cpu":
             return tensor
-        pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        pinned.copy_(tensor)
-        self._kept.append(pinned)
+        pinned = self._pinned.get(tensor.data_ptr())
+        if pinned is None or pinned.shape != tensor.shape or pinned.dtype != tensor.dtype:
+            pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._pinned[tensor.data_ptr()] = pinned
+        if self._side is None:
+            self._side = torch.cuda.Stream(tensor.device)
+        self._side.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(self._side):
+            pinned.copy_(tensor, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(self._side)
         return pinned
+
+    def _grant(self) -> None:
+        """The rest may be copied in backward; from pinned memory only what has come there."""
+        if self._arrived is None or self._arrived.query():
+            self._base.grant(self._base_left)
+            self._base_left = 0
 
     def _fail(self, error: Exception) -> None:
         """The older states stay; by default training ends here."""
