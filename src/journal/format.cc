@@ -69,8 +69,7 @@ class Lines {
     text_ = text_.substr(0, at);
     const std::string_view begun = line();
     if (begun == first_line) return {};
-    const size_t blank = first_line.rfind(' ');
-    if (begun.substr(0, blank) == first_line.substr(0, blank)) {
+    if (begun.starts_with(first_line.substr(0, first_line.rfind(' ') + 1))) {
       return Error{.code = ErrorCode::unsupported,
                    .message = name_ + ": written by another version: '" + std::string(begun) +
                               "', this one reads '" + std::string(first_line) + "'"};
