@@ -175,6 +175,17 @@ struct Folder {
       return journal::fresh_sequence(*disk, contents.value());
     }));
   }
+  void sync_state(uint64_t of_base) const {
+    unwrap(without_gil([&]() -> Result<void> {
+      auto contents = journal::look(*disk, false);
+      if (!contents) return contents.error();
+      std::erase_if(contents.value().bases,
+                    [&](const Base& base) { return base.index.step != of_base; });
+      auto state = journal::newest_state(*disk, contents.value());
+      if (!state) return state.error();
+      return state.value() ? journal::sync_state(*disk, *state.value()) : Result<void>{};
+    }));
+  }
   void write_manifest(uint64_t job, uint64_t model, uint32_t timeline, uint64_t base,
                       uint64_t sequence, uint64_t oldest) const {
     const Manifest manifest{.identity = {.job = job, .model = model},
@@ -193,7 +204,7 @@ struct Folder {
       if (!contents) return contents.error();
       Manifest manifest = contents.value().manifest.value_or(Manifest{.base = UINT64_MAX});
       if (!contents.value().manifest) manifest.sequence = 0;  // keeps all segments and bases
-      return journal::clear_old(*disk, manifest, true);
+      return journal::clear_old(*disk, manifest);
     }));
   }
 };
@@ -257,8 +268,8 @@ nb::dict summary_of(const Folder& folder, uint64_t sequence, const std::string& 
   static constexpr const char* kNames[] = {"", "averages", "gathered", "raw", "bf16", "state"};
   nb::list parts;
   for (const Part& part : step.parts) {
-    parts.append(nb::make_tuple(kNames[static_cast<size_t>(part.kind)], part.where,
-                                part.bytes.size()));
+    parts.append(
+        nb::make_tuple(kNames[static_cast<size_t>(part.kind)], part.where, part.bytes.size()));
   }
   out["parts"] = parts;
   return out;
@@ -294,11 +305,14 @@ std::vector<Part> parts_of(const sync::Averager& averager, const std::vector<Byt
 class PythonWriter {
  public:
   PythonWriter(const Folder& folder, uint64_t job, uint64_t model, uint64_t sequence,
-               std::vector<uint64_t> gradients, uint32_t unsynced_steps, uint64_t segment_bytes)
+               std::optional<uint64_t> joins, std::vector<uint64_t> gradients,
+               uint32_t unsynced_steps, uint64_t segment_bytes)
       : disk_(folder.disk),
-        writer_(unwrap(journal::Writer::create(
-            *disk_, {.job = job, .model = model}, sequence, std::move(gradients),
-            {.segment_bytes_max = segment_bytes, .unsynced_steps = unsynced_steps}))) {}
+        writer_(unwrap(journal::Writer::create(*disk_, {.job = job, .model = model}, sequence,
+                                               std::move(gradients),
+                                               {.segment_bytes_max = segment_bytes,
+                                                .unsynced_steps = unsynced_steps,
+                                                .joins = joins}))) {}
 
   void begin(uint64_t step, const std::vector<Memory>& found, const nb::object& averager,
              const std::vector<Memory>& state, uint32_t ranks, std::string settings) {
@@ -312,8 +326,7 @@ class PythonWriter {
     }
     journal::Writer& writer = writer_.get();
     unwrap(without_gil([&] {
-      return writer.begin(step, std::move(gradients), std::move(parts), ranks,
-                          std::move(settings));
+      return writer.begin(step, std::move(gradients), std::move(parts), ranks, std::move(settings));
     }));
   }
   nb::dict end() {
@@ -436,6 +449,7 @@ void bind_journal(nb::module_& module) {
       .def("look", &Folder::look, nb::arg("check_files") = true)
       .def("state", &Folder::state, nb::arg("of_base").none() = nb::none())
       .def("fresh_sequence", &Folder::fresh_sequence)
+      .def("sync_state", &Folder::sync_state)
       .def("write_manifest", &Folder::write_manifest)
       .def("clear_begun", &Folder::clear_begun)
       .def("summary", &summary_of);
@@ -444,8 +458,11 @@ void bind_journal(nb::module_& module) {
       .def("read", &Replay::read)
       .def("address", &Replay::address);
   nb::class_<PythonWriter>(module, "JournalWriter")
-      .def(nb::init<const Folder&, uint64_t, uint64_t, uint64_t, std::vector<uint64_t>, uint32_t,
-                    uint64_t>())
+      .def(nb::init<const Folder&, uint64_t, uint64_t, uint64_t, std::optional<uint64_t>,
+                    std::vector<uint64_t>, uint32_t, uint64_t>(),
+           nb::arg("folder"), nb::arg("job"), nb::arg("model"), nb::arg("sequence"),
+           nb::arg("joins").none(), nb::arg("gradients"), nb::arg("unsynced_steps"),
+           nb::arg("segment_bytes"))
       .def("begin", &PythonWriter::begin, nb::arg("step"), nb::arg("found"),
            nb::arg("averager").none(), nb::arg("state"), nb::arg("ranks"), nb::arg("settings"))
       .def("end", &PythonWriter::end)

@@ -412,6 +412,7 @@ class JournalFolder:
     def look(self, check_files: bool = True) -> dict[str, Any]: ...
     def state(self, of_base: int | None = None) -> dict[str, Any]: ...
     def fresh_sequence(self) -> int: ...
+    def sync_state(self, of_base: int, /) -> None: ...
     def write_manifest(
         self, job: int, model: int, timeline: int, base: int, sequence: int, oldest: int, /
     ) -> None: ...
@@ -434,10 +435,10 @@ class JournalWriter:
         job: int,
         model: int,
         sequence: int,
+        joins: int | None,
         gradients: list[int],
         unsynced_steps: int,
         segment_bytes: int,
-        /,
     ) -> None: ...
     def begin(
         self,

@@ -66,9 +66,10 @@ Result<std::unique_ptr<BaseWriter>> BaseWriter::create(Disk& disk,
 }
 
 BaseWriter::~BaseWriter() {
-  if (copying_) static_cast<void>(finish_copying());
+  // Copying ends with what was granted, or at the next chunk.
   copies_.close();
   grants_.close();
+  free_.close();
   copy_thread_.join();
   events_.push(Stop{});
   write_thread_.join();
@@ -241,6 +242,7 @@ Result<void> BaseWriter::write(Chunk& chunk) {
 }
 
 Result<void> BaseWriter::end(const End& last) {
+  const auto begun = Clock::now();
   if (!last.late.empty()) {
     auto file = disk_.create(part_name(index_.step) + "/" + last.late);
     if (!file) return file.error();
@@ -264,7 +266,7 @@ Result<void> BaseWriter::end(const End& last) {
   if (Result<void> wrote = file.value()->append({&piece, 1}); !wrote) return wrote;
   if (Result<void> synced = file.value()->sync(); !synced) return synced;
   if (Result<void> named = disk_.rename(name + ".next", name); !named) return named;
-  now_.write_s = write_s_;
+  now_.write_s = write_s_ + seconds_since(begun);
   if (options_.rank != 0) {
     done_.push(Result<BaseDone>(now_));
     return {};
@@ -314,7 +316,7 @@ Result<void> BaseWriter::seal_if_all_done() {
                           .base = all.step,
                           .sequence = all.sequence,
                           .oldest = kept_.front()};
-  if (Result<void> cleared = clear_old(disk_, manifest); !cleared) return cleared;
+  if (Result<void> cleared = clear_old(disk_, manifest, all.step + 1); !cleared) return cleared;
   sealing_ = false;
   now_.sealed = true;
   done_.push(Result<BaseDone>(now_));

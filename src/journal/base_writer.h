@@ -52,8 +52,8 @@ class BaseWriter {
   BaseWriter(const BaseWriter&) = delete;
   BaseWriter& operator=(const BaseWriter&) = delete;
 
-  // `oldest`: of the bases that are there already, the oldest to keep. The identity, timeline, step
-  // and sequence of `index` are equal on all ranks; its files are not looked at.
+  // The identity, timeline, step and sequence of `index` are equal on all ranks; its files are not
+  // looked at. What an earlier process began was cleared (clear_old()) before any rank starts.
   Result<void> start(BaseIndex index, std::vector<BaseSource> files);
   // Between start() and finish_copying(): so many more bytes may be copied now.
   void grant(uint64_t bytes);

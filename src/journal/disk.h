@@ -37,7 +37,8 @@ class Disk {
   virtual Result<std::vector<std::string>> list(const std::string& folder) = 0;  // sorted
   virtual Result<void> make_folder(const std::string& name) = 0;  // may be there already
   virtual Result<void> rename(const std::string& from, const std::string& to) = 0;
-  virtual Result<void> remove(const std::string& name) = 0;  // a folder with all in it
+  virtual Result<void> remove(const std::string& name) = 0;     // a folder with all in it
+  virtual Result<void> sync_file(const std::string& name) = 0;  // what another process wrote
   virtual Result<void> sync_folder(const std::string& name) = 0;
 };
 

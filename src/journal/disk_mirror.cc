@@ -56,6 +56,9 @@ class MirrorDisk final : public Disk {
   Result<void> remove(const std::string& name) override {
     return both([&](Disk& disk) { return disk.remove(name); });
   }
+  Result<void> sync_file(const std::string& name) override {
+    return both([&](Disk& disk) { return disk.sync_file(name); });
+  }
   Result<void> sync_folder(const std::string& name) override {
     return both([&](Disk& disk) { return disk.sync_folder(name); });
   }
@@ -111,8 +114,7 @@ Result<std::unique_ptr<Disk>> mirror(std::unique_ptr<Disk> first, std::unique_pt
     }
     if (Result<void> copied = copy_folder(*first, *second, ""); !copied) return copied.error();
   }
-  return std::unique_ptr<Disk>(
-      std::make_unique<MirrorDisk>(std::move(first), std::move(second)));
+  return std::unique_ptr<Disk>(std::make_unique<MirrorDisk>(std::move(first), std::move(second)));
 }
 
 }  // namespace scant::journal

@@ -164,6 +164,13 @@ class PosixDisk final : public Disk {
     return {};
   }
 
+  Result<void> sync_file(const std::string& name) override {
+    const Descriptor file(::open(at(name).c_str(), O_RDONLY | O_CLOEXEC));
+    if (file.get() < 0) return io("open", at(name));
+    if (::fsync(file.get()) != 0) return io("sync", at(name));
+    return {};
+  }
+
   Result<void> sync_folder(const std::string& name) override {
     const Descriptor folder(::open(at(name).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (folder.get() < 0) return io("open", at(name));

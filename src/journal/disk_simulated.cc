@@ -30,19 +30,18 @@ class SimulatedFile final : public File {
   SimulatedFile(SimulatedDisk& disk, std::shared_ptr<SimulatedDisk::Node> node)
       : disk_(disk), node_(std::move(node)) {}
   Result<void> append(std::span<const Bytes> pieces) override {
-    const bool on = disk_.step();
+    const bool was_on = !disk_.off_;
+    const bool on = disk_.step(SimulatedDisk::Operation::append);
     std::vector<std::byte> all;
     for (const Bytes piece : pieces) all.insert(all.end(), piece.begin(), piece.end());
     // What was under way when the power went may be there in part.
-    if (!on && disk_.operations_ == disk_.cut_at_) all.resize(all.size() / 2);
-    if (on || disk_.operations_ == disk_.cut_at_) {
-      node_->bytes.insert(node_->bytes.end(), all.begin(), all.end());
-    }
+    if (!on) all.resize(was_on ? all.size() / 2 : 0);
+    node_->bytes.insert(node_->bytes.end(), all.begin(), all.end());
     if (!on) return off();
     return {};
   }
   Result<void> sync() override {
-    if (!disk_.step()) return off();
+    if (!disk_.step(SimulatedDisk::Operation::sync)) return off();
     node_->synced = node_->bytes.size();
     return {};
   }
@@ -52,10 +51,10 @@ class SimulatedFile final : public File {
   std::shared_ptr<SimulatedDisk::Node> node_;
 };
 
-bool SimulatedDisk::step() {
+bool SimulatedDisk::step(Operation operation) {
   if (off_) return false;
-  ++operations_;
-  off_ = operations_ == cut_at_;
+  operations_.push_back(operation);
+  off_ = operations_.size() == cut_at_;
   return !off_;
 }
 
@@ -83,7 +82,7 @@ Result<void> SimulatedDisk::change(const std::string& folder, Names names) {
 }
 
 Result<std::unique_ptr<File>> SimulatedDisk::create(const std::string& name) {
-  if (!step()) return off();
+  if (!step(Operation::create)) return off();
   auto node = std::make_shared<Node>();
   const auto [folder, last] = split(name);
   if (Result<void> changed = change(folder, {{last, node}}); !changed) return changed.error();
@@ -113,28 +112,45 @@ Result<std::vector<std::string>> SimulatedDisk::list(const std::string& folder) 
 }
 
 Result<void> SimulatedDisk::make_folder(const std::string& name) {
-  if (!step()) return off();
+  if (!step(Operation::make_folder)) return off();
   if (find(name)) return {};
   const auto [folder, last] = split(name);
   return change(folder, {{last, std::make_shared<Node>(Node{.folder = true})}});
 }
 
 Result<void> SimulatedDisk::rename(const std::string& from, const std::string& to) {
-  if (!step()) return off();
+  if (!step(Operation::rename)) return off();
   const auto node = find(from);
   const auto [folder, last] = split(from);
   if (!node || folder != split(to).first) return error_of(ENOENT, "rename " + from);
+  const auto there = find(to);
+  if (there && there->folder && !there->now.empty()) return error_of(ENOTEMPTY, "rename " + from);
   return change(folder, {{last, nullptr}, {split(to).second, node}});
 }
 
 Result<void> SimulatedDisk::remove(const std::string& name) {
-  if (!step()) return off();
+  // What is in a folder goes first, each by itself.
+  if (const auto node = find(name); node && node->folder) {
+    const Names children = node->now;
+    for (const auto& [child, unused] : children) {
+      if (Result<void> removed = remove(name + "/" + child); !removed) return removed;
+    }
+  }
+  if (!step(Operation::remove)) return off();
   const auto [folder, last] = split(name);
   return change(folder, {{last, nullptr}});
 }
 
+Result<void> SimulatedDisk::sync_file(const std::string& name) {
+  if (!step(Operation::sync_file)) return off();
+  const auto node = find(name);
+  if (!node || node->folder) return error_of(ENOENT, "sync " + name);
+  node->synced = node->bytes.size();
+  return {};
+}
+
 Result<void> SimulatedDisk::sync_folder(const std::string& name) {
-  if (!step()) return off();
+  if (!step(Operation::sync_folder)) return off();
   const auto node = find(name);
   if (!node || !node->folder) return error_of(ENOENT, "sync the folder " + name);
   node->durable = node->now;

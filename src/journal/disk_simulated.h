@@ -17,7 +17,18 @@ class SimulatedDisk final : public Disk {
   // Operations that change something, counted from 1; the one at which the power goes is not done,
   // and nothing after it. 0: never.
   void cut_power_at(uint64_t operation) { cut_at_ = operation; }
-  [[nodiscard]] uint64_t operations() const { return operations_; }
+  enum class Operation : uint8_t {
+    append,
+    sync,
+    create,
+    make_folder,
+    rename,
+    remove,
+    sync_file,
+    sync_folder
+  };
+  [[nodiscard]] uint64_t operations() const { return operations_.size(); }
+  [[nodiscard]] const std::vector<Operation>& done() const { return operations_; }
   [[nodiscard]] bool is_off() const { return off_; }
 
   // What is found after the power came back. Of each file a prefix of what was not synced stays,
@@ -34,6 +45,7 @@ class SimulatedDisk final : public Disk {
   Result<void> make_folder(const std::string& name) override;
   Result<void> rename(const std::string& from, const std::string& to) override;
   Result<void> remove(const std::string& name) override;
+  Result<void> sync_file(const std::string& name) override;
   Result<void> sync_folder(const std::string& name) override;
 
   // Damages what is there now; false when there is no such file or it is shorter.
@@ -53,13 +65,13 @@ class SimulatedDisk final : public Disk {
     std::vector<Names> pending{};  // changes since, each at once or not at all; null: no such name
   };
 
-  [[nodiscard]] bool step();  // false: the power is off
+  [[nodiscard]] bool step(Operation operation);  // false: the power is off
   [[nodiscard]] std::shared_ptr<Node> find(const std::string& name) const;
   [[nodiscard]] Result<void> change(const std::string& folder, Names names);
   static void forget(Node& node, base::Rng& rng);
 
   std::shared_ptr<Node> root_ = std::make_shared<Node>(Node{.folder = true});
-  uint64_t operations_ = 0;
+  std::vector<Operation> operations_;
   uint64_t cut_at_ = 0;
   bool off_ = false;
 };

@@ -31,8 +31,9 @@ std::string check_files(Disk& disk, const Base& base) {
   return {};
 }
 
-// Of a base whose index cannot be read only the folder's name tells the step.
-Base look_at_base(Disk& disk, const std::string& folder, uint64_t step, bool check) {
+// Of a base whose index cannot be read only the folder's name tells the step. An error: another
+// version wrote it.
+Result<Base> look_at_base(Disk& disk, const std::string& folder, uint64_t step, bool check) {
   Base base{.folder = folder};
   base.index.step = step;
   const std::string name = folder + "/" + kIndexName;
@@ -43,6 +44,7 @@ Base look_at_base(Disk& disk, const std::string& folder, uint64_t step, bool che
   }
   auto index = read_index(text_of(bytes.value()), name);
   if (!index) {
+    if (index.error().code == ErrorCode::unsupported) return index.error();
     base.problem = index.error().to_string();
     return base;
   }
@@ -55,13 +57,10 @@ Base look_at_base(Disk& disk, const std::string& folder, uint64_t step, bool che
   return base;
 }
 
-bool is_part(const std::string& name) {
-  return name.starts_with("base-") && name.ends_with(".part");
-}
-
 // Steps that were taken back do not count.
 bool counts(const Base& base, const std::optional<Manifest>& manifest, uint32_t newest) {
-  if (!base.problem.empty()) return true;  // to be told of
+  // To be told of, unless it is being removed.
+  if (!base.problem.empty()) return !manifest || base.index.step >= manifest->oldest;
   if (manifest) {
     return base.index.timeline >= manifest->timeline || base.index.step <= manifest->base;
   }
@@ -92,7 +91,9 @@ Result<Contents> look(Disk& disk, bool check) {
   for (const std::string& name : names.value()) {
     const auto step = base_step(name);
     if (!step) continue;
-    found.push_back(look_at_base(disk, name, *step, check));
+    auto base = look_at_base(disk, name, *step, check);
+    if (!base) return base.error();
+    found.push_back(std::move(base).value());
     newest = std::max(newest, found.back().index.timeline);
   }
   for (Base& base : found) {
@@ -118,8 +119,8 @@ Result<std::optional<State>> newest_state(Disk& disk, const Contents& contents) 
   for (const Base& base : contents.bases) {
     if (!base.problem.empty()) continue;
     const bool named = manifest && manifest->base == base.index.step;
-    const uint64_t first = named ? manifest->sequence : base.index.sequence;
-    auto log = read_log(disk, base.index.identity, first);
+    auto log =
+        read_log(disk, base.index.identity, base.index.sequence, named ? manifest->sequence : 0);
     if (!log) return log.error();
     // A step that could not be logged leaves a hole, until the next base.
     auto& entries = log.value().entries;
@@ -146,14 +147,20 @@ Result<uint64_t> fresh_sequence(Disk& disk, const Contents& contents) {
     next = std::max(next, *sequence + 1);
     const auto bytes = disk.read(name);
     if (!bytes) return bytes.error();
-    for (size_t at = kSegmentHeaderBytes; at < bytes.value().size();) {
-      const auto entry = read_entry(Bytes(bytes.value()).subspan(at));
-      if (!entry) break;
-      next = std::max(next, entry->header.sequence + 1);
-      at += entry->bytes();
-    }
+    const auto highest = highest_sequence(name, bytes.value());
+    if (highest) next = std::max(next, *highest + 1);
   }
   return next;
+}
+
+Result<void> sync_state(Disk& disk, const State& state) {
+  const std::string* last = nullptr;
+  for (const LogEntry& entry : state.log.entries) {
+    if (last != nullptr && *last == entry.segment) continue;
+    last = &entry.segment;
+    if (Result<void> synced = disk.sync_file(*last); !synced) return synced;
+  }
+  return disk.sync_folder("");
 }
 
 Result<void> write_manifest_file(Disk& disk, const Manifest& manifest) {
@@ -164,6 +171,19 @@ Result<void> write_manifest_file(Disk& disk, const Manifest& manifest) {
   return disk.sync_folder("");
 }
 
+namespace {
+
+// Whether a base of this name is there, whole, and of a past that counts.
+Result<bool> is_whole(Disk& disk, const std::string& name) {
+  const auto contents = look(disk, false);
+  if (!contents) return contents.error();
+  return std::ranges::any_of(contents.value().bases, [&](const Base& base) {
+    return base.folder == name && base.problem.empty() && check_files(disk, base).empty();
+  });
+}
+
+}  // namespace
+
 Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest) {
   const std::string part = part_name(index.step);
   const std::string name = base_name(index.step);
@@ -171,11 +191,12 @@ Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest) {
     return wrote;
   }
   if (Result<void> synced = disk.sync_folder(part); !synced) return synced;
-  // A damaged one of the same step, or the same one, may stand there.
-  if (disk.list(name)) {
-    if (Result<void> removed = disk.remove(name); !removed) return removed;
+  const auto whole = is_whole(disk, name);
+  if (!whole) return whole.error();
+  if (Result<void> removed = disk.remove(whole.value() ? part : name); !removed) return removed;
+  if (!whole.value()) {
+    if (Result<void> named = disk.rename(part, name); !named) return named;
   }
-  if (Result<void> named = disk.rename(part, name); !named) return named;
   if (Result<void> synced = disk.sync_folder(""); !synced) return synced;
   return write_manifest_file(disk, {.identity = index.identity,
                                     .timeline = index.timeline,
@@ -184,37 +205,68 @@ Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest) {
                                     .oldest = std::min(oldest, index.step)});
 }
 
-Result<void> clear_old(Disk& disk, const Manifest& manifest, bool nobody_writes) {
+namespace {
+
+// What clear_old() removes. Bases first lose their name, so that none is found half removed.
+struct Old {
+  std::vector<uint64_t> bases;
+  std::vector<std::string> others;
+};
+
+Result<Old> find_old(Disk& disk, const Manifest& manifest, std::optional<uint64_t> kept_parts) {
   const auto names = disk.list("");
   if (!names) return names.error();
   // The log of the oldest base that is kept begins here; of one that cannot be read all of it
   // stays.
   uint64_t first = manifest.sequence;
-  std::vector<std::string> gone;
+  Old old;
   std::vector<std::pair<uint64_t, std::string>> segments;
   for (const std::string& name : names.value()) {
     if (const auto sequence = segment_sequence(name)) {
       segments.emplace_back(*sequence, name);
     } else if (const auto step = base_step(name)) {
-      const Base base = look_at_base(disk, name, *step, false);
+      const auto found = look_at_base(disk, name, *step, false);
+      if (!found) return found.error();
+      const Base& base = found.value();
       const bool taken_back =
           base.problem.empty() && *step > manifest.base && base.index.timeline < manifest.timeline;
       if (*step < manifest.oldest || taken_back) {
-        gone.push_back(name);
+        old.bases.push_back(*step);
       } else {
         first = std::min(first, base.index.sequence);
       }
-    } else if (name == kManifestNext ||
-               (is_part(name) && (nobody_writes || name <= part_name(manifest.base)))) {
-      gone.push_back(name);
+    } else if (const auto part = part_step(name)) {
+      if (!kept_parts || *part < *kept_parts) old.others.push_back(name);
+    } else if (name == kManifestNext) {
+      old.others.push_back(name);
     }
   }
   std::ranges::sort(segments);
   for (size_t i = 0; i + 1 < segments.size(); ++i) {
-    if (segments[i + 1].first <= first) gone.push_back(segments[i].second);
+    if (segments[i + 1].first <= first) old.others.push_back(segments[i].second);
   }
-  for (const std::string& name : gone) {
+  return old;
+}
+
+}  // namespace
+
+Result<void> clear_old(Disk& disk, const Manifest& manifest, std::optional<uint64_t> kept_parts) {
+  auto old = find_old(disk, manifest, kept_parts);
+  if (!old) return old.error();
+  auto& [bases, others] = old.value();
+  if (bases.empty() && others.empty()) return {};
+  // The manifest may be one that a killed process left.
+  if (Result<void> synced = disk.sync_folder(""); !synced) return synced;
+  for (const std::string& name : others) {
     if (Result<void> removed = disk.remove(name); !removed) return removed;
+  }
+  if (bases.empty()) return {};
+  for (const uint64_t step : bases) {
+    if (Result<void> named = disk.rename(base_name(step), part_name(step)); !named) return named;
+  }
+  if (Result<void> synced = disk.sync_folder(""); !synced) return synced;
+  for (const uint64_t step : bases) {
+    if (Result<void> removed = disk.remove(part_name(step)); !removed) return removed;
   }
   return {};
 }

@@ -32,6 +32,11 @@ Result<Contents> look(Disk& disk, bool check_files = true);
 struct State {
   Base base;
   Log log;
+  // Where a log goes on: behind this state, or behind its base alone.
+  [[nodiscard]] uint64_t joins(bool base_alone = false) const {
+    const bool entries = !base_alone && !log.entries.empty();
+    return entries ? log.entries.back().header.sequence + 1 : base.index.sequence;
+  }
   [[nodiscard]] uint64_t step() const {
     return log.entries.empty() ? base.index.step : log.entries.back().header.step;
   }
@@ -39,16 +44,22 @@ struct State {
 // ErrorCode::corrupt: there are bases, none of them whole. Nothing: an empty journal.
 Result<std::optional<State>> newest_state(Disk& disk, const Contents& contents);
 
-// One above every sequence number that was ever written there.
+// One above every sequence number that was ever written there: a log is taken up with it, and its
+// first segment says what it joins.
 Result<uint64_t> fresh_sequence(Disk& disk, const Contents& contents);
+
+// Makes durable what a process left that was killed, before a log goes on behind it.
+Result<void> sync_state(Disk& disk, const State& state);
 
 Result<void> write_manifest_file(Disk& disk, const Manifest& manifest);
 
-// All files of the part lie there, synced. Afterwards the base has its name and the manifest's.
+// All files of the part lie there, synced. Afterwards the base has its name and the manifest's. A
+// damaged base of the name gives way; a whole one stays, and the part goes.
 Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest);
 
-// Removes bases before the oldest that is kept, segments before its log, and what was begun of bases
-// until the manifest's; or, when nobody else writes, of any.
-Result<void> clear_old(Disk& disk, const Manifest& manifest, bool nobody_writes = false);
+// Removes bases before the oldest that is kept, segments before its log, and what was begun. Parts
+// of step `kept_parts` and later are being written.
+Result<void> clear_old(Disk& disk, const Manifest& manifest,
+                       std::optional<uint64_t> kept_parts = std::nullopt);
 
 }  // namespace scant::journal

@@ -17,6 +17,7 @@ using codec::store_little;
 constexpr size_t kCrcBytes = 4;
 constexpr size_t kNumberDigits = 12;
 constexpr std::string_view kBasePrefix = "base-";
+constexpr std::string_view kPartSuffix = ".part";
 constexpr std::string_view kSegmentPrefix = "log-";
 constexpr std::string_view kSegmentSuffix = ".scj";
 constexpr std::string_view kCrcKey = "crc32c ";
@@ -68,8 +69,7 @@ class Lines {
     text_ = text_.substr(0, at);
     const std::string_view begun = line();
     if (begun == first_line) return {};
-    const size_t blank = first_line.rfind(' ');
-    if (begun.substr(0, blank) == first_line.substr(0, blank)) {
+    if (begun.starts_with(first_line.substr(0, first_line.rfind(' ') + 1))) {
       return Error{.code = ErrorCode::unsupported,
                    .message = name_ + ": written by another version: '" + std::string(begun) +
                               "', this one reads '" + std::string(first_line) + "'"};
@@ -147,6 +147,7 @@ std::array<std::byte, kSegmentHeaderBytes> write_segment_header(const SegmentHea
   store_little(out.data() + 8, header.identity.job);
   store_little(out.data() + 16, header.identity.model);
   store_little(out.data() + 24, header.sequence);
+  store_little(out.data() + 32, header.joins);
   store_little(out.data() + kSegmentHeaderBytes - kCrcBytes,
                base::crc32c(Bytes(out).first(kSegmentHeaderBytes - kCrcBytes)));
   return out;
@@ -169,7 +170,8 @@ Result<SegmentHeader> read_segment_header(Bytes bytes, const std::string& name) 
   }
   return SegmentHeader{.identity = {.job = load_little<uint64_t>(bytes.data() + 8),
                                     .model = load_little<uint64_t>(bytes.data() + 16)},
-                       .sequence = load_little<uint64_t>(bytes.data() + 24)};
+                       .sequence = load_little<uint64_t>(bytes.data() + 24),
+                       .joins = load_little<uint64_t>(bytes.data() + 32)};
 }
 
 std::array<std::byte, kEntryHeaderBytes> write_entry_header(const EntryHeader& header,
@@ -253,21 +255,32 @@ Result<BaseIndex> read_index(std::string_view text, const std::string& name) {
 }
 
 std::string base_name(uint64_t step) { return std::string(kBasePrefix) + padded(step); }
-std::string part_name(uint64_t step) { return base_name(step) + ".part"; }
+std::string part_name(uint64_t step) { return base_name(step) + std::string(kPartSuffix); }
 std::string segment_name(uint64_t sequence) {
   return std::string(kSegmentPrefix) + padded(sequence) + std::string(kSegmentSuffix);
 }
 
 std::optional<uint64_t> base_step(std::string_view name) {
   if (!name.starts_with(kBasePrefix)) return std::nullopt;
-  return number<uint64_t>(name.substr(kBasePrefix.size()));
+  const auto step = number<uint64_t>(name.substr(kBasePrefix.size()));
+  return step && base_name(*step) == name ? step : std::nullopt;
+}
+
+std::optional<uint64_t> part_step(std::string_view name) {
+  if (!name.ends_with(kPartSuffix)) return std::nullopt;
+  return base_step(name.substr(0, name.size() - kPartSuffix.size()));
 }
 
 std::optional<uint64_t> segment_sequence(std::string_view name) {
-  if (!name.starts_with(kSegmentPrefix) || !name.ends_with(kSegmentSuffix)) return std::nullopt;
-  name.remove_prefix(kSegmentPrefix.size());
-  name.remove_suffix(kSegmentSuffix.size());
-  return number<uint64_t>(name);
+  if (!name.starts_with(kSegmentPrefix) || !name.ends_with(kSegmentSuffix) ||
+      name.size() < kSegmentPrefix.size() + kSegmentSuffix.size()) {
+    return std::nullopt;
+  }
+  std::string_view digits = name;
+  digits.remove_prefix(kSegmentPrefix.size());
+  digits.remove_suffix(kSegmentSuffix.size());
+  const auto sequence = number<uint64_t>(digits);
+  return sequence && segment_name(*sequence) == name ? sequence : std::nullopt;
 }
 
 }  // namespace scant::journal

@@ -31,6 +31,9 @@ struct Identity {
 struct SegmentHeader {
   Identity identity;
   uint64_t sequence = 0;  // of its first entry
+  // Of what earlier segments hold, entries before this number count: the sequence, but behind a
+  // restart, which took back the others or never saw them.
+  uint64_t joins = 0;
 };
 
 enum class EntryKind : uint8_t { step = 1 };
@@ -98,6 +101,7 @@ inline constexpr const char* kIndexName = "INDEX";
 [[nodiscard]] std::string part_name(uint64_t step);         // "base-000000000120.part"
 [[nodiscard]] std::string segment_name(uint64_t sequence);  // "log-000000000121.scj"
 [[nodiscard]] std::optional<uint64_t> base_step(std::string_view name);
+[[nodiscard]] std::optional<uint64_t> part_step(std::string_view name);
 [[nodiscard]] std::optional<uint64_t> segment_sequence(std::string_view name);
 
 }  // namespace scant::journal

@@ -27,35 +27,68 @@ Result<std::vector<Segment>> list_segments(Disk& disk) {
   return segments;
 }
 
-// Whether a right entry with a number above `missing` stands anywhere behind `offset`.
-bool entry_follows(Bytes bytes, size_t offset, uint64_t missing) {
-  for (size_t at = offset + 1; at + kEntryHeaderBytes <= bytes.size(); ++at) {
+// Walks over what is no entry, to the next right one whose number is near; `at` is then there.
+std::optional<Entry> find_entry(Bytes bytes, size_t& at, uint64_t least) {
+  for (; at + kEntryHeaderBytes <= bytes.size(); ++at) {
     const auto sequence = codec::load_little<uint64_t>(bytes.data() + at + 16);
-    if (sequence <= missing || sequence > missing + kLookAhead) continue;
-    if (read_entry(bytes.subspan(at))) return true;
+    if (sequence < least || sequence - least > kLookAhead) continue;
+    if (auto entry = read_entry(bytes.subspan(at))) return entry;
   }
-  return false;
+  return std::nullopt;
 }
 
-// Reads one segment; true: to its end, all right.
-bool read_segment(const Segment& segment, Bytes bytes, uint64_t& expected, Log& log) {
-  for (size_t at = kSegmentHeaderBytes; at < bytes.size();) {
-    const auto entry = read_entry(bytes.subspan(at));
-    if (!entry || entry->header.sequence > expected) {
-      log.end = LogEnd{.damaged = entry.has_value() || entry_follows(bytes, at, expected),
-                       .segment = segment.name,
-                       .offset = at,
-                       .sequence = expected};
-      return false;
-    }
-    if (entry->header.sequence == expected) {
-      log.entries.push_back({entry->header, segment.name, at});
-      ++expected;
-    }
-    at += entry->bytes();
+// The log as far as it was read. A base and a restart begin a segment, so those before are not
+// looked at.
+class Reading {
+ public:
+  Reading(uint64_t first, uint64_t from)
+      : first_(first), begin_(std::max(first, from)), expected_(begin_) {}
+
+  [[nodiscard]] uint64_t begin() const { return begin_; }
+
+  // The segment's entries take the place of those that it does not join; false: it joins nothing.
+  bool join(const SegmentHeader& header) {
+    const bool begins = header.sequence == begin_ && log_.entries.empty();
+    if (!begins && (header.joins > expected_ || header.joins < first_)) return false;
+    auto& entries = log_.entries;
+    while (!entries.empty() && entries.back().header.sequence >= header.joins) entries.pop_back();
+    expected_ = header.sequence;
+    log_.end.reset();
+    return true;
   }
-  return true;
-}
+
+  void read(const std::string& segment, Bytes bytes) {
+    for (size_t at = kSegmentHeaderBytes; at < bytes.size();) {
+      const auto entry = read_entry(bytes.subspan(at));
+      if (!entry || entry->header.sequence != expected_ || !grows(entry->header)) {
+        stop(segment, at, bytes);
+        return;
+      }
+      log_.entries.push_back({entry->header, segment, at});
+      ++expected_;
+      at += entry->bytes();
+    }
+  }
+
+  // Nothing from this place on belongs to the log, unless a segment joins what was read.
+  void stop(const std::string& segment, size_t at, Bytes bytes) {
+    if (!log_.end) log_.end = LogEnd{.segment = segment, .offset = at, .sequence = expected_};
+    log_.end->damaged = log_.end->damaged || find_entry(bytes, at, expected_).has_value();
+  }
+
+  [[nodiscard]] Log take() && { return std::move(log_); }
+
+ private:
+  // An entry whose step does not is of a past that was taken back.
+  [[nodiscard]] bool grows(const EntryHeader& header) const {
+    return log_.entries.empty() || log_.entries.back().header.step < header.step;
+  }
+
+  const uint64_t first_;
+  const uint64_t begin_;
+  uint64_t expected_;
+  Log log_;
+};
 
 }  // namespace
 
@@ -64,7 +97,8 @@ Result<void> LogWriter::open_segment() {
   auto made = disk_.create(name);
   if (!made) return made.error();
   names_ = true;
-  const auto header = write_segment_header({.identity = identity_, .sequence = next_});
+  const auto header = write_segment_header(
+      {.identity = identity_, .sequence = next_, .joins = joins_.value_or(next_)});
   const Bytes piece(header);
   if (Result<void> wrote = made.value()->append({&piece, 1}); !wrote) return wrote;
   open_ = std::move(made).value();
@@ -82,7 +116,11 @@ Result<uint64_t> LogWriter::append(uint64_t step, EntryKind kind, std::span<cons
   const auto bytes = write_entry_header(header, body);
   std::vector<Bytes> pieces{Bytes(bytes)};
   pieces.insert(pieces.end(), body.begin(), body.end());
-  if (Result<void> wrote = open_->append(pieces); !wrote) return wrote.error();
+  if (Result<void> wrote = open_->append(pieces); !wrote) {
+    cut();  // should half of it stay, the next segment begins at its number
+    return wrote.error();
+  }
+  joins_.reset();
   open_bytes_ += bytes.size() + header.length;
   open_written_ = true;
   return next_++;
@@ -92,6 +130,12 @@ void LogWriter::cut() {
   if (open_) closed_.push_back(std::move(open_));
   open_bytes_ = 0;
   open_written_ = false;
+}
+
+void LogWriter::skip() {
+  cut();
+  joins_.reset();
+  ++next_;
 }
 
 LogWriter::Unsynced LogWriter::take_unsynced() {
@@ -118,38 +162,40 @@ Result<void> LogWriter::sync() {
   return sync(disk_, unsynced);
 }
 
-Result<Log> read_log(Disk& disk, const Identity& identity, uint64_t first) {
+Result<Log> read_log(Disk& disk, const Identity& identity, uint64_t first, uint64_t from) {
   auto segments = list_segments(disk);
   if (!segments) return segments.error();
-  Log log;
-  uint64_t expected = first;
-  const auto& all = segments.value();
-  for (size_t i = 0; i < all.size(); ++i) {
-    // Those wholly before the first entry; where the next one begins too early, entries were
-    // written again after a restart.
-    if (i + 1 < all.size() && all[i + 1].sequence <= expected) continue;
-    if (all[i].sequence > expected) {
-      if (!log.end) log.end = LogEnd{.segment = all[i].name, .sequence = expected};
-      log.end->damaged = true;  // what is missing was there once
-      return log;
-    }
-    auto bytes = disk.read(all[i].name);
-    if (!bytes) return bytes.error();
-    const auto header = read_segment_header(bytes.value(), all[i].name);
-    if (!header) {
-      // The last one may be torn in its header.
-      log.end = LogEnd{.damaged = i + 1 < all.size() || bytes.value().size() > kSegmentHeaderBytes,
-                       .segment = all[i].name,
-                       .sequence = expected};
-      continue;
-    }
-    if (header.value().identity != identity) {
+  Reading reading(first, from);
+  for (const Segment& segment : segments.value()) {
+    if (segment.sequence < reading.begin()) continue;
+    auto read = disk.read(segment.name);
+    if (!read) return read.error();
+    const Bytes bytes = read.value();
+    const auto header = read_segment_header(bytes, segment.name);
+    if (!header && header.error().code == ErrorCode::unsupported) return header.error();
+    if (header && header.value().identity != identity) {
       return Error{.code = ErrorCode::refused,
-                   .message = disk.path() + "/" + all[i].name + " is of another job or model"};
+                   .message = disk.path() + "/" + segment.name + " is of another job or model"};
     }
-    if (read_segment(all[i], bytes.value(), expected, log)) log.end.reset();
+    const bool right = header && header.value().sequence == segment.sequence;
+    if (right && reading.join(header.value())) {
+      reading.read(segment.name, bytes);
+    } else {
+      reading.stop(segment.name, 0, bytes);
+    }
   }
-  return log;
+  return std::move(reading).take();
+}
+
+std::optional<uint64_t> highest_sequence(const std::string& name, Bytes segment) {
+  const uint64_t least = segment_sequence(name).value_or(0);
+  std::optional<uint64_t> highest;
+  for (size_t at = 0;;) {
+    const auto entry = find_entry(segment, at, least);
+    if (!entry) return highest;
+    highest = std::max(highest.value_or(0), entry->header.sequence);
+    at += entry->bytes();
+  }
 }
 
 Result<Bytes> LogReader::body(const LogEntry& entry) {

@@ -14,16 +14,21 @@ namespace scant::journal {
 
 class LogWriter {
  public:
-  LogWriter(Disk& disk, Identity identity, uint64_t next_sequence, uint64_t segment_bytes_max)
+  // `joins`: of the first segment, where the log was taken up again.
+  LogWriter(Disk& disk, Identity identity, uint64_t next_sequence, uint64_t segment_bytes_max,
+            std::optional<uint64_t> joins = std::nullopt)
       : disk_(disk),
         identity_(identity),
         next_(next_sequence),
+        joins_(joins),
         segment_bytes_max_(segment_bytes_max) {}
 
   // Handed to the operating system when it returns. After an error the entry is not there.
   Result<uint64_t> append(uint64_t step, EntryKind kind, std::span<const Bytes> body);
   // The next entry begins a segment, as each does that follows a base.
   void cut();
+  // A step was not logged: nothing behind it can be reached but from a base that comes after it.
+  void skip();
   [[nodiscard]] uint64_t next_sequence() const { return next_; }
 
   // What has to be synced for all entries so far to be durable.
@@ -44,6 +49,7 @@ class LogWriter {
   Disk& disk_;
   Identity identity_;
   uint64_t next_;
+  std::optional<uint64_t> joins_;  // of the next segment
   uint64_t segment_bytes_max_;
   std::unique_ptr<File> open_;
   uint64_t open_bytes_ = 0;
@@ -60,19 +66,23 @@ struct LogEntry {
 
 // Why a log ends where it does, when it was not simply written so far.
 struct LogEnd {
-  bool damaged = false;  // right entries follow; else: torn, the last write was not finished
+  bool damaged = false;  // right entries follow that do not join; else: torn, a write not finished
   std::string segment;
   uint64_t offset = 0;
   uint64_t sequence = 0;  // of the entry that is missing there
 };
 
 struct Log {
-  std::vector<LogEntry> entries;  // without a gap
+  std::vector<LogEntry> entries;  // each follows the one before it
   std::optional<LogEnd> end;
 };
 
-// Entries from `first` on. ErrorCode::refused: a segment of another job or model.
-Result<Log> read_log(Disk& disk, const Identity& identity, uint64_t first);
+// Entries from `first` on that follow each other, and the state that a base of this sequence holds;
+// those before `from` were taken back. ErrorCode::refused: a segment of another job or model.
+Result<Log> read_log(Disk& disk, const Identity& identity, uint64_t first, uint64_t from = 0);
+
+// The highest number of an entry in the segment, whatever stands between them.
+std::optional<uint64_t> highest_sequence(const std::string& name, Bytes segment);
 
 // Bodies of entries, one segment in memory at a time.
 class LogReader {

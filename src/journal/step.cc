@@ -22,7 +22,8 @@ using codec::store_little;
 constexpr size_t kHeadBytes = 24;
 constexpr size_t kPartBytes = 24;
 constexpr size_t kAlignment = 64;
-constexpr size_t kSamples = 64;  // ranges that a factor is first tried on
+constexpr size_t kSamples = 64;             // ranges that a factor is first tried on
+constexpr uint64_t kSampleElements = 1024;  // looked at together for the largest
 
 Error corrupt(const std::string& what) {
   return {.code = ErrorCode::corrupt, .message = "a step of the journal: " + what};
@@ -233,33 +234,52 @@ Result<void> Gradients::decode(const Step& step, bool prove) {
   return {};
 }
 
-bool Gradients::find_factor(std::span<const Bytes> found, float& factor) {
-  // The largest of the first elements of each range tells the factor to half a unit in its last
-  // place, so it is that quotient or a neighbour.
-  struct Sample {
-    float before = 0;
-    float after = 0;
-  };
+std::optional<std::vector<Gradients::Sample>> Gradients::take_samples(
+    std::span<const Bytes> found) const {
   std::vector<Sample> samples;
   for (const Range& range : from_records_) {
     if (samples.size() == kSamples) break;
     const Bytes there = found[range.tensor];
-    if (there.size() != bytes_[range.tensor]) return false;
+    if (there.size() != bytes_[range.tensor]) return std::nullopt;
     const auto* after = reinterpret_cast<const float*>(there.data()) + range.first;
-    const uint64_t count = std::min<uint64_t>(range.elements, 1024);
-    const float* largest = std::max_element(range.data, range.data + count, [](float a, float b) {
-      return std::fabs(a) < std::fabs(b);
-    });
-    if (*largest != 0) samples.push_back({*largest, after[largest - range.data]});
+    for (uint64_t at = 0; at < range.elements; at += kSampleElements) {
+      const uint64_t end = std::min(range.elements, at + kSampleElements);
+      const float* largest =
+          std::max_element(range.data + at, range.data + end,
+                           [](float a, float b) { return std::fabs(a) < std::fabs(b); });
+      if (*largest == 0) continue;
+      samples.push_back({*largest, after[largest - range.data]});
+      break;
+    }
   }
+  return samples;
+}
+
+bool Gradients::explains(std::span<const Bytes> found, float factor) const {
+  return std::ranges::all_of(from_records_, [&](const Range& range) {
+    const auto* after = reinterpret_cast<const float*>(found[range.tensor].data()) + range.first;
+    for (uint64_t i = 0; i < range.elements; ++i) {
+      if (range.data[i] * factor != after[i]) return false;
+    }
+    return true;
+  });
+}
+
+bool Gradients::find_factor(std::span<const Bytes> found, float& factor) {
   factor = 1;
-  if (samples.empty()) return true;
+  const auto samples = take_samples(found);
+  if (!samples) return false;
+  if (samples->empty()) return true;
   const auto fits = [&samples](float one) {
-    return std::ranges::all_of(samples,
+    return std::ranges::all_of(*samples,
                                [one](const Sample& s) { return s.before * one == s.after; });
   };
   if (fits(1)) return true;
-  const float near = samples.front().after / samples.front().before;
+  // The product was rounded, and so is this quotient: the factor is it or a neighbour. The largest
+  // is the farthest from where floats are coarse.
+  const Sample& largest = *std::ranges::max_element(
+      *samples, {}, [](const Sample& sample) { return std::fabs(sample.after); });
+  const float near = largest.after / largest.before;
   float below = near;
   float above = near;
   std::vector<float> candidates{near};
@@ -267,9 +287,10 @@ bool Gradients::find_factor(std::span<const Bytes> found, float& factor) {
     candidates.push_back(below = std::nextafter(below, -INFINITY));
     candidates.push_back(above = std::nextafter(above, INFINITY));
   }
-  // Each sample alone leaves several candidates; all together leave those that are equal on all.
+  std::erase_if(candidates, [&](float one) { return !std::isfinite(one) || !fits(one); });
+  // Samples may leave several, of which other elements are explained by one.
   for (const float candidate : candidates) {
-    if (!std::isfinite(candidate) || !fits(candidate)) continue;
+    if (candidates.size() > 1 && !explains(found, candidate)) continue;
     factor = candidate;
     scale(candidate);
     return true;

@@ -2,6 +2,7 @@
 // proves exact, else as they are. docs/journal.md, "What a step logs". One owner thread at a time.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -83,10 +84,17 @@ class Gradients {
     uint32_t tensor = 0;
     uint64_t first = 0;  // element
   };
+  // The largest element at the front of a range, as records gave it and as it was found.
+  struct Sample {
+    float before = 0;
+    float after = 0;
+  };
   Result<void> add_records(const Step& step);
   Result<void> add_buffer(std::span<const Part> messages, uint32_t ranks);
   [[nodiscard]] Result<MutableBytes> place(uint32_t tensor, uint64_t first, uint64_t bytes);
   void scale(float factor);
+  [[nodiscard]] std::optional<std::vector<Sample>> take_samples(std::span<const Bytes> found) const;
+  [[nodiscard]] bool explains(std::span<const Bytes> found, float factor) const;
   void clear_uncovered(const Step& step);
 
   bool kept_ = false;  // for the next decode()

@@ -26,7 +26,7 @@ Writer::Writer(Disk& disk, Identity identity, uint64_t sequence, std::vector<uin
     : disk_(disk),
       options_(options),
       gradients_(std::move(gradients)),
-      log_(disk, identity, sequence, options.segment_bytes_max),
+      log_(disk, identity, sequence, options.segment_bytes_max, options.joins),
       durable_(sequence),
       next_(sequence) {}
 
@@ -111,7 +111,7 @@ Result<Logged> Writer::end() {
     return *error_;
   }
   Logged logged = outcome->logged;
-  if (logged.proven) next_ = logged.sequence + 1;
+  next_ = logged.sequence + 1;
   const uint64_t behind = next_ > options_.unsynced_steps ? next_ - options_.unsynced_steps : 0;
   if (Result<void> waited = wait_for_durable(behind); !waited) return waited.error();
   logged.begin_s = begin_s_;
@@ -171,8 +171,7 @@ void Writer::write_loop() {
     }
     if (auto* step = std::get_if<StepJob>(&*job)) {
       Outcome outcome = write(*step);
-      const bool wrote = outcome.result.ok() && outcome.logged.proven;
-      if (wrote) {
+      if (outcome.result) {
         waiting_bytes_ += outcome.logged.bytes;
         ++waiting_steps_;
       }
@@ -219,7 +218,11 @@ Writer::Outcome Writer::write(StepJob& job) {
   if (job.as_is) {
     job.content.factor = 1;
     // Copied by now; another checksum than before: the optimizer wrote into its gradients.
-    if (gradients_.crc(job.content.present) != job.content.crc) return outcome;
+    if (gradients_.crc(job.content.present) != job.content.crc) {
+      logged.sequence = log_.next_sequence();
+      log_.skip();
+      return outcome;
+    }
     to_bf16(job.content);
   }
   logged.as_is = job.as_is;

@@ -20,15 +20,18 @@ namespace scant::journal {
 
 struct WriterOptions {
   uint64_t segment_bytes_max = uint64_t{64} << 20;
-  uint32_t unsynced_steps = 16;  // at most so many may a power cut take
+  uint32_t unsynced_steps = 16;     // at most so many may a power cut take
+  std::optional<uint64_t> joins{};  // State::joins(), where the log is taken up again
 };
 
 // What one step cost and became.
 struct Logged {
   uint64_t sequence = 0;
   uint64_t bytes = 0;
-  bool proven = false;  // false: the optimizer changed what it was given, and nothing was logged
-  bool as_is = false;   // all gradients as they are, though there were records
+  // False: the optimizer changed what it was given, and nothing was logged. What follows can be
+  // restored from the next base on only.
+  bool proven = false;
+  bool as_is = false;  // all gradients as they are, though there were records
   float factor = 1;
   double begin_s = 0;     // the user's thread, before the optimizer's step
   double end_s = 0;       // likewise, after it: waiting for the entry, or for the disk

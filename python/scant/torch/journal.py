@@ -281,6 +281,8 @@ class Journal:
                 replay(self._training, self._folder, result, step)
             finally:
                 self._recorder.replays = False
+        if self._members.leads:
+            self._folder.sync_state(base_step)
         self._recorder.continue_at(result, took_back=step > result.step)
         return result
 

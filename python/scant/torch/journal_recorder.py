@@ -53,10 +53,6 @@ class Recorder:
         self.replays = False  # the optimizer's steps are those of the log
         self._timeline = 0
         self._writer: _scant.JournalWriter | None = None
-        if members.leads and options.log != "never":
-            self._writer = _scant.JournalWriter(
-                folder, *identity, sequence, training.bytes, options.unsynced_steps, _SEGMENT_BYTES
-            )
         self._sequence = sequence
         self._base = _scant.JournalBase(
             folder, members.place, len(members.ranks), options.staging_bytes, _CHUNK_BYTES,
@@ -96,6 +92,7 @@ class Recorder:
 
     def continue_at(self, result: Restored, took_back: bool) -> None:
         """Steps go on from there; what the log has behind it counts no more."""
+        self._open_log(result.joins)
         self.step = self._base_at = result.step
         self._timeline = result.timeline + (1 if took_back else 0)
         if took_back and self._members.leads:
@@ -108,8 +105,18 @@ class Recorder:
         gather(None, self._group)
         self._agree_interval()
 
+    def _open_log(self, joins: int | None) -> None:
+        """Behind the state that was restored, if there is one."""
+        if self._members.leads and self._options.log != "never":
+            self._writer = _scant.JournalWriter(
+                self._folder, *self._identity, self._sequence, joins, self._training.bytes,
+                self._options.unsynced_steps, _SEGMENT_BYTES,
+            )  # fmt: skip
+
     def begin_base(self) -> None:
         """All ranks, after the same step; what is copied stays as it is until the next one."""
+        if self._writer is None:
+            self._open_log(None)
         if self._base.busy():
             self._poll_base(_BASE_WAIT_S)
         self._agree_interval()

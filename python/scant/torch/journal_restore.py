@@ -33,6 +33,7 @@ class Restored:
     lost_mass: float = 0.0  # norm of the residual of one rank at that step; the base's is back
     problems: list[str] = field(default_factory=list)  # damage that was passed over
     timeline: int = 0
+    joins: int = 0  # number of the entry that would follow
 
     @property
     def replayed(self) -> int:
@@ -108,6 +109,7 @@ def restore_base(
         if name in mine["extra"]:
             one.load_state_dict(mine["extra"][name])
     result = Restored(step, step, cursor=mine["cursor"], timeline=base["timeline"])
+    result.joins = base["sequence"]
     if members is not None:
         _restore_residuals(training, at, files, states, rank, size)
         if size == mine["world"]:
@@ -171,6 +173,7 @@ def replay(
         _step(training, views, read["present"])
         training.set_state(read["state"])
         result.step = step
+        result.joins = sequence + 1
     _restore_extra(training, extras, result.step)
 
 
