@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
+import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 import scant  # noqa: E402
@@ -186,9 +187,7 @@ def test_a_newcomer_reads_beside_the_writer(tmp_path: Path) -> None:
             first.step()
         journal.sync()
         other = Run(seed=2)
-        found = load(
-            tmp_path / "j", other.model, other.optimizer, {"scheduler": other.scheduler}
-        )
+        found = load(tmp_path / "j", other.model, other.optimizer, {"scheduler": other.scheduler})
         assert found.step == 10
         assert_same(first.state(), other.state())
 

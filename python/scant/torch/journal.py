@@ -21,7 +21,7 @@ from scant import _scant
 from scant.errors import Error, InvalidArgument, Refused
 from scant.torch.journal_members import Lock, Members, gather, join
 from scant.torch.journal_recorder import Recorder
-from scant.torch.journal_restore import Restored, agree, newest, restore_base, replay
+from scant.torch.journal_restore import Restored, agree, newest, replay, restore_base
 from scant.torch.journal_training import Training
 from scant.torch.same_model import check_same
 

@@ -21,8 +21,8 @@ __all__ = [
     "load",
     "random_states",
     "set_random_states",
-    "settings_of",
     "set_settings",
+    "settings_of",
     "shards",
     "tensors_of",
 ]
@@ -87,9 +87,7 @@ def shards(
     return [sorted(of) for of in names]
 
 
-def source(
-    name: str, tensors: Mapping[str, torch.Tensor], keep: list[torch.Tensor]
-) -> Source:
+def source(name: str, tensors: Mapping[str, torch.Tensor], keep: list[torch.Tensor]) -> Source:
     """A file of these tensors for the base writer, which reads their memory; what had to be copied
     for that is appended to ``keep``."""
     rows = [(key, KINDS[one.dtype], tuple(one.shape)) for key, one in tensors.items()]
@@ -156,7 +154,8 @@ def random_states() -> dict[str, Any]:
         "torch": _text(bytes(torch.get_rng_state().numpy())),
         "python": random.getstate(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    cuda: Any = torch.cuda
+    if cuda.is_available() and cuda.is_initialized():
         states["cuda"] = [_text(bytes(one.numpy())) for one in torch.cuda.get_rng_state_all()]
     numpy = sys.modules.get("numpy")
     if numpy is not None:
@@ -277,6 +276,6 @@ def _undo_rounding(
         loaded = optimizer.state[parameters[index]]
         for key, value in values.items():
             now = loaded.get(key)
-            if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor):
-                if now.dtype != value.dtype:
-                    loaded[key] = value.to(now.device)
+            both = isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor)
+            if both and now.dtype != value.dtype:
+                loaded[key] = value.to(now.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import time
 import warnings
 from typing import Any
@@ -71,8 +72,8 @@ class Recorder:
         self._late: dict[str, Any] | None = None  # of the base that is being copied
         self._kept: list[torch.Tensor] = []  # copies that the base writer reads
         self._pinned: dict[int, torch.Tensor] = {}  # host memory, by what is copied there
-        self._side: torch.cuda.Stream | None = None
-        self._arrived: torch.cuda.Event | None = None
+        self._side: Any = None  # a stream, and what says that its copies have come
+        self._arrived: Any = None
         self._interval = options.base_every if options.base_every != "auto" else 0
         self._agreed_bases = 0
         self._base_cost = (0.0, 0.0)  # work, and until it had its name
@@ -292,7 +293,7 @@ class Recorder:
         wrapped = self._training.wrapped
         if wrapped is None or wrapped.last_step is None:
             return None
-        return float(sum(wrapped.last_step["parts"]["energy_left"])) ** 0.5
+        return math.sqrt(sum(wrapped.last_step["parts"]["energy_left"]))
 
     def _told_of(self, optimizer: Any) -> dict[str, Any]:
         """How the step is taken, and what goes on with it."""
@@ -390,12 +391,13 @@ class Recorder:
         if pinned is None or pinned.shape != tensor.shape or pinned.dtype != tensor.dtype:
             pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
             self._pinned[tensor.data_ptr()] = pinned
+        cuda: Any = torch.cuda
         if self._side is None:
-            self._side = torch.cuda.Stream(tensor.device)
-        self._side.wait_stream(torch.cuda.current_stream(tensor.device))
-        with torch.cuda.stream(self._side):
+            self._side = cuda.Stream(tensor.device)
+        self._side.wait_stream(cuda.current_stream(tensor.device))
+        with cuda.stream(self._side):
             pinned.copy_(tensor, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = cuda.Event()
             self._arrived.record(self._side)
         return pinned
 
