@@ -14,12 +14,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
-import scant  # noqa: E402
-from scant.journal import cli  # noqa: E402
-from scant.torch.journal import load  # noqa: E402
+import scant
+from scant.journal import cli
+from scant.torch.journal import load
 
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.05),
