@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scant import _scant, metrics
-from scant.errors import Error, InvalidArgument
+from scant.errors import Error, InvalidArgument, Io
 from scant.torch.journal_base import random_states, settings_of, shards, source, tensors_of
 from scant.torch.journal_members import Members, gather
 from scant.torch.journal_pace import Costs, Gaps, next_interval
@@ -25,7 +25,7 @@ _SEGMENT_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
 _BASE_WAIT_S = 120.0  # for the last base, when the next is due or the journal closes
 _LOG_SHARE = 0.02  # of a step's time, for gradients that do not come as records
-_JUDGED_AFTER = 8  # logged steps
+_JUDGED_AFTER = 24  # logged steps
 _REPLAY_GUESS = 0.05  # of a step: decoding and the optimizer's step, until it is measured
 _HISTORY = 4096
 
@@ -60,10 +60,12 @@ class Recorder:
             options.keep_bases,
         )  # fmt: skip
         self._gaps = Gaps()
-        self._failed = False
+        self._error: str | None = None  # nothing is kept any more on this rank
+        self._over = False  # all ranks know of it
         self._open = False  # the writer has a step
         self._depth = 0  # of the optimizer's step: one class may call another's
         self._logs = options.log != "never"  # on the folder's first rank: whether entries go on
+        self._costly = False  # they do not, since they cost too much
         self._hole = False  # a step is missing in the log: only a base heals it
         self._told: dict[str, Any] = {}  # settings as the log has them
         self._base_begun_at = 0.0
@@ -75,7 +77,6 @@ class Recorder:
         self._side: Any = None  # a stream, and what says that its copies have come
         self._arrived: Any = None
         self._interval = options.base_every if options.base_every != "auto" else 0
-        self._agreed_bases = 0
         self._base_cost = (0.0, 0.0)  # work, and until it had its name
         self._stalls: collections.deque[float] = collections.deque(maxlen=_HISTORY)
         self._logged: collections.deque[dict[str, Any]] = collections.deque(maxlen=_HISTORY)
@@ -104,7 +105,7 @@ class Recorder:
                 min(oldest, result.base_step),
             )  # fmt: skip
         gather(None, self._group)
-        self._agree_interval()
+        self._agree()
 
     def _open_log(self, joins: int | None) -> None:
         """Behind the state that was restored, if there is one."""
@@ -118,13 +119,21 @@ class Recorder:
         """All ranks, after the same step; what is copied stays as it is until the next one."""
         if self._writer is None:
             self._open_log(None)
-        if self._base.busy():
-            self._poll_base(_BASE_WAIT_S)
-        self._agree_interval()
+        self._base_at = self.step
+        if self._base.busy() and self._error is None:
+            try:
+                self._poll_base(_BASE_WAIT_S)
+            except (Error, OSError) as error:
+                self._fail(error)
+        if not self._agree():
+            return
         if self._writer is not None:
             self._sequence = self._writer.cut()
         self._hole = False
         self._told = {}
+        if self._costly and self._training.wrapped is not None:
+            self._logs, self._costly = True, False  # another plan may give records by now
+            self._logged.clear()
         tensors = tensors_of(self._training.module, self._training.optimizer)
         buffers = {name for name, _ in self._training.module.named_buffers()}
         self._kept = []
@@ -156,7 +165,6 @@ class Recorder:
         self._base_left = total - first
         self._base_bytes = total
         self._base_begun_at = time.perf_counter()
-        self._base_at = self.step
 
     def sync(self) -> None:
         """Every entry so far is durable when it returns."""
@@ -187,7 +195,7 @@ class Recorder:
         for hook in self._hooks:
             hook.remove()
         try:
-            if not self._failed:
+            if self._error is None:
                 self._finish_copying()
                 self._poll_base(_BASE_WAIT_S)
                 self.sync()
@@ -209,7 +217,7 @@ class Recorder:
         if self.replays:
             return
         self._depth += 1
-        if self._failed or self._depth > 1:
+        if self._error is not None or self._depth > 1:
             return
         if not self.restored:
             self._refuse_or_begin()
@@ -229,7 +237,7 @@ class Recorder:
         if self._depth > 0:
             return
         self.step += 1
-        if self._failed:
+        if self._over:
             return
         begun = time.perf_counter()
         try:
@@ -237,12 +245,14 @@ class Recorder:
                 self._open = False
                 assert self._writer is not None
                 self._note(self._writer.end())
-            self._poll_base(0.0)
+            if self._error is None:
+                self._poll_base(0.0)
             if self._interval and self.step - self._base_at >= self._interval:
                 self.begin_base()
         except (Error, OSError) as error:
             self._fail(error)
-        self._stalls[-1] += time.perf_counter() - begun
+        if self._stalls:
+            self._stalls[-1] += time.perf_counter() - begun
         self._gaps.step_over()
 
     # -- inside ---------------------------------------------------------------------------------
@@ -342,6 +352,7 @@ class Recorder:
         cost = sorted(one["begin_s"] + one["end_s"] for one in recent)[_JUDGED_AFTER // 2]
         if cost > _LOG_SHARE * self._gaps.step_s:
             share = 100 * cost / self._gaps.step_s
+            self._costly = True
             self._stop_logging(f"gradients do not come as records, and cost {share:.1f} % a step")
 
     def _stop_logging(self, why: str) -> None:
@@ -374,14 +385,20 @@ class Recorder:
             self._base_cost = (done["copy_s"] + done["write_s"], took_s)
             metrics.set_gauges({"scant_journal_base_step": float(done["step"])})
 
-    def _agree_interval(self) -> None:
-        """At the first bases, and then now and then."""
-        bases, self._agreed_bases = self._agreed_bases, self._agreed_bases + 1
-        if self._options.base_every != "auto" or (bases > 3 and bases % 8 != 0):
-            return
+    def _agree(self) -> bool:
+        """At each base: whether every rank can go on, and when the next base is due."""
         step_s = self._gaps.step_s
         mine = Costs(step_s, *self._base_cost, _REPLAY_GUESS * step_s, self._logs)
-        self._interval = next_interval(Costs.slowest(gather(mine, self._group)))
+        everyone = gather((mine, self._error), self._group)
+        for rank, (_, text) in enumerate(everyone):
+            if text is not None:
+                self._over = True
+                if self._error is None:
+                    self._fail(Io(f"rank {rank}: {text}"))
+                return False
+        if self._options.base_every == "auto":
+            self._interval = next_interval(Costs.slowest([costs for costs, _ in everyone]))
+        return True
 
     def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Memory that the base writer can read, once ``_arrived`` has happened."""
@@ -409,7 +426,7 @@ class Recorder:
 
     def _fail(self, error: Exception) -> None:
         """The older states stay; by default training ends here."""
-        self._failed = True
+        self._error = str(error)
         if self._options.on_error == "raise":
             raise error
         warnings.warn(
