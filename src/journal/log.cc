@@ -48,9 +48,11 @@ class Reading {
 
   // The segment's entries take the place of those that it does not join; false: it joins nothing.
   bool join(const SegmentHeader& header) {
-    const bool begins = header.sequence == begin_ && log_.entries.empty();
-    if (!begins && (header.joins > expected_ || header.joins < first_)) return false;
     auto& entries = log_.entries;
+    const bool begins = header.sequence == begin_ && entries.empty();
+    const bool follows = std::ranges::any_of(
+        entries, [&](const LogEntry& entry) { return entry.header.sequence + 1 == header.joins; });
+    if (!begins && !follows && header.joins != first_) return false;
     while (!entries.empty() && entries.back().header.sequence >= header.joins) entries.pop_back();
     expected_ = header.sequence;
     log_.end.reset();

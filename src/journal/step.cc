@@ -175,7 +175,7 @@ Result<void> Gradients::add_buffer(std::span<const Part> messages, uint32_t rank
     Result<void> added =
         codec::accumulate(records, header.tensor, header.shape, header.first,
                           {out, static_cast<size_t>(header.elements)}, weight, workspace_);
-    if (!added) return added;
+    if (!added) return corrupt(added.error().message);
     from_records_.push_back(
         {.data = out, .elements = header.elements, .tensor = header.tensor, .first = header.first});
   }
