@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import pathlib
 import random
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from scant.errors import Mismatch, Unsupported
 from scant.journal import tensor_files
+from scant.torch.journal_json import DTYPES, KINDS, as_json, decode, encode
 
 __all__ = [
     "Source",
@@ -21,19 +21,11 @@ __all__ = [
     "load",
     "random_states",
     "set_random_states",
-    "settings_of",
     "set_settings",
+    "settings_of",
     "shards",
     "tensors_of",
 ]
-
-KINDS: dict[torch.dtype, str] = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16",
-    torch.int32: "I32", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float32: "F32", torch.float64: "F64", torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
-_DTYPES = {kind: dtype for dtype, kind in KINDS.items()}
 
 Source = tuple[str, bytes, list[tuple[int, int]]]
 
@@ -54,7 +46,7 @@ def tensors_of(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Ten
         if isinstance(value, torch.Tensor):
             found.model[name] = value.detach()
         else:
-            found.values[f"model {name}"] = _as_json(value, f"the model's state '{name}'")
+            found.values[f"model {name}"] = as_json(value, f"the model's state '{name}'")
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
@@ -87,9 +79,7 @@ def shards(
     return [sorted(of) for of in names]
 
 
-def source(
-    name: str, tensors: Mapping[str, torch.Tensor], keep: list[torch.Tensor]
-) -> Source:
+def source(name: str, tensors: Mapping[str, torch.Tensor], keep: list[torch.Tensor]) -> Source:
     """A file of these tensors for the base writer, which reads their memory; what had to be copied
     for that is appended to ``keep``."""
     rows = [(key, KINDS[one.dtype], tuple(one.shape)) for key, one in tensors.items()]
@@ -109,7 +99,7 @@ def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """What the groups hold beside parameters, as JSON can."""
     return [
         {
-            name: _plain(value, f"the optimizer's setting '{name}'")
+            name: encode(value, f"the optimizer's setting '{name}'")
             for name, value in group.items()
             if name != "params"
         }
@@ -126,28 +116,11 @@ def set_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[st
         )
     for group, given in zip(optimizer.param_groups, settings, strict=True):
         for name, value in given.items():
-            if isinstance(value, dict) and "tensor" in value:
-                now = torch.tensor(value["tensor"], dtype=_DTYPES[value["kind"]])
-                if isinstance(group.get(name), torch.Tensor):
-                    group[name].copy_(now)
-                else:
-                    group[name] = now
+            now = decode(value)
+            if isinstance(now, torch.Tensor) and isinstance(group.get(name), torch.Tensor):
+                group[name].copy_(now)
             else:
-                group[name] = tuple(value) if isinstance(value, list) else value
-
-
-def _plain(value: Any, what: str) -> Any:
-    if isinstance(value, torch.Tensor):
-        return {"tensor": value.tolist(), "kind": KINDS[value.dtype]}
-    return _as_json(value, what)
-
-
-def _as_json(value: Any, what: str) -> Any:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise Unsupported(f"journal: {what} is a {type(value).__name__}, not JSON") from error
-    return value
+                group[name] = now
 
 
 def random_states() -> dict[str, Any]:
@@ -156,8 +129,9 @@ def random_states() -> dict[str, Any]:
         "torch": _text(bytes(torch.get_rng_state().numpy())),
         "python": random.getstate(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = [_text(bytes(one.numpy())) for one in torch.cuda.get_rng_state_all()]
+    cuda: Any = torch.cuda
+    if cuda.is_available() and cuda.is_initialized():
+        states["cuda"] = [_text(bytes(one.numpy())) for one in cuda.get_rng_state_all()]
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         name, keys, *rest = numpy.random.get_state()
@@ -193,8 +167,8 @@ def _byte_tensor(text: str) -> torch.Tensor:
 def as_tensor(found: tensor_files.Tensor) -> torch.Tensor:
     """A copy of its own."""
     if not found.data.nbytes:
-        return torch.empty(found.shape, dtype=_DTYPES[found.kind])
-    flat = torch.frombuffer(bytearray(found.data), dtype=_DTYPES[found.kind])
+        return torch.empty(found.shape, dtype=DTYPES[found.kind])
+    flat = torch.frombuffer(bytearray(found.data), dtype=DTYPES[found.kind])
     return flat.reshape(found.shape)
 
 
@@ -277,6 +251,6 @@ def _undo_rounding(
         loaded = optimizer.state[parameters[index]]
         for key, value in values.items():
             now = loaded.get(key)
-            if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor):
-                if now.dtype != value.dtype:
-                    loaded[key] = value.to(now.device)
+            both = isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor)
+            if both and now.dtype != value.dtype:
+                loaded[key] = value.to(now.device)

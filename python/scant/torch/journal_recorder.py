@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from scant import _scant, metrics
-from scant.errors import Error, InvalidArgument
+from scant.errors import Error, InvalidArgument, Refused
 from scant.torch.journal_base import random_states, settings_of, shards, source, tensors_of
+from scant.torch.journal_extra import states_of
+from scant.torch.journal_json import as_json
 from scant.torch.journal_members import Members, gather
 from scant.torch.journal_pace import Costs, Gaps, next_interval
 from scant.torch.journal_restore import Restored
@@ -27,6 +29,16 @@ _LOG_SHARE = 0.02  # of a step's time, for gradients that do not come as records
 _JUDGED_AFTER = 8  # logged steps
 _REPLAY_GUESS = 0.05  # of a step: decoding and the optimizer's step, until it is measured
 _HISTORY = 4096
+
+# Optimizers of torch that call a closure once, before anything else: a step with one is then a step
+# without. Lightning gives one to every step. Of subclasses nobody knows.
+_CLOSURE_ONCE = {
+    one
+    for one in vars(torch.optim).values()
+    if isinstance(one, type)
+    and issubclass(one, torch.optim.Optimizer)
+    and one not in (torch.optim.Optimizer, torch.optim.LBFGS)
+}
 
 
 class Recorder:
@@ -64,8 +76,11 @@ class Recorder:
         )  # fmt: skip
         self._gaps = Gaps()
         self._failed = False
+        self._failure: str | None = None  # what the other ranks are told at their next base
+        self._told_failure = False  # all ranks know that one failed: none makes bases
         self._open = False  # the writer has a step
         self._depth = 0  # of the optimizer's step: one class may call another's
+        self._in_closure = False  # forward and backward run within the optimizer's step
         self._logs = options.log != "never"  # on the folder's first rank: whether entries go on
         self._hole = False  # a step is missing in the log: only a base heals it
         self._told: dict[str, Any] = {}  # settings as the log has them
@@ -75,7 +90,6 @@ class Recorder:
         self._late: dict[str, Any] | None = None  # of the base that is being copied
         self._kept: list[torch.Tensor] = []  # copies that the base writer reads
         self._interval = options.base_every if options.base_every != "auto" else 0
-        self._agreed_bases = 0
         self._base_cost = (0.0, 0.0)  # work, and until it had its name
         self._stalls: collections.deque[float] = collections.deque(maxlen=_HISTORY)
         self._logged: collections.deque[dict[str, Any]] = collections.deque(maxlen=_HISTORY)
@@ -102,50 +116,13 @@ class Recorder:
                 *self._identity, self._timeline, result.base_step, self._sequence,
                 min(oldest, result.base_step),
             )  # fmt: skip
-        gather(None, self._group)
-        self._agree_interval()
+        self._agree()
 
     def begin_base(self) -> None:
-        """All ranks, after the same step; what is copied stays as it is until the next one."""
-        if self._base.busy():
-            self._poll_base(_BASE_WAIT_S)
-        self._agree_interval()
-        if self._writer is not None:
-            self._sequence = self._writer.cut()
-        self._hole = False
-        self._told = {}
-        tensors = tensors_of(self._training.module, self._training.optimizer)
-        buffers = {name for name, _ in self._training.module.named_buffers()}
-        self._kept = []
-        for name in buffers & set(tensors.model):  # forward writes into them
-            tensors.model[name] = tensors.model[name].clone()
-            self._kept.append(tensors.model[name])
-        place, ranks = self._members.place, len(self._members.ranks)
-        sources = []
-        total = 0
-        for kind, of in (("model", tensors.model), ("optimizer", tensors.optimizer)):
-            names = shards(of, ranks, buffers)[place]
-            mine = {name: self._on_host(of[name]) for name in names}
-            sources.append(source(f"{kind}-{place:04d}.safetensors", mine, self._kept))
-            total += sum(one.nbytes for one in mine.values())
-        residuals = f"residuals-{place:04d}.safetensors"
-        wrapped = self._training.wrapped
-        self._base.start(
-            self._identity, self._timeline, self.step, self._sequence, self._members.size, sources,
-            residuals, None if wrapped is None else wrapped._averager,
-        )  # fmt: skip
-        cursor = self._training.cursor
-        self._late = {
-            "scant": 1, "rank": self._members.rank, "world": self._members.size, "step": self.step,
-            "random": random_states(), "cursor": None if cursor is None else cursor(),
-            "values": tensors.values, "residuals": residuals, "parameters": self._training.names,
-        }  # fmt: skip
-        first = int(total * self._gaps.forward_share())
-        self._base.grant(first)
-        self._base_left = total - first
-        self._base_bytes = total
-        self._base_begun_at = time.perf_counter()
-        self._base_at = self.step
+        """All ranks, after the same step."""
+        self._agree()
+        if not self._failed:
+            self._begin_base()
 
     def sync(self) -> None:
         """Every entry so far is durable when it returns."""
@@ -170,14 +147,15 @@ class Recorder:
             **cost,
         }
 
-    def close(self) -> None:
-        """The last base gets its name; hooks go."""
+    def close(self, waits: bool = True) -> None:
+        """The last base gets its name, unless others may be gone; hooks go."""
         for hook in self._hooks:
             hook.remove()
         try:
             if not self._failed:
-                self._finish_copying()
-                self._poll_base(_BASE_WAIT_S)
+                if waits:
+                    self._finish_copying()
+                    self._poll_base(_BASE_WAIT_S)
                 self.sync()
         finally:
             self._base.close()
@@ -193,20 +171,55 @@ class Recorder:
             self._base.grant(self._base_left)
             self._base_left = 0
 
-    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """What is logged and what is copied must be as it is now."""
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        """What is logged and what is copied must be as the step finds it."""
         if self.replays:
-            return
-        self._depth += 1
-        if self._failed or self._depth > 1:
-            return
+            return None
         if not self.restored:
             self._refuse_or_begin()
+        self._depth += 1
+        if self._failed or self._depth > 1:
+            return None
+        closure = _closure(args, kwargs)
+        if closure is None:
+            self._keep(optimizer, True)
+            return None
+        once = type(optimizer) in _CLOSURE_ONCE
+        if not once:
+            self._keep(optimizer, False)  # it may change parameters before it asks
+        watched = self._watched(optimizer, closure, once)
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
+    def _watched(self, optimizer: Any, closure: Any, once: bool) -> Any:
+        """The closure; behind the one call of it that there is, gradients are as without one."""
+
+        def watched() -> Any:
+            self._in_closure = True
+            try:
+                loss = closure()
+            except BaseException:
+                if once:
+                    self._depth = 0  # the step had not begun
+                raise
+            finally:
+                self._in_closure = False
+            if once and not self._failed:
+                self._keep(optimizer, True)
+            return loss
+
+        return watched
+
+    def _keep(self, optimizer: Any, logs: bool) -> None:
+        """The optimizer is about to change what is copied, by these gradients."""
         self._gaps.step_begins()
         begun = time.perf_counter()
         try:
             self._finish_copying()
-            self._log(optimizer, closure=_closure(args, kwargs))
+            if not logs or getattr(optimizer, "grad_scale", None) is not None:
+                self._stop_logging("the optimizer's step computes gradients by itself")
+            self._log(optimizer)
         except (Error, OSError) as error:
             self._fail(error)
         self._stalls.append(time.perf_counter() - begun)
@@ -218,7 +231,11 @@ class Recorder:
         if self._depth > 0:
             return
         self.step += 1
+        due = self._interval and self.step - self._base_at >= self._interval
         if self._failed:
+            if due and not self._told_failure:  # the others ask at their bases
+                self._base_at = self.step
+                self._agree()
             return
         begun = time.perf_counter()
         try:
@@ -227,8 +244,14 @@ class Recorder:
                 assert self._writer is not None
                 self._note(self._writer.end())
             self._poll_base(0.0)
-            if self._interval and self.step - self._base_at >= self._interval:
-                self.begin_base()
+        except (Error, OSError) as error:
+            self._fail(error)
+        try:
+            if due:
+                self._base_at = self.step
+                self._agree()
+                if not self._failed:
+                    self._begin_base()
         except (Error, OSError) as error:
             self._fail(error)
         self._stalls[-1] += time.perf_counter() - begun
@@ -236,11 +259,53 @@ class Recorder:
 
     # -- inside ---------------------------------------------------------------------------------
 
+    def _begin_base(self) -> None:
+        """What is copied stays as it is until the next step."""
+        if self._base.busy():
+            self._poll_base(_BASE_WAIT_S)
+        if self._writer is not None:
+            self._sequence = self._writer.cut()
+        self._hole = False
+        self._told = {}
+        tensors = tensors_of(self._training.module, self._training.optimizer)
+        buffers = {name for name, _ in self._training.module.named_buffers()}
+        self._kept = []
+        for name in buffers & set(tensors.model):  # forward writes into them
+            tensors.model[name] = tensors.model[name].clone()
+            self._kept.append(tensors.model[name])
+        place, ranks = self._members.place, len(self._members.ranks)
+        sources = []
+        total = 0
+        for kind, of in (("model", tensors.model), ("optimizer", tensors.optimizer)):
+            names = shards(of, ranks, buffers)[place]
+            mine = {name: self._on_host(of[name]) for name in names}
+            sources.append(source(f"{kind}-{place:04d}.safetensors", mine, self._kept))
+            total += sum(one.nbytes for one in mine.values())
+        residuals = f"residuals-{place:04d}.safetensors"
+        wrapped = self._training.wrapped
+        self._base.start(
+            self._identity, self._timeline, self.step, self._sequence, self._members.size, sources,
+            residuals, None if wrapped is None else wrapped._averager,
+        )  # fmt: skip
+        self._late = {
+            "scant": 1, "rank": self._members.rank, "world": self._members.size, "step": self.step,
+            "random": random_states(), "cursor": self._cursor(),
+            "values": tensors.values, "residuals": residuals, "parameters": self._training.names,
+        }  # fmt: skip
+        first = int(total * self._gaps.forward_share())
+        self._base.grant(first)
+        self._base_left = total - first
+        self._base_bytes = total
+        self._base_begun_at = time.perf_counter()
+        self._base_at = self.step
+
     def _abandon_step(self) -> None:
         """An exception ended the optimizer's last step: nobody knows what it has done."""
-        if self._depth == 0:
+        if self._depth == 0 or self._in_closure:
             return
         self._depth = 0
+        if self._failed:
+            return
         if self._open and self._writer is not None:
             self._open = False
             self._writer.end()
@@ -256,13 +321,8 @@ class Recorder:
         self.restored = True
         self.begin_base()
 
-    def _log(self, optimizer: Any, closure: bool) -> None:
-        if self._writer is None or not self._logs:
-            return
-        if closure or getattr(optimizer, "grad_scale", None) is not None:
-            self._stop_logging("the optimizer's step computes gradients by itself")
-            return
-        if self._hole:
+    def _log(self, optimizer: Any) -> None:
+        if self._writer is None or not self._logs or self._hole:
             return
         told = self._told_of(optimizer)
         settings = told if told != self._told else {}
@@ -282,19 +342,21 @@ class Recorder:
         wrapped = self._training.wrapped
         if wrapped is None or wrapped.last_step is None:
             return None
-        return float(sum(wrapped.last_step["parts"]["energy_left"])) ** 0.5
+        energy = float(sum(wrapped.last_step["parts"]["energy_left"]))
+        return float(energy**0.5)
 
     def _told_of(self, optimizer: Any) -> dict[str, Any]:
         """How the step is taken, and what goes on with it."""
         told: dict[str, Any] = {"groups": settings_of(optimizer)}
         if self._training.cursor is not None:
-            told["cursor"] = self._training.cursor()
+            told["cursor"] = self._cursor()
         if self._training.extra:
-            told["extra"] = self._extra()
+            told["extra"] = states_of(self._training.extra)
         return told
 
-    def _extra(self) -> dict[str, Any]:
-        return {name: one.state_dict() for name, one in self._training.extra.items()}
+    def _cursor(self) -> Any:
+        cursor = self._training.cursor
+        return None if cursor is None else as_json(cursor(), "what the cursor gave")
 
     def _note(self, logged: dict[str, Any]) -> None:
         if not logged["proven"]:
@@ -334,6 +396,8 @@ class Recorder:
             self._stop_logging(f"gradients do not come as records, and cost {share:.1f} % a step")
 
     def _stop_logging(self, why: str) -> None:
+        if self._writer is None or not self._logs:
+            return
         self._logs = False
         warnings.warn(
             f"journal: no log from step {self.step + 1} on, only bases: {why}",
@@ -346,7 +410,7 @@ class Recorder:
         if late is None:
             return
         late["settings"] = settings_of(self._training.optimizer)
-        late["extra"] = self._extra()
+        late["extra"] = states_of(self._training.extra)
         text = json.dumps(late, separators=(",", ":")).encode()
         self._base.finish_copying(f"state-{self._members.place:04d}.json", text)
         self._base_left = 0
@@ -360,14 +424,19 @@ class Recorder:
             self._base_cost = (done["copy_s"] + done["write_s"], took_s)
             metrics.set_gauges({"scant_journal_base_step": float(done["step"])})
 
-    def _agree_interval(self) -> None:
-        """At the first bases, and then now and then."""
-        bases, self._agreed_bases = self._agreed_bases, self._agreed_bases + 1
-        if self._options.base_every != "auto" or (bases > 3 and bases % 8 != 0):
-            return
+    def _agree(self) -> None:
+        """At every base: when the next one is due, and whether all ranks still keep anything."""
         step_s = self._gaps.step_s
         mine = Costs(step_s, *self._base_cost, _REPLAY_GUESS * step_s, self._logs)
-        self._interval = next_interval(Costs.slowest(gather(mine, self._group)))
+        everyone = gather((mine, self._failure), self._group)
+        if self._options.base_every == "auto":
+            self._interval = next_interval(Costs.slowest([one for one, _ in everyone]))
+        failures = [(rank, why) for rank, (_, why) in enumerate(everyone) if why is not None]
+        if failures:
+            self._told_failure = True
+            if not self._failed:
+                rank, why = failures[0]
+                self._fail(Refused(f"journal: rank {rank} keeps nothing any more: {why}"))
 
     def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Memory that the base writer can read."""
@@ -381,6 +450,7 @@ class Recorder:
     def _fail(self, error: Exception) -> None:
         """The older states stay; by default training ends here."""
         self._failed = True
+        self._failure = str(error)
         if self._options.on_error == "raise":
             raise error
         warnings.warn(
@@ -390,6 +460,6 @@ class Recorder:
         )
 
 
-def _closure(args: Any, kwargs: Any) -> bool:
-    """Whether step() was given one; ``args`` begins with the optimizer."""
-    return (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
+def _closure(args: Any, kwargs: Any) -> Any:
+    """What step() was given, if anything; ``args`` begins with the optimizer."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")

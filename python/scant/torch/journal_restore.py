@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from scant import _scant
-from scant.errors import Corrupt, InvalidArgument
+from scant.errors import Corrupt
 from scant.journal import tensor_files
 from scant.torch.journal_base import load, set_random_states, set_settings
+from scant.torch.journal_extra import load_extra, take_step_along
 from scant.torch.journal_members import Members, gather
 from scant.torch.journal_training import Training
 
@@ -104,9 +105,7 @@ def restore_base(
     size = members.size if members is not None else states[0]["world"]
     mine = next((one for one in states if one["rank"] == rank), states[0])
     load(at, files, training.module, training.optimizer, mine["values"], mine["settings"])
-    for name, one in training.extra.items():
-        if name in mine["extra"]:
-            one.load_state_dict(mine["extra"][name])
+    load_extra(training.extra, mine["extra"])
     result = Restored(step, step, cursor=mine["cursor"], timeline=base["timeline"])
     if members is not None:
         _restore_residuals(training, at, files, states, rank, size)
@@ -145,9 +144,7 @@ def _restore_residuals(
                 training.wrapped._averager.restore(bytes(saved))
 
 
-def replay(
-    training: Training, folder: _scant.JournalFolder, result: Restored, until: int
-) -> None:
+def replay(training: Training, folder: _scant.JournalFolder, result: Restored, until: int) -> None:
     """The optimizer takes the steps of the log."""
     state = folder.state(result.base_step)
     entries = [one for one in state["entries"] if result.step < one[1] <= until]
@@ -171,7 +168,7 @@ def replay(
         _step(training, views, read["present"])
         training.set_state(read["state"])
         result.step = step
-    _restore_extra(training, extras, result.step)
+    take_step_along(training.extra, extras, result.base_step + 1, result.step)
 
 
 @torch.no_grad()
@@ -182,21 +179,3 @@ def _step(training: Training, views: Sequence[torch.Tensor], present: Sequence[b
         training.optimizer.step()
     for parameter in training.parameters:
         parameter.grad = None
-
-
-def _restore_extra(training: Training, extras: Sequence[tuple[int, Any]], last: int) -> None:
-    """Entries hold schedulers as they were when the step was taken. Those that changed from the
-    last but one to the last are stepped after each step, so once more here."""
-    if not extras:
-        return
-    step, newest_extra = extras[-1]
-    before = extras[-2][1] if len(extras) > 1 else {}
-    for name, one in training.extra.items():
-        if name not in newest_extra:
-            continue
-        one.load_state_dict(newest_extra[name])
-        stepped = step == last and before.get(name) != newest_extra[name]
-        if stepped and isinstance(one, torch.optim.lr_scheduler.LRScheduler):
-            if isinstance(one, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                raise InvalidArgument("journal: ReduceLROnPlateau is stepped once an epoch")
-            one.step()
