@@ -51,17 +51,37 @@ def tensors_of(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Ten
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
                 found.optimizer[f"{index}.{key}"] = value.detach()
-            elif not (value is None or isinstance(value, bool | int | float | str)):
-                raise Unsupported(
-                    f"journal: the optimizer's state '{key}' is a {type(value).__name__}; "
-                    "tensors and plain values can be kept"
-                )
             else:
-                found.values[f"optimizer {index}.{key}"] = value
+                plain = _without_tensors(value, f"{index}.{key}", found.optimizer)
+                found.values[f"optimizer {index}.{key}"] = plain
     for name, tensor in {**found.model, **found.optimizer}.items():
         if tensor.layout is not torch.strided or tensor.dtype not in KINDS:
             raise Unsupported(f"journal: '{name}' is a tensor of {tensor.dtype}, {tensor.layout}")
     return found
+
+
+def _without_tensors(value: Any, name: str, into: dict[str, torch.Tensor]) -> Any:
+    """A state as JSON; its tensors, which LBFGS has in lists, go into a file by these names."""
+    if isinstance(value, torch.Tensor):
+        into[name] = value.detach()
+        return {"tensor_of": name}
+    if isinstance(value, list):
+        return [_without_tensors(one, f"{name}.{i}", into) for i, one in enumerate(value)]
+    if not (value is None or isinstance(value, bool | int | float | str)):
+        raise Unsupported(
+            f"journal: the optimizer's state '{name}' is a {type(value).__name__}; tensors, plain "
+            "values and lists of them can be kept"
+        )
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """What _without_tensors() was given; its tensors are taken out."""
+    if isinstance(value, dict):
+        return tensors.pop(value["tensor_of"])
+    if isinstance(value, list):
+        return [_with_tensors(one, tensors) for one in value]
+    return value
 
 
 def shards(
@@ -227,13 +247,14 @@ def _load_optimizer(
 ) -> None:
     """By the optimizer's own load_state_dict, which knows where its tensors belong."""
     state: dict[int, dict[str, Any]] = {}
-    for name, tensor in found.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+    tensors = dict(found)
     for name, value in values.items():
         if name.startswith("optimizer "):
             index, key = name.removeprefix("optimizer ").split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            state.setdefault(int(index), {})[key] = _with_tensors(value, tensors)
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
     if len(settings) != len(optimizer.param_groups):
         set_settings(optimizer, settings)  # says what is wrong
     groups = optimizer.state_dict()["param_groups"]

@@ -217,6 +217,8 @@ class Recorder:
         begun = time.perf_counter()
         try:
             self._finish_copying()
+            if self._options.log != "never":
+                self._training.check_known()
             if not logs or getattr(optimizer, "grad_scale", None) is not None:
                 self._stop_logging("the optimizer's step computes gradients by itself")
             self._log(optimizer)

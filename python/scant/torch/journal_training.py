@@ -80,15 +80,18 @@ class Training:
             return None
         return wrapped._averager
 
-    def gradients(self) -> list[Memory]:
-        """Of each parameter, in the order of its memory; (0, 0): none."""
-        self._kept = []
+    def check_known(self) -> None:
+        """On every rank: the log would lack what was unfrozen or added since attach()."""
         for one in _parameters_of(self.optimizer):
             if one.grad is not None and id(one) not in self._ids and one.numel() > 0:
                 raise InvalidArgument(
                     f"journal: {self._name_of(one)} has a gradient, and had none to expect at "
                     "attach(): close() and attach() again when parameters are added or unfrozen"
                 )
+
+    def gradients(self) -> list[Memory]:
+        """Of each parameter, in the order of its memory; (0, 0): none."""
+        self._kept = []
         found = [self._gradient(index) for index in range(len(self.parameters))]
         if self._pinned:
             torch.cuda.current_stream().synchronize()
