@@ -99,10 +99,11 @@ class Journal:
 
         Args:
             model: plain, of ``scant.torch.wrap`` or ``DistributedDataParallel``.
-            optimizer: any of torch; with ``step_in_forward`` it steps at ``step()`` again.
+            optimizer: any of torch, also as Lightning and accelerate wrap them, of all parameters
+                that are trained; with ``step_in_forward`` it steps at ``step()`` again.
             cursor: gives the place in the data, as JSON can hold it, when a step is logged.
-            extra: other things with ``state_dict`` and ``load_state_dict``, by name: schedulers,
-                a ``GradScaler``.
+            extra: other small things with ``state_dict`` and ``load_state_dict``, by name:
+                schedulers, a ``GradScaler``.
             group: of the ranks; default: the wrapped model's, or the default group.
         """
         training, mistake = None, None
@@ -124,6 +125,8 @@ class Journal:
         if dist.is_initialized():
             check_same([*rows, *self._options()], self._group, mistake)
         assert training is not None
+        if self.log != "never":
+            training.warn_of_gaps()
         self._members = join(self.path, self._group)
         self._training = training
         try:
@@ -170,11 +173,7 @@ class Journal:
 
     def close(self) -> None:
         """Ends what is under way: the last base, the last sync. Other writers may come then."""
-        recorder, self._recorder = self._recorder, None
-        if recorder is not None:
-            recorder.close()
-        if self._lock is not None:
-            self._lock.release()
+        self._close(waits=True)
 
     def __enter__(self) -> Journal:
         return self
@@ -189,9 +188,18 @@ class Journal:
             self.close()
         else:  # others may be gone: nobody is waited for
             with contextlib.suppress(Error):
-                self.close()
+                self._close(waits=False)
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _close(self, waits: bool) -> None:
+        recorder, self._recorder = self._recorder, None
+        try:
+            if recorder is not None:
+                recorder.close(waits)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def _check_options(self) -> None:
         def bad(name: str, value: Any, wanted: str) -> InvalidArgument:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import pathlib
 import random
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from scant.errors import Mismatch, Unsupported
 from scant.journal import tensor_files
+from scant.torch.journal_json import DTYPES, KINDS, as_json, decode, encode
 
 __all__ = [
     "Source",
@@ -26,14 +26,6 @@ __all__ = [
     "shards",
     "tensors_of",
 ]
-
-KINDS: dict[torch.dtype, str] = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16",
-    torch.int32: "I32", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float32: "F32", torch.float64: "F64", torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
-_DTYPES = {kind: dtype for dtype, kind in KINDS.items()}
 
 Source = tuple[str, bytes, list[tuple[int, int]]]
 
@@ -54,22 +46,42 @@ def tensors_of(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Ten
         if isinstance(value, torch.Tensor):
             found.model[name] = value.detach()
         else:
-            found.values[f"model {name}"] = _as_json(value, f"the model's state '{name}'")
+            found.values[f"model {name}"] = as_json(value, f"the model's state '{name}'")
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
                 found.optimizer[f"{index}.{key}"] = value.detach()
-            elif not (value is None or isinstance(value, bool | int | float | str)):
-                raise Unsupported(
-                    f"journal: the optimizer's state '{key}' is a {type(value).__name__}; "
-                    "tensors and plain values can be kept"
-                )
             else:
-                found.values[f"optimizer {index}.{key}"] = value
+                plain = _without_tensors(value, f"{index}.{key}", found.optimizer)
+                found.values[f"optimizer {index}.{key}"] = plain
     for name, tensor in {**found.model, **found.optimizer}.items():
         if tensor.layout is not torch.strided or tensor.dtype not in KINDS:
             raise Unsupported(f"journal: '{name}' is a tensor of {tensor.dtype}, {tensor.layout}")
     return found
+
+
+def _without_tensors(value: Any, name: str, into: dict[str, torch.Tensor]) -> Any:
+    """A state as JSON; its tensors, which LBFGS has in lists, go into a file by these names."""
+    if isinstance(value, torch.Tensor):
+        into[name] = value.detach()
+        return {"tensor_of": name}
+    if isinstance(value, list):
+        return [_without_tensors(one, f"{name}.{i}", into) for i, one in enumerate(value)]
+    if not (value is None or isinstance(value, bool | int | float | str)):
+        raise Unsupported(
+            f"journal: the optimizer's state '{name}' is a {type(value).__name__}; tensors, plain "
+            "values and lists of them can be kept"
+        )
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """What _without_tensors() was given; its tensors are taken out."""
+    if isinstance(value, dict):
+        return tensors.pop(value["tensor_of"])
+    if isinstance(value, list):
+        return [_with_tensors(one, tensors) for one in value]
+    return value
 
 
 def shards(
@@ -107,7 +119,7 @@ def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """What the groups hold beside parameters, as JSON can."""
     return [
         {
-            name: _plain(value, f"the optimizer's setting '{name}'")
+            name: encode(value, f"the optimizer's setting '{name}'")
             for name, value in group.items()
             if name != "params"
         }
@@ -124,28 +136,11 @@ def set_settings(optimizer: torch.optim.Optimizer, settings: Sequence[Mapping[st
         )
     for group, given in zip(optimizer.param_groups, settings, strict=True):
         for name, value in given.items():
-            if isinstance(value, dict) and "tensor" in value:
-                now = torch.tensor(value["tensor"], dtype=_DTYPES[value["kind"]])
-                if isinstance(group.get(name), torch.Tensor):
-                    group[name].copy_(now)
-                else:
-                    group[name] = now
+            now = decode(value)
+            if isinstance(now, torch.Tensor) and isinstance(group.get(name), torch.Tensor):
+                group[name].copy_(now)
             else:
-                group[name] = tuple(value) if isinstance(value, list) else value
-
-
-def _plain(value: Any, what: str) -> Any:
-    if isinstance(value, torch.Tensor):
-        return {"tensor": value.tolist(), "kind": KINDS[value.dtype]}
-    return _as_json(value, what)
-
-
-def _as_json(value: Any, what: str) -> Any:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise Unsupported(f"journal: {what} is a {type(value).__name__}, not JSON") from error
-    return value
+                group[name] = now
 
 
 def random_states() -> dict[str, Any]:
@@ -156,7 +151,7 @@ def random_states() -> dict[str, Any]:
     }
     cuda: Any = torch.cuda
     if cuda.is_available() and cuda.is_initialized():
-        states["cuda"] = [_text(bytes(one.numpy())) for one in torch.cuda.get_rng_state_all()]
+        states["cuda"] = [_text(bytes(one.numpy())) for one in cuda.get_rng_state_all()]
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         name, keys, *rest = numpy.random.get_state()
@@ -192,8 +187,8 @@ def _byte_tensor(text: str) -> torch.Tensor:
 def as_tensor(found: tensor_files.Tensor) -> torch.Tensor:
     """A copy of its own."""
     if not found.data.nbytes:
-        return torch.empty(found.shape, dtype=_DTYPES[found.kind])
-    flat = torch.frombuffer(bytearray(found.data), dtype=_DTYPES[found.kind])
+        return torch.empty(found.shape, dtype=DTYPES[found.kind])
+    flat = torch.frombuffer(bytearray(found.data), dtype=DTYPES[found.kind])
     return flat.reshape(found.shape)
 
 
@@ -252,13 +247,14 @@ def _load_optimizer(
 ) -> None:
     """By the optimizer's own load_state_dict, which knows where its tensors belong."""
     state: dict[int, dict[str, Any]] = {}
-    for name, tensor in found.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+    tensors = dict(found)
     for name, value in values.items():
         if name.startswith("optimizer "):
             index, key = name.removeprefix("optimizer ").split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            state.setdefault(int(index), {})[key] = _with_tensors(value, tensors)
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
     if len(settings) != len(optimizer.param_groups):
         set_settings(optimizer, settings)  # says what is wrong
     groups = optimizer.state_dict()["param_groups"]

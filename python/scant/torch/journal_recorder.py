@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from scant import _scant, metrics
-from scant.errors import Error, InvalidArgument, Io
+from scant.errors import Error, InvalidArgument, Refused
 from scant.torch.journal_base import random_states, settings_of, shards, source, tensors_of
+from scant.torch.journal_extra import states_of
+from scant.torch.journal_json import as_json
 from scant.torch.journal_members import Members, gather
 from scant.torch.journal_pace import Costs, Gaps, next_interval
 from scant.torch.journal_restore import Restored
@@ -28,6 +30,16 @@ _LOG_SHARE = 0.02  # of a step's time, for gradients that do not come as records
 _JUDGED_AFTER = 24  # logged steps
 _REPLAY_GUESS = 0.05  # of a step: decoding and the optimizer's step, until it is measured
 _HISTORY = 4096
+
+# Optimizers of torch that call a closure once, before anything else: a step with one is then a step
+# without. Lightning gives one to every step. Of subclasses nobody knows.
+_CLOSURE_ONCE = {
+    one
+    for one in vars(torch.optim).values()
+    if isinstance(one, type)
+    and issubclass(one, torch.optim.Optimizer)
+    and one not in (torch.optim.Optimizer, torch.optim.LBFGS)
+}
 
 
 class Recorder:
@@ -60,10 +72,12 @@ class Recorder:
             options.keep_bases,
         )  # fmt: skip
         self._gaps = Gaps()
-        self._error: str | None = None  # nothing is kept any more on this rank
-        self._over = False  # all ranks know of it
+        self._failed = False
+        self._failure: str | None = None  # what the other ranks are told at their next base
+        self._told_failure = False  # all ranks know that one failed: none makes bases
         self._open = False  # the writer has a step
         self._depth = 0  # of the optimizer's step: one class may call another's
+        self._in_closure = False  # forward and backward run within the optimizer's step
         self._logs = options.log != "never"  # on the folder's first rank: whether entries go on
         self._costly = False  # they do not, since they cost too much
         self._hole = False  # a step is missing in the log: only a base heals it
@@ -104,8 +118,13 @@ class Recorder:
                 *self._identity, self._timeline, result.base_step, self._sequence,
                 min(oldest, result.base_step),
             )  # fmt: skip
-        gather(None, self._group)
         self._agree()
+
+    def begin_base(self) -> None:
+        """All ranks, after the same step."""
+        self._agree()
+        if not self._failed:
+            self._begin_base()
 
     def _open_log(self, joins: int | None) -> None:
         """Behind the state that was restored, if there is one."""
@@ -115,18 +134,149 @@ class Recorder:
                 self._options.unsynced_steps, _SEGMENT_BYTES,
             )  # fmt: skip
 
-    def begin_base(self) -> None:
-        """All ranks, after the same step; what is copied stays as it is until the next one."""
+    def sync(self) -> None:
+        """Every entry so far is durable when it returns."""
+        if self._writer is not None:
+            self._writer.sync()
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of this rank since the start."""
+        cost = self._writer.cost() if self._writer is not None else {}
+        memory = self._options.staging_bytes + cost.get("memory_bytes", 0)
+        return {
+            "step": self.step,
+            "base_interval": self._interval,
+            "logs": self._logs,
+            "stall_s": list(self._stalls),
+            "logged": list(self._logged),
+            "base_bytes": self._base_bytes,
+            "base_work_s": self._base_cost[0],
+            "base_s": self._base_cost[1],
+            "memory_bytes_max": memory
+            + sum(one.nbytes for one in [*self._kept, *self._pinned.values()]),
+            **self._totals,
+            **cost,
+        }
+
+    def close(self, waits: bool = True) -> None:
+        """The last base gets its name, unless others may be gone; hooks go."""
+        for hook in self._hooks:
+            hook.remove()
+        try:
+            if not self._failed:
+                if waits:
+                    self._finish_copying()
+                    self._poll_base(_BASE_WAIT_S)
+                self.sync()
+        finally:
+            self._base.close()
+            if self._writer is not None:
+                self._writer.close()
+
+    # -- hooks ----------------------------------------------------------------------------------
+
+    def _after_forward(self, *_: Any) -> None:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._abandon_step()
+            self._gaps.backward_begins()
+            self._grant()
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        """What is logged and what is copied must be as the step finds it."""
+        if self.replays:
+            return None
+        if not self.restored:
+            self._refuse_or_begin()
+        self._depth += 1
+        if self._failed or self._depth > 1:
+            return None
+        closure = _closure(args, kwargs)
+        if closure is None:
+            self._keep(optimizer, True)
+            return None
+        once = type(optimizer) in _CLOSURE_ONCE
+        if not once:
+            self._keep(optimizer, False)  # it may change parameters before it asks
+        watched = self._watched(optimizer, closure, once)
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
+    def _watched(self, optimizer: Any, closure: Any, once: bool) -> Any:
+        """The closure; behind the one call of it that there is, gradients are as without one."""
+
+        def watched() -> Any:
+            self._in_closure = True
+            try:
+                loss = closure()
+            except BaseException:
+                if once:
+                    self._depth = 0  # the step had not begun
+                raise
+            finally:
+                self._in_closure = False
+            if once and not self._failed:
+                self._keep(optimizer, True)
+            return loss
+
+        return watched
+
+    def _keep(self, optimizer: Any, logs: bool) -> None:
+        """The optimizer is about to change what is copied, by these gradients."""
+        self._gaps.step_begins()
+        begun = time.perf_counter()
+        try:
+            self._finish_copying()
+            if self._options.log != "never":
+                self._training.check_known()
+            if not logs or getattr(optimizer, "grad_scale", None) is not None:
+                self._stop_logging("the optimizer's step computes gradients by itself")
+            self._log(optimizer)
+        except (Error, OSError) as error:
+            self._fail(error)
+        self._stalls.append(time.perf_counter() - begun)
+
+    def _after_step(self, *_: Any) -> None:
+        if self.replays:
+            return
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        self.step += 1
+        due = self._interval and self.step - self._base_at >= self._interval
+        if self._failed:
+            if due and not self._told_failure:  # the others ask at their bases
+                self._base_at = self.step
+                self._agree()
+            return
+        begun = time.perf_counter()
+        try:
+            if self._open:
+                self._open = False
+                assert self._writer is not None
+                self._note(self._writer.end())
+            self._poll_base(0.0)
+        except (Error, OSError) as error:
+            self._fail(error)
+        try:
+            if due:
+                self._base_at = self.step
+                self._agree()
+                if not self._failed:
+                    self._begin_base()
+        except (Error, OSError) as error:
+            self._fail(error)
+        self._stalls[-1] += time.perf_counter() - begun
+        self._gaps.step_over()
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _begin_base(self) -> None:
+        """What is copied stays as it is until the next step."""
         if self._writer is None:
             self._open_log(None)
-        self._base_at = self.step
-        if self._base.busy() and self._error is None:
-            try:
-                self._poll_base(_BASE_WAIT_S)
-            except (Error, OSError) as error:
-                self._fail(error)
-        if not self._agree():
-            return
+        if self._base.busy():
+            self._poll_base(_BASE_WAIT_S)
         if self._writer is not None:
             self._sequence = self._writer.cut()
         self._hole = False
@@ -154,10 +304,9 @@ class Recorder:
             self._identity, self._timeline, self.step, self._sequence, self._members.size, sources,
             residuals, None if wrapped is None else wrapped._averager,
         )  # fmt: skip
-        cursor = self._training.cursor
         self._late = {
             "scant": 1, "rank": self._members.rank, "world": self._members.size, "step": self.step,
-            "random": random_states(), "cursor": None if cursor is None else cursor(),
+            "random": random_states(), "cursor": self._cursor(),
             "values": tensors.values, "residuals": residuals, "parameters": self._training.names,
         }  # fmt: skip
         first = int(total * self._gaps.forward_share()) if self._arrived is None else 0
@@ -165,103 +314,15 @@ class Recorder:
         self._base_left = total - first
         self._base_bytes = total
         self._base_begun_at = time.perf_counter()
-
-    def sync(self) -> None:
-        """Every entry so far is durable when it returns."""
-        if self._writer is not None:
-            self._writer.sync()
-
-    def stats(self) -> dict[str, Any]:
-        """Figures of this rank since the start."""
-        cost = self._writer.cost() if self._writer is not None else {}
-        memory = self._options.staging_bytes + cost.get("memory_bytes", 0)
-        return {
-            "step": self.step,
-            "base_interval": self._interval,
-            "logs": self._logs,
-            "stall_s": list(self._stalls),
-            "logged": list(self._logged),
-            "base_bytes": self._base_bytes,
-            "base_work_s": self._base_cost[0],
-            "base_s": self._base_cost[1],
-            "memory_bytes_max": memory
-            + sum(one.nbytes for one in [*self._kept, *self._pinned.values()]),
-            **self._totals,
-            **cost,
-        }
-
-    def close(self) -> None:
-        """The last base gets its name; hooks go."""
-        for hook in self._hooks:
-            hook.remove()
-        try:
-            if self._error is None:
-                self._finish_copying()
-                self._poll_base(_BASE_WAIT_S)
-                self.sync()
-        finally:
-            self._base.close()
-            if self._writer is not None:
-                self._writer.close()
-
-    # -- hooks ----------------------------------------------------------------------------------
-
-    def _after_forward(self, *_: Any) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._abandon_step()
-            self._gaps.backward_begins()
-            self._grant()
-
-    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """What is logged and what is copied must be as it is now."""
-        if self.replays:
-            return
-        self._depth += 1
-        if self._error is not None or self._depth > 1:
-            return
-        if not self.restored:
-            self._refuse_or_begin()
-        self._gaps.step_begins()
-        begun = time.perf_counter()
-        try:
-            self._finish_copying()
-            self._log(optimizer, closure=_closure(args, kwargs))
-        except (Error, OSError) as error:
-            self._fail(error)
-        self._stalls.append(time.perf_counter() - begun)
-
-    def _after_step(self, *_: Any) -> None:
-        if self.replays:
-            return
-        self._depth -= 1
-        if self._depth > 0:
-            return
-        self.step += 1
-        if self._over:
-            return
-        begun = time.perf_counter()
-        try:
-            if self._open:
-                self._open = False
-                assert self._writer is not None
-                self._note(self._writer.end())
-            if self._error is None:
-                self._poll_base(0.0)
-            if self._interval and self.step - self._base_at >= self._interval:
-                self.begin_base()
-        except (Error, OSError) as error:
-            self._fail(error)
-        if self._stalls:
-            self._stalls[-1] += time.perf_counter() - begun
-        self._gaps.step_over()
-
-    # -- inside ---------------------------------------------------------------------------------
+        self._base_at = self.step
 
     def _abandon_step(self) -> None:
         """An exception ended the optimizer's last step: nobody knows what it has done."""
-        if self._depth == 0:
+        if self._depth == 0 or self._in_closure:
             return
         self._depth = 0
+        if self._failed:
+            return
         if self._open and self._writer is not None:
             self._open = False
             self._writer.end()
@@ -277,13 +338,8 @@ class Recorder:
         self.restored = True
         self.begin_base()
 
-    def _log(self, optimizer: Any, closure: bool) -> None:
-        if self._writer is None or not self._logs:
-            return
-        if closure or getattr(optimizer, "grad_scale", None) is not None:
-            self._stop_logging("the optimizer's step computes gradients by itself")
-            return
-        if self._hole:
+    def _log(self, optimizer: Any) -> None:
+        if self._writer is None or not self._logs or self._hole:
             return
         told = self._told_of(optimizer)
         settings = told if told != self._told else {}
@@ -309,13 +365,14 @@ class Recorder:
         """How the step is taken, and what goes on with it."""
         told: dict[str, Any] = {"groups": settings_of(optimizer)}
         if self._training.cursor is not None:
-            told["cursor"] = self._training.cursor()
+            told["cursor"] = self._cursor()
         if self._training.extra:
-            told["extra"] = self._extra()
+            told["extra"] = states_of(self._training.extra)
         return told
 
-    def _extra(self) -> dict[str, Any]:
-        return {name: one.state_dict() for name, one in self._training.extra.items()}
+    def _cursor(self) -> Any:
+        cursor = self._training.cursor
+        return None if cursor is None else as_json(cursor(), "what the cursor gave")
 
     def _note(self, logged: dict[str, Any]) -> None:
         if not logged["proven"]:
@@ -356,6 +413,8 @@ class Recorder:
             self._stop_logging(f"gradients do not come as records, and cost {share:.1f} % a step")
 
     def _stop_logging(self, why: str) -> None:
+        if self._writer is None or not self._logs:
+            return
         self._logs = False
         warnings.warn(
             f"journal: no log from step {self.step + 1} on, only bases: {why}",
@@ -368,7 +427,7 @@ class Recorder:
         if late is None:
             return
         late["settings"] = settings_of(self._training.optimizer)
-        late["extra"] = self._extra()
+        late["extra"] = states_of(self._training.extra)
         text = json.dumps(late, separators=(",", ":")).encode()
         if self._arrived is not None:
             self._arrived.synchronize()
@@ -385,20 +444,19 @@ class Recorder:
             self._base_cost = (done["copy_s"] + done["write_s"], took_s)
             metrics.set_gauges({"scant_journal_base_step": float(done["step"])})
 
-    def _agree(self) -> bool:
-        """At each base: whether every rank can go on, and when the next base is due."""
+    def _agree(self) -> None:
+        """At every base: when the next one is due, and whether all ranks still keep anything."""
         step_s = self._gaps.step_s
         mine = Costs(step_s, *self._base_cost, _REPLAY_GUESS * step_s, self._logs)
-        everyone = gather((mine, self._error), self._group)
-        for rank, (_, text) in enumerate(everyone):
-            if text is not None:
-                self._over = True
-                if self._error is None:
-                    self._fail(Io(f"rank {rank}: {text}"))
-                return False
+        everyone = gather((mine, self._failure), self._group)
         if self._options.base_every == "auto":
-            self._interval = next_interval(Costs.slowest([costs for costs, _ in everyone]))
-        return True
+            self._interval = next_interval(Costs.slowest([one for one, _ in everyone]))
+        failures = [(rank, why) for rank, (_, why) in enumerate(everyone) if why is not None]
+        if failures:
+            self._told_failure = True
+            if not self._failed:
+                rank, why = failures[0]
+                self._fail(Refused(f"journal: rank {rank} keeps nothing any more: {why}"))
 
     def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Memory that the base writer can read, once ``_arrived`` has happened."""
@@ -426,7 +484,8 @@ class Recorder:
 
     def _fail(self, error: Exception) -> None:
         """The older states stay; by default training ends here."""
-        self._error = str(error)
+        self._failed = True
+        self._failure = str(error)
         if self._options.on_error == "raise":
             raise error
         warnings.warn(
@@ -436,6 +495,6 @@ class Recorder:
         )
 
 
-def _closure(args: Any, kwargs: Any) -> bool:
-    """Whether step() was given one; ``args`` begins with the optimizer."""
-    return (args[1] if len(args) > 1 else kwargs.get("closure")) is not None
+def _closure(args: Any, kwargs: Any) -> Any:
+    """What step() was given, if anything; ``args`` begins with the optimizer."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")

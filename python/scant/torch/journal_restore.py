@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from scant import _scant
-from scant.errors import Corrupt, InvalidArgument
+from scant.errors import Corrupt
 from scant.journal import tensor_files
 from scant.torch.journal_base import load, set_random_states, set_settings
+from scant.torch.journal_extra import load_extra, take_step_along
 from scant.torch.journal_members import Members, gather
 from scant.torch.journal_training import Training
 
@@ -105,9 +106,7 @@ def restore_base(
     size = members.size if members is not None else states[0]["world"]
     mine = next((one for one in states if one["rank"] == rank), states[0])
     load(at, files, training.module, training.optimizer, mine["values"], mine["settings"])
-    for name, one in training.extra.items():
-        if name in mine["extra"]:
-            one.load_state_dict(mine["extra"][name])
+    load_extra(training.extra, mine["extra"])
     result = Restored(step, step, cursor=mine["cursor"], timeline=base["timeline"])
     result.joins = base["sequence"]
     if members is not None:
@@ -172,7 +171,7 @@ def replay(training: Training, folder: _scant.JournalFolder, result: Restored, u
         training.set_state(read["state"])
         result.step = step
         result.joins = sequence + 1
-    _restore_extra(training, extras, result.step)
+    take_step_along(training.extra, extras, result.base_step + 1, result.step)
 
 
 @torch.no_grad()
@@ -183,21 +182,3 @@ def _step(training: Training, views: Sequence[torch.Tensor], present: Sequence[b
         training.optimizer.step()
     for parameter in training.parameters:
         parameter.grad = None
-
-
-def _restore_extra(training: Training, extras: Sequence[tuple[int, Any]], last: int) -> None:
-    """Entries hold schedulers as they were when the step was taken. Those that changed from the
-    last but one to the last are stepped after each step, so once more here."""
-    if not extras:
-        return
-    step, newest_extra = extras[-1]
-    before = extras[-2][1] if len(extras) > 1 else {}
-    for name, one in training.extra.items():
-        if name not in newest_extra:
-            continue
-        one.load_state_dict(newest_extra[name])
-        stepped = step == last and before.get(name) != newest_extra[name]
-        if stepped and isinstance(one, torch.optim.lr_scheduler.LRScheduler):
-            if isinstance(one, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                raise InvalidArgument("journal: ReduceLROnPlateau is stepped once an epoch")
-            one.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from scant import _scant
 from scant.errors import InvalidArgument, Unsupported
-from scant.torch.journal_base import KINDS
+from scant.torch.journal_extra import states_of
+from scant.torch.journal_json import KINDS
 from scant.torch.wrapped import Wrapped
 
 __all__ = ["Training"]
@@ -34,7 +36,7 @@ class Training:
         self.wrapped = model if isinstance(model, Wrapped) else None
         inner: Any = getattr(model, "module", model) if _is_parallel(model) else model
         self.module: torch.nn.Module = inner
-        self.optimizer = optimizer
+        self.optimizer = optimizer = _own(optimizer)
         self.cursor = cursor
         self.extra = dict(extra)
         _check(self.module, optimizer, self.extra)
@@ -42,13 +44,15 @@ class Training:
             self.parameters = list(self.wrapped._parameters_in_order)
             self.names = list(self.wrapped._names)
         else:
+            stepped = {id(one) for one in _parameters_of(optimizer)}
             trained = [
                 (name, one)
                 for name, one in self.module.named_parameters()
-                if one.requires_grad and one.numel() > 0
+                if id(one) in stepped and one.requires_grad and one.numel() > 0
             ]
             self.names = [name for name, _ in reversed(trained)]
             self.parameters = [one for _, one in reversed(trained)]
+        self._ids = {id(one) for one in self.parameters}
         self.bytes = [one.nbytes for one in self.parameters]
         self._likes = [torch.empty_like(one, device="meta") for one in self.parameters]
         buffers = dict(self.module.named_buffers())
@@ -76,6 +80,15 @@ class Training:
             return None
         return wrapped._averager
 
+    def check_known(self) -> None:
+        """On every rank: the log would lack what was unfrozen or added since attach()."""
+        for one in _parameters_of(self.optimizer):
+            if one.grad is not None and id(one) not in self._ids and one.numel() > 0:
+                raise InvalidArgument(
+                    f"journal: {self._name_of(one)} has a gradient, and had none to expect at "
+                    "attach(): close() and attach() again when parameters are added or unfrozen"
+                )
+
     def gradients(self) -> list[Memory]:
         """Of each parameter, in the order of its memory; (0, 0): none."""
         self._kept = []
@@ -83,6 +96,12 @@ class Training:
         if self._pinned:
             torch.cuda.current_stream().synchronize()
         return found
+
+    def _name_of(self, parameter: torch.Tensor) -> str:
+        for name, one in self.module.named_parameters():
+            if one is parameter:
+                return f"'{name}'"
+        return f"a parameter of shape {tuple(parameter.shape)} that is not the model's"
 
     def _gradient(self, index: int) -> Memory:
         gradient = self.parameters[index].grad
@@ -141,6 +160,38 @@ class Training:
         ]
         return [*rows, ("the optimizer", type(self.optimizer).__name__)]
 
+    def warn_of_gaps(self) -> None:
+        """What a log of gradients does not bring back."""
+        stepped = {id(one) for one in _parameters_of(self.optimizer)}
+        others = [
+            name
+            for name, one in self.module.named_parameters()
+            if one.requires_grad and id(one) not in stepped
+        ]
+        text = ""
+        if others:
+            text += f"{len(others)} trained parameters that the optimizer lacks ('{others[0]}'), "
+        if self.unlogged_buffers:
+            text += f"buffers of more than 1 MB in all ('{self.unlogged_buffers[0]}'), "
+        if text:
+            warnings.warn(
+                f"journal: the log does not hold {text}which a fast restore gives as of the base",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _own(optimizer: Any) -> Any:
+    """What accelerate and Lightning wrap: hooks run at its steps, not at theirs."""
+    inner = getattr(optimizer, "optimizer", None)
+    while isinstance(inner, torch.optim.Optimizer):
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    return optimizer
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [one for group in optimizer.param_groups for one in group["params"]]
+
 
 def _is_parallel(model: torch.nn.Module) -> bool:
     return isinstance(model, Wrapped | torch.nn.parallel.DistributedDataParallel)
@@ -155,6 +206,8 @@ def _check(
         raise InvalidArgument(
             f"journal: a torch.optim.Optimizer is needed, got {type(optimizer).__name__}"
         )
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        raise Unsupported("journal: ZeroRedundancyOptimizer: no rank has the whole state")
     known = {id(one) for one in module.parameters()}
     for number, group in enumerate(optimizer.param_groups):
         for one in group["params"]:
@@ -163,8 +216,10 @@ def _check(
                     f"journal: parameter group {number} of the optimizer has a parameter of "
                     f"shape {tuple(one.shape)} that is not the model's"
                 )
-            if one.dtype not in KINDS:
-                raise Unsupported(f"journal: a parameter of {one.dtype}")
+            if one.dtype not in KINDS or hasattr(one, "device_mesh"):
+                what = "DTensor" if one.dtype in KINDS else one.dtype
+                raise Unsupported(f"journal: a parameter is a {what}")
     for name, one in extra.items():
         if not (hasattr(one, "state_dict") and hasattr(one, "load_state_dict")):
             raise InvalidArgument(f"journal: extra '{name}' has no state_dict and load_state_dict")
+    states_of(extra)  # says what cannot be kept

@@ -146,7 +146,8 @@ def case_lost_mass_is_told() -> None:
         restored = journal.restore()
         assert restored is not None
         if RANK == 0:
-            assert abs(restored.lost_mass - norm) < 0.02 * norm, (restored, norm)
+            # As the encoders report it: what the owners of averages keep is not in it.
+            assert abs(restored.lost_mass - norm) < 0.03 * norm, (restored, norm)
     again.close()
 
 
