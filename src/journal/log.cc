@@ -50,8 +50,8 @@ class Reading {
   bool join(const SegmentHeader& header) {
     auto& entries = log_.entries;
     const bool begins = header.sequence == begin_ && entries.empty();
-    const bool follows = std::ranges::any_of(
-        entries, [&](const LogEntry& entry) { return entry.header.sequence + 1 == header.joins; });
+    const bool follows = std::ranges::binary_search(
+        entries, header.joins, {}, [](const LogEntry& entry) { return entry.header.sequence + 1; });
     if (!begins && !follows && header.joins != first_) return false;
     while (!entries.empty() && entries.back().header.sequence >= header.joins) entries.pop_back();
     expected_ = header.sequence;

@@ -141,7 +141,7 @@ TEST(HostileStep, RecordsThatFitNoTensorAreRefused) {
   EXPECT_TRUE(refused({record(2, 1)}, PartKind::averages)) << "no such tensor";
   EXPECT_TRUE(refused({right, record(0, 64)}, PartKind::gathered)) << "of two shapes";
   auto torn = right;
-  torn.resize(torn.size() - 1);
+  torn.pop_back();
   EXPECT_TRUE(refused({torn}, PartKind::averages));
   base::Rng rng(kSeed);
   for (const uint64_t first : {uint64_t{1} << 62, uint64_t{64}, UINT64_MAX - 63}) {

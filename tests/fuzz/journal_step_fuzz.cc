@@ -1,0 +1,115 @@
+// Bodies of steps. What is read can be written again as the same bytes, but for what is reserved;
+// decoding stays within the model's tensors and gives the same twice; a factor that is found gives
+// what was found. Input: mode, then the body.
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "base/crc.h"
+#include "codec/little_endian.h"
+#include "codec/record.h"
+#include "fuzz_input.h"
+#include "journal/step.h"
+
+using namespace scant;
+using namespace scant::journal;
+
+namespace {
+
+constexpr uint8_t kSealed = 1;  // records get magic, version, length and checksum that fit
+const std::vector<uint64_t> kTensors{400, 16, 6, 0, 20000};  // bytes
+
+// A copy of exactly the right size, so that a sanitizer sees a step past it.
+struct Exact {
+  explicit Exact(Bytes bytes)
+      : memory(std::make_unique<std::byte[]>(bytes.size())), size(bytes.size()) {
+    std::copy(bytes.begin(), bytes.end(), memory.get());
+  }
+  [[nodiscard]] MutableBytes view() const { return {memory.get(), size}; }
+  std::unique_ptr<std::byte[]> memory;
+  size_t size;
+};
+
+void seal(MutableBytes record) {
+  constexpr size_t kLengthAt = 48;
+  constexpr size_t kCrcAt = 60;
+  if (record.size() < codec::kRecordHeaderBytes) return;
+  codec::store_little(record.data(), codec::kRecordMagic);
+  codec::store_little(record.data() + 4, uint32_t{codec::kRecordVersion});
+  codec::store_little(record.data() + kLengthAt, uint64_t{record.size()});
+  const uint32_t crc = base::crc32c(record.subspan(codec::kRecordHeaderBytes),
+                                    base::crc32c(Bytes(record).first(kCrcAt)));
+  codec::store_little(record.data() + kCrcAt, crc);
+}
+
+// The parts of a right body are within it.
+void seal_records(const Step& step, MutableBytes body) {
+  for (const Part& part : step.parts) {
+    if (part.kind != PartKind::averages && part.kind != PartKind::gathered) continue;
+    const auto at = static_cast<size_t>(part.bytes.data() - body.data());
+    seal(body.subspan(at, part.bytes.size()));
+  }
+}
+
+std::vector<std::byte> write(const Step& step) {
+  const WrittenStep written(step);
+  std::vector<std::byte> all;
+  for (const Bytes piece : written.pieces()) all.insert(all.end(), piece.begin(), piece.end());
+  return all;
+}
+
+std::vector<std::vector<std::byte>> values(Gradients& gradients) {
+  std::vector<std::vector<std::byte>> all;
+  for (size_t i = 0; i < gradients.tensors(); ++i) {
+    const Bytes one = gradients.tensor(i);
+    all.emplace_back(one.begin(), one.end());
+  }
+  return all;
+}
+
+void check_decoding(Step step) {
+  Gradients gradients(kTensors);
+  for (size_t i = 0; i < kTensors.size(); ++i) std::ranges::fill(gradients.tensor(i), std::byte{0});
+  const Result<void> decoded = gradients.decode(step, false);
+  if (!decoded) {
+    SCANT_CHECK(!decoded.error().message.empty());
+    return;
+  }
+  const auto found = values(gradients);
+  step.crc = gradients.crc(step.present);
+  SCANT_CHECK(gradients.decode(step, true).ok());
+  SCANT_CHECK(values(gradients) == found);
+  // As the writer proves it: records first, then the factor.
+  const float factor = std::exchange(step.factor, 1.0f);
+  std::vector<Bytes> views(found.begin(), found.end());
+  SCANT_CHECK(gradients.decode(step, false).ok());
+  float is = 1;
+  if (!gradients.find_factor(views, is)) return;
+  if (gradients.crc(step.present) != step.crc) return;
+  SCANT_CHECK(std::isfinite(is) && std::isfinite(factor));
+  step.factor = is;
+  SCANT_CHECK(gradients.decode(step, true).ok());
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  fuzz::Input input(data, size);
+  const uint8_t mode = input.byte();
+  const Exact body(input.rest());
+  auto step = read_step(body.view());
+  if (!step) {
+    SCANT_CHECK(step.error().code == ErrorCode::corrupt);
+    return 0;
+  }
+  if ((mode & kSealed) != 0) seal_records(step.value(), body.view());
+  const auto again = read_step(body.view());
+  SCANT_CHECK(again.ok());
+  const auto written = write(again.value());
+  SCANT_CHECK(written.size() == body.size);
+  const auto third = read_step(written);
+  SCANT_CHECK(third.ok() && fuzz::equal(write(third.value()), written));
+  check_decoding(again.value());
+  return 0;
+}
