@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from scant.torch.journal_members import Members, gather
 from scant.torch.journal_training import Training
 
 __all__ = ["Restored", "agree", "newest", "replay", "restore_base"]
+
+_COUNT_AT = 16  # in saved residuals: the number of entries
 
 
 @dataclass
@@ -138,12 +141,28 @@ def _restore_residuals(
     """This rank's, and under another number of ranks also those of ranks that are no more."""
     if training.wrapped is None:
         return
+    found = []
     for state in sorted(states, key=lambda one: int(one["rank"])):
         name = state["residuals"]
         if int(state["rank"]) % size == rank and name in files:
-            saved = tensor_files.read(at / name)["residuals"].data
-            if saved.nbytes:
-                training.wrapped._averager.restore(bytes(saved))
+            saved = bytes(tensor_files.read(at / name)["residuals"].data)
+            if saved:
+                found.append(saved)
+    if found:
+        training.wrapped._averager.restore(_together(found))
+
+
+def _together(saved: Sequence[bytes]) -> bytes:
+    """Residuals of several ranks as of one: restore() would drop those of the one before. Of each,
+    behind its head (docs/gradients.md), the entries, which add up where they overlap."""
+    if len(saved) == 1:
+        return saved[0]
+    count = sum(struct.unpack_from("<Q", one, _COUNT_AT)[0] for one in saved)
+    body = bytearray(saved[0][:_COUNT_AT] + struct.pack("<Q", count))
+    for one in saved:
+        body += one[_COUNT_AT + 8 : -4]
+    crc = _scant.crc32c(torch.frombuffer(body, dtype=torch.uint8).data_ptr(), len(body), 0)
+    return bytes(body) + struct.pack("<I", crc)
 
 
 def replay(training: Training, folder: _scant.JournalFolder, result: Restored, until: int) -> None:
