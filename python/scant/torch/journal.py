@@ -21,7 +21,7 @@ from scant import _scant
 from scant.errors import Error, InvalidArgument, Refused
 from scant.torch.journal_members import Lock, Members, gather, join
 from scant.torch.journal_recorder import Recorder
-from scant.torch.journal_restore import Restored, agree, newest, restore_base, replay
+from scant.torch.journal_restore import Restored, agree, newest, replay, restore_base, warn_of
 from scant.torch.journal_training import Training
 from scant.torch.same_model import check_same
 
@@ -147,8 +147,13 @@ class Journal:
             raise InvalidArgument("journal: restore() comes once, before the first step")
         self._restored = True
         result = self._restore(mode)
-        if result is None or result.replayed > 0:
-            self._recorder.begin_base()
+        if result is None:
+            self._recorder.begin_base(wait=True)
+            return None
+        if result.replayed > 0:
+            self._recorder.begin_base(wait=self._has_gap(result))
+        if self._members is not None and self._members.leads:
+            warn_of(result)
         return result
 
     @property
@@ -167,11 +172,7 @@ class Journal:
 
     def close(self) -> None:
         """Ends what is under way: the last base, the last sync. Other writers may come then."""
-        recorder, self._recorder = self._recorder, None
-        if recorder is not None:
-            recorder.close()
-        if self._lock is not None:
-            self._lock.release()
+        self._close(wait=True)
 
     def __enter__(self) -> Journal:
         return self
@@ -186,9 +187,18 @@ class Journal:
             self.close()
         else:  # others may be gone: nobody is waited for
             with contextlib.suppress(Error):
-                self.close()
+                self._close(wait=False)
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _close(self, wait: bool) -> None:
+        recorder, self._recorder = self._recorder, None
+        try:
+            if recorder is not None:
+                recorder.close(wait)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def _check_options(self) -> None:
         def bad(name: str, value: Any, wanted: str) -> InvalidArgument:
@@ -278,8 +288,20 @@ class Journal:
                 replay(self._training, self._folder, result, step)
             finally:
                 self._recorder.replays = False
-        self._recorder.continue_at(result, took_back=step > result.step)
+        result.problems = list(
+            dict.fromkeys(text for one in self._all_found for text in one["problems"])
+        )
+        gap = self._has_gap(result) and result.replayed == 0
+        self._recorder.continue_at(result, took_back=step > result.step, gap=gap)
         return result
+
+    def _has_gap(self, result: Restored) -> bool:
+        """Whether entries that are written now could not be read behind those of this state: some
+        of the numbers between are of entries that are damaged, or were never finished."""
+        assert self._found is not None
+        last, following = self._found["last"], self._found["next"]
+        base = result.base_step
+        return last[base] != result.step or following[base] != self._found["sequence"]
 
 
 def load(
@@ -302,6 +324,8 @@ def load(
     assert base_step is not None
     result = restore_base(training, folder, pathlib.Path(path), base_step, None, None)
     replay(training, folder, result, step)
+    result.problems = found["problems"]
+    warn_of(result)
     return result
 
 

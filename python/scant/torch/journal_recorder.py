@@ -91,11 +91,12 @@ class Recorder:
 
     # -- what the journal calls -----------------------------------------------------------------
 
-    def continue_at(self, result: Restored, took_back: bool) -> None:
-        """Steps go on from there; what the log has behind it counts no more."""
+    def continue_at(self, result: Restored, took_back: bool, gap: bool) -> None:
+        """Steps go on from there; what the log has behind it counts no more. ``gap``: the entries
+        to come do not follow the base's number."""
         self.step = self._base_at = result.step
         self._timeline = result.timeline + (1 if took_back else 0)
-        if took_back and self._members.leads:
+        if (took_back or gap) and self._members.leads:
             contents = self._folder.look(False)["manifest"]
             oldest = contents["oldest"] if contents is not None else result.step
             self._folder.write_manifest(
@@ -105,8 +106,9 @@ class Recorder:
         gather(None, self._group)
         self._agree_interval()
 
-    def begin_base(self) -> None:
-        """All ranks, after the same step; what is copied stays as it is until the next one."""
+    def begin_base(self, wait: bool = False) -> None:
+        """All ranks, after the same step; what is copied stays as it is until the next one.
+        ``wait``: until it has its name, for without it the entries to come would be no use."""
         if self._base.busy():
             self._poll_base(_BASE_WAIT_S)
         self._agree_interval()
@@ -146,6 +148,9 @@ class Recorder:
         self._base_bytes = total
         self._base_begun_at = time.perf_counter()
         self._base_at = self.step
+        if wait:
+            self._finish_copying()
+            self._poll_base(_BASE_WAIT_S)
 
     def sync(self) -> None:
         """Every entry so far is durable when it returns."""
@@ -170,14 +175,15 @@ class Recorder:
             **cost,
         }
 
-    def close(self) -> None:
-        """The last base gets its name; hooks go."""
+    def close(self, wait: bool = True) -> None:
+        """The last base gets its name, if the other ranks are waited for; hooks go."""
         for hook in self._hooks:
             hook.remove()
         try:
-            if not self._failed:
+            if not self._failed and wait:
                 self._finish_copying()
                 self._poll_base(_BASE_WAIT_S)
+            if not self._failed:
                 self.sync()
         finally:
             self._base.close()
@@ -254,7 +260,7 @@ class Recorder:
                 "attach(), or give another folder"
             )
         self.restored = True
-        self.begin_base()
+        self.begin_base(wait=True)
 
     def _log(self, optimizer: Any, closure: bool) -> None:
         if self._writer is None or not self._logs:

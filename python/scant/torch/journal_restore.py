@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from scant.torch.journal_base import load, set_random_states, set_settings
 from scant.torch.journal_members import Members, gather
 from scant.torch.journal_training import Training
 
-__all__ = ["Restored", "agree", "newest", "replay", "restore_base"]
+__all__ = ["Restored", "agree", "newest", "replay", "restore_base", "warn_of"]
 
 
 @dataclass
@@ -40,26 +41,44 @@ class Restored:
         return self.step - self.base_step
 
 
+def warn_of(result: Restored) -> None:
+    """Damage that was passed over must not go by unseen."""
+    if result.problems:
+        warnings.warn(
+            f"journal: damaged: {'; '.join(result.problems)}; step {result.step} was restored from "
+            f"base {result.base_step}, which is whole",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def newest(folder: _scant.JournalFolder, path: pathlib.Path) -> dict[str, Any]:
-    """What can be restored: each whole base with the last step of its log."""
+    """What can be restored: each whole base with the last step of its log, and the number of the
+    entry that would follow."""
     contents = folder.look()
     bases = {one["step"]: one for one in contents["bases"] if not one["problem"]}
-    found: dict[str, Any] = {"job": None, "model": None, "timeline": 0, "last": {}, "problems": []}
+    found: dict[str, Any] = {"job": None, "model": None, "timeline": 0, "last": {}, "next": {}}
     found["problems"] = list(contents["problems"])
-    if contents["manifest"] is not None:
-        found["timeline"] = contents["manifest"]["timeline"]
+    manifest = contents["manifest"]
+    if manifest is not None:
+        found["timeline"] = manifest["timeline"]
     for step, base in bases.items():
         state = folder.state(step)
         found["last"][step] = state["step"]
+        named = manifest is not None and manifest["base"] == step
+        first = manifest["sequence"] if named else base["sequence"]
+        found["next"][step] = state["entries"][-1][0] + 1 if state["entries"] else first
         found["job"], found["model"] = base["job"], base["model"]
         found["timeline"] = max(found["timeline"], base["timeline"])
         end = state["end"]
         if end is not None and end["damaged"]:
-            found["problems"].append(
+            problem = (
                 f"{end['segment']}: damaged at byte {end['offset']}: entry {end['sequence']} and "
                 f"what follows cannot be used; whole until step {state['step']}"
             )
-    if not bases and (contents["manifest"] is not None or contents["problems"]):
+            if problem not in found["problems"]:  # another base's log goes through the same place
+                found["problems"].append(problem)
+    if not bases and (manifest is not None or contents["problems"]):
         raise Corrupt(f"journal: {path}: no base is whole: " + "; ".join(contents["problems"]))
     return found
 
