@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ import scant
 import scant.torch
 
 RANKS = 2
-PATIENCE_S = 60.0  # for one launch; then it hangs, which is wrong
+PATIENCE_S = 150.0  # for one launch: beyond the 120 s for which a base waits for other ranks
 GROUP_TIMEOUT_S = 20
 
 Event = dict[str, Any]
@@ -138,6 +139,7 @@ def _train(training: Training, rank: int, store: str, pipe: int) -> None:
 def _be_rank(training: Training, rank: int, store: str, pipe: int) -> NoReturn:
     status = 1
     try:
+        faulthandler.enable()
         os.environ |= {
             "RANK": str(rank),
             "WORLD_SIZE": str(RANKS),
@@ -229,9 +231,9 @@ class _Watch:
                 return False
         return True
 
-    def kill(self, ranks: tuple[int, ...]) -> None:
+    def kill(self, ranks: tuple[int, ...], number: int = signal.SIGKILL) -> None:
         for rank in ranks:
-            os.kill(self.pids[rank], signal.SIGKILL)
+            os.kill(self.pids[rank], number)
 
     def reap(self) -> None:
         for rank, pid in enumerate(self.pids):
@@ -253,8 +255,9 @@ def launch(training: Training, moment: Moment | None = None) -> Launch:
         watch.read_until(deadline, lambda: False)
         watch.launch.hung = watch.read(0)
         if watch.launch.hung:
-            watch.kill(tuple(range(RANKS)))
+            watch.kill(tuple(range(RANKS)), signal.SIGABRT)  # Python's stacks say where
             watch.read_until(time.monotonic() + 1, lambda: False)
+            watch.kill(tuple(range(RANKS)))
         watch.reap()
     watch.launch.seconds = time.monotonic() - begun
     return watch.launch
