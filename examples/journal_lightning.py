@@ -53,7 +53,9 @@ class JournalCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Optimizers are there, and the data have not been asked for yet."""
         (optimizer,) = trainer.optimizers
-        extra = {f"scheduler{i}": one.scheduler for i, one in enumerate(trainer.lr_scheduler_configs)}
+        extra = {
+            f"scheduler{i}": one.scheduler for i, one in enumerate(trainer.lr_scheduler_configs)
+        }
         self.journal.attach(pl_module, optimizer, extra=extra)
         if self.journal.restore() is None:
             return

@@ -98,9 +98,7 @@ def test_another_number_of_ranks(ranks: int, plan: str, tmp_path: Path) -> None:
         assert row["restored"] == steps_of(first)[12]
     ends = {rows_of(again, rank)[-1]["is"] for rank in range(ranks)}
     assert len(ends) == 1, again.text()
-    kept = [
-        next(row for row in rows_of(first, rank) if row.get("step") == 10) for rank in range(3)
-    ]
+    kept = [next(row for row in rows_of(first, rank) if row.get("step") == 10) for rank in range(3)]
     before, after = residuals_of(kept, ranks), residuals_of(begun, ranks)
     assert any(abs(sums[0]) > 1e-3 for sums in before)
     for tensor, (one, other) in enumerate(zip(before, after, strict=True)):

@@ -21,7 +21,7 @@ from scant import _scant
 from scant.errors import Error, InvalidArgument, Refused
 from scant.torch.journal_members import Lock, Members, gather, join
 from scant.torch.journal_recorder import Recorder
-from scant.torch.journal_restore import Restored, agree, newest, replay, restore_base
+from scant.torch.journal_restore import Restored, agree, newest, replay, restore_base, warn_of
 from scant.torch.journal_training import Training
 from scant.torch.same_model import check_same
 
@@ -154,7 +154,9 @@ class Journal:
         self._restored = True
         result = self._restore(mode)
         if result is None or result.replayed > 0:
-            self._recorder.begin_base()
+            self._recorder.begin_base(waits=result is None)
+        if result is not None and self._members is not None and self._members.leads:
+            warn_of(result)
         return result
 
     @property
@@ -289,6 +291,9 @@ class Journal:
                 replay(self._training, self._folder, result, step)
             finally:
                 self._recorder.replays = False
+        result.problems = list(
+            dict.fromkeys(text for one in self._all_found for text in one["problems"])
+        )
         if self._members.leads:
             self._folder.sync_state(base_step)
         self._recorder.continue_at(result, took_back=step > result.step)
@@ -315,6 +320,8 @@ def load(
     assert base_step is not None
     result = restore_base(training, folder, pathlib.Path(path), base_step, None, None)
     replay(training, folder, result, step)
+    result.problems = found["problems"]
+    warn_of(result)
     return result
 
 

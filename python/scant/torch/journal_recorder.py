@@ -120,11 +120,15 @@ class Recorder:
             )  # fmt: skip
         self._agree()
 
-    def begin_base(self) -> None:
-        """All ranks, after the same step."""
+    def begin_base(self, waits: bool = False) -> None:
+        """All ranks, after the same step. ``waits``: until it has its name, for there is no other,
+        and entries without a base would be no use."""
         self._agree()
         if not self._failed:
             self._begin_base()
+        if waits and not self._failed:
+            self._finish_copying()
+            self._poll_base(_BASE_WAIT_S)
 
     def _open_log(self, joins: int | None) -> None:
         """Behind the state that was restored, if there is one."""
@@ -336,7 +340,7 @@ class Recorder:
                 "attach(), or give another folder"
             )
         self.restored = True
-        self.begin_base()
+        self.begin_base(waits=True)
 
     def _log(self, optimizer: Any) -> None:
         if self._writer is None or not self._logs or self._hole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from scant.torch.journal_extra import load_extra, take_step_along
 from scant.torch.journal_members import Members, gather
 from scant.torch.journal_training import Training
 
-__all__ = ["Restored", "agree", "newest", "replay", "restore_base"]
+__all__ = ["Restored", "agree", "newest", "replay", "restore_base", "warn_of"]
 
 _COUNT_AT = 16  # in saved residuals: the number of entries
 
@@ -45,6 +46,17 @@ class Restored:
         return self.step - self.base_step
 
 
+def warn_of(result: Restored) -> None:
+    """Damage that was passed over must not go by unseen."""
+    if result.problems:
+        warnings.warn(
+            f"journal: damaged: {'; '.join(result.problems)}; step {result.step} was restored from "
+            f"base {result.base_step}, which is whole",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def newest(folder: _scant.JournalFolder, path: pathlib.Path) -> dict[str, Any]:
     """What can be restored: each whole base with the last step of its log."""
     contents = folder.look()
@@ -60,10 +72,12 @@ def newest(folder: _scant.JournalFolder, path: pathlib.Path) -> dict[str, Any]:
         found["timeline"] = max(found["timeline"], base["timeline"])
         end = state["end"]
         if end is not None and end["damaged"]:
-            found["problems"].append(
+            problem = (
                 f"{end['segment']}: damaged at byte {end['offset']}: entry {end['sequence']} and "
                 f"what follows cannot be used; whole until step {state['step']}"
             )
+            if problem not in found["problems"]:  # another base's log goes through the same place
+                found["problems"].append(problem)
     if not bases and (contents["manifest"] is not None or contents["problems"]):
         raise Corrupt(f"journal: {path}: no base is whole: " + "; ".join(contents["problems"]))
     return found

@@ -147,7 +147,7 @@ def case_lost_mass_is_told() -> None:
         assert restored is not None
         if RANK == 0:
             # As the encoders report it: what the owners of averages keep is not in it.
-            assert abs(restored.lost_mass - norm) < 0.03 * norm, (restored, norm)
+            assert abs(restored.lost_mass - norm) < 0.05 * norm, (restored, norm)
     again.close()
 
 
