@@ -243,7 +243,9 @@ class _Watch:
 
 def launch(training: Training, moment: Moment | None = None) -> Launch:
     """Runs the ranks until they are gone; kills some at the moment, if it comes."""
-    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not fork ranks"
+    assert len(list(pathlib.Path("/proc/self/task").iterdir())) == 1, (
+        "a process with threads must not fork ranks"
+    )
     begun = time.monotonic()
     deadline = begun + PATIENCE_S
     with tempfile.TemporaryDirectory(prefix="scant-store-") as folder:

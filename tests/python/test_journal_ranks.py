@@ -5,7 +5,6 @@ ranks than before.
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -114,4 +113,4 @@ def test_a_launch_after_a_kill_may_have_fewer_ranks(tmp_path: Path) -> None:
     assert again.returncodes == [0, 0], again.text()
     begun = rows_of(again, 0)[0]
     assert begun["restored"] == steps_of(died)[begun["first"]]
-    assert begun["first"] >= 7 and os.path.isdir(journal)
+    assert begun["first"] >= 7 and Path(journal).is_dir()

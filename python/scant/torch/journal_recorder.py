@@ -14,6 +14,7 @@ import torch
 from scant import _scant, metrics
 from scant.errors import Error, InvalidArgument, Refused
 from scant.torch.journal_base import random_states, settings_of, shards, source, tensors_of
+from scant.torch.journal_device import HostCopies
 from scant.torch.journal_extra import states_of
 from scant.torch.journal_json import as_json
 from scant.torch.journal_members import Members, gather
@@ -87,9 +88,7 @@ class Recorder:
         self._base_left = 0  # bytes that are to be copied in backward
         self._late: dict[str, Any] | None = None  # of the base that is being copied
         self._kept: list[torch.Tensor] = []  # copies that the base writer reads
-        self._pinned: dict[int, torch.Tensor] = {}  # host memory, by what is copied there
-        self._side: Any = None  # a stream, and what says that its copies have come
-        self._arrived: Any = None
+        self._host = HostCopies()
         self._interval = options.base_every if options.base_every != "auto" else 0
         self._base_cost = (0.0, 0.0)  # work, and until it had its name
         self._stalls: collections.deque[float] = collections.deque(maxlen=_HISTORY)
@@ -156,8 +155,7 @@ class Recorder:
             "base_bytes": self._base_bytes,
             "base_work_s": self._base_cost[0],
             "base_s": self._base_cost[1],
-            "memory_bytes_max": memory
-            + sum(one.nbytes for one in [*self._kept, *self._pinned.values()]),
+            "memory_bytes_max": memory + sum(one.nbytes for one in self._kept) + self._host.nbytes,
             **self._totals,
             **cost,
         }
@@ -299,7 +297,7 @@ class Recorder:
         total = 0
         for kind, of in (("model", tensors.model), ("optimizer", tensors.optimizer)):
             names = shards(of, ranks, buffers)[place]
-            mine = {name: self._on_host(of[name]) for name in names}
+            mine = {name: self._host.of(of[name]) for name in names}
             sources.append(source(f"{kind}-{place:04d}.safetensors", mine, self._kept))
             total += sum(one.nbytes for one in mine.values())
         residuals = f"residuals-{place:04d}.safetensors"
@@ -313,7 +311,7 @@ class Recorder:
             "random": random_states(), "cursor": self._cursor(),
             "values": tensors.values, "residuals": residuals, "parameters": self._training.names,
         }  # fmt: skip
-        first = int(total * self._gaps.forward_share()) if self._arrived is None else 0
+        first = int(total * self._gaps.forward_share()) if self._host.arrived() else 0
         self._base.grant(first)
         self._base_left = total - first
         self._base_bytes = total
@@ -433,9 +431,7 @@ class Recorder:
         late["settings"] = settings_of(self._training.optimizer)
         late["extra"] = states_of(self._training.extra)
         text = json.dumps(late, separators=(",", ":")).encode()
-        if self._arrived is not None:
-            self._arrived.synchronize()
-            self._arrived = None
+        self._host.wait()
         self._base.finish_copying(f"state-{self._members.place:04d}.json", text)
         self._base_left = 0
         self._kept = []
@@ -462,27 +458,9 @@ class Recorder:
                 rank, why = failures[0]
                 self._fail(Refused(f"journal: rank {rank} keeps nothing any more: {why}"))
 
-    def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Memory that the base writer can read, once ``_arrived`` has happened."""
-        if tensor.device.type == "cpu":
-            return tensor
-        pinned = self._pinned.get(tensor.data_ptr())
-        if pinned is None or pinned.shape != tensor.shape or pinned.dtype != tensor.dtype:
-            pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
-            self._pinned[tensor.data_ptr()] = pinned
-        cuda: Any = torch.cuda
-        if self._side is None:
-            self._side = cuda.Stream(tensor.device)
-        self._side.wait_stream(cuda.current_stream(tensor.device))
-        with cuda.stream(self._side):
-            pinned.copy_(tensor, non_blocking=True)
-            self._arrived = cuda.Event()
-            self._arrived.record(self._side)
-        return pinned
-
     def _grant(self) -> None:
         """The rest may be copied in backward; from pinned memory only what has come there."""
-        if self._arrived is None or self._arrived.query():
+        if self._host.arrived():
             self._base.grant(self._base_left)
             self._base_left = 0
 
