@@ -186,9 +186,7 @@ def test_a_newcomer_reads_beside_the_writer(tmp_path: Path) -> None:
             first.step()
         journal.sync()
         other = Run(seed=2)
-        found = load(
-            tmp_path / "j", other.model, other.optimizer, {"scheduler": other.scheduler}
-        )
+        found = load(tmp_path / "j", other.model, other.optimizer, {"scheduler": other.scheduler})
         assert found.step == 10
         assert_same(first.state(), other.state())
 

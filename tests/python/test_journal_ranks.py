@@ -5,7 +5,6 @@ ranks than before.
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -98,9 +97,7 @@ def test_another_number_of_ranks(ranks: int, plan: str, tmp_path: Path) -> None:
         assert row["restored"] == steps_of(first)[12]
     ends = {rows_of(again, rank)[-1]["is"] for rank in range(ranks)}
     assert len(ends) == 1, again.text()
-    kept = [
-        next(row for row in rows_of(first, rank) if row.get("step") == 10) for rank in range(3)
-    ]
+    kept = [next(row for row in rows_of(first, rank) if row.get("step") == 10) for rank in range(3)]
     before, after = residuals_of(kept, ranks), residuals_of(begun, ranks)
     assert any(abs(sums[0]) > 1e-3 for sums in before)
     for tensor, (one, other) in enumerate(zip(before, after, strict=True)):
@@ -116,4 +113,4 @@ def test_a_launch_after_a_kill_may_have_fewer_ranks(tmp_path: Path) -> None:
     assert again.returncodes == [0, 0], again.text()
     begun = rows_of(again, 0)[0]
     assert begun["restored"] == steps_of(died)[begun["first"]]
-    assert begun["first"] >= 7 and os.path.isdir(journal)
+    assert begun["first"] >= 7

@@ -151,7 +151,7 @@ class Journal:
         self._restored = True
         result = self._restore(mode)
         if result is None or result.replayed > 0:
-            self._recorder.begin_base()
+            self._recorder.begin_base(waits=result is None)
         return result
 
     @property

@@ -118,11 +118,19 @@ class Recorder:
             )  # fmt: skip
         self._agree()
 
-    def begin_base(self) -> None:
-        """All ranks, after the same step."""
+    def begin_base(self, waits: bool = False) -> None:
+        """All ranks, after the same step. ``waits``: until it is there, since without a first base
+        no log can be restored."""
         self._agree()
-        if not self._failed:
+        if self._failed:
+            return
+        try:
             self._begin_base()
+            if waits:
+                self._finish_copying()
+                self._poll_base(_BASE_WAIT_S)
+        except (Error, OSError) as error:
+            self._fail(error)
 
     def sync(self) -> None:
         """Every entry so far is durable when it returns."""
@@ -321,7 +329,7 @@ class Recorder:
                 "attach(), or give another folder"
             )
         self.restored = True
-        self.begin_base()
+        self.begin_base(waits=True)
 
     def _log(self, optimizer: Any) -> None:
         if self._writer is None or not self._logs or self._hole:
