@@ -96,5 +96,6 @@ def test_kill_is_what_ends_the_example(tmp_path: Path) -> None:
     example, journal = str(EXAMPLES / "journal.py"), str(tmp_path / "j")
     run(*ALONE, "-c", program, example, journal, expected=-signal.SIGKILL)
     whole = found(r"off by (.*)$", run(*ALONE, example, str(tmp_path / "whole")))
-    again = found(r"^steps 30 to 60: off by (.*)$", run(*ALONE, example, journal))
+    # It dies within step 31, whose gradients may be in the log already.
+    again = found(r"^steps 3[01] to 60: off by (.*)$", run(*ALONE, example, journal))
     assert again[1] == whole[1]
