@@ -53,9 +53,8 @@ class JournalCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Optimizers are there, and the data have not been asked for yet."""
         (optimizer,) = trainer.optimizers
-        extra = {
-            f"scheduler{i}": one.scheduler for i, one in enumerate(trainer.lr_scheduler_configs)
-        }
+        schedulers = [one.scheduler for one in trainer.lr_scheduler_configs]
+        extra = {f"scheduler{i}": one for i, one in enumerate(schedulers)}
         self.journal.attach(pl_module, optimizer, extra=extra)
         if self.journal.restore() is None:
             return
@@ -120,7 +119,7 @@ def main() -> None:
     data = DataLoader(TensorDataset(x, 3 * x + 1), BATCH, sampler=places)
     together: dict[str, Any] = {}
     if RANKS > 1:
-        ddp = pl.strategies.DDPStrategy(process_group_backend="gloo")  # or "scant"
+        ddp = pl.strategies.DDPStrategy(process_group_backend="scant")
         together = {"strategy": ddp, "devices": RANKS, "use_distributed_sampler": False}
     callbacks: list[pl.Callback] = [JournalCallback(sys.argv[1], places)]
     if len(sys.argv) > 2:

@@ -299,14 +299,13 @@ TEST_F(BaseWriterTest, ClosedWhileAPeerIsMissingItLeavesNoBase) {
 
 TEST_F(BaseWriterTest, AnotherBaseUnderTheSameNameIsAMismatch) {
   const auto bytes = random_bytes(1, 100);
-  for (int which = 0; which < 3; ++which) {
+  for (int which = 1; which < 3; ++which) {
     SCOPED_TRACE(which);
     TearDown();
     SetUp();
     const auto first = make({.rank = 0, .ranks = 2});
     const auto second = make({.rank = 1, .ranks = 2});
     BaseIndex other = index_of(10, 2);
-    if (which == 0) other.sequence = 11;
     if (which == 1) other.timeline = 1;
     if (which == 2) other.identity.job = 99;
     ASSERT_TRUE(second->start(other, source("b", bytes)).ok());

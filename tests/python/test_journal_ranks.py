@@ -113,4 +113,4 @@ def test_a_launch_after_a_kill_may_have_fewer_ranks(tmp_path: Path) -> None:
     assert again.returncodes == [0, 0], again.text()
     begun = rows_of(again, 0)[0]
     assert begun["restored"] == steps_of(died)[begun["first"]]
-    assert begun["first"] >= 7 and Path(journal).is_dir()
+    assert begun["first"] >= 7

@@ -123,11 +123,15 @@ class Recorder:
         """All ranks, after the same step. ``waits``: until it has its name, for there is no other,
         and entries without a base would be no use."""
         self._agree()
-        if not self._failed:
+        if self._failed:
+            return
+        try:
             self._begin_base()
-        if waits and not self._failed:
-            self._finish_copying()
-            self._poll_base(_BASE_WAIT_S)
+            if waits:
+                self._finish_copying()
+                self._poll_base(_BASE_WAIT_S)
+        except (Error, OSError) as error:
+            self._fail(error)
 
     def _open_log(self, joins: int | None) -> None:
         """Behind the state that was restored, if there is one."""

@@ -1,6 +1,4 @@
-"""A training of some steps under a journal, as any number of ranks.
-
-journal_run.py FOLDER STEPS [DIE]
+"""A training under a journal, as any number of ranks: journal_run.py FOLDER STEPS [DIE].
 
 Prints a line of JSON: where it began, and digests of what it restored and ended with. DIE is
 "RANK:STEP:WHERE": that rank (or each, "all") kills itself there, "backward" or "step".
