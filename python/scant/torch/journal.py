@@ -301,7 +301,7 @@ class Journal:
         assert self._found is not None
         last, following = self._found["last"], self._found["next"]
         base = result.base_step
-        return last[base] != result.step or following[base] != self._found["sequence"]
+        return bool(last[base] != result.step or following[base] != self._found["sequence"])
 
 
 def load(

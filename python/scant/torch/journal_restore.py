@@ -164,9 +164,7 @@ def _restore_residuals(
                 training.wrapped._averager.restore(bytes(saved))
 
 
-def replay(
-    training: Training, folder: _scant.JournalFolder, result: Restored, until: int
-) -> None:
+def replay(training: Training, folder: _scant.JournalFolder, result: Restored, until: int) -> None:
     """The optimizer takes the steps of the log."""
     state = folder.state(result.base_step)
     entries = [one for one in state["entries"] if result.step < one[1] <= until]

@@ -1,4 +1,4 @@
-"""scant.Journal on wrapped models: records in the log, residuals in bases, other numbers of ranks."""
+"""scant.Journal on wrapped models: records in the log, residuals in bases, several ranks."""
 
 from __future__ import annotations
 
