@@ -35,6 +35,7 @@ import harness
 
 STEPS = 40
 PLANS = ("plain", "q4", "1% q4")
+BASE_EVERY: list[int | str] = [3, 7, 20, "auto"]
 FAULTS = ("full disk", "file size limit", "torn write", "flipped bit", "missing segment")
 DELAY_MS_MAX = 12.0  # about four steps
 AGAIN = 0.3  # share of runs that are killed twice
@@ -257,7 +258,7 @@ def options_of(draw: random.Random, path: pathlib.Path, mode: str) -> Any:
         draw.choice(PLANS),
         STEPS,
         mode,
-        base_every=draw.choice([3, 7, 20, "auto"]),
+        base_every=draw.choice(BASE_EVERY),
         unsynced_steps=draw.choice([1, 4, 16]),
         keep_bases=draw.choice([1, 2, 3]),
     )

@@ -129,7 +129,8 @@ def _train(training: Training, rank: int, store: str, pipe: int) -> None:
         for step in range(first, training.steps):
             x = torch.randn(16, 16)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), x[:, :4].argmax(1)).backward()
+            loss = nn.functional.cross_entropy(model(x), x[:, :4].argmax(1))
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             _tell(pipe, what="step", step=step + 1, hash=hash_of(model.module, optimizer))
     _tell(pipe, what="end")
@@ -243,9 +244,8 @@ class _Watch:
 
 def launch(training: Training, moment: Moment | None = None) -> Launch:
     """Runs the ranks until they are gone; kills some at the moment, if it comes."""
-    assert len(list(pathlib.Path("/proc/self/task").iterdir())) == 1, (
-        "a process with threads must not fork ranks"
-    )
+    threads = len(list(pathlib.Path("/proc/self/task").iterdir()))
+    assert threads == 1, "a process with threads must not fork ranks"
     begun = time.monotonic()
     deadline = begun + PATIENCE_S
     with tempfile.TemporaryDirectory(prefix="scant-store-") as folder:
