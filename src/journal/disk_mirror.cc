@@ -1,8 +1,10 @@
 // Two folders with the same content: what is done to the first is done to the second. Reading asks
 // the first alone.
+#include <algorithm>
 #include <utility>
 
 #include "journal/disk.h"
+#include "journal/folder.h"
 #include "journal/format.h"
 
 namespace scant::journal {
@@ -77,6 +79,32 @@ bool is_of_journal(const std::string& name) {
   return segment_sequence(name) || name.starts_with("base-0") || name.starts_with(kManifestName);
 }
 
+// What is whole nowhere else is not deleted: an older state of the same job is all that may go.
+Result<void> check_replica(Disk& first, Disk& second) {
+  const auto other = look(second, false);
+  if (!other) return other.error();
+  if (other.value().empty()) return {};
+  const auto own = look(first);
+  if (!own) return own.error();
+  const auto newest = [](const Contents& of) {
+    const auto whole = std::ranges::find_if(of.bases, [](const Base& one) {
+      return one.problem.empty();
+    });
+    return whole == of.bases.end() ? nullptr : &*whole;
+  };
+  const Base* here = newest(own.value());
+  const Base* there = newest(other.value());
+  if (there == nullptr) return {};
+  if (here != nullptr && here->index.identity == there->index.identity &&
+      here->index.step >= there->index.step) {
+    return {};
+  }
+  return Error{.code = ErrorCode::refused,
+               .message = "journal: the replica " + second.path() + " has a base of step " +
+                          std::to_string(there->index.step) + " that " + first.path() +
+                          " lacks: restore from the replica, or move it away"};
+}
+
 // A replica that lacks earlier files would not be one: it gets them first.
 Result<void> copy_folder(Disk& from, Disk& to, const std::string& folder) {
   const auto names = from.list(folder);
@@ -108,6 +136,7 @@ Result<std::unique_ptr<Disk>> mirror(std::unique_ptr<Disk> first, std::unique_pt
     // What an earlier replica holds goes; then everything that the first folder has comes.
     const auto names = second->list("");
     if (!names) return names.error();
+    if (Result<void> fits = check_replica(*first, *second); !fits) return fits.error();
     for (const std::string& name : names.value()) {
       if (!is_of_journal(name)) continue;
       if (Result<void> removed = second->remove(name); !removed) return removed.error();

@@ -103,7 +103,7 @@ class PosixDisk final : public Disk {
   }
 
   Result<std::vector<std::byte>> read(const std::string& name) override {
-    const Descriptor file(::open(at(name).c_str(), O_RDONLY | O_CLOEXEC));
+    const Descriptor file(::open(at(name).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     struct stat found {};
     if (file.get() < 0 || ::fstat(file.get(), &found) != 0) return io("open", at(name));
     if (!S_ISREG(found.st_mode)) return io("read", at(name), EISDIR);
@@ -121,8 +121,10 @@ class PosixDisk final : public Disk {
   }
 
   Result<FileSum> sum(const std::string& name) override {
-    const Descriptor file(::open(at(name).c_str(), O_RDONLY | O_CLOEXEC));
-    if (file.get() < 0) return io("open", at(name));
+    const Descriptor file(::open(at(name).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    struct stat found {};
+    if (file.get() < 0 || ::fstat(file.get(), &found) != 0) return io("open", at(name));
+    if (!S_ISREG(found.st_mode)) return io("read", at(name), EISDIR);
     base::Buffer room(kReadBytes);
     FileSum sum;
     for (;;) {

@@ -6,6 +6,8 @@
 namespace scant::journal {
 namespace {
 
+constexpr int kLooks = 5;
+
 std::string_view text_of(const std::vector<std::byte>& bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
@@ -69,7 +71,9 @@ bool counts(const Base& base, const std::optional<Manifest>& manifest, uint32_t 
 
 }  // namespace
 
-Result<Contents> look(Disk& disk, bool check) {
+namespace {
+
+Result<Contents> look_once(Disk& disk, bool check) {
   Contents contents;
   const auto names = disk.list("");
   if (!names) return names.error();
@@ -112,6 +116,21 @@ Result<Contents> look(Disk& disk, bool check) {
                                 ": named by the manifest, and missing");
   }
   return contents;
+}
+
+}  // namespace
+
+// Its writer may name a base and remove another meanwhile: what looks wrong is looked at again.
+Result<Contents> look(Disk& disk, bool check) {
+  for (int left = kLooks;; --left) {
+    auto contents = look_once(disk, check);
+    const bool odd = !contents || !contents.value().problems.empty();
+    if (!odd || left == 0) return contents;
+    const auto now = disk.read(kManifestName);
+    const auto same = now ? read_manifest(text_of(now.value()), kManifestName) : Error{};
+    if (contents && same && contents.value().manifest == same.value()) return contents;
+    if (!now) return contents;
+  }
 }
 
 Result<std::optional<State>> newest_state(Disk& disk, const Contents& contents) {

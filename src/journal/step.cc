@@ -257,6 +257,7 @@ std::optional<std::vector<Gradients::Sample>> Gradients::take_samples(
 
 bool Gradients::explains(std::span<const Bytes> found, float factor) const {
   return std::ranges::all_of(from_records_, [&](const Range& range) {
+    if (found[range.tensor].size() != bytes_[range.tensor]) return false;
     const auto* after = reinterpret_cast<const float*>(found[range.tensor].data()) + range.first;
     for (uint64_t i = 0; i < range.elements; ++i) {
       if (range.data[i] * factor != after[i]) return false;

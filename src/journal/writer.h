@@ -100,6 +100,7 @@ class Writer {
   void to_bf16(Step& step);
   void pass_to_sync(bool whatever);
   [[nodiscard]] uint64_t batch_bytes() const;
+  void abandon();
   Result<void> wait_for_durable(uint64_t sequence);
 
   Disk& disk_;

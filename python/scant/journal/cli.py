@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = {"ls": _ls, "verify": _verify, "export": _export, "diff": _diff}[arguments.command]
     try:
         return run(arguments)
+    except BrokenPipeError:
+        return 0
     except (Error, OSError) as error:
         print(f"scant journal: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
 
 
 def _bytes_text(count: int) -> str:

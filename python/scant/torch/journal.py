@@ -28,6 +28,7 @@ from scant.torch.same_model import check_same
 __all__ = ["Journal", "Restored", "load"]
 
 _MODES = ("fast", "exact")
+_LOADS = 5  # tries to read beside a writer
 
 
 class Journal:
@@ -83,6 +84,9 @@ class Journal:
         self._found: dict[str, Any] | None = None  # the newest state, on every rank
         self._job = 0
         self._restored = False
+        self._all_found: list[dict[str, Any]] = []  # of every folder
+        self._last_step = 0  # when it was closed
+        self._last_stats: dict[str, Any] = {}
 
     # -- what users call ------------------------------------------------------------------------
 
@@ -132,6 +136,7 @@ class Journal:
         try:
             self._open()
         except BaseException:
+            self._training = self._members = self._folder = None
             if self._lock is not None:
                 self._lock.release()
             raise
@@ -162,11 +167,11 @@ class Journal:
     @property
     def step(self) -> int:
         """Optimizer steps so far, over all restarts."""
-        return self._recorder.step if self._recorder is not None else 0
+        return self._recorder.step if self._recorder is not None else self._last_step
 
     def stats(self) -> dict[str, Any]:
         """What the journal costs: see docs/journal.md."""
-        return {} if self._recorder is None else self._recorder.stats()
+        return self._last_stats if self._recorder is None else self._recorder.stats()
 
     def sync(self) -> None:
         """Waits until every step so far survives a power cut."""
@@ -195,7 +200,9 @@ class Journal:
     # -- inside ---------------------------------------------------------------------------------
 
     def _close(self, waits: bool) -> None:
-        recorder, self._recorder = self._recorder, None
+        recorder = self._recorder
+        self._last_step, self._last_stats = self.step, self.stats()
+        self._recorder = None
         try:
             if recorder is not None:
                 recorder.close(waits)
@@ -282,15 +289,24 @@ class Journal:
         self._recorder.restored = True
         if base_step is None:
             return None
-        result = restore_base(
-            self._training, self._folder, self.path, base_step, self._members, self._group
-        )
-        if mode == "fast":
-            self._recorder.replays = True
-            try:
+        result, problem = None, None
+        try:
+            result = restore_base(self._training, self._folder, self.path, base_step, self._members)
+            if mode == "fast":
+                self._recorder.replays = True
                 replay(self._training, self._folder, result, step)
-            finally:
-                self._recorder.replays = False
+        except Exception as error:
+            problem = error
+        finally:
+            self._recorder.replays = False
+        told = None if problem is None else f"{type(problem).__name__}: {problem}"
+        everyone = gather(told, self._group)
+        if problem is not None:
+            raise problem
+        for rank, text in enumerate(everyone):
+            if text is not None:
+                raise Refused(f"journal: rank {rank} could not be restored: {text}")
+        assert result is not None
         result.problems = list(
             dict.fromkeys(text for one in self._all_found for text in one["problems"])
         )
@@ -311,17 +327,32 @@ def load(
     """
     folder = _scant.JournalFolder(str(path), False)
     training = Training(model, optimizer, None, extra or {})
-    found = newest(folder, pathlib.Path(path))
+    manifest = pathlib.Path(path) / "MANIFEST"
+    for left in reversed(range(_LOADS)):
+        before = manifest.read_bytes() if manifest.exists() else b""
+        try:
+            result = _load(folder, pathlib.Path(path), training)
+        except (Error, OSError):
+            # What was read may have been removed when a newer base got its name.
+            if left == 0 or (manifest.exists() and manifest.read_bytes() == before):
+                raise
+            continue
+        warn_of(result)
+        return result
+    raise AssertionError("unreachable")
+
+
+def _load(folder: _scant.JournalFolder, at: pathlib.Path, training: Training) -> Restored:
+    found = newest(folder, at)
     if found["model"] is None:
-        raise InvalidArgument(f"journal: {path} is empty")
+        raise InvalidArgument(f"journal: {at} is empty")
     if found["model"] != training.model_hash():
-        raise Refused(f"journal: {path} is of another model (names, shapes or types differ)")
+        raise Refused(f"journal: {at} is of another model (names, shapes or types differ)")
     base_step, step = agree([found], "fast")
     assert base_step is not None
-    result = restore_base(training, folder, pathlib.Path(path), base_step, None, None)
+    result = restore_base(training, folder, at, base_step, None)
     replay(training, folder, result, step)
     result.problems = found["problems"]
-    warn_of(result)
     return result
 
 

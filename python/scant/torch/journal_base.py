@@ -100,14 +100,13 @@ def shards(
 
 
 def source(name: str, tensors: Mapping[str, torch.Tensor], keep: list[torch.Tensor]) -> Source:
-    """A file of these tensors for the base writer, which reads their memory; what had to be copied
-    for that is appended to ``keep``."""
+    """A file of these tensors for the base writer, which reads their memory: ``keep`` gets what
+    must live so long."""
     rows = [(key, KINDS[one.dtype], tuple(one.shape)) for key, one in tensors.items()]
     memory = []
     for one in tensors.values():
-        if not one.is_contiguous():
-            one = one.contiguous()
-            keep.append(one)
+        one = one.contiguous()
+        keep.append(one)
         memory.append((one.data_ptr(), one.nbytes))
     return name, tensor_files.head(rows), memory
 
@@ -235,7 +234,8 @@ def _load_model(
     extra = {
         key.removeprefix("model "): one for key, one in values.items() if key.startswith("model ")
     }
-    if extra:
+    own = {id(one) for one in [*module.parameters(), *module.buffers()]}
+    if extra or any(id(wanted[name]) not in own for name in names):  # what modules make themselves
         module.load_state_dict({**found, **extra})
 
 
@@ -266,12 +266,19 @@ def _load_optimizer(
 def _undo_rounding(
     optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]
 ) -> None:
-    """load_state_dict rounds states to their parameters' type, also those that were wider."""
+    """load_state_dict rounds states to their parameters' type, also those that were wider, and lays
+    them out as they come."""
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     for index, values in state.items():
         loaded = optimizer.state[parameters[index]]
         for key, value in values.items():
             now = loaded.get(key)
-            both = isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor)
-            if both and now.dtype != value.dtype:
+            if not (isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor)):
+                continue
+            parameter = parameters[index]
+            if now.shape == parameter.shape and now.stride() != parameter.stride():
+                # Fused steps add in the order of memory.
+                like = torch.empty_like(parameter, dtype=value.dtype, device=now.device)
+                loaded[key] = like.copy_(value)
+            elif now.dtype != value.dtype:
                 loaded[key] = value.to(now.device)

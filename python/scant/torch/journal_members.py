@@ -8,6 +8,7 @@ import os
 import pathlib
 import socket
 import uuid
+import weakref
 from typing import Any
 
 import torch.distributed as dist
@@ -51,12 +52,20 @@ class Lock:
             raise
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        # A forked child would hold the lock beyond its parent's end.
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _drop(this()))
 
     def release(self) -> None:
         """May be called again."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def _drop(lock: Lock | None) -> None:
+    if lock is not None:
+        lock.release()
 
 
 def gather(value: Any, group: Any) -> list[Any]:

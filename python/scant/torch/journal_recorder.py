@@ -26,7 +26,8 @@ __all__ = ["Recorder"]
 
 _SEGMENT_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
-_BASE_WAIT_S = 120.0  # for the last base, when the next is due or the journal closes
+_BASE_WAIT_S = 120.0  # for the last base, when the next is due
+_CLOSE_WAIT_S = 30.0  # likewise, when the journal closes: another rank may have failed
 _LOG_SHARE = 0.02  # of a step's time, for gradients that do not come as records
 _JUDGED_AFTER = 24  # logged steps
 _REPLAY_GUESS = 0.05  # of a step: decoding and the optimizer's step, until it is measured
@@ -87,7 +88,7 @@ class Recorder:
         self._base_at = -1  # step of the last base that was begun
         self._base_left = 0  # bytes that are to be copied in backward
         self._late: dict[str, Any] | None = None  # of the base that is being copied
-        self._kept: list[torch.Tensor] = []  # copies that the base writer reads
+        self._kept: list[torch.Tensor] = []  # what the base writer reads
         self._host = HostCopies()
         self._interval = options.base_every if options.base_every != "auto" else 0
         self._base_cost = (0.0, 0.0)  # work, and until it had its name
@@ -100,6 +101,7 @@ class Recorder:
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            module.register_forward_pre_hook(self._before_forward),
             module.register_forward_hook(self._after_forward),
         ]
 
@@ -149,7 +151,8 @@ class Recorder:
     def stats(self) -> dict[str, Any]:
         """Figures of this rank since the start."""
         cost = self._writer.cost() if self._writer is not None else {}
-        memory = self._options.staging_bytes + cost.get("memory_bytes", 0)
+        memory = self._training.copied_bytes(self._members.size)
+        memory += self._options.staging_bytes + cost.get("memory_bytes", 0)
         return {
             "step": self.step,
             "base_interval": self._interval,
@@ -159,7 +162,7 @@ class Recorder:
             "base_bytes": self._base_bytes,
             "base_work_s": self._base_cost[0],
             "base_s": self._base_cost[1],
-            "memory_bytes_max": memory + sum(one.nbytes for one in self._kept) + self._host.nbytes,
+            "memory_bytes_max": memory + self._host.nbytes,
             **self._totals,
             **cost,
         }
@@ -172,7 +175,7 @@ class Recorder:
             if not self._failed:
                 if waits:
                     self._finish_copying()
-                    self._poll_base(_BASE_WAIT_S)
+                    self._poll_base(_CLOSE_WAIT_S)
                 self.sync()
         finally:
             self._base.close()
@@ -180,6 +183,11 @@ class Recorder:
                 self._writer.close()
 
     # -- hooks ----------------------------------------------------------------------------------
+
+    def _before_forward(self, *_: Any) -> None:
+        """restore() was not called: the first base is of before the first step."""
+        if not self.restored and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._refuse_or_begin()
 
     def _after_forward(self, *_: Any) -> None:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -352,10 +360,11 @@ class Recorder:
         left = self._residual_norm()
         if left is not None:
             settings = {**settings, "left": left}
+        settings = {**settings, "seen": self._training.seen(self.step + 1)}
         self._writer.begin(
             self.step + 1, self._training.gradients(), self._training.averager(),
             self._training.state(), self._members.size,
-            json.dumps(settings, separators=(",", ":")) if settings else "",
+            json.dumps(settings, separators=(",", ":")),
         )  # fmt: skip
         self._told = told
         self._open = True

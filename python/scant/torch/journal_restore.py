@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from scant import _scant
-from scant.errors import Corrupt
+from scant.errors import Corrupt, Error
 from scant.journal import tensor_files
 from scant.torch.journal_base import load, set_random_states, set_settings
 from scant.torch.journal_extra import load_extra, take_step_along
-from scant.torch.journal_members import Members, gather
+from scant.torch.journal_members import Members
 from scant.torch.journal_training import Training
 
 __all__ = ["Restored", "agree", "newest", "replay", "restore_base", "warn_of"]
@@ -110,10 +110,26 @@ def restore_base(
     path: pathlib.Path,
     step: int,
     members: Members | None,
-    group: Any,
 ) -> Restored:
     """Model, optimizer, extra; and of a rank its residuals, random numbers and cursor."""
-    base = next(one for one in folder.look(False)["bases"] if one["step"] == step)
+    try:
+        return _restore_base(training, folder, path, step, members)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        if isinstance(error, Error):
+            raise
+        raise Corrupt(f"journal: {path}: base {step}: {type(error).__name__}: {error}") from error
+
+
+def _restore_base(
+    training: Training,
+    folder: _scant.JournalFolder,
+    path: pathlib.Path,
+    step: int,
+    members: Members | None,
+) -> Restored:
+    base = next((one for one in folder.look(False)["bases"] if one["step"] == step), None)
+    if base is None:
+        raise Corrupt(f"journal: {path}: base {step} was removed meanwhile")
     at = path / base["folder"]
     files = [name for name, _, _ in base["files"]]
     states = [_read_state(at / name) for name in files if name.startswith("state-")]
@@ -130,7 +146,6 @@ def restore_base(
         _restore_residuals(training, at, files, states, rank, size)
         if size == mine["world"]:
             set_random_states(mine["random"])
-        gather(None, group)
     return result
 
 
@@ -195,6 +210,12 @@ def replay(training: Training, folder: _scant.JournalFolder, result: Restored, u
         settings = json.loads(read["settings"]) if read["settings"] else {}
         if "groups" in settings:
             set_settings(training.optimizer, settings["groups"])
+        if settings.get("seen", [0, -1]) not in ([0, -1], training.seen(step)):
+            raise Corrupt(
+                f"journal: before step {step} parameters were changed elsewhere than in the "
+                "optimizer's step (clamped, averaged, loaded), which no log has: restore('exact') "
+                f"goes on from step {result.base_step}"
+            )
         result.lost_mass = float(settings.get("left", 0.0))
         if "cursor" in settings:
             result.cursor = settings["cursor"]
@@ -210,7 +231,8 @@ def replay(training: Training, folder: _scant.JournalFolder, result: Restored, u
 @torch.no_grad()
 def _step(training: Training, views: Sequence[torch.Tensor], present: Sequence[bool]) -> None:
     for index, parameter in enumerate(training.parameters):
-        parameter.grad = views[index].to(parameter.device) if present[index] else None
+        # A copy: some optimizers keep what they were given.
+        parameter.grad = views[index].to(parameter.device, copy=True) if present[index] else None
     with torch.enable_grad():
         training.optimizer.step()
     for parameter in training.parameters:

@@ -20,6 +20,9 @@ __all__ = ["Training"]
 
 _STATE_BYTES_MAX = 1 << 20  # of module buffers that are logged at every step
 
+_SEEN_BYTES = 256 << 10  # of parameters: up to that all are looked at in each step
+_SEEN_TURNS = 16
+
 Memory = tuple[int, int]
 
 
@@ -88,6 +91,27 @@ class Training:
                     f"journal: {self._name_of(one)} has a gradient, and had none to expect at "
                     "attach(): close() and attach() again when parameters are added or unfrozen"
                 )
+
+    def copied_bytes(self, ranks: int) -> int:
+        """For a base beside staging: the module's buffers, and residuals until they are written."""
+        buffers = sum(one.nbytes for one in self.module.buffers())
+        gradients = sum(self.bytes) if self.wrapped is not None else 0
+        return buffers + gradients + gradients // ranks
+
+    def seen(self, step: int) -> list[int]:
+        """Which parameters the step finds, as a checksum: of few at a time, in turn. What changed
+        elsewhere than in the optimizer's step, replaying would not give."""
+        count = len(self.parameters)
+        small = sum(self.bytes) <= _SEEN_BYTES
+        turns = 1 if small else min(count, _SEEN_TURNS)
+        crc = 0
+        for index in range(step % turns, count, turns):
+            values = self.parameters[index].detach()
+            if values.device.type != "cpu":
+                return [0, -1]  # not looked at
+            flat = values.contiguous()
+            crc = _scant.crc32c(flat.data_ptr(), flat.nbytes, crc)
+        return [turns, crc]
 
     def gradients(self) -> list[Memory]:
         """Of each parameter, in the order of its memory; (0, 0): none."""

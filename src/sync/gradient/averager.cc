@@ -172,7 +172,11 @@ void Averager::Impl::on_thread(const std::function<void()>& body) {
   static_cast<void>(tasks_done_.pop());
 }
 
-void Averager::Impl::ask_to_save() { SCANT_CHECK(events_.push(Save{})); }
+// What was asked for earlier, and nobody came for, is of another time.
+void Averager::Impl::ask_to_save() {
+  static_cast<void>(saves_.drain());
+  SCANT_CHECK(events_.push(Save{}));
+}
 
 std::vector<std::byte> Averager::Impl::saved() {
   std::optional<std::vector<std::byte>> bytes = saves_.pop();
@@ -221,7 +225,7 @@ void Averager::Impl::on_event(const Event& event) {
   } else if (std::holds_alternative<Asked>(event)) {
     asked_ = true;
   } else if (std::holds_alternative<Save>(event)) {
-    saves_.push(save());
+    static_cast<void>(saves_.try_push(save()));
   }
 }
 

@@ -47,6 +47,7 @@ class Averager::Impl {
   [[nodiscard]] std::vector<std::byte> saved();  // any thread
   // averager_state.cc: on the thread
   [[nodiscard]] std::vector<std::byte> save() const;
+  [[nodiscard]] size_t saved_bytes_max() const;
   Result<void> restore(Bytes saved);
   void scale_residuals(float factor);
   [[nodiscard]] double residual_energy() const;

@@ -39,8 +39,19 @@ bool same_place(const codec::Encoder& a, const codec::Encoder& b) {
 
 }  // namespace
 
+size_t Averager::Impl::saved_bytes_max() const {
+  constexpr size_t kHeadsMax = 256;  // of an entry and of an encoder's state
+  size_t bytes = kHeadBytes + kCrcBytes;
+  for (size_t i = 0; i < slices_.size(); ++i) {
+    const size_t kept = size_t{slices_[i].worker_dirty} + size_t{slices_[i].owner_dirty};
+    bytes += kept * (layout.slices()[i].range.elements * sizeof(float) + kHeadsMax);
+  }
+  return bytes;
+}
+
 std::vector<std::byte> Averager::Impl::save() const {
   std::vector<std::byte> out;
+  out.reserve(saved_bytes_max());
   put(out, kSavedMagic);
   put(out, kSavedVersion);
   put(out, static_cast<uint32_t>(ranks()));
