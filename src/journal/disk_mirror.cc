@@ -87,9 +87,8 @@ Result<void> check_replica(Disk& first, Disk& second) {
   const auto own = look(first);
   if (!own) return own.error();
   const auto newest = [](const Contents& of) {
-    const auto whole = std::ranges::find_if(of.bases, [](const Base& one) {
-      return one.problem.empty();
-    });
+    const auto whole =
+        std::ranges::find_if(of.bases, [](const Base& one) { return one.problem.empty(); });
     return whole == of.bases.end() ? nullptr : &*whole;
   };
   const Base* here = newest(own.value());

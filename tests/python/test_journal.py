@@ -361,3 +361,65 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "model first.weight" in capsys.readouterr().out
     assert cli.main(["ls", str(tmp_path / "nothing")]) == 2
     assert "cannot open" in capsys.readouterr().err
+
+
+# ---- what must not be lost, or go by unseen -----------------------------------------------------
+
+
+def test_a_replica_outlives_its_first_folder(tmp_path: Path) -> None:
+    run = Run()
+    with run.attach(tmp_path / "j", replica=tmp_path / "r") as journal:
+        journal.restore()
+        for _ in range(10):
+            run.step()
+    shutil.rmtree(tmp_path / "j")
+    with pytest.raises(scant.Refused, match="restore from the replica"):
+        Run(seed=2).attach(tmp_path / "j", replica=tmp_path / "r")
+    again = Run(seed=3)
+    with again.attach(tmp_path / "r", replica=tmp_path / "j2") as journal:
+        restored = journal.restore()
+        assert restored is not None and restored.step == 10
+        assert_same(run.state(), again.state())
+        again.step()
+    third = Run(seed=4)
+    assert load(tmp_path / "j2", third.model, third.optimizer).step == 11
+
+
+def test_an_exception_in_the_optimizers_step_ends_the_journal_in_order(tmp_path: Path) -> None:
+    class Breaks(torch.optim.SGD):
+        breaks = False
+
+        def step(self, closure: Any = None) -> Any:
+            if self.breaks:
+                raise KeyboardInterrupt
+            return super().step(closure)
+
+    run = Run()
+    run.optimizer = Breaks(run.model.parameters(), 0.05)
+    run.scheduler = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.99)
+    with pytest.raises(KeyboardInterrupt), run.attach(tmp_path / "j") as journal:
+        journal.restore()
+        for step in range(10):
+            run.optimizer.breaks = step == 8
+            run.step()
+    other = Run(seed=2)
+    other.optimizer = torch.optim.SGD(other.model.parameters(), 0.05)
+    assert load(tmp_path / "j", other.model, other.optimizer).step >= 8
+
+
+def test_parameters_changed_elsewhere_are_noticed(tmp_path: Path) -> None:
+    run = Run()
+    with run.attach(tmp_path / "j", base_every=100) as journal:
+        journal.restore()
+        for _ in range(6):
+            run.step()
+            with torch.no_grad():
+                run.model.last.weight.clamp_(-0.01, 0.01)
+    again = Run(seed=2)
+    journal = again.attach(tmp_path / "j")
+    with journal, pytest.raises(scant.Corrupt, match="changed elsewhere"):
+        journal.restore()
+    third = Run(seed=2)
+    with third.attach(tmp_path / "j") as journal:
+        restored = journal.restore("exact")
+        assert restored is not None and restored.step == 0
