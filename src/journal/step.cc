@@ -125,21 +125,36 @@ Result<MutableBytes> Gradients::place(uint32_t index, uint64_t first, uint64_t b
   return tensor(index).subspan(first, bytes);
 }
 
-// What no part tells of is zero; a tensor that one part covers needs no zeros.
+// What no part tells of is zero: what lies between what they do, of each tensor that is present.
 void Gradients::clear_uncovered(const Step& step) {
-  std::vector<bool> covered(tensors());
+  struct Span {
+    uint64_t first = 0;
+    uint64_t end = 0;
+  };
+  std::vector<std::vector<Span>> covered(tensors());
   for (const Part& part : step.parts) {
     if (part.kind != PartKind::raw && part.kind != PartKind::bf16) continue;
     const uint64_t bytes = part.bytes.size() * (part.kind == PartKind::bf16 ? 2 : 1);
-    if (part.where < tensors() && bytes == bytes_[part.where]) covered[part.where] = true;
+    covered[part.where].push_back({part.first, part.first + bytes});
+  }
+  for (const Range& range : from_records_) {
+    covered[range.tensor].push_back({range.first * 4, (range.first + range.elements) * 4});
   }
   for (size_t i = 0; i < tensors(); ++i) {
-    if (step.present[i] && !covered[i]) std::ranges::fill(tensor(i), std::byte{0});
+    if (!step.present[i]) continue;
+    std::ranges::sort(covered[i], {}, &Span::first);
+    covered[i].push_back({bytes_[i], bytes_[i]});
+    uint64_t at = 0;
+    for (const Span& span : covered[i]) {
+      if (span.first > at) {
+        std::ranges::fill(tensor(i).subspan(at, span.first - at), std::byte{0});
+      }
+      at = std::max(at, span.end);
+    }
   }
 }
 
 Result<void> Gradients::keep(Step& step) {
-  clear_uncovered(step);
   for (Part& part : step.parts) {
     if (part.kind != PartKind::raw) continue;
     const auto to = place(part.where, part.first, part.bytes.size());
@@ -147,7 +162,6 @@ Result<void> Gradients::keep(Step& step) {
     std::memcpy(to.value().data(), part.bytes.data(), part.bytes.size());
     part.bytes = to.value();
   }
-  kept_ = true;
   return {};
 }
 
@@ -210,7 +224,6 @@ Result<void> Gradients::decode(const Step& step, bool prove) {
                    std::to_string(tensors()));
   }
   from_records_.clear();
-  if (!std::exchange(kept_, false)) clear_uncovered(step);
   for (const Part& part : step.parts) {
     if (part.kind == PartKind::raw) {
       const auto to = place(part.where, part.first, part.bytes.size());
@@ -227,6 +240,7 @@ Result<void> Gradients::decode(const Step& step, bool prove) {
     }
   }
   if (Result<void> added = add_records(step); !added) return added;
+  clear_uncovered(step);
   scale(step.factor);
   if (prove && crc(step.present) != step.crc) {
     return corrupt("what its records give is not what the optimizer saw");

@@ -97,7 +97,6 @@ class Gradients {
   [[nodiscard]] bool explains(std::span<const Bytes> found, float factor) const;
   void clear_uncovered(const Step& step);
 
-  bool kept_ = false;  // for the next decode()
   std::vector<uint64_t> bytes_;
   std::vector<uint64_t> offsets_;
   base::Buffer memory_;
