@@ -6,7 +6,11 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <gtest/gtest.h>
+#include <iterator>
+#include <sstream>
+#include <string>
 
 #include "base/crc.h"
 #include "codec/encoder_testing.h"
@@ -341,6 +345,35 @@ TEST(Step, Bf16IsTakenOnlyWhereItLosesNothing) {
       values[at] = was;
     }
   }
+}
+
+// The example of docs/journal.md, from its first line to its last.
+TEST(StepDocument, TheExampleIsWhatIsWritten) {
+  std::ifstream file(SCANT_JOURNAL_DOCUMENT);
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  const size_t begin = text.find("**Example.**");
+  ASSERT_NE(begin, std::string::npos);
+  std::istringstream lines(text.substr(text.find("\n\n", begin), 400));
+  std::string digits;
+  for (std::string line; std::getline(lines, line) && (line.empty() || line[0] == ' ');) {
+    std::ranges::copy_if(line, std::back_inserter(digits), [](char c) { return c != ' '; });
+  }
+  std::vector<std::byte> gradient(8);
+  codec::store_little(gradient.data(), std::bit_cast<uint32_t>(1.0f));
+  codec::store_little(gradient.data() + 4, std::bit_cast<uint32_t>(2.0f));
+  const Step step{.crc = base::crc32c(gradient),
+                  .present = {true},
+                  .parts = {{.kind = PartKind::raw, .bytes = gradient}}};
+  std::string written;
+  const WrittenStep pieces(step);
+  for (const Bytes piece : pieces.pieces()) {
+    for (const std::byte one : piece) {
+      static constexpr const char* kDigits = "0123456789abcdef";
+      written += kDigits[std::to_integer<unsigned>(one) >> 4U];
+      written += kDigits[std::to_integer<unsigned>(one) & 15U];
+    }
+  }
+  EXPECT_EQ(digits, written);
 }
 
 }  // namespace
