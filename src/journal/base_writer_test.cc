@@ -111,7 +111,7 @@ TEST_F(BaseWriterTest, WritesWhatIsCopiedMadeAndLate) {
   files.push_back({.name = "residuals",
                    .head = {},
                    .copied = {},
-                   .made = [made] { return made; },
+                   .made = [&made] { return std::vector<std::byte>(made); },
                    .tensor = "residuals"});
   ASSERT_TRUE(writer->start(index_of(20), std::move(files)).ok());
   EXPECT_TRUE(writer->busy());

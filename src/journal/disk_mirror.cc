@@ -109,7 +109,9 @@ Result<void> copy_folder(Disk& from, Disk& to, const std::string& folder) {
   const auto names = from.list(folder);
   if (!names) return names.error();
   for (const std::string& name : names.value()) {
-    const std::string path = folder.empty() ? name : folder + "/" + name;
+    std::string path = folder;
+    if (!path.empty()) path.append("/");
+    path.append(name);
     if (name == "LOCK" || name.starts_with(".")) continue;
     const auto bytes = from.read(path);
     if (!bytes && from.list(path)) {

@@ -133,7 +133,9 @@ Result<void> SimulatedDisk::remove(const std::string& name) {
   if (const auto node = find(name); node && node->folder) {
     const Names children = node->now;
     for (const auto& [child, unused] : children) {
-      if (Result<void> removed = remove(name + "/" + child); !removed) return removed;
+      std::string path = name;
+      path.append("/").append(child);
+      if (Result<void> removed = remove(path); !removed) return removed;
     }
   }
   if (!step(Operation::remove)) return off();

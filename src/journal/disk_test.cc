@@ -24,7 +24,7 @@ std::string fresh_folder() {
   const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
   std::string name = std::string(test->test_suite_name()) + "-" + test->name();
   std::ranges::replace(name, '/', '-');
-  const std::string path = ::testing::TempDir() + "scant-journal-" + name;
+  std::string path = ::testing::TempDir() + "scant-journal-" + name;
   std::filesystem::remove_all(path);
   return path;
 }

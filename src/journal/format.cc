@@ -118,7 +118,8 @@ class Lines {
 
 std::string with_crc(std::string text) {
   const uint32_t crc = crc_of(text);
-  return text + std::string(kCrcKey) + hex(crc, 8) + "\n";
+  text.append(kCrcKey).append(hex(crc, 8)).append("\n");
+  return text;
 }
 
 std::string identity_lines(const Identity& identity) {

@@ -172,7 +172,7 @@ TEST(Step, IsWrittenAndReadBack) {
   Gradients gradients(sizes_now);
   ASSERT_TRUE(gradients.decode(again, false).ok());
   EXPECT_TRUE(equals(gradients, Found(values)));
-  EXPECT_EQ(std::memcmp(gradients.tensor(6).data(), raw.data(), 10), 0);
+  EXPECT_TRUE(std::ranges::equal(gradients.tensor(6), raw_bytes));
   for (size_t i = 0; i < 64; ++i) {
     EXPECT_EQ(codec::load_little<uint32_t>(gradients.tensor(7).data() + 4 * i),
               uint32_t{codec::load_little<uint16_t>(half.data() + 2 * i)} << 16);

@@ -117,7 +117,10 @@ def test_delay_is_the_round_trip() -> None:
     delay = 0.01
     with Lab(2, LinkOptions(rate_bits_per_second=100_000_000, delay_seconds=delay)) as lab:
         found = probe(lab, 0, 20, 0)
-        counters = lab.counters()
+        for _ in range(100):  # the last goodbye may still be on its delayed way
+            counters = lab.counters()
+            if all(one.relay is None or one.relay.frames == one.up.packets for one in counters):
+                break
     assert found["round_trip_minimum_seconds"] >= 2 * delay * 0.95
     # Of twenty the best: others may be late when other work holds the cores.
     assert found["round_trip_minimum_seconds"] <= 2 * delay * 1.5
