@@ -31,6 +31,7 @@ _CLOSE_WAIT_S = 30.0  # likewise, when the journal closes: another rank may have
 _LOG_SHARE = 0.02  # of a step's time, for gradients that do not come as records
 _JUDGED_AFTER = 24  # logged steps
 _REPLAY_GUESS = 0.05  # of a step: decoding and the optimizer's step, until it is measured
+_SMALL_BYTES = 4 << 20  # of memory: stacks of four threads, names, settings
 _HISTORY = 4096
 
 # Optimizers of torch that call a closure once, before anything else: a step with one is then a step
@@ -151,7 +152,7 @@ class Recorder:
     def stats(self) -> dict[str, Any]:
         """Figures of this rank since the start."""
         cost = self._writer.cost() if self._writer is not None else {}
-        memory = self._training.copied_bytes(self._members.size)
+        memory = _SMALL_BYTES + self._training.copied_bytes(self._members.size)
         memory += self._options.staging_bytes + cost.get("memory_bytes", 0)
         return {
             "step": self.step,
