@@ -155,8 +155,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     whole = [one for one in contents["bases"] if not one["problem"]]
     for base in contents["bases"]:
         print(f"base {base['step']}: {base['problem'] or 'whole'}")
+    newest = 0
     for base in whole:
-        state = folder.state(base["step"])
+        state = folder.state(base["step"])  # reads every file
+        newest = max(newest, state["step"])
         entries = 0
         try:
             for sequence, _, _, segment, offset in state["entries"]:
@@ -172,7 +174,6 @@ def _verify(arguments: argparse.Namespace) -> int:
     for problem in contents["problems"]:
         print(f"damaged: {problem}")
     if whole:
-        newest = max(folder.state(one["step"])["step"] for one in whole)
         print(f"{'damaged' if damaged else 'whole'}; step {newest} can be restored")
     else:
         print("damaged; nothing can be restored")

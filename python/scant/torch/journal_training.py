@@ -14,6 +14,7 @@ from scant import _scant
 from scant.errors import InvalidArgument, Unsupported
 from scant.torch.journal_extra import states_of
 from scant.torch.journal_json import KINDS
+from scant.torch.same_model import hash_of
 from scant.torch.wrapped import Wrapped
 
 __all__ = ["Training"]
@@ -104,14 +105,10 @@ class Training:
         count = len(self.parameters)
         small = sum(self.bytes) <= _SEEN_BYTES
         turns = 1 if small else min(count, _SEEN_TURNS)
-        crc = 0
-        for index in range(step % turns, count, turns):
-            values = self.parameters[index].detach()
-            if values.device.type != "cpu":
-                return [0, -1]  # not looked at
-            flat = values.contiguous()
-            crc = _scant.crc32c(flat.data_ptr(), flat.nbytes, crc)
-        return [turns, crc]
+        chosen = self.parameters[step % turns :: turns]
+        if any(one.device.type != "cpu" for one in chosen):
+            return [0, -1]  # not looked at
+        return [turns, hash_of(chosen)]
 
     def gradients(self) -> list[Memory]:
         """Of each parameter, in the order of its memory; (0, 0): none."""
