@@ -156,9 +156,9 @@ struct Folder {
   [[nodiscard]] nb::dict look(bool check_files) const {
     return dict_of(unwrap(without_gil([&] { return journal::look(*disk, check_files); })));
   }
-  [[nodiscard]] nb::object state(std::optional<uint64_t> of_base) const {
+  [[nodiscard]] nb::object state(std::optional<uint64_t> of_base, bool check_files) const {
     auto found = unwrap(without_gil([&]() -> Result<std::optional<State>> {
-      auto contents = journal::look(*disk);
+      auto contents = journal::look(*disk, check_files);
       if (!contents) return contents.error();
       if (of_base) {
         std::erase_if(contents.value().bases,
@@ -447,7 +447,8 @@ void bind_journal(nb::module_& module) {
       .def(nb::init<const std::string&, bool, const std::string&, bool>(), nb::arg("path"),
            nb::arg("writes"), nb::arg("replica") = "", nb::arg("fill") = false)
       .def("look", &Folder::look, nb::arg("check_files") = true)
-      .def("state", &Folder::state, nb::arg("of_base").none() = nb::none())
+      .def("state", &Folder::state, nb::arg("of_base").none() = nb::none(),
+           nb::arg("check_files") = true)
       .def("fresh_sequence", &Folder::fresh_sequence)
       .def("sync_state", &Folder::sync_state)
       .def("write_manifest", &Folder::write_manifest)

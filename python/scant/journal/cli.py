@@ -157,7 +157,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(f"base {base['step']}: {base['problem'] or 'whole'}")
     newest = 0
     for base in whole:
-        state = folder.state(base["step"])  # reads every file
+        state = folder.state(base["step"], False)
         newest = max(newest, state["step"])
         entries = 0
         try:

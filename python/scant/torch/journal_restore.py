@@ -66,7 +66,7 @@ def newest(folder: _scant.JournalFolder, path: pathlib.Path) -> dict[str, Any]:
     if contents["manifest"] is not None:
         found["timeline"] = contents["manifest"]["timeline"]
     for step, base in bases.items():
-        state = folder.state(step)
+        state = folder.state(step, False)
         found["last"][step] = state["step"]
         found["job"], found["model"] = base["job"], base["model"]
         found["timeline"] = max(found["timeline"], base["timeline"])
@@ -196,7 +196,7 @@ def _together(saved: Sequence[bytes]) -> bytes:
 
 def replay(training: Training, folder: _scant.JournalFolder, result: Restored, until: int) -> None:
     """The optimizer takes the steps of the log."""
-    state = folder.state(result.base_step)
+    state = folder.state(result.base_step, False)
     entries = [one for one in state["entries"] if result.step < one[1] <= until]
     if not entries:
         return
