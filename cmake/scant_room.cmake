@@ -44,3 +44,22 @@ function(scant_room name)
     target_link_libraries(scant_${name} PUBLIC scant_${used})
   endforeach()
 endfunction()
+
+# What several tests of a room share (<room>/testing/): scant_testing(<room> SOURCES a.cc ... LINK target ...) makes
+# scant_<room>_testing, which no product code links.
+function(scant_testing name)
+  if(NOT SCANT_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(ROOM "" "" "SOURCES;LINK" ${ARGN})
+  add_library(scant_${name}_testing STATIC ${ROOM_SOURCES})
+  target_link_libraries(scant_${name}_testing PUBLIC scant_${name} PRIVATE scant_flags ${ROOM_LINK})
+endfunction()
+
+# Highway as headers alone: each source of kernels chooses its own target, so that nothing has to be linked or
+# shipped. Highway's own assertions would need its library.
+function(scant_highway room)
+  find_path(SCANT_HIGHWAY_INCLUDE hwy/highway.h REQUIRED DOC "Google Highway (Debian: libhwy-dev)")
+  target_include_directories(scant_${room} SYSTEM PRIVATE ${SCANT_HIGHWAY_INCLUDE})
+  target_compile_definitions(scant_${room} PRIVATE HWY_IS_DEBUG_BUILD=0)
+endfunction()

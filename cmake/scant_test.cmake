@@ -1,19 +1,20 @@
-# Tests and fuzzers. Every test has exactly one kind as its CTest label; a slow one also has the
-# label "long".
+# Tests and fuzzers. Every test has exactly one kind and one room as its CTest labels; a slow one also has the label
+# "long".
 
 if(SCANT_TESTS)
   find_package(GTest REQUIRED)
 endif()
 
-# scant_test(<name> LABEL unit|property|sim|e2e|fuzz|long SOURCES a_test.cc ... USES base ...
-#            LINK target ...)
-# e2e tests measure real deadlines, so CTest gives them the machine to themselves.
+# scant_test(<name> LABEL unit|property|sim|e2e|fuzz [LONG] SOURCES a_test.cc ... USES base ... LINK target ...
+#            DEFINE macro ... DOCUMENT docs/x.md)
+# The part of the name before the first "_" is the room, a second label. e2e tests measure real deadlines, so CTest
+# gives them the machine to themselves. DOCUMENT: SCANT_DOCUMENT is that file, for tests that read its examples.
 function(scant_test name)
   if(NOT SCANT_TESTS)
     return()
   endif()
-  cmake_parse_arguments(T "" "LABEL" "SOURCES;USES;LINK" ${ARGN})
-  if(NOT T_LABEL MATCHES "^(unit|property|sim|e2e|fuzz|long)$")
+  cmake_parse_arguments(T "LONG" "LABEL;DOCUMENT" "SOURCES;USES;LINK;DEFINE" ${ARGN})
+  if(NOT T_LABEL MATCHES "^(unit|property|sim|e2e|fuzz)$")
     message(FATAL_ERROR "scant_test(${name}): LABEL ${T_LABEL} is not a kind of test")
   endif()
   add_executable(${name} ${T_SOURCES})
@@ -21,11 +22,26 @@ function(scant_test name)
     target_link_libraries(${name} PRIVATE scant_${used})
   endforeach()
   target_link_libraries(${name} PRIVATE scant_flags ${T_LINK} GTest::gtest GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE ${T_DEFINE})
+  if(T_DOCUMENT)
+    target_compile_definitions(${name} PRIVATE SCANT_DOCUMENT="${PROJECT_SOURCE_DIR}/${T_DOCUMENT}")
+  endif()
   add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES LABELS ${T_LABEL} TIMEOUT 600)
+  scant_labels(${name} ${T_LABEL} ${T_LONG})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 600)
   if(T_LABEL STREQUAL "e2e")
     set_tests_properties(${name} PROPERTIES RUN_SERIAL ON)
   endif()
+endfunction()
+
+# scant_labels(<name> <kind> <long>): the labels of a test.
+function(scant_labels name kind long)
+  string(REGEX MATCH "^[a-z]+" room ${name})
+  set(labels ${kind} ${room})
+  if(long)
+    list(APPEND labels long)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${labels}")
 endfunction()
 
 # scant_fuzzer(<name> SOURCES a_fuzz.cc USES net ...): LLVMFuzzerTestOneInput plus

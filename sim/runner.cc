@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "net/simulated_transport.h"
+#include "net/simulated/simulated_transport.h"
 
 namespace scant::sim {
 namespace {
@@ -33,12 +33,12 @@ Runner::Runner(Scenario scenario)
       lost_(static_cast<size_t>(scenario_.size)) {
   hosts_.resize(static_cast<size_t>(scenario_.size));
   for (Rank rank = 0; rank < scenario_.size; ++rank) {
-    sync::EngineOptions options = scenario_.engine;
+    collective::EngineOptions options = scenario_.engine;
     options.rank = rank;
     options.size = scenario_.size;
     Host& host = hosts_[static_cast<size_t>(rank)];
-    host.engine = std::make_unique<sync::Engine>(options, sync::CostModel{});
-    host.pump = std::make_unique<sync::Pump>(*host.engine, network_.endpoint(rank));
+    host.engine = std::make_unique<collective::Engine>(options, collective::CostModel{});
+    host.pump = std::make_unique<collective::Pump>(*host.engine, network_.endpoint(rank));
     for (Rank other = 0; other < scenario_.size; ++other) host.world.push_back(other);
     for (size_t group = 0; group < scenario_.groups.size(); ++group) {
       if (!contains(scenario_.groups[group], rank)) continue;
@@ -67,11 +67,11 @@ void Runner::add_jobs(const std::vector<Task>& tasks) {
       }
       job->received.resize(task.spec.elements);
     } else {
-      job->exercise = std::make_unique<sync::Exercise>(task.spec);
-      sync::ExerciseSpec other = task.spec;
-      other.kind = sync::OpKind::all_reduce;
+      job->exercise = std::make_unique<collective::Exercise>(task.spec);
+      collective::ExerciseSpec other = task.spec;
+      other.kind = collective::OpKind::all_reduce;
       other.elements += 3;
-      job->deviation = std::make_unique<sync::Exercise>(other);
+      job->deviation = std::make_unique<collective::Exercise>(other);
     }
     jobs_.push_back(std::move(job));
   }
@@ -119,8 +119,8 @@ void Runner::submit(Rank rank, Job& job, size_t member) {
   if (job.task.message) return submit_message(rank, job, member == 0);
   Host& host = hosts_[static_cast<size_t>(rank)];
   const auto group_rank = static_cast<Rank>(member);
-  sync::Exercise& exercise = job.task.deviant == group_rank ? *job.deviation : *job.exercise;
-  sync::Call call = exercise.call(group_rank);
+  collective::Exercise& exercise = job.task.deviant == group_rank ? *job.deviation : *job.exercise;
+  collective::Call call = exercise.call(group_rank);
   call.group = job.task.group;
   ++host.pending;
   host.engine->submit(network_.now(), std::move(call),
@@ -131,15 +131,15 @@ void Runner::submit(Rank rank, Job& job, size_t member) {
 
 void Runner::submit_message(Rank rank, Job& job, bool sending) {
   Host& host = hosts_[static_cast<size_t>(rank)];
-  sync::Call call;
+  collective::Call call;
   call.dtype = DType::u8;
   call.tag = job.task.tag;
   if (sending) {
-    call.kind = sync::OpKind::send;
+    call.kind = collective::OpKind::send;
     call.root = job.task.members[1];
     call.inputs = {job.sent};
   } else {
-    call.kind = sync::OpKind::recv;
+    call.kind = collective::OpKind::recv;
     call.root = job.task.any_source ? kAnySource : job.task.members[0];
     call.outputs = {job.received};
   }
@@ -171,7 +171,7 @@ void Runner::on_outcome(Rank rank, Job& job, size_t member, const Result<void>& 
   } else if (job.task.deviant != group_rank) {
     const std::string wrong = job.exercise->verify(group_rank);
     if (!wrong.empty()) complain(rank, job.task.spec.to_string() + ": " + wrong);
-    if (job.task.spec.kind == sync::OpKind::all_reduce) {
+    if (job.task.spec.kind == collective::OpKind::all_reduce) {
       const uint32_t digest = job.exercise->digest(group_rank);
       if (job.digest && *job.digest != digest) {
         complain(rank, job.task.spec.to_string() + ": bits differ between ranks");

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "collective/engine/pump.h"
 #include "sim/scenario.h"
-#include "sync/pump.h"
 
 namespace scant::sim {
 
@@ -26,15 +26,15 @@ class Runner {
  private:
   struct Job {
     Task task;
-    std::unique_ptr<sync::Exercise> exercise;
-    std::unique_ptr<sync::Exercise> deviation;  // what a deviant member calls
-    std::vector<std::byte> sent;                // of a message
+    std::unique_ptr<collective::Exercise> exercise;
+    std::unique_ptr<collective::Exercise> deviation;  // what a deviant member calls
+    std::vector<std::byte> sent;                      // of a message
     std::vector<std::byte> received;
     std::optional<uint32_t> digest;
   };
   struct Host {
-    std::unique_ptr<sync::Engine> engine;
-    std::unique_ptr<sync::Pump> pump;
+    std::unique_ptr<collective::Engine> engine;
+    std::unique_ptr<collective::Pump> pump;
     size_t next = 0;     // of its script
     size_t pending = 0;  // operations submitted and not ended
     bool script_done = false;

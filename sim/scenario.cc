@@ -29,7 +29,7 @@ net::LinkModel draw_link(base::Rng& rng) {
   return link;
 }
 
-void draw_engine(base::Rng& rng, sync::EngineOptions& options) {
+void draw_engine(base::Rng& rng, collective::EngineOptions& options) {
   options.operation_timeout = 600s;
   if (rng.chance(0.5)) {
     options.segment_bytes = 512 + rng.below(4000);
@@ -66,7 +66,7 @@ Task draw_task(base::Rng& rng, const Scenario& scenario, uint64_t elements_max, 
   const uint64_t which = rng.below(scenario.groups.size() + 1);
   task.group = static_cast<GroupId>(which);
   task.members = which == 0 ? all(scenario.size) : scenario.groups[which - 1];
-  task.spec = sync::random_spec(rng, static_cast<int>(task.members.size()), elements_max);
+  task.spec = collective::random_spec(rng, static_cast<int>(task.members.size()), elements_max);
   return task;
 }
 

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "net/simulated.h"
-#include "sync/engine.h"
-#include "sync/exercise.h"
+#include "collective/engine/engine.h"
+#include "collective/testing/exercise.h"
+#include "net/simulated/simulated_network.h"
 
 namespace scant::sim {
 
@@ -24,7 +24,7 @@ struct Fault {
 struct Task {
   GroupId group = kWorldGroup;
   std::vector<Rank> members;
-  sync::ExerciseSpec spec;
+  collective::ExerciseSpec spec;
   bool message = false;  // members[0] sends spec.elements bytes to members[1]
   bool any_source = false;
   uint32_t tag = 0;
@@ -34,7 +34,7 @@ struct Task {
 struct Scenario {
   uint64_t seed = 0;
   int size = 2;
-  sync::EngineOptions engine;
+  collective::EngineOptions engine;
   net::SimulatedOptions network;
   std::vector<std::vector<Rank>> groups;  // group i + 1
   std::vector<Task> tasks;

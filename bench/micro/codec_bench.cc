@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/rng.h"
-#include "codec/kernels.h"
+#include "codec/kernels/kernels.h"
 
 namespace {
 

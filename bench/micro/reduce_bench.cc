@@ -7,15 +7,15 @@
 
 #include "base/buffer.h"
 #include "base/rng.h"
-#include "sync/reduce.h"
-#include "sync/reduce_simd.h"
+#include "collective/reduce/reduce.h"
+#include "collective/reduce/reduce_simd.h"
 
 namespace {
 
 using scant::DType;
 using scant::ReduceOp;
 using scant::base::Buffer;
-using scant::sync::ReduceTarget;
+using scant::collective::ReduceTarget;
 
 // Bytes that are ordinary numbers in every dtype: exponents near one, no NaN.
 Buffer random_buffer(size_t size, uint64_t stream) {
@@ -47,7 +47,7 @@ void reduce(benchmark::State& state, const ReduceTarget& target, DType dtype, Re
   const Buffer a = random_buffer(static_cast<size_t>(state.range(0)), 0);
   const Buffer b = random_buffer(a.size(), 1);
   Buffer expected(a.size());
-  scant::sync::reduce_reference(dtype, op, a.data(), b.data(), expected.data(), a.size());
+  scant::collective::reduce_reference(dtype, op, a.data(), b.data(), expected.data(), a.size());
   Buffer to(a.size());
   target.combine(dtype, op, a.data(), b.data(), to.data(), a.size());
   if (std::memcmp(to.data(), expected.data(), to.size()) != 0) {
@@ -86,7 +86,7 @@ void register_target(const ReduceTarget& target) {
           std::string(target.name) + "/" + scant::name(dtype) + "/" + scant::name(op);
       add_sizes(benchmark::RegisterBenchmark(name.c_str(), reduce, target, dtype, op));
     }
-    if (!scant::sync::reduce_defined(dtype, ReduceOp::average)) continue;
+    if (!scant::collective::reduce_defined(dtype, ReduceOp::average)) continue;
     const std::string name =
         std::string(target.name) + "/" + scant::name(dtype) + "/copy_and_divide";
     add_sizes(benchmark::RegisterBenchmark(name.c_str(), copy_and_divide, target, dtype));
@@ -99,6 +99,6 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   add_sizes(benchmark::RegisterBenchmark("memcpy", copy));
-  for (const ReduceTarget& target : scant::sync::reduce_targets()) register_target(target);
+  for (const ReduceTarget& target : scant::collective::reduce_targets()) register_target(target);
   benchmark::RunSpecifiedBenchmarks();
 }

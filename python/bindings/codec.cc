@@ -10,7 +10,7 @@
 
 #include "codec/accumulate.h"
 #include "codec/encoder.h"
-#include "codec/kernels.h"
+#include "codec/kernels/kernels.h"
 #include "codec_plane.h"
 #include "codec_record.h"
 #include "codec_workspaces.h"

@@ -5,8 +5,8 @@
 #include <nanobind/stl/vector.h>
 #include <vector>
 
-#include "codec/allocate.h"
-#include "codec/select_reference.h"
+#include "codec/rate/allocate.h"
+#include "codec/select/select_reference.h"
 #include "errors.h"
 #include "gil.h"
 

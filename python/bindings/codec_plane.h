@@ -5,7 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <string>
 
-#include "codec/probe.h"
+#include "codec/rate/probe.h"
 
 namespace scant::python {
 

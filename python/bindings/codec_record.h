@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "codec/encoder.h"
-#include "codec/record.h"
+#include "codec/record/record.h"
 
 namespace scant::python {
 

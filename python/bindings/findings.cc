@@ -9,9 +9,9 @@ namespace scant::python {
 namespace {
 
 namespace nb = nanobind;
-using sync::BufferPlan;
-using sync::Candidate;
-using sync::Findings;
+using gradient::BufferPlan;
+using plan::Candidate;
+using plan::Findings;
 
 nb::dict row_of(const Candidate& candidate) {
   nb::dict row;
@@ -33,12 +33,12 @@ std::string name_of(codec::Point point) {
 }
 
 // Point of the first leg -> share of the elements.
-nb::dict points_of(const Candidate& candidate, const sync::Layout& layout) {
+nb::dict points_of(const Candidate& candidate, const gradient::Layout& layout) {
   std::map<std::string, double> shares;
   for (const BufferPlan& buffer : candidate.plan.buffers) {
     for (uint32_t i = 0; i < buffer.parts; ++i) {
       const auto n = static_cast<double>(layout.parts()[buffer.first_part + i].range.elements);
-      const bool exact = buffer.path == sync::Path::all_reduce;
+      const bool exact = buffer.path == gradient::Path::all_reduce;
       shares[exact ? "plain" : name_of(buffer.points[i].first)] +=
           n / static_cast<double>(layout.elements());
     }
@@ -49,7 +49,7 @@ nb::dict points_of(const Candidate& candidate, const sync::Layout& layout) {
 }
 
 nb::dict steps_line(const Findings& findings) {
-  const sync::Measurement& measured = findings.slowest;
+  const plan::Measurement& measured = findings.slowest;
   nb::dict line;
   line["kind"] = "steps";
   line["steps"] = measured.steps;
@@ -71,7 +71,7 @@ nb::dict steps_line(const Findings& findings) {
   return line;
 }
 
-nb::dict profile_line(const Findings& findings, const sync::Profile& profile) {
+nb::dict profile_line(const Findings& findings, const plan::Profile& profile) {
   nb::dict line;
   line["kind"] = "profile";
   line["backward_s"] = profile.backward_s;
@@ -86,7 +86,7 @@ nb::dict profile_line(const Findings& findings, const sync::Profile& profile) {
   return line;
 }
 
-nb::dict plan_line(const Findings::Choice& choice, const sync::Layout& layout) {
+nb::dict plan_line(const Findings::Choice& choice, const gradient::Layout& layout) {
   nb::dict line;
   line["kind"] = "plan";
   line["why"] = choice.why;
@@ -101,7 +101,7 @@ nb::dict plan_line(const Findings::Choice& choice, const sync::Layout& layout) {
 
 }  // namespace
 
-nb::list lines_of(const Findings& findings, const sync::Layout& layout) {
+nb::list lines_of(const Findings& findings, const gradient::Layout& layout) {
   nb::list lines;
   lines.append(steps_line(findings));
   if (!findings.guard.empty()) {

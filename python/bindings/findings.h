@@ -3,11 +3,12 @@
 
 #include <nanobind/nanobind.h>
 
-#include "sync/plan/tuner.h"
+#include "plan/tuner.h"
 
 namespace scant::python {
 
 // A list of dictionaries, in the order in which they belong into the log.
-[[nodiscard]] nanobind::list lines_of(const sync::Findings& findings, const sync::Layout& layout);
+[[nodiscard]] nanobind::list lines_of(const plan::Findings& findings,
+                                      const gradient::Layout& layout);
 
 }  // namespace scant::python

@@ -17,20 +17,20 @@
 #include "findings.h"
 #include "fork.h"
 #include "gil.h"
-#include "sync/gradient/averager.h"
-#include "sync/plan/auto_plan.h"
+#include "gradient/averager.h"
+#include "plan/auto_plan.h"
 
 namespace scant::python {
 namespace {
 
-using sync::AutoPlan;
-using sync::AutoPlanOptions;
-using sync::Averager;
-using sync::AveragerOptions;
-using sync::BufferPlan;
-using sync::FusionPlan;
-using sync::Layout;
-using sync::Path;
+using gradient::Averager;
+using gradient::AveragerOptions;
+using gradient::BufferPlan;
+using gradient::FusionPlan;
+using gradient::Layout;
+using gradient::Path;
+using plan::AutoPlan;
+using plan::AutoPlanOptions;
 
 template <typename T>
 T unwrap(Result<T> result, Rank rank = kNoRank) {
@@ -50,8 +50,8 @@ Bytes from_bytes(const nb::bytes& bytes) {
 }
 
 Path path_of(const std::string& text) {
-  for (int i = 0; i < sync::kPathCount; ++i) {
-    if (text == sync::name(static_cast<Path>(i))) return static_cast<Path>(i);
+  for (int i = 0; i < gradient::kPathCount; ++i) {
+    if (text == collective::name(static_cast<Path>(i))) return static_cast<Path>(i);
   }
   refuse("path: no '" + text + "'; there are all_reduce, split and gather");
 }
@@ -83,11 +83,12 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
   std::vector<PythonBuffer> all;
   for (const BufferPlan& buffer : plan.buffers) {
     std::vector<PythonPoint> points;
-    for (const sync::PartPlan& point : buffer.points) {
+    for (const gradient::PartPlan& point : buffer.points) {
       points.emplace_back(point.first.density, values_text(point.first), point.second.density,
                           values_text(point.second));
     }
-    all.emplace_back(sync::name(buffer.path), buffer.first_part, buffer.parts, std::move(points));
+    all.emplace_back(collective::name(buffer.path), buffer.first_part, buffer.parts,
+                     std::move(points));
   }
   return all;
 }
@@ -109,31 +110,31 @@ FusionPlan* make_plan(
     part += parts;
     plan.buffers.push_back(std::move(buffer));
   }
-  unwrap(sync::validate(plan, layout));
+  unwrap(collective::validate(plan, layout));
   return new FusionPlan(std::move(plan));
 }
 
 FusionPlan* make_uniform(const Layout& layout, const std::string& path, double density,
                          const std::string& values, uint64_t buffer_bytes,
                          uint64_t first_buffer_bytes, uint64_t small_elements) {
-  FusionPlan plan = sync::uniform_plan({.path = path_of(path),
-                                        .point = point_of(density, values),
-                                        .buffer_bytes = buffer_bytes,
-                                        .first_buffer_bytes = first_buffer_bytes,
-                                        .small_elements = small_elements},
-                                       layout);
-  unwrap(sync::validate(plan, layout));
+  FusionPlan plan = gradient::uniform_plan({.path = path_of(path),
+                                            .point = point_of(density, values),
+                                            .buffer_bytes = buffer_bytes,
+                                            .first_buffer_bytes = first_buffer_bytes,
+                                            .small_elements = small_elements},
+                                           layout);
+  unwrap(collective::validate(plan, layout));
   return new FusionPlan(std::move(plan));
 }
 
-nb::dict dict_of(const sync::StepReport& report) {
+nb::dict dict_of(const gradient::StepReport& report) {
   nb::dict out;
   out["step"] = report.step;
   out["plan_hash"] = report.plan_hash;
   out["present"] = report.present;
   out["nonfinite"] = report.nonfinite;
   nb::list not_finite;
-  for (const sync::NotFinite& one : report.not_finite) {
+  for (const gradient::NotFinite& one : report.not_finite) {
     not_finite.append(nb::make_tuple(one.tensor, one.ranks));
   }
   out["not_finite"] = not_finite;
@@ -145,7 +146,7 @@ nb::dict dict_of(const sync::StepReport& report) {
   out["add_s"] = report.add_s;
   out["decode_s"] = report.decode_s;
   nb::list buffers;
-  for (const sync::BufferTimes& times : report.buffers) {
+  for (const gradient::BufferTimes& times : report.buffers) {
     nb::dict row;
     row["ready"] = times.ready;
     row["encoded"] = times.encoded;
@@ -162,16 +163,16 @@ nb::dict dict_of(const sync::StepReport& report) {
   // Lists rather than a dictionary for each part: there may be thousands.
   const auto column = [&](auto member) {
     nb::list values;
-    for (const sync::PartReport& part : report.parts) values.append(part.*member);
+    for (const gradient::PartReport& part : report.parts) values.append(part.*member);
     return values;
   };
   nb::dict parts;
-  parts["ready"] = column(&sync::PartReport::ready);
-  parts["needed"] = column(&sync::PartReport::needed);
-  parts["encode_s"] = column(&sync::PartReport::encode_s);
-  parts["bytes"] = column(&sync::PartReport::bytes);
-  parts["energy"] = column(&sync::PartReport::energy);
-  parts["energy_left"] = column(&sync::PartReport::energy_left);
+  parts["ready"] = column(&gradient::PartReport::ready);
+  parts["needed"] = column(&gradient::PartReport::needed);
+  parts["encode_s"] = column(&gradient::PartReport::encode_s);
+  parts["bytes"] = column(&gradient::PartReport::bytes);
+  parts["energy"] = column(&gradient::PartReport::energy);
+  parts["energy_left"] = column(&gradient::PartReport::energy_left);
   out["parts"] = parts;
   return out;
 }
@@ -281,12 +282,12 @@ class PythonAverager {
     static_cast<void>(get());
     const std::shared_ptr<Averager> averager = averager_;
     const std::shared_ptr<AutoPlan> plans = auto_plan_;
-    const sync::StepReport report =
+    const gradient::StepReport report =
         interruptible([&](Duration limit) { return averager->wait(limit); });
     nb::dict out = dict_of(report);
     if (plans && plans->step_done(report)) {
       interruptible([&](Duration limit) { return plans->agree(limit); });
-      const sync::Findings* findings = plans->findings();
+      const plan::Findings* findings = plans->findings();
       out["agreement"] = findings != nullptr ? lines_of(*findings, averager->layout()) : nb::list();
     }
     return out;
@@ -347,15 +348,15 @@ void bind_plan(nb::module_& module) {
       .def_static(
           "parse",
           [](const nb::bytes& bytes, const Layout& layout) {
-            return new FusionPlan(unwrap(sync::parse_fusion_plan(from_bytes(bytes), layout)));
+            return new FusionPlan(unwrap(gradient::parse_fusion_plan(from_bytes(bytes), layout)));
           },
           nb::rv_policy::take_ownership)
       .def("serialise",
            [](const FusionPlan& self, const Layout& layout) {
-             return to_bytes(sync::serialise(self, layout));
+             return to_bytes(collective::serialise(self, layout));
            })
       .def("sent_bytes", [](const FusionPlan& self,
-                            const Layout& layout) { return sync::sent_bytes(self, layout); })
+                            const Layout& layout) { return gradient::sent_bytes(self, layout); })
       .def_prop_ro("buffers", &buffers_of)
       .def_prop_ro("reversed", [](const FusionPlan& self) { return self.reversed; })
       .def("__eq__", [](const FusionPlan& self, const FusionPlan& other) { return self == other; });
@@ -363,7 +364,7 @@ void bind_plan(nb::module_& module) {
 
 }  // namespace
 
-std::shared_ptr<sync::Averager> native_averager(const nb::object& object) {
+std::shared_ptr<gradient::Averager> native_averager(const nb::object& object) {
   return nb::cast<PythonAverager&>(object).shared();
 }
 

@@ -4,13 +4,13 @@
 #include <memory>
 #include <nanobind/nanobind.h>
 
-#include "sync/gradient/averager.h"
+#include "gradient/averager.h"
 
 namespace scant::python {
 
 void bind_gradients(nanobind::module_& module);
 
 // Of the Python object; raises when it was closed.
-[[nodiscard]] std::shared_ptr<sync::Averager> native_averager(const nanobind::object& object);
+[[nodiscard]] std::shared_ptr<gradient::Averager> native_averager(const nanobind::object& object);
 
 }  // namespace scant::python

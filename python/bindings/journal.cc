@@ -276,18 +276,18 @@ nb::dict summary_of(const Folder& folder, uint64_t sequence, const std::string& 
 }
 
 // What the averager's last step gives; what went as it is lies in the gradients themselves.
-std::vector<Part> parts_of(const sync::Averager& averager, const std::vector<Bytes>& found) {
+std::vector<Part> parts_of(const gradient::Averager& averager, const std::vector<Bytes>& found) {
   std::vector<Part> parts;
-  const sync::Layout& layout = averager.layout();
+  const gradient::Layout& layout = averager.layout();
   uint32_t number = 0;
-  for (const sync::AveragedBuffer& buffer : averager.averaged()) {
+  for (const gradient::AveragedBuffer& buffer : averager.averaged()) {
     const PartKind kind =
-        buffer.path == sync::Path::split ? PartKind::averages : PartKind::gathered;
+        buffer.path == gradient::Path::split ? PartKind::averages : PartKind::gathered;
     for (const Bytes message : buffer.messages) {
       parts.push_back({.kind = kind, .where = number, .bytes = message});
     }
     ++number;
-    if (buffer.path != sync::Path::all_reduce) continue;
+    if (buffer.path != gradient::Path::all_reduce) continue;
     for (const auto& part : layout.parts().subspan(buffer.first_part, buffer.parts)) {
       const Bytes of = found[part.tensor];
       const uint64_t first = part.range.first * sizeof(float);
@@ -396,7 +396,7 @@ class PythonBase {
     }
     if (!averager.is_none()) {
       // Asked for here, before the next step changes them; waited for by the journal's thread.
-      std::shared_ptr<sync::Averager> native = native_averager(averager);
+      std::shared_ptr<gradient::Averager> native = native_averager(averager);
       native->ask_to_save();
       files.push_back({.name = residuals,
                        .head = {},

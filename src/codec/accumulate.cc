@@ -5,9 +5,9 @@
 #include <string>
 
 #include "base/check.h"
-#include "codec/kernels.h"
-#include "codec/little_endian.h"
-#include "codec/positions.h"
+#include "base/little_endian.h"
+#include "codec/kernels/kernels.h"
+#include "codec/record/positions.h"
 
 namespace scant::codec {
 namespace {
@@ -61,7 +61,7 @@ void scatter(Entries& entries, uint32_t begin, uint32_t end, float* sum) {
     return;
   }
   const auto value = [&](size_t i) {
-    return bf16_widen(load_little<uint16_t>(entries.narrow + 2 * i));
+    return bf16_widen(base::load_little<uint16_t>(entries.narrow + 2 * i));
   };
   scatter(entries, value, begin, end, sum);
 }

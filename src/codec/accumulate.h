@@ -5,7 +5,7 @@
 
 #include <span>
 
-#include "codec/record.h"
+#include "codec/record/record.h"
 #include "codec/workspace.h"
 #include "scant/result.h"
 

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <gtest/gtest.h>
 
-#include "codec/encoder_testing.h"
-#include "codec/kernels.h"
-#include "codec/test_records.h"
+#include "codec/kernels/kernels.h"
+#include "codec/testing/encoders.h"
+#include "codec/testing/records.h"
 
 namespace scant::codec {
 namespace {
@@ -148,9 +148,10 @@ uint32_t strange_numbers(base::Rng& rng, const BlockHeader& header, std::vector<
     const float value = kStrange[rng.below(kStrange.size())];
     std::byte* const to = bytes.data() + bytes.size() - size * (i + 1);
     if (header.values == ValueKind::f32) {
-      store_little(to, std::bit_cast<uint32_t>(value));
+      base::store_little(to, std::bit_cast<uint32_t>(value));
     } else {
-      store_little(to, header.values == ValueKind::f16 ? f16_nearest(value) : bf16_nearest(value));
+      base::store_little(
+          to, header.values == ValueKind::f16 ? f16_nearest(value) : bf16_nearest(value));
     }
     nonfinite += std::isfinite(value) ? 0 : 1;
   }

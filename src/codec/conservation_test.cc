@@ -5,8 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "base/crc.h"
-#include "codec/encoder_testing.h"
-#include "codec/little_endian.h"
+#include "base/little_endian.h"
+#include "codec/testing/encoders.h"
 
 namespace scant::codec {
 namespace {
@@ -177,19 +177,19 @@ TEST(Conservation, EveryFieldOfASavedStateComesBack) {
                                .seed = 0x123456789ABCDEF0};
   auto made = Encoder::create(11, {5, 777}, options, Range{640, 1000});
   auto saved = std::move(made).value().save();
-  store_little(saved.data() + 64, uint64_t{0x100000002});  // step
-  store_little(saved.data() + 72, std::bit_cast<uint64_t>(-3.25));
-  store_little(saved.data() + 80, std::bit_cast<uint64_t>(0.125));
-  store_little(saved.data() + 88, std::bit_cast<uint32_t>(0.5f));     // threshold
-  store_little(saved.data() + 92, std::bit_cast<uint32_t>(9.5f));     // slope
-  store_little(saved.data() + 108, uint32_t{2});                      // settled
-  store_little(saved.data() + 112, std::bit_cast<uint32_t>(0.125f));  // trend
-  store_little(saved.data() + 116, uint32_t{31});                     // sweeps
-  store_little(saved.data() + 120, std::bit_cast<uint64_t>(3.5));     // turn
-  for (size_t at = 128; at < saved.size() - 4; at += 4)               // small finite numbers
-    store_little(saved.data() + at, static_cast<uint32_t>(0x3C000000u + at));
+  base::store_little(saved.data() + 64, uint64_t{0x100000002});  // step
+  base::store_little(saved.data() + 72, std::bit_cast<uint64_t>(-3.25));
+  base::store_little(saved.data() + 80, std::bit_cast<uint64_t>(0.125));
+  base::store_little(saved.data() + 88, std::bit_cast<uint32_t>(0.5f));     // threshold
+  base::store_little(saved.data() + 92, std::bit_cast<uint32_t>(9.5f));     // slope
+  base::store_little(saved.data() + 108, uint32_t{2});                      // settled
+  base::store_little(saved.data() + 112, std::bit_cast<uint32_t>(0.125f));  // trend
+  base::store_little(saved.data() + 116, uint32_t{31});                     // sweeps
+  base::store_little(saved.data() + 120, std::bit_cast<uint64_t>(3.5));     // turn
+  for (size_t at = 128; at < saved.size() - 4; at += 4)                     // small finite numbers
+    base::store_little(saved.data() + at, static_cast<uint32_t>(0x3C000000u + at));
   const size_t body = saved.size() - 4;
-  store_little(saved.data() + body, base::crc32c(Bytes(saved).first(body)));
+  base::store_little(saved.data() + body, base::crc32c(Bytes(saved).first(body)));
   const auto restored = Encoder::restore(saved);
   ASSERT_TRUE(restored.ok()) << restored.error().to_string();
   EXPECT_EQ(restored.value().save(), saved);
@@ -201,9 +201,9 @@ TEST(Conservation, DamagedStateIsRefused) {
   Encoder encoder = make({3, 100}, {.residual = ResidualKind::i8, .momentum = 0.5f});
   const auto saved = encoder.save();
   auto resealed = saved;  // a debt that no step can leave, with the right checksum
-  store_little(resealed.data() + 72, std::bit_cast<uint64_t>(-1e18));
+  base::store_little(resealed.data() + 72, std::bit_cast<uint64_t>(-1e18));
   const Bytes body = Bytes(resealed).first(resealed.size() - 4);
-  store_little(resealed.data() + body.size(), base::crc32c(body));
+  base::store_little(resealed.data() + body.size(), base::crc32c(body));
   EXPECT_FALSE(Encoder::restore(resealed).ok());
   for (size_t size = 0; size < saved.size(); size += 7) {
     const auto restored = Encoder::restore(Bytes(saved).first(size));

@@ -8,9 +8,9 @@
 #include <span>
 #include <vector>
 
-#include "codec/record.h"
-#include "codec/residual.h"
-#include "codec/threshold.h"
+#include "codec/record/record.h"
+#include "codec/residual/residual.h"
+#include "codec/select/threshold.h"
 #include "codec/workspace.h"
 #include "scant/result.h"
 

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "codec/block_writer.h"
 #include "codec/encoder.h"
+#include "codec/record/block_writer.h"
 
 namespace scant::codec {
 

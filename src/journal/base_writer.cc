@@ -7,7 +7,7 @@
 
 #include "base/check.h"
 #include "base/crc.h"
-#include "codec/little_endian.h"
+#include "base/little_endian.h"
 
 namespace scant::journal {
 namespace {
@@ -33,7 +33,7 @@ std::vector<std::byte> head_of_bytes(const std::string& tensor, size_t bytes) {
                      R"(],"data_offsets":[0,)" + count + "]}}";
   json.resize((json.size() + 7) / 8 * 8, ' ');
   std::vector<std::byte> head(8 + json.size());
-  codec::store_little(head.data(), uint64_t{json.size()});
+  base::store_little(head.data(), uint64_t{json.size()});
   std::memcpy(head.data() + 8, json.data(), json.size());
   return head;
 }

@@ -8,9 +8,9 @@
 #include <gtest/gtest.h>
 
 #include "base/crc.h"
+#include "base/little_endian.h"
 #include "base/rng.h"
-#include "codec/little_endian.h"
-#include "journal/watched_disk.h"
+#include "journal/testing/watched_disk.h"
 
 namespace scant::journal {
 namespace {
@@ -129,7 +129,7 @@ TEST_F(BaseWriterTest, WritesWhatIsCopiedMadeAndLate) {
   expect_file(base_name(20) + "/model", kHead, copy);
   expect_file(base_name(20) + "/late", {}, random_bytes(3, 77));
   const auto residuals = disk_->read(base_name(20) + "/residuals").value();
-  const auto json = codec::load_little<uint64_t>(residuals.data());
+  const auto json = base::load_little<uint64_t>(residuals.data());
   EXPECT_EQ(json % 8, 0U);
   const std::string text(reinterpret_cast<const char*>(residuals.data()) + 8, json);
   EXPECT_EQ(text.substr(0, text.find_last_not_of(' ') + 1),

@@ -5,7 +5,7 @@
 #include <set>
 #include <string>
 
-#include "journal/crash_training.h"
+#include "journal/testing/crash_training.h"
 
 namespace scant::journal {
 namespace {

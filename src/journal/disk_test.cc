@@ -9,7 +9,7 @@
 #include <sys/resource.h>
 
 #include "base/crc.h"
-#include "journal/disk_simulated.h"
+#include "journal/testing/disk_simulated.h"
 
 namespace scant::journal {
 namespace {

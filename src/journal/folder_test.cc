@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "base/crc.h"
-#include "journal/disk_simulated.h"
+#include "journal/testing/disk_simulated.h"
 
 namespace scant::journal {
 namespace {

@@ -6,13 +6,13 @@
 #include <cstring>
 
 #include "base/crc.h"
-#include "codec/little_endian.h"
+#include "base/little_endian.h"
 
 namespace scant::journal {
 namespace {
 
-using codec::load_little;
-using codec::store_little;
+using base::load_little;
+using base::store_little;
 
 constexpr size_t kCrcBytes = 4;
 constexpr size_t kNumberDigits = 12;
@@ -143,62 +143,62 @@ bool is_plain_name(std::string_view name) {
 
 std::array<std::byte, kSegmentHeaderBytes> write_segment_header(const SegmentHeader& header) {
   std::array<std::byte, kSegmentHeaderBytes> out{};
-  store_little(out.data(), kSegmentMagic);
-  store_little(out.data() + 4, kVersion);
-  store_little(out.data() + 8, header.identity.job);
-  store_little(out.data() + 16, header.identity.model);
-  store_little(out.data() + 24, header.sequence);
-  store_little(out.data() + 32, header.joins);
-  store_little(out.data() + kSegmentHeaderBytes - kCrcBytes,
-               base::crc32c(Bytes(out).first(kSegmentHeaderBytes - kCrcBytes)));
+  base::store_little(out.data(), kSegmentMagic);
+  base::store_little(out.data() + 4, kVersion);
+  base::store_little(out.data() + 8, header.identity.job);
+  base::store_little(out.data() + 16, header.identity.model);
+  base::store_little(out.data() + 24, header.sequence);
+  base::store_little(out.data() + 32, header.joins);
+  base::store_little(out.data() + kSegmentHeaderBytes - kCrcBytes,
+                     base::crc32c(Bytes(out).first(kSegmentHeaderBytes - kCrcBytes)));
   return out;
 }
 
 Result<SegmentHeader> read_segment_header(Bytes bytes, const std::string& name) {
   if (bytes.size() < kSegmentHeaderBytes) return corrupt(name, "shorter than a segment's header");
-  if (load_little<uint32_t>(bytes.data()) != kSegmentMagic) {
+  if (base::load_little<uint32_t>(bytes.data()) != kSegmentMagic) {
     return corrupt(name, "not begun by SCJS");
   }
   const Bytes covered = bytes.first(kSegmentHeaderBytes - kCrcBytes);
-  if (load_little<uint32_t>(bytes.data() + covered.size()) != base::crc32c(covered)) {
+  if (base::load_little<uint32_t>(bytes.data() + covered.size()) != base::crc32c(covered)) {
     return corrupt(name, "the checksum of the segment's header does not fit");
   }
-  const auto version = load_little<uint16_t>(bytes.data() + 4);
+  const auto version = base::load_little<uint16_t>(bytes.data() + 4);
   if (version != kVersion) {
     return Error{.code = ErrorCode::unsupported,
                  .message = name + ": version " + std::to_string(version) +
                             ", this one reads version " + std::to_string(kVersion)};
   }
-  return SegmentHeader{.identity = {.job = load_little<uint64_t>(bytes.data() + 8),
-                                    .model = load_little<uint64_t>(bytes.data() + 16)},
-                       .sequence = load_little<uint64_t>(bytes.data() + 24),
-                       .joins = load_little<uint64_t>(bytes.data() + 32)};
+  return SegmentHeader{.identity = {.job = base::load_little<uint64_t>(bytes.data() + 8),
+                                    .model = base::load_little<uint64_t>(bytes.data() + 16)},
+                       .sequence = base::load_little<uint64_t>(bytes.data() + 24),
+                       .joins = base::load_little<uint64_t>(bytes.data() + 32)};
 }
 
 std::array<std::byte, kEntryHeaderBytes> write_entry_header(const EntryHeader& header,
                                                             std::span<const Bytes> pieces) {
   std::array<std::byte, kEntryHeaderBytes> out{};
-  store_little(out.data() + 8, header.length);
-  store_little(out.data() + 16, header.sequence);
-  store_little(out.data() + 24, header.step);
+  base::store_little(out.data() + 8, header.length);
+  base::store_little(out.data() + 16, header.sequence);
+  base::store_little(out.data() + 24, header.step);
   out[32] = static_cast<std::byte>(header.kind);
   uint32_t crc = base::crc32c(Bytes(out).subspan(kCrcBytes));
   for (const Bytes piece : pieces) crc = base::crc32c(piece, crc);
-  store_little(out.data(), crc);
+  base::store_little(out.data(), crc);
   return out;
 }
 
 std::optional<Entry> read_entry(Bytes bytes) {
   if (bytes.size() < kEntryHeaderBytes) return std::nullopt;
   Entry entry;
-  entry.header = {.length = load_little<uint64_t>(bytes.data() + 8),
-                  .sequence = load_little<uint64_t>(bytes.data() + 16),
-                  .step = load_little<uint64_t>(bytes.data() + 24),
+  entry.header = {.length = base::load_little<uint64_t>(bytes.data() + 8),
+                  .sequence = base::load_little<uint64_t>(bytes.data() + 16),
+                  .step = base::load_little<uint64_t>(bytes.data() + 24),
                   .kind = static_cast<EntryKind>(bytes[32])};
   if (entry.header.length > bytes.size() - kEntryHeaderBytes) return std::nullopt;
   const Bytes covered = bytes.subspan(
       kCrcBytes, kEntryHeaderBytes - kCrcBytes + static_cast<size_t>(entry.header.length));
-  if (load_little<uint32_t>(bytes.data()) != base::crc32c(covered)) return std::nullopt;
+  if (base::load_little<uint32_t>(bytes.data()) != base::crc32c(covered)) return std::nullopt;
   entry.body = bytes.subspan(kEntryHeaderBytes, static_cast<size_t>(entry.header.length));
   return entry;
 }

@@ -6,8 +6,8 @@
 #include <gtest/gtest.h>
 
 #include "base/crc.h"
+#include "base/little_endian.h"
 #include "base/rng.h"
-#include "codec/little_endian.h"
 
 namespace scant::journal {
 namespace {
@@ -66,8 +66,8 @@ TEST(Format, AnEntryCutOffOrChangedIsNone) {
 TEST(Format, AnEntryOfImpossibleLengthIsNone) {
   auto bytes = entry_of({.sequence = 3, .step = 4}, {}, 0);
   for (const uint64_t length : {uint64_t{1}, UINT64_MAX, UINT64_MAX - 35, uint64_t{1} << 63}) {
-    codec::store_little(bytes.data() + 8, length);
-    codec::store_little(bytes.data(), base::crc32c(Bytes(bytes).subspan(4)));
+    base::store_little(bytes.data() + 8, length);
+    base::store_little(bytes.data(), base::crc32c(Bytes(bytes).subspan(4)));
     EXPECT_FALSE(read_entry(bytes).has_value()) << length;
   }
 }
@@ -100,8 +100,8 @@ TEST(Format, ASegmentsHeaderCutOffOrChangedIsCorrupt) {
 
 TEST(Format, ASegmentOfAnotherVersionIsUnsupported) {
   auto bytes = write_segment_header({.identity = kIdentity, .sequence = 12, .joins = 9});
-  codec::store_little(bytes.data() + 4, uint16_t{2});
-  codec::store_little(bytes.data() + 44, base::crc32c(Bytes(bytes).first(44)));
+  base::store_little(bytes.data() + 4, uint16_t{2});
+  base::store_little(bytes.data() + 44, base::crc32c(Bytes(bytes).first(44)));
   const auto header = read_segment_header(bytes, "log-x");
   ASSERT_FALSE(header.ok());
   EXPECT_EQ(header.error().code, ErrorCode::unsupported);

@@ -4,7 +4,7 @@
 #include <array>
 #include <utility>
 
-#include "codec/little_endian.h"
+#include "base/little_endian.h"
 
 namespace scant::journal {
 namespace {
@@ -30,7 +30,7 @@ Result<std::vector<Segment>> list_segments(Disk& disk) {
 // Walks over what is no entry, to the next right one whose number is near; `at` is then there.
 std::optional<Entry> find_entry(Bytes bytes, size_t& at, uint64_t least) {
   for (; at + kEntryHeaderBytes <= bytes.size(); ++at) {
-    const auto sequence = codec::load_little<uint64_t>(bytes.data() + at + 16);
+    const auto sequence = base::load_little<uint64_t>(bytes.data() + at + 16);
     if (sequence < least || sequence - least > kLookAhead) continue;
     if (auto entry = read_entry(bytes.subspan(at))) return entry;
   }

@@ -6,9 +6,9 @@
 #include <gtest/gtest.h>
 
 #include "base/crc.h"
+#include "base/little_endian.h"
 #include "base/rng.h"
-#include "codec/little_endian.h"
-#include "journal/disk_simulated.h"
+#include "journal/testing/disk_simulated.h"
 
 namespace scant::journal {
 namespace {
@@ -224,8 +224,8 @@ TEST(Log, AnotherJobIsRefusedFromTheBaseOnAndOverlookedBefore) {
 TEST(Log, AnotherVersionIsUnsupported) {
   SimulatedDisk disk;
   auto header = write_segment_header({.identity = kIdentity, .sequence = 0, .joins = 0});
-  codec::store_little(header.data() + 4, uint16_t{9});
-  codec::store_little(header.data() + 44, base::crc32c(Bytes(header).first(44)));
+  base::store_little(header.data() + 4, uint16_t{9});
+  base::store_little(header.data() + 44, base::crc32c(Bytes(header).first(44)));
   auto file = disk.create(segment_name(0));
   const Bytes piece(header);
   ASSERT_TRUE(file.value()->append({&piece, 1}).ok());

@@ -9,15 +9,15 @@
 #include <utility>
 
 #include "base/crc.h"
+#include "base/little_endian.h"
 #include "codec/accumulate.h"
-#include "codec/little_endian.h"
-#include "codec/record.h"
+#include "codec/record/record.h"
 
 namespace scant::journal {
 namespace {
 
-using codec::load_little;
-using codec::store_little;
+using base::load_little;
+using base::store_little;
 
 constexpr size_t kHeadBytes = 24;
 constexpr size_t kPartBytes = 24;
@@ -38,12 +38,12 @@ WrittenStep::WrittenStep(const Step& step) {
   const size_t head = kHeadBytes + bits + step.settings.size();
   heads_.resize(head + step.parts.size() * kPartBytes);
   std::byte* out = heads_.data();
-  store_little(out, std::bit_cast<uint32_t>(step.factor));
-  store_little(out + 4, step.crc);
-  store_little(out + 8, step.ranks);
-  store_little(out + 12, static_cast<uint32_t>(step.present.size()));
-  store_little(out + 16, static_cast<uint32_t>(step.settings.size()));
-  store_little(out + 20, static_cast<uint32_t>(step.parts.size()));
+  base::store_little(out, std::bit_cast<uint32_t>(step.factor));
+  base::store_little(out + 4, step.crc);
+  base::store_little(out + 8, step.ranks);
+  base::store_little(out + 12, static_cast<uint32_t>(step.present.size()));
+  base::store_little(out + 16, static_cast<uint32_t>(step.settings.size()));
+  base::store_little(out + 20, static_cast<uint32_t>(step.parts.size()));
   for (size_t i = 0; i < step.present.size(); ++i) {
     if (step.present[i]) out[kHeadBytes + i / 8] |= static_cast<std::byte>(1U << (i % 8));
   }
@@ -52,9 +52,9 @@ WrittenStep::WrittenStep(const Step& step) {
   size_t at = head;
   for (const Part& part : step.parts) {
     heads_[at] = static_cast<std::byte>(part.kind);
-    store_little(out + at + 4, part.where);
-    store_little(out + at + 8, part.first);
-    store_little(out + at + 16, static_cast<uint64_t>(part.bytes.size()));
+    base::store_little(out + at + 4, part.where);
+    base::store_little(out + at + 8, part.first);
+    base::store_little(out + at + 16, static_cast<uint64_t>(part.bytes.size()));
     pieces_.push_back(Bytes(heads_).subspan(at, kPartBytes));
     pieces_.push_back(part.bytes);
     at += kPartBytes;
@@ -64,12 +64,12 @@ WrittenStep::WrittenStep(const Step& step) {
 Result<Step> read_step(Bytes body) {
   if (body.size() < kHeadBytes) return corrupt("too few bytes");
   Step step;
-  step.factor = std::bit_cast<float>(load_little<uint32_t>(body.data()));
-  step.crc = load_little<uint32_t>(body.data() + 4);
-  step.ranks = load_little<uint32_t>(body.data() + 8);
-  const auto tensors = load_little<uint32_t>(body.data() + 12);
-  const auto settings = load_little<uint32_t>(body.data() + 16);
-  const auto parts = load_little<uint32_t>(body.data() + 20);
+  step.factor = std::bit_cast<float>(base::load_little<uint32_t>(body.data()));
+  step.crc = base::load_little<uint32_t>(body.data() + 4);
+  step.ranks = base::load_little<uint32_t>(body.data() + 8);
+  const auto tensors = base::load_little<uint32_t>(body.data() + 12);
+  const auto settings = base::load_little<uint32_t>(body.data() + 16);
+  const auto parts = base::load_little<uint32_t>(body.data() + 20);
   body = body.subspan(kHeadBytes);
   const size_t bits = (uint64_t{tensors} + 7) / 8;
   if (bits > body.size() || settings > body.size() - bits) return corrupt("it is cut off");
@@ -84,10 +84,10 @@ Result<Step> read_step(Bytes body) {
   for (uint32_t i = 0; i < parts; ++i) {
     if (body.size() < kPartBytes) return corrupt("it is cut off");
     Part part{.kind = static_cast<PartKind>(body[0]),
-              .where = load_little<uint32_t>(body.data() + 4),
-              .first = load_little<uint64_t>(body.data() + 8),
+              .where = base::load_little<uint32_t>(body.data() + 4),
+              .first = base::load_little<uint64_t>(body.data() + 8),
               .bytes = {}};
-    const auto length = load_little<uint64_t>(body.data() + 16);
+    const auto length = base::load_little<uint64_t>(body.data() + 16);
     body = body.subspan(kPartBytes);
     if (part.kind < PartKind::averages || part.kind > PartKind::state) {
       return corrupt("a part of no known kind");
@@ -234,8 +234,8 @@ Result<void> Gradients::decode(const Step& step, bool prove) {
       const auto to = place(part.where, part.first, part.bytes.size() * 2);
       if (!to) return to.error();
       for (size_t i = 0; i < part.bytes.size() / 2; ++i) {
-        store_little(to.value().data() + 4 * i,
-                     uint32_t{load_little<uint16_t>(part.bytes.data() + 2 * i)} << 16);
+        base::store_little(to.value().data() + 4 * i,
+                           uint32_t{base::load_little<uint16_t>(part.bytes.data() + 2 * i)} << 16);
       }
     }
   }
@@ -317,9 +317,9 @@ bool to_bf16_exactly(Bytes floats, MutableBytes out) {
   uint32_t lost = 0;
   const size_t count = floats.size() / 4;
   for (size_t i = 0; i < count; ++i) {
-    const auto bits = load_little<uint32_t>(floats.data() + 4 * i);
+    const auto bits = base::load_little<uint32_t>(floats.data() + 4 * i);
     lost |= bits & 0xffffU;
-    store_little(out.data() + 2 * i, static_cast<uint16_t>(bits >> 16));
+    base::store_little(out.data() + 2 * i, static_cast<uint16_t>(bits >> 16));
     if (i % 4096 == 4095 && lost != 0) return false;
   }
   return lost == 0;

@@ -2,9 +2,9 @@
 #include <cstring>
 #include <gtest/gtest.h>
 
-#include "codec/encoder_testing.h"
-#include "codec/little_endian.h"
-#include "codec/test_records.h"
+#include "base/little_endian.h"
+#include "codec/testing/encoders.h"
+#include "codec/testing/records.h"
 #include "journal/step.h"
 
 namespace scant::journal {
@@ -75,7 +75,7 @@ TEST(HostileStep, NumbersThatCannotBeAreRefused) {
   const auto body = body_of(small_step(record(0, 100), raw));
   const auto refuses = [&body](size_t at, uint32_t value) {
     auto changed = body;
-    codec::store_little(changed.data() + at, value);
+    base::store_little(changed.data() + at, value);
     const auto read = read_step(changed);
     return !read.ok() && read.error().code == ErrorCode::corrupt;
   };

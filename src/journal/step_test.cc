@@ -13,8 +13,8 @@
 #include <string>
 
 #include "base/crc.h"
-#include "codec/encoder_testing.h"
-#include "codec/little_endian.h"
+#include "base/little_endian.h"
+#include "codec/testing/encoders.h"
 
 namespace scant::journal {
 namespace {
@@ -174,8 +174,8 @@ TEST(Step, IsWrittenAndReadBack) {
   EXPECT_TRUE(equals(gradients, Found(values)));
   EXPECT_TRUE(std::ranges::equal(gradients.tensor(6), raw_bytes));
   for (size_t i = 0; i < 64; ++i) {
-    EXPECT_EQ(codec::load_little<uint32_t>(gradients.tensor(7).data() + 4 * i),
-              uint32_t{codec::load_little<uint16_t>(half.data() + 2 * i)} << 16);
+    EXPECT_EQ(base::load_little<uint32_t>(gradients.tensor(7).data() + 4 * i),
+              uint32_t{base::load_little<uint16_t>(half.data() + 2 * i)} << 16);
   }
   EXPECT_EQ(body_of(again), body);
 }
@@ -349,7 +349,7 @@ TEST(Step, Bf16IsTakenOnlyWhereItLosesNothing) {
 
 // The example of docs/journal.md, from its first line to its last.
 TEST(StepDocument, TheExampleIsWhatIsWritten) {
-  std::ifstream file(SCANT_JOURNAL_DOCUMENT);
+  std::ifstream file(SCANT_DOCUMENT);
   std::string text((std::istreambuf_iterator<char>(file)), {});
   const size_t begin = text.find("**Example.**");
   ASSERT_NE(begin, std::string::npos);
@@ -359,8 +359,8 @@ TEST(StepDocument, TheExampleIsWhatIsWritten) {
     std::ranges::copy_if(line, std::back_inserter(digits), [](char c) { return c != ' '; });
   }
   std::vector<std::byte> gradient(8);
-  codec::store_little(gradient.data(), std::bit_cast<uint32_t>(1.0f));
-  codec::store_little(gradient.data() + 4, std::bit_cast<uint32_t>(2.0f));
+  base::store_little(gradient.data(), std::bit_cast<uint32_t>(1.0f));
+  base::store_little(gradient.data() + 4, std::bit_cast<uint32_t>(2.0f));
   const Step step{.crc = base::crc32c(gradient),
                   .present = {true},
                   .parts = {{.kind = PartKind::raw, .bytes = gradient}}};

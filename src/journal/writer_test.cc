@@ -11,8 +11,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "codec/encoder_testing.h"
-#include "journal/watched_disk.h"
+#include "codec/testing/encoders.h"
+#include "journal/testing/watched_disk.h"
 
 namespace scant::journal {
 namespace {

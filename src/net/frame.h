@@ -29,10 +29,10 @@ enum class FrameType : uint8_t {
 
 // What a rank believes it called; both sides of a mismatch can be named from it.
 struct CallDescriptor {
-  uint8_t kind = 0;       // sync::OpKind
+  uint8_t kind = 0;       // collective::OpKind
   uint8_t dtype = 0;      // scant::DType, moved types included
   uint8_t reduce = 0;     // scant::ReduceOp, 0 where none
-  uint8_t algorithm = 0;  // sync::Algorithm
+  uint8_t algorithm = 0;  // collective::Algorithm
   uint16_t root = 0;      // group rank, 0 where none
   uint16_t group_size = 0;
   uint64_t bytes = 0;  // of the call, or of this pair's part where parts may differ

@@ -5,8 +5,8 @@
 #include <gtest/gtest.h>
 #include <thread>
 
-#include "net/conformance_world.h"
 #include "net/net_counters.h"
+#include "net/testing/conformance_world.h"
 
 namespace scant::net {
 namespace {

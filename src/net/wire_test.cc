@@ -16,17 +16,17 @@
 
 #include "base/crc.h"
 #include "net/address_record.h"
-#include "net/connection.h"
 #include "net/frame.h"
 #include "net/handshake.h"
+#include "net/tcp/connection.h"
 
 namespace scant::net {
 namespace {
 
 // The fenced block that follows the line `marker` in the document.
 std::vector<std::string> block_after(const std::string& marker) {
-  std::ifstream file(SCANT_WIRE_DOCUMENT);
-  EXPECT_TRUE(file.good()) << SCANT_WIRE_DOCUMENT;
+  std::ifstream file(SCANT_DOCUMENT);
+  EXPECT_TRUE(file.good()) << SCANT_DOCUMENT;
   std::vector<std::string> lines;
   std::string line;
   while (std::getline(file, line) && line != marker) continue;
@@ -95,7 +95,7 @@ TEST(Wire, TheFrameOfTheDocumentIsTheFrameOfTheCode) {
 }
 
 TEST(Wire, TheElementTypesOfTheDocumentAreThoseOfTheCode) {
-  std::ifstream file(SCANT_WIRE_DOCUMENT);
+  std::ifstream file(SCANT_DOCUMENT);
   std::string line;
   while (std::getline(file, line) && line != "<!-- table: dtypes -->") continue;
   for (int head = 0; head < 3; ++head) std::getline(file, line);

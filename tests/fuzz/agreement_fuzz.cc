@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "base/crc.h"
-#include "codec/little_endian.h"
+#include "base/little_endian.h"
 #include "fuzz_input.h"
-#include "sync/plan/decision.h"
-#include "sync/plan/measurement.h"
-#include "sync/plan/tuner.h"
+#include "plan/decision.h"
+#include "plan/measurement.h"
+#include "plan/tuner.h"
 
 using namespace scant;
 
@@ -23,38 +23,38 @@ constexpr uint8_t kCurves = 8;
 constexpr uint8_t kExact = 16;  // fidelity_min 1
 constexpr int kPeriods = 12;
 
-const sync::Layout& layout() {
-  static const sync::Layout made = [] {
+const gradient::Layout& layout() {
+  static const gradient::Layout made = [] {
     const std::vector<codec::Shape> shapes = {{1, 10}, {300, 300}, {1, 1}};
-    return sync::Layout::create(shapes, 3).value();
+    return gradient::Layout::create(shapes, 3).value();
   }();
   return made;
 }
 
 void put_checksum(MutableBytes bytes) {
   const size_t body = bytes.size() - sizeof(uint32_t);
-  codec::store_little(bytes.data() + body, base::crc32c(Bytes(bytes).first(body)));
+  base::store_little(bytes.data() + body, base::crc32c(Bytes(bytes).first(body)));
 }
 
-void check_decision(const sync::Decision& decision) {
-  SCANT_CHECK(sync::validate(decision.plan, layout()).ok());
-  const auto bytes = sync::serialise(decision, layout());
-  const auto again = sync::parse_decision(bytes, layout());
+void check_decision(const plan::Decision& decision) {
+  SCANT_CHECK(gradient::validate(decision.plan, layout()).ok());
+  const auto bytes = plan::serialise(decision, layout());
+  const auto again = plan::parse_decision(bytes, layout());
   SCANT_CHECK(again.ok() && again.value() == decision);
 }
 
 void look_at_decision(Bytes given, bool sealed) {
   std::vector<std::byte> bytes(given.begin(), given.end());
   if (sealed) {
-    bytes.resize(sync::decision_bytes(layout()));
-    codec::store_little(bytes.data(), sync::kDecisionMagic);
-    codec::store_little(bytes.data() + 4, uint16_t{1});
+    bytes.resize(plan::decision_bytes(layout()));
+    base::store_little(bytes.data(), plan::kDecisionMagic);
+    base::store_little(bytes.data() + 4, uint16_t{1});
     put_checksum(bytes);
   }
-  const auto parsed = sync::parse_decision(bytes, layout());
+  const auto parsed = plan::parse_decision(bytes, layout());
   if (parsed) {
     check_decision(parsed.value());
-    SCANT_CHECK(fuzz::equal(sync::serialise(parsed.value(), layout()), bytes));
+    SCANT_CHECK(fuzz::equal(plan::serialise(parsed.value(), layout()), bytes));
   }
 }
 
@@ -62,19 +62,19 @@ void look_at_measurement(Bytes given, bool sealed, bool curves) {
   const size_t parts = layout().parts().size();
   std::vector<std::byte> bytes(given.begin(), given.end());
   if (sealed) {
-    bytes.resize(sync::measurement_bytes(parts, curves));
-    codec::store_little(bytes.data(), sync::kMeasurementMagic);
-    codec::store_little(bytes.data() + 4, sync::kMeasurementVersion);
-    codec::store_little(bytes.data() + 6, uint16_t{0});
-    codec::store_little(bytes.data() + 8, static_cast<uint32_t>(parts));
-    codec::store_little(bytes.data() + 12, static_cast<uint32_t>(curves ? parts : 0));
+    bytes.resize(plan::measurement_bytes(parts, curves));
+    base::store_little(bytes.data(), plan::kMeasurementMagic);
+    base::store_little(bytes.data() + 4, plan::kMeasurementVersion);
+    base::store_little(bytes.data() + 6, uint16_t{0});
+    base::store_little(bytes.data() + 8, static_cast<uint32_t>(parts));
+    base::store_little(bytes.data() + 12, static_cast<uint32_t>(curves ? parts : 0));
     put_checksum(bytes);
   }
-  const auto parsed = sync::read_measurement(bytes, layout(), curves);
+  const auto parsed = plan::read_measurement(bytes, layout(), curves);
   if (!parsed) return;
   std::vector<std::byte> again(bytes.size());
-  sync::write_measurement(parsed.value(), again);
-  SCANT_CHECK(sync::read_measurement(again, layout(), curves).ok());
+  plan::write_measurement(parsed.value(), again);
+  SCANT_CHECK(plan::read_measurement(again, layout(), curves).ok());
 }
 
 // From 2^-128 to 2^127, or 0.
@@ -86,29 +86,29 @@ double number(fuzz::Input& input) {
 
 std::vector<std::byte> measured(fuzz::Input& input, bool curves) {
   const size_t parts = layout().parts().size();
-  std::vector<std::byte> bytes(sync::measurement_bytes(parts, curves));
-  sync::Measurement empty;
+  std::vector<std::byte> bytes(plan::measurement_bytes(parts, curves));
+  plan::Measurement empty;
   empty.ready_s.assign(parts, 0);
   empty.needed_s.assign(parts, 0);
   if (curves) empty.curves.resize(parts);
-  sync::write_measurement(empty, bytes);
+  plan::write_measurement(empty, bytes);
   constexpr size_t kHeaderBytes = 16;
   for (size_t at = kHeaderBytes; at + 12 <= bytes.size(); at += sizeof(double)) {
-    codec::store_little(bytes.data() + at, std::bit_cast<uint64_t>(number(input)));
+    base::store_little(bytes.data() + at, std::bit_cast<uint64_t>(number(input)));
   }
   put_checksum(bytes);
   return bytes;
 }
 
 void tune(fuzz::Input& input, double fidelity_min) {
-  const sync::TunerOptions options{.fidelity_min = fidelity_min};
-  sync::Tuner tuner(layout(), sync::WorkRates{}, options);
-  sync::Decision decision = sync::Tuner::first(layout(), options);
+  const plan::TunerOptions options{.fidelity_min = fidelity_min};
+  plan::Tuner tuner(layout(), plan::WorkRates{}, options);
+  plan::Decision decision = plan::Tuner::first(layout(), options);
   for (int period = 0; period < kPeriods && !input.rest().empty(); ++period) {
-    std::vector<sync::Measurement> by_rank;
+    std::vector<plan::Measurement> by_rank;
     for (int rank = 0; rank < layout().ranks(); ++rank) {
       auto one =
-          sync::read_measurement(measured(input, decision.curves), layout(), decision.curves);
+          plan::read_measurement(measured(input, decision.curves), layout(), decision.curves);
       if (!one) return;
       by_rank.push_back(std::move(one).value());
     }

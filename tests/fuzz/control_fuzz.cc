@@ -2,8 +2,8 @@
 // control characters in a cancel's text become spaces. Input: which decoder, its argument, payload.
 #include <vector>
 
+#include "collective/engine/control.h"
 #include "fuzz_input.h"
-#include "sync/control.h"
 
 using namespace scant;
 
@@ -15,22 +15,22 @@ void check_refused(const Result<T>& decoded) {
 }
 
 void cancel(Bytes payload) {
-  const auto decoded = sync::decode_cancel(payload);
+  const auto decoded = collective::decode_cancel(payload);
   if (!decoded) return check_refused(decoded);
   std::vector<std::byte> expected(payload.begin(), payload.end());
   std::replace_if(
       expected.begin() + 12, expected.end(),
       [](std::byte b) { return b < std::byte{0x20} || b == std::byte{0x7F}; }, std::byte{' '});
-  SCANT_CHECK(fuzz::equal(sync::encode_cancel(decoded.value().error), expected));
+  SCANT_CHECK(fuzz::equal(collective::encode_cancel(decoded.value().error), expected));
 }
 
 void proposal(Bytes payload, size_t stations) {
-  const auto decoded = sync::decode_proposal(payload, stations);
+  const auto decoded = collective::decode_proposal(payload, stations);
   if (!decoded) return check_refused(decoded);
   SCANT_CHECK(decoded.value().live.size() == stations);
-  SCANT_CHECK(fuzz::equal(sync::encode_proposal(decoded.value()), payload));
-  SCANT_CHECK(payload.size() <= sync::kControlPayloadBytesMax);
-  SCANT_CHECK(!sync::decode_proposal(payload, stations + 1).ok());
+  SCANT_CHECK(fuzz::equal(collective::encode_proposal(decoded.value()), payload));
+  SCANT_CHECK(payload.size() <= collective::kControlPayloadBytesMax);
+  SCANT_CHECK(!collective::decode_proposal(payload, stations + 1).ok());
 }
 
 // Any descriptor off the wire makes one short printable sentence.
@@ -43,10 +43,10 @@ void descriptor(fuzz::Input& input) {
   call.root = input.half();
   call.group_size = input.half();
   for (int shift = 0; shift < 64; shift += 8) call.bytes |= uint64_t{input.byte()} << shift;
-  const std::string text = sync::describe(call, true);
+  const std::string text = collective::describe(call, true);
   SCANT_CHECK(!text.empty() && text.size() < 160);
   SCANT_CHECK(std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7F; }));
-  SCANT_CHECK(text.starts_with(sync::describe(call, false)));
+  SCANT_CHECK(text.starts_with(collective::describe(call, false)));
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 
 #include "base/crc.h"
 #include "fuzz_input.h"
-#include "net/connection.h"
+#include "net/tcp/connection.h"
 #include "net/wire.h"
 
 using namespace scant;

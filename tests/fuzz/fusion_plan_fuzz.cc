@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "base/crc.h"
-#include "codec/little_endian.h"
+#include "base/little_endian.h"
 #include "fuzz_input.h"
-#include "sync/gradient/fusion_plan.h"
+#include "gradient/fusion_plan.h"
 
 using namespace scant;
 
@@ -18,29 +18,29 @@ namespace {
 constexpr uint8_t kSealed = 1;  // magic, version, ranks, parts and checksum are put right
 constexpr size_t kLayouts = 4;  // chosen by the mode's other bits
 
-const sync::Layout& layout_of(size_t index) {
+const gradient::Layout& layout_of(size_t index) {
   static const auto layouts = [] {
     const std::vector<codec::Shape> several = {{1, 10}, {300, 300}, {1, 5000000}, {1, 1}};
     const std::vector<codec::Shape> one = {{1, 1}};
     const std::vector<codec::Shape> many(1000, codec::Shape{1, 3});
-    std::vector<sync::Layout> made;
-    made.push_back(sync::Layout::create(several, 4).value());
-    made.push_back(sync::Layout::create(several, 1).value());
-    made.push_back(sync::Layout::create(one, 65535).value());
-    made.push_back(sync::Layout::create(many, 9).value());
+    std::vector<gradient::Layout> made;
+    made.push_back(gradient::Layout::create(several, 4).value());
+    made.push_back(gradient::Layout::create(several, 1).value());
+    made.push_back(gradient::Layout::create(one, 65535).value());
+    made.push_back(gradient::Layout::create(many, 9).value());
     return made;
   }();
   return layouts[index % kLayouts];
 }
 
-void seal(MutableBytes plan, const sync::Layout& layout) {
+void seal(MutableBytes plan, const gradient::Layout& layout) {
   if (plan.size() < 20) return;
-  codec::store_little(plan.data() + 0, sync::kFusionPlanMagic);
-  codec::store_little(plan.data() + 4, sync::kFusionPlanVersion);
-  codec::store_little(plan.data() + 6, static_cast<uint16_t>(layout.ranks()));
-  codec::store_little(plan.data() + 8, static_cast<uint32_t>(layout.parts().size()));
+  base::store_little(plan.data() + 0, gradient::kFusionPlanMagic);
+  base::store_little(plan.data() + 4, gradient::kFusionPlanVersion);
+  base::store_little(plan.data() + 6, static_cast<uint16_t>(layout.ranks()));
+  base::store_little(plan.data() + 8, static_cast<uint32_t>(layout.parts().size()));
   const size_t body = plan.size() - 4;
-  codec::store_little(plan.data() + body, base::crc32c(Bytes(plan).first(body)));
+  base::store_little(plan.data() + body, base::crc32c(Bytes(plan).first(body)));
 }
 
 }  // namespace
@@ -48,21 +48,21 @@ void seal(MutableBytes plan, const sync::Layout& layout) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::Input input(data, size);
   const uint8_t mode = input.byte();
-  const sync::Layout& layout = layout_of(mode >> 1);
+  const gradient::Layout& layout = layout_of(mode >> 1);
   // Exactly the right size, so that a sanitizer sees a step past it.
   const size_t bytes = input.rest().size();
   const auto memory = std::make_unique<std::byte[]>(bytes);
   std::ranges::copy(std::span(data, size).last(bytes), reinterpret_cast<uint8_t*>(memory.get()));
   const MutableBytes plan(memory.get(), bytes);
   if ((mode & kSealed) != 0) seal(plan, layout);
-  const auto parsed = sync::parse_fusion_plan(plan, layout);
+  const auto parsed = gradient::parse_fusion_plan(plan, layout);
   if (!parsed) {
     SCANT_CHECK(!parsed.error().message.empty());
     return 0;
   }
-  SCANT_CHECK(sync::validate(parsed.value(), layout).ok());
-  SCANT_CHECK(fuzz::equal(sync::serialise(parsed.value(), layout), plan));
-  const double sent = sync::sent_bytes(parsed.value(), layout);
+  SCANT_CHECK(gradient::validate(parsed.value(), layout).ok());
+  SCANT_CHECK(fuzz::equal(gradient::serialise(parsed.value(), layout), plan));
+  const double sent = gradient::sent_bytes(parsed.value(), layout);
   SCANT_CHECK(std::isfinite(sent) && sent >= 0);
   return 0;
 }

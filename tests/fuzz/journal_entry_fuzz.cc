@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/crc.h"
-#include "codec/little_endian.h"
+#include "base/little_endian.h"
 #include "fuzz_input.h"
 #include "journal/log.h"
 
@@ -51,20 +51,20 @@ class Segments final : public Disk {
 
 void seal(std::vector<std::byte>& bytes, uint64_t sequence) {
   if (bytes.size() < kSegmentHeaderBytes) return;
-  codec::store_little(bytes.data(), kSegmentMagic);
-  codec::store_little(bytes.data() + 4, kVersion);
-  codec::store_little(bytes.data() + 8, kIdentity.job);
-  codec::store_little(bytes.data() + 16, kIdentity.model);
-  codec::store_little(bytes.data() + 24, sequence);
+  base::store_little(bytes.data(), kSegmentMagic);
+  base::store_little(bytes.data() + 4, kVersion);
+  base::store_little(bytes.data() + 8, kIdentity.job);
+  base::store_little(bytes.data() + 16, kIdentity.model);
+  base::store_little(bytes.data() + 24, sequence);
   const size_t covered = kSegmentHeaderBytes - 4;
-  codec::store_little(bytes.data() + covered, base::crc32c(Bytes(bytes).first(covered)));
+  base::store_little(bytes.data() + covered, base::crc32c(Bytes(bytes).first(covered)));
   for (size_t at = kSegmentHeaderBytes; bytes.size() - at >= kEntryHeaderBytes;) {
     const size_t room = bytes.size() - at - kEntryHeaderBytes;
     const uint64_t length =
-        std::min<uint64_t>(codec::load_little<uint64_t>(bytes.data() + at + 8) & 0xFF, room);
-    codec::store_little(bytes.data() + at + 8, length);
+        std::min<uint64_t>(base::load_little<uint64_t>(bytes.data() + at + 8) & 0xFF, room);
+    base::store_little(bytes.data() + at + 8, length);
     const auto entry = Bytes(bytes).subspan(at, kEntryHeaderBytes + length);
-    codec::store_little(bytes.data() + at, base::crc32c(entry.subspan(4)));
+    base::store_little(bytes.data() + at, base::crc32c(entry.subspan(4)));
     at += entry.size();
   }
 }

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "base/crc.h"
-#include "codec/little_endian.h"
-#include "codec/record.h"
+#include "base/little_endian.h"
+#include "codec/record/record.h"
 #include "fuzz_input.h"
 #include "journal/step.h"
 
@@ -35,12 +35,12 @@ void seal(MutableBytes record) {
   constexpr size_t kLengthAt = 48;
   constexpr size_t kCrcAt = 60;
   if (record.size() < codec::kRecordHeaderBytes) return;
-  codec::store_little(record.data(), codec::kRecordMagic);
-  codec::store_little(record.data() + 4, uint32_t{codec::kRecordVersion});
-  codec::store_little(record.data() + kLengthAt, uint64_t{record.size()});
+  base::store_little(record.data(), codec::kRecordMagic);
+  base::store_little(record.data() + 4, uint32_t{codec::kRecordVersion});
+  base::store_little(record.data() + kLengthAt, uint64_t{record.size()});
   const uint32_t crc = base::crc32c(record.subspan(codec::kRecordHeaderBytes),
                                     base::crc32c(Bytes(record).first(kCrcAt)));
-  codec::store_little(record.data() + kCrcAt, crc);
+  base::store_little(record.data() + kCrcAt, crc);
 }
 
 // The parts of a right body are within it.

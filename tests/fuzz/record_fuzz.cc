@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "base/crc.h"
-#include "codec/little_endian.h"
-#include "codec/positions.h"
-#include "codec/record.h"
+#include "base/little_endian.h"
+#include "codec/record/positions.h"
+#include "codec/record/record.h"
 #include "fuzz_input.h"
 
 using namespace scant;
@@ -83,15 +83,15 @@ void check_record(const RecordView& record) {
 // Makes records of whatever is there; a length that cannot be becomes all that is left.
 void seal_all(MutableBytes message) {
   while (message.size() >= codec::kRecordHeaderBytes) {
-    auto length = codec::load_little<uint64_t>(message.data() + kLengthAt);
+    auto length = base::load_little<uint64_t>(message.data() + kLengthAt);
     if (length < codec::kRecordHeaderBytes || length > message.size()) length = message.size();
     const MutableBytes record = message.first(length);
-    codec::store_little(record.data(), codec::kRecordMagic);
-    codec::store_little(record.data() + 4, uint32_t{codec::kRecordVersion});
-    codec::store_little(record.data() + kLengthAt, length);
+    base::store_little(record.data(), codec::kRecordMagic);
+    base::store_little(record.data() + 4, uint32_t{codec::kRecordVersion});
+    base::store_little(record.data() + kLengthAt, length);
     const uint32_t crc = base::crc32c(record.subspan(codec::kRecordHeaderBytes),
                                       base::crc32c(Bytes(record).first(kCrcAt)));
-    codec::store_little(record.data() + kCrcAt, crc);
+    base::store_little(record.data() + kCrcAt, crc);
     message = message.subspan(length);
   }
 }

@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "base/crc.h"
+#include "base/little_endian.h"
 #include "codec/encoder.h"
-#include "codec/little_endian.h"
 #include "fuzz_input.h"
 
 using namespace scant;
@@ -16,10 +16,10 @@ constexpr uint64_t kElementsMax = 1 << 16;
 
 void seal(std::vector<std::byte>& saved) {
   if (saved.size() < 12) return;
-  codec::store_little(saved.data(), uint32_t{0x53524353});
-  codec::store_little(saved.data() + 4, uint8_t{1});
+  base::store_little(saved.data(), uint32_t{0x53524353});
+  base::store_little(saved.data() + 4, uint8_t{1});
   const size_t body = saved.size() - 4;
-  codec::store_little(saved.data() + body, base::crc32c(Bytes(saved).first(body)));
+  base::store_little(saved.data() + body, base::crc32c(Bytes(saved).first(body)));
 }
 
 void take_a_step(codec::Encoder& encoder) {

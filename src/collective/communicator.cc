@@ -1,0 +1,487 @@
+// The public API: user threads queue commands, one I/O thread runs the pump and finishes their
+// Work. The I/O thread owns transport, engine and pump from start() on; user threads touch the
+// queue and three atomics. docs/threads.md.
+#include "scant/communicator.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <map>
+#include <mutex>
+
+#include "base/check.h"
+#include "base/crc.h"
+#include "base/queue.h"
+#include "base/thread.h"
+#include "collective/engine/pump.h"
+#include "collective/work.h"
+#include "net/tcp/tcp_transport.h"
+
+namespace scant {
+namespace {
+
+using namespace std::chrono_literals;
+
+// Submissions that may wait for the I/O thread; a user thread that is further ahead blocks.
+constexpr size_t kCommandsMax = 4096;
+// Commands taken before the sockets get their turn.
+constexpr int kCommandsPerTurn = 64;
+// A Work reports by its operation's deadline plus the time that a frame in progress may take to
+// drain.
+constexpr Duration kReportGrace = 30s;
+constexpr Duration kPollMax = 1s;
+
+struct Command {
+  Work::State* state = nullptr;  // holds a reference
+  std::function<void()> action;  // on the I/O thread; empty: submit `call`
+  bool finishes_later = false;   // the action keeps the reference
+  collective::Call call;
+};
+
+Error closed(std::string message) {
+  return Error{ErrorCode::closed, 0, kNoRank, std::move(message)};
+}
+
+uint32_t group_hash(const std::vector<Rank>& members, std::string_view key, uint32_t times,
+                    uint32_t epoch) {
+  std::string text(key);
+  text += '\n' + std::to_string(times) + '\n' + std::to_string(epoch);
+  for (const Rank member : members) text += ',' + std::to_string(member);
+  const uint32_t hash = base::crc32c(std::as_bytes(std::span(text)));
+  return hash == kWorldGroup ? 1 : hash;
+}
+
+}  // namespace
+
+struct Communicator::Impl {
+  Impl(const CommunicatorOptions& given, std::unique_ptr<net::Transport> made)
+      : options(given),
+        transport(std::move(made)),
+        engine(engine_options(given), collective::CostModel{}),
+        pump(engine, *transport),
+        rank(given.rank),
+        size(given.size),
+        epoch(engine.epoch()) {}
+
+  static collective::EngineOptions engine_options(const CommunicatorOptions& given) {
+    collective::EngineOptions made;
+    made.rank = given.rank;
+    made.size = given.size;
+    made.operation_timeout = given.operation_timeout;
+    return made;
+  }
+
+  [[nodiscard]] bool in_child() const {
+    return fork_generation != Work::State::current_fork_generation();
+  }
+
+  // User threads.
+  Work submit(collective::Call call, const CallOptions& how);
+  Result<void> run_on_io_thread(std::function<void()> action, Duration limit);
+  void stop(Duration timeout, std::optional<std::string> abort_reason);
+
+  // The I/O thread.
+  void loop();
+  void execute(Command command);
+  void finish_queue(const Error& error);
+  void close_down();
+  void refresh_peers();
+
+  const CommunicatorOptions options;
+  std::unique_ptr<net::Transport> transport;
+  collective::Engine engine;
+  collective::Pump pump;
+  base::BoundedQueue<Command> queue{kCommandsMax};
+  const uint32_t fork_generation = Work::State::current_fork_generation();
+
+  // Written by the I/O thread when a new epoch begins, read by any thread; alone, so relaxed order
+  // serves.
+  std::atomic<Rank> rank;
+  std::atomic<int> size;
+  std::atomic<uint32_t> epoch;
+
+  bool stopping = false;                    // I/O thread
+  std::optional<std::string> abort_reason;  // I/O thread
+  Time stop_deadline{};                     // I/O thread
+
+  base::Mutex mutex;  // what user threads share besides the queue
+  std::map<std::string, uint32_t> group_keys SCANT_GUARDED_BY(mutex);
+  std::vector<PeerInfo> last_peers SCANT_GUARDED_BY(mutex);
+  base::Mutex stop_mutex;  // one thread stops at a time
+  bool stopped SCANT_GUARDED_BY(stop_mutex) = false;
+  base::Thread thread;
+};
+
+Work Communicator::Impl::submit(collective::Call call, const CallOptions& how) {
+  const Duration timeout = how.timeout > Duration::zero() ? how.timeout : options.operation_timeout;
+  const Duration grace = kReportGrace + options.peer_timeout;
+  auto* state = new Work::State(timeout < Duration::max() - grace ? timeout + grace : timeout);
+  Work work(state);
+  if (in_child()) {
+    state->finish(closed("the communicator belongs to the parent process"), kNoRank);
+    return work;
+  }
+  call.group = how.group;
+  call.timeout = how.timeout;
+  call.priority = how.priority;
+  state->add_reference();
+  if (queue.push(Command{state, nullptr, false, std::move(call)})) {
+    transport->wake();
+  } else {
+    state->finish(closed("the communicator is shut down"), kNoRank);
+    state->drop_reference();
+  }
+  return work;
+}
+
+// Waits until the action has run. What it touches must outlive a timeout: capture shared state
+// only.
+Result<void> Communicator::Impl::run_on_io_thread(std::function<void()> action, Duration limit) {
+  if (in_child()) return closed("the communicator belongs to the parent process");
+  auto* state = new Work::State(limit);
+  const Work work(state);
+  state->add_reference();
+  if (!queue.push(Command{state, std::move(action), false, {}})) {
+    state->drop_reference();
+    return closed("the communicator is shut down");
+  }
+  transport->wake();
+  return work.wait(limit);
+}
+
+void Communicator::Impl::execute(Command command) {
+  Work::State* state = command.state;
+  if (command.action) {
+    command.action();
+    if (state == nullptr || command.finishes_later) return;
+    state->finish({}, kNoRank);
+    state->drop_reference();
+    return;
+  }
+  engine.submit(transport->now(), std::move(command.call),
+                [state](const Result<void>& outcome, Rank source) {
+                  state->finish(outcome, source);
+                  state->drop_reference();
+                });
+}
+
+void Communicator::Impl::loop() {
+  while (!stopping) {
+    for (int taken = 0; taken < kCommandsPerTurn && !stopping; ++taken) {
+      std::optional<Command> command = queue.try_pop();
+      if (!command) break;
+      execute(std::move(*command));
+    }
+    // The queue may hold more: then a wake() is due, and the poll returns at once.
+    if (queue.size() > 0) transport->wake();
+    if (!stopping) pump.step(transport->now() + kPollMax);
+  }
+  close_down();
+}
+
+void Communicator::Impl::close_down() {
+  const Error error =
+      closed(abort_reason ? "aborted: " + *abort_reason : "the communicator was shut down");
+  queue.close();
+  refresh_peers();
+  engine.set_now(transport->now());
+  engine.fail_all(error);
+  if (abort_reason) {
+    // No goodbye: the peers are to see a loss.
+    for (const PeerInfo& peer : transport->peers()) {
+      if (peer.rank != options.rank) transport->forget(peer.rank);
+    }
+    transport->close(transport->now());
+  } else {
+    while ((engine.operations_in_flight() > 0 || !engine.pending_peers().empty()) &&
+           transport->now() < stop_deadline) {
+      pump.step(std::min(stop_deadline, transport->now() + 50ms));
+    }
+    transport->close(stop_deadline);
+  }
+  // The object stays: a user thread may be about to wake it.
+  engine.on_transport_closed(error);
+  finish_queue(error);
+}
+
+void Communicator::Impl::finish_queue(const Error& error) {
+  while (std::optional<Command> command = queue.try_pop()) {
+    if (command->state == nullptr) continue;
+    command->state->finish(error, kNoRank);
+    command->state->drop_reference();
+  }
+}
+
+void Communicator::Impl::refresh_peers() {
+  std::vector<PeerInfo> now;
+  for (PeerInfo& peer : transport->peers()) {
+    peer.rank = engine.rank_of(peer.rank);
+    if (peer.rank != kNoRank) now.push_back(std::move(peer));
+  }
+  const base::MutexLock lock(mutex);
+  last_peers = std::move(now);
+}
+
+void Communicator::Impl::stop(Duration timeout, std::optional<std::string> reason) {
+  if (in_child()) return;
+  const base::MutexLock lock(stop_mutex);
+  if (stopped) return;
+  stopped = true;
+  Command command;
+  command.action = [this, timeout, reason = std::move(reason)] {
+    stopping = true;
+    abort_reason = reason;
+    stop_deadline = transport->now() + timeout;
+  };
+  // The queue closes only in close_down, so this push succeeds.
+  queue.push(std::move(command));
+  transport->wake();
+  thread.join();
+}
+
+Communicator::Communicator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Result<std::unique_ptr<Communicator>> Communicator::create(Store& store,
+                                                           const CommunicatorOptions& options) {
+  const auto refuse = [](std::string message) {
+    return Error{ErrorCode::invalid_argument, 0, kNoRank, std::move(message)};
+  };
+  if (options.size < 1 || options.size > 65535) {
+    return refuse("size " + std::to_string(options.size) + " lies outside 1 to 65,535");
+  }
+  if (options.rank < 0 || options.rank >= options.size) {
+    return refuse("rank " + std::to_string(options.rank) + " lies outside 0 to " +
+                  std::to_string(options.size - 1));
+  }
+  if (options.operation_timeout <= Duration::zero() || options.peer_timeout <= Duration::zero() ||
+      options.connect_timeout <= Duration::zero()) {
+    return refuse("timeouts must be above zero");
+  }
+  base::set_check_rank(options.rank);
+  Result<std::unique_ptr<net::Transport>> transport = net::TcpTransport::create(store, options);
+  if (!transport) return transport.error();
+  auto impl = std::make_unique<Impl>(options, std::move(transport.value()));
+  impl->refresh_peers();
+  Impl* shared = impl.get();
+  const Result<void> started = impl->thread.start(
+      "scant-io", [shared] { shared->loop(); }, options.io_cpu);
+  if (!started) return started.error();
+  return std::unique_ptr<Communicator>(new Communicator(std::move(impl)));
+}
+
+Communicator::~Communicator() {
+  if (impl_->in_child()) {
+    // The I/O thread exists in the parent only; joining it or freeing what it owns would hang or
+    // corrupt.
+    static_cast<void>(impl_.release());
+    return;
+  }
+  static_cast<void>(shutdown());
+}
+
+Rank Communicator::rank() const { return impl_->rank.load(std::memory_order_relaxed); }
+int Communicator::size() const { return impl_->size.load(std::memory_order_relaxed); }
+uint32_t Communicator::epoch() const { return impl_->epoch.load(std::memory_order_relaxed); }
+
+std::vector<PeerInfo> Communicator::peers() const {
+  Impl* impl = impl_.get();
+  // Fails when the communicator is shut down: then the last state stands.
+  static_cast<void>(impl->run_on_io_thread([impl] { impl->refresh_peers(); }, 5s));
+  const base::MutexLock lock(impl->mutex);
+  return impl->last_peers;
+}
+
+Result<GroupId> Communicator::make_group(const std::vector<Rank>& members, std::string_view key) {
+  uint32_t times = 0;
+  {
+    std::string name(key);
+    for (const Rank member : members) name += ',' + std::to_string(member);
+    const base::MutexLock lock(impl_->mutex);
+    times = impl_->group_keys[name]++;
+  }
+  const GroupId id = group_hash(members, key, times, epoch());
+  const auto outcome = std::make_shared<Result<void>>();
+  Impl* impl = impl_.get();
+  Result<void> ran = impl->run_on_io_thread(
+      [impl, id, members, outcome] { *outcome = impl->engine.add_group(id, members); }, 30s);
+  if (!ran) return ran.error();
+  if (!*outcome) return outcome->error();
+  return id;
+}
+
+Result<void> Communicator::release_group(GroupId group) {
+  const auto outcome = std::make_shared<Result<void>>();
+  Impl* impl = impl_.get();
+  Result<void> ran = impl->run_on_io_thread(
+      [impl, group, outcome] { *outcome = impl->engine.release_group(group); }, 30s);
+  return ran ? *outcome : ran;
+}
+
+Result<std::vector<Rank>> Communicator::shrink(Duration timeout) {
+  if (impl_->in_child()) return closed("the communicator belongs to the parent process");
+  struct Shared {
+    std::optional<Result<std::vector<Rank>>> survivors;
+  };
+  const auto shared = std::make_shared<Shared>();
+  auto* state = new Work::State(timeout + kReportGrace);
+  const Work work(state);
+  state->add_reference();
+  Impl* impl = impl_.get();
+  Command command;
+  command.state = state;
+  command.finishes_later = true;
+  command.action = [impl, shared, state, timeout] {
+    const Time now = impl->transport->now();
+    impl->engine.begin_shrink(now, now + timeout, [=](Result<std::vector<Rank>> survivors) {
+      shared->survivors = std::move(survivors);
+      impl->rank = impl->engine.rank();
+      impl->size = impl->engine.size();
+      impl->epoch = impl->engine.epoch();
+      state->finish({}, kNoRank);
+      state->drop_reference();
+    });
+  };
+  if (!impl->queue.push(std::move(command))) {
+    state->drop_reference();
+    return closed("the communicator is shut down");
+  }
+  impl->transport->wake();
+  const Result<void> waited = work.wait();
+  if (!waited) return waited.error();
+  SCANT_CHECK(shared->survivors.has_value());
+  return *shared->survivors;
+}
+
+Result<void> Communicator::shutdown(Duration timeout) {
+  impl_->stop(timeout, std::nullopt);
+  return {};
+}
+
+void Communicator::abort(std::string_view reason) { impl_->stop(0s, std::string(reason)); }
+
+Work Communicator::all_reduce(Bytes input, MutableBytes output, DType dtype, ReduceOp op,
+                              const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::all_reduce;
+  call.dtype = dtype;
+  call.reduce = op;
+  call.inputs = {input};
+  call.outputs = {output};
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::reduce(Bytes input, MutableBytes output, DType dtype, ReduceOp op, Rank root,
+                          const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::reduce;
+  call.dtype = dtype;
+  call.reduce = op;
+  call.root = root;
+  call.inputs = {input};
+  call.outputs = {output};
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::reduce_scatter(std::vector<Bytes> input_parts, MutableBytes output, DType dtype,
+                                  ReduceOp op, const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::reduce_scatter;
+  call.dtype = dtype;
+  call.reduce = op;
+  call.inputs = std::move(input_parts);
+  call.outputs = {output};
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::all_gather(Bytes input, std::vector<MutableBytes> output_parts, DType dtype,
+                              const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::all_gather;
+  call.dtype = dtype;
+  call.inputs = {input};
+  call.outputs = std::move(output_parts);
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::broadcast(MutableBytes data, DType dtype, Rank root,
+                             const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::broadcast;
+  call.dtype = dtype;
+  call.root = root;
+  call.outputs = {data};
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::gather(Bytes input, std::vector<MutableBytes> output_parts, DType dtype,
+                          Rank root, const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::gather;
+  call.dtype = dtype;
+  call.root = root;
+  call.inputs = {input};
+  call.outputs = std::move(output_parts);
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::scatter(std::vector<Bytes> input_parts, MutableBytes output, DType dtype,
+                           Rank root, const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::scatter;
+  call.dtype = dtype;
+  call.root = root;
+  call.inputs = std::move(input_parts);
+  call.outputs = {output};
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::all_to_all(std::vector<Bytes> input_parts,
+                              std::vector<MutableBytes> output_parts, DType dtype,
+                              const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::all_to_all;
+  call.dtype = dtype;
+  call.inputs = std::move(input_parts);
+  call.outputs = std::move(output_parts);
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::exchange(std::vector<Bytes> input_parts, std::vector<MutableBytes> output_parts,
+                            std::span<uint64_t> received, const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::exchange;
+  call.inputs = std::move(input_parts);
+  call.outputs = std::move(output_parts);
+  call.received = received;
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::send(Bytes data, DType dtype, Rank peer, uint32_t tag,
+                        const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::send;
+  call.dtype = dtype;
+  call.root = peer;
+  call.tag = tag;
+  call.inputs = {data};
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::recv(MutableBytes data, DType dtype, Rank peer, uint32_t tag,
+                        const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::recv;
+  call.dtype = dtype;
+  call.root = peer;
+  call.tag = tag;
+  call.outputs = {data};
+  return impl_->submit(std::move(call), options);
+}
+
+Work Communicator::barrier(const CallOptions& options) {
+  collective::Call call;
+  call.kind = collective::OpKind::barrier;
+  return impl_->submit(std::move(call), options);
+}
+
+}  // namespace scant

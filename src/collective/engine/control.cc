@@ -1,0 +1,127 @@
+#include "collective/engine/control.h"
+
+#include <algorithm>
+
+namespace scant::collective {
+namespace {
+
+void put_u32(std::vector<std::byte>& out, uint32_t value) {
+  for (int shift = 0; shift < 32; shift += 8) {
+    out.push_back(static_cast<std::byte>((value >> shift) & 0xFF));
+  }
+}
+
+uint32_t get_u32(Bytes in, size_t at) {
+  uint32_t value = 0;
+  for (size_t i = 0; i < 4; ++i) value |= std::to_integer<uint32_t>(in[at + i]) << (8 * i);
+  return value;
+}
+
+Error corrupt(const char* what) { return Error{ErrorCode::corrupt, 0, kNoRank, what}; }
+
+bool has_reduce(OpKind kind) {
+  return kind == OpKind::all_reduce || kind == OpKind::reduce || kind == OpKind::reduce_scatter;
+}
+
+bool has_root(OpKind kind) {
+  return kind == OpKind::reduce || kind == OpKind::broadcast || kind == OpKind::gather ||
+         kind == OpKind::scatter;
+}
+
+}  // namespace
+
+std::vector<std::byte> encode_cancel(const Error& error) {
+  std::vector<std::byte> out;
+  const size_t text = std::min(error.message.size(), kCancelTextBytesMax);
+  out.reserve(12 + text);
+  put_u32(out, static_cast<uint32_t>(error.code));
+  put_u32(out, static_cast<uint32_t>(error.peer));
+  put_u32(out, static_cast<uint32_t>(error.sys_errno));
+  for (size_t i = 0; i < text; ++i) out.push_back(static_cast<std::byte>(error.message[i]));
+  return out;
+}
+
+Result<Cancel> decode_cancel(Bytes payload) {
+  if (payload.size() < 12 || payload.size() > 12 + kCancelTextBytesMax) {
+    return corrupt("a cancel frame has a payload of the wrong size");
+  }
+  const uint32_t code = get_u32(payload, 0);
+  if (code > static_cast<uint32_t>(ErrorCode::unsupported)) {
+    return corrupt("a cancel frame has an unknown error code");
+  }
+  Error error;
+  error.code = static_cast<ErrorCode>(code);
+  error.peer = static_cast<Rank>(get_u32(payload, 4));
+  error.sys_errno = static_cast<int>(get_u32(payload, 8));
+  for (std::byte byte : payload.subspan(12)) {
+    const auto c = std::to_integer<unsigned char>(byte);
+    error.message.push_back(c < 0x20 || c == 0x7F ? ' ' : static_cast<char>(c));
+  }
+  return Cancel{std::move(error)};
+}
+
+std::vector<std::byte> encode_proposal(const Proposal& proposal) {
+  std::vector<std::byte> out;
+  put_u32(out, proposal.epoch);
+  put_u32(out, static_cast<uint32_t>(proposal.live.size()));
+  out.resize(8 + (proposal.live.size() + 7) / 8);
+  for (size_t i = 0; i < proposal.live.size(); ++i) {
+    if (proposal.live[i]) out[8 + i / 8] |= static_cast<std::byte>(1U << (i % 8));
+  }
+  return out;
+}
+
+Result<Proposal> decode_proposal(Bytes payload, size_t stations) {
+  if (payload.size() != 8 + (stations + 7) / 8 || get_u32(payload, 4) != stations) {
+    return corrupt("a propose frame has a bitmap of the wrong size");
+  }
+  Proposal proposal;
+  proposal.epoch = get_u32(payload, 0);
+  proposal.live.resize(stations);
+  for (size_t i = 0; i < (stations + 7) / 8 * 8; ++i) {
+    const bool bit = (std::to_integer<uint32_t>(payload[8 + i / 8]) >> (i % 8) & 1) != 0;
+    if (i < stations) {
+      proposal.live[i] = bit;
+    } else if (bit) {
+      return corrupt("a propose frame names a rank beyond the job");
+    }
+  }
+  return proposal;
+}
+
+std::string with_commas(uint64_t value) {
+  std::string digits = std::to_string(value);
+  for (size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, 1, ',');
+  return digits;
+}
+
+std::string describe(const net::CallDescriptor& call, bool with_algorithm) {
+  const auto kind = static_cast<OpKind>(call.kind);
+  std::string text = call.kind >= 1 && call.kind <= static_cast<uint8_t>(kLastOpKind)
+                         ? name(kind)
+                         : "unknown operation " + std::to_string(call.kind);
+  if (kind != OpKind::barrier) {
+    text += kind == OpKind::exchange ? " of parts of up to " : " of ";
+    text += with_commas(call.bytes) + " bytes ";
+    text += is_dtype(call.dtype) ? name(static_cast<DType>(call.dtype))
+                                 : "dtype " + std::to_string(call.dtype);
+  }
+  if (has_reduce(kind)) {
+    text += ' ';
+    text += call.reduce < kReduceOpCount ? name(static_cast<ReduceOp>(call.reduce))
+                                         : "operator " + std::to_string(call.reduce);
+  }
+  if (has_root(kind)) {
+    text += kind == OpKind::broadcast || kind == OpKind::scatter ? " from root " : " to root ";
+    text += std::to_string(call.root);
+  }
+  if (with_algorithm) {
+    text += " by ";
+    text += call.algorithm >= 1 && call.algorithm <= static_cast<uint8_t>(Algorithm::ring)
+                ? name(static_cast<Algorithm>(call.algorithm))
+                : "algorithm " + std::to_string(call.algorithm);
+  }
+  return text;
+}
+
+}  // namespace scant::collective

@@ -1,0 +1,300 @@
+// Plans: their rules, their bytes (docs/gradients.md, "Plan"), a uniform one, and what one sends.
+#include "gradient/fusion_plan.h"
+
+#include <array>
+#include <bit>
+#include <optional>
+#include <utility>
+
+#include "base/check.h"
+#include "base/crc.h"
+#include "base/little_endian.h"
+#include "codec/rate/probe.h"
+#include "codec/record/record.h"
+
+namespace scant::gradient {
+namespace {
+
+using base::load_little;
+using base::store_little;
+using codec::Point;
+using codec::ValueKind;
+
+constexpr size_t kHeaderBytes = 20;
+constexpr size_t kBufferBytes = 8;
+constexpr size_t kPointBytes = 24;
+constexpr size_t kCrcBytes = 4;
+
+std::string buffer_text(size_t buffer) { return "buffer " + std::to_string(buffer); }
+
+// What is wrong with a point; nothing when it is one.
+std::optional<std::string> point_fault(const Point& point) {
+  if (!(point.density > 0.0 && point.density <= 1.0)) {  // NaN is neither
+    return "density must lie above 0 and up to 1, got " + std::to_string(point.density);
+  }
+  if (static_cast<int>(point.values) >= codec::kValueKindCount)
+    return "no such kind of value: " + std::to_string(static_cast<int>(point.values));
+  return std::nullopt;
+}
+
+std::optional<std::string> part_fault(const PartPlan& part, Path path) {
+  if (auto fault = point_fault(part.first)) return "first leg: " + *fault;
+  if (auto fault = point_fault(part.second)) return "second leg: " + *fault;
+  if (path == Path::gather && !(part.second == kNoSecondLeg))
+    return "gather has no second leg, whose point must be density 1 and f32";
+  return std::nullopt;
+}
+
+// `next` is the part that the buffer must begin with.
+std::optional<std::string> buffer_fault(const BufferPlan& buffer, uint64_t next, uint64_t parts) {
+  if (static_cast<int>(buffer.path) >= kPathCount)
+    return "no such path: " + std::to_string(static_cast<int>(buffer.path));
+  if (buffer.parts == 0) return "it has no parts";
+  if (buffer.first_part != next) {
+    return "it begins with part " + std::to_string(buffer.first_part) + " instead of part " +
+           std::to_string(next);
+  }
+  if (buffer.parts > parts - next) {
+    return "it has " + std::to_string(buffer.parts) + " parts from part " + std::to_string(next) +
+           " on, the layout has " + std::to_string(parts) + " in all";
+  }
+  const size_t points = buffer.path == Path::all_reduce ? 0 : buffer.parts;
+  if (buffer.points.size() != points) {
+    return std::string(name(buffer.path)) + " of " + std::to_string(buffer.parts) +
+           " parts takes " + std::to_string(points) + " points, got " +
+           std::to_string(buffer.points.size());
+  }
+  for (size_t i = 0; i < points; ++i) {
+    if (auto fault = part_fault(buffer.points[i], buffer.path))
+      return "part " + std::to_string(next + i) + ": " + *fault;
+  }
+  return std::nullopt;
+}
+
+// Nothing where the plan obeys all rules.
+std::optional<std::string> plan_fault(const FusionPlan& plan, const Layout& layout) {
+  const uint64_t parts = layout.parts().size();
+  uint64_t next = 0;
+  for (size_t b = 0; b < plan.buffers.size(); ++b) {
+    if (auto fault = buffer_fault(plan.buffers[b], next, parts))
+      return buffer_text(b) + ": " + *fault;
+    next += plan.buffers[b].parts;
+  }
+  if (next != parts) return "part " + std::to_string(next) + " stands in no buffer";
+  if (plan.reversed == 1 || plan.reversed > plan.buffers.size()) {
+    return std::to_string(plan.reversed) + " reversed buffers of " +
+           std::to_string(plan.buffers.size());
+  }
+  return std::nullopt;
+}
+
+Error fault_error(ErrorCode code, const std::string& what) {
+  return Error{.code = code, .message = "plan: " + what};
+}
+Error corrupt(const std::string& what) { return fault_error(ErrorCode::corrupt, what); }
+
+void store_point(const PartPlan& part, std::byte* to) {
+  base::store_little(to + 0, std::bit_cast<uint64_t>(part.first.density));
+  base::store_little(to + 8, std::bit_cast<uint64_t>(part.second.density));
+  base::store_little(to + 16, static_cast<uint8_t>(part.first.values));
+  base::store_little(to + 17, static_cast<uint8_t>(part.second.values));
+  base::store_little(
+      to + 18, static_cast<uint8_t>((part.first.by_row ? 1 : 0) | (part.second.by_row ? 2 : 0)));
+}
+
+PartPlan load_point(const std::byte* from) {
+  const auto by_row = base::load_little<uint8_t>(from + 18);
+  return {{std::bit_cast<double>(base::load_little<uint64_t>(from + 0)),
+           static_cast<ValueKind>(base::load_little<uint8_t>(from + 16)), (by_row & 1) != 0},
+          {std::bit_cast<double>(base::load_little<uint64_t>(from + 8)),
+           static_cast<ValueKind>(base::load_little<uint8_t>(from + 17)), (by_row & 2) != 0}};
+}
+
+bool all_zero(Bytes bytes) {
+  for (const std::byte byte : bytes)
+    if (byte != std::byte{0}) return false;
+  return true;
+}
+
+// What is wrong before a buffer is looked at; nothing when there are as many as `buffers` says.
+std::optional<Error> frame_error(Bytes bytes, const Layout& layout) {
+  if (bytes.size() < kHeaderBytes + kCrcBytes)
+    return corrupt(std::to_string(bytes.size()) + " bytes are too few");
+  if (base::load_little<uint32_t>(bytes.data()) != kFusionPlanMagic)
+    return corrupt("it does not begin with SCPL");
+  const auto version = base::load_little<uint16_t>(bytes.data() + 4);
+  if (version != kFusionPlanVersion) {
+    return fault_error(ErrorCode::unsupported, "version " + std::to_string(version) +
+                                                   ", this build reads " +
+                                                   std::to_string(kFusionPlanVersion));
+  }
+  const size_t body = bytes.size() - kCrcBytes;
+  if (base::crc32c(bytes.first(body)) != base::load_little<uint32_t>(bytes.data() + body))
+    return corrupt("its checksum does not fit");
+  const auto ranks = base::load_little<uint16_t>(bytes.data() + 6);
+  const auto parts = base::load_little<uint32_t>(bytes.data() + 8);
+  if (ranks != layout.ranks() || parts != layout.parts().size()) {
+    return fault_error(ErrorCode::mismatch, "it is for " + std::to_string(ranks) + " ranks and " +
+                                                std::to_string(parts) + " parts, the layout has " +
+                                                std::to_string(layout.ranks()) + " and " +
+                                                std::to_string(layout.parts().size()));
+  }
+  const auto buffers = base::load_little<uint32_t>(bytes.data() + 12);
+  if (buffers > parts || buffers > (body - kHeaderBytes) / kBufferBytes)
+    return corrupt(std::to_string(buffers) + " buffers are more than it can hold");
+  return std::nullopt;
+}
+
+// Takes one buffer from the front of `rest`, or says what is wrong. No more points are made than
+// bytes are there.
+std::optional<std::string> take_buffer(Bytes& rest, uint64_t first_part, BufferPlan& buffer) {
+  if (rest.size() < kBufferBytes) return "it ends within its head";
+  buffer.first_part = static_cast<uint32_t>(first_part);
+  buffer.parts = base::load_little<uint32_t>(rest.data());
+  buffer.path = static_cast<Path>(base::load_little<uint8_t>(rest.data() + 4));
+  if (!all_zero(rest.subspan(5, 3))) return "reserved bytes are not 0";
+  rest = rest.subspan(kBufferBytes);
+  if (buffer.path == Path::all_reduce) return std::nullopt;
+  if (buffer.parts > rest.size() / kPointBytes)
+    return std::to_string(buffer.parts) + " parts have more points than bytes follow";
+  buffer.points.reserve(buffer.parts);
+  for (uint32_t i = 0; i < buffer.parts; ++i) {
+    buffer.points.push_back(load_point(rest.data()));
+    if (base::load_little<uint8_t>(rest.data() + 18) > 3 || !all_zero(rest.subspan(19, 5)))
+      return "part " + std::to_string(first_part + i) + ": reserved bytes are not 0";
+    rest = rest.subspan(kPointBytes);
+  }
+  return std::nullopt;
+}
+
+double all_reduce_bytes(const BufferPlan& buffer, const Layout& layout) {
+  const PartLayout& first = layout.parts()[buffer.first_part];
+  const PartLayout& last = layout.parts()[buffer.first_part + buffer.parts - 1];
+  const uint64_t begin = layout.arena_offset(first.tensor, first.range);
+  const uint64_t end = layout.arena_offset(last.tensor, last.range) + last.range.elements;
+  return 2 * static_cast<double>(end - begin) * sizeof(float) / layout.ranks();
+}
+
+}  // namespace
+
+const char* name(Path path) {
+  constexpr std::array<const char*, kPathCount> kNames = {"all_reduce", "split", "gather"};
+  const auto index = static_cast<size_t>(path);
+  return index < kNames.size() ? kNames[index] : "unknown";
+}
+
+Result<void> validate(const FusionPlan& plan, const Layout& layout) {
+  if (auto fault = plan_fault(plan, layout))
+    return fault_error(ErrorCode::invalid_argument, *fault);
+  return {};
+}
+
+std::vector<std::byte> serialise(const FusionPlan& plan, const Layout& layout) {
+  const auto fault = plan_fault(plan, layout);
+  SCANT_CHECK(!fault, *fault);
+  size_t size = kHeaderBytes + kCrcBytes;
+  for (const BufferPlan& buffer : plan.buffers)
+    size += kBufferBytes + buffer.points.size() * kPointBytes;
+  std::vector<std::byte> out(size);
+  base::store_little(out.data() + 0, kFusionPlanMagic);
+  base::store_little(out.data() + 4, kFusionPlanVersion);
+  base::store_little(out.data() + 6, static_cast<uint16_t>(layout.ranks()));
+  base::store_little(out.data() + 8, static_cast<uint32_t>(layout.parts().size()));
+  base::store_little(out.data() + 12, static_cast<uint32_t>(plan.buffers.size()));
+  base::store_little(out.data() + 16, plan.reversed);
+  std::byte* at = out.data() + kHeaderBytes;
+  for (const BufferPlan& buffer : plan.buffers) {
+    base::store_little(at, buffer.parts);
+    base::store_little(at + 4, static_cast<uint8_t>(buffer.path));
+    at += kBufferBytes;
+    for (const PartPlan& part : buffer.points) {
+      store_point(part, at);
+      at += kPointBytes;
+    }
+  }
+  base::store_little(at, base::crc32c(Bytes(out).first(size - kCrcBytes)));
+  return out;
+}
+
+Result<FusionPlan> parse_fusion_plan(Bytes bytes, const Layout& layout) {
+  if (auto wrong = frame_error(bytes, layout)) return *std::move(wrong);
+  const auto buffers = base::load_little<uint32_t>(bytes.data() + 12);
+  Bytes rest = bytes.subspan(kHeaderBytes, bytes.size() - kHeaderBytes - kCrcBytes);
+  FusionPlan plan;
+  plan.buffers.reserve(buffers);
+  plan.reversed = base::load_little<uint32_t>(bytes.data() + 16);
+  uint64_t next = 0;
+  for (uint32_t b = 0; b < buffers; ++b) {
+    BufferPlan& buffer = plan.buffers.emplace_back();
+    if (auto fault = take_buffer(rest, next, buffer))
+      return corrupt(buffer_text(b) + ": " + *fault);
+    next += buffer.parts;
+  }
+  if (!rest.empty()) return corrupt(std::to_string(rest.size()) + " bytes behind the last buffer");
+  if (auto fault = plan_fault(plan, layout)) return corrupt(*fault);
+  return plan;
+}
+
+uint32_t buffer_at(const FusionPlan& plan, uint32_t turn) {
+  const auto all = static_cast<uint32_t>(plan.buffers.size());
+  const uint32_t in_order = all - plan.reversed;
+  return turn < in_order ? turn : all - 1 - (turn - in_order);
+}
+
+uint64_t hash_of(Bytes serialised) {
+  SCANT_CHECK(serialised.size() >= kHeaderBytes + kCrcBytes, "no bytes of a plan");
+  const auto crc = base::load_little<uint32_t>(serialised.data() + serialised.size() - kCrcBytes);
+  return uint64_t{serialised.size()} << 32 | crc;
+}
+
+FusionPlan uniform_plan(const UniformPlan& wanted, const Layout& layout) {
+  const Point small{1.0,
+                    codec::quantised(wanted.point.values) ? ValueKind::bf16 : wanted.point.values};
+  FusionPlan plan;
+  uint64_t bytes = 0;  // of the last buffer
+  bool open = false;
+  for (uint32_t p = 0; p < layout.parts().size(); ++p) {
+    if (!open)
+      plan.buffers.push_back({.first_part = p, .parts = 0, .path = wanted.path, .points = {}});
+    BufferPlan& buffer = plan.buffers.back();
+    const PartLayout& part = layout.parts()[p];
+    const uint64_t elements = part.range.elements;
+    const bool one_row = layout.tensors()[part.tensor].shape.rows == 1;
+    ++buffer.parts;
+    if (wanted.path != Path::all_reduce) {
+      const bool whole = elements <= wanted.small_elements || (wanted.point.by_row && one_row);
+      const Point point = whole ? small : wanted.point;
+      buffer.points.push_back({point, wanted.path == Path::split ? point : kNoSecondLeg});
+    }
+    bytes = (open ? bytes : 0) + elements * sizeof(float);
+    const bool first = plan.buffers.size() == 1;
+    open = bytes < (first ? wanted.first_buffer_bytes : wanted.buffer_bytes);
+  }
+  return plan;
+}
+
+double sent_bytes(const FusionPlan& plan, const Layout& layout) {
+  const double others = layout.ranks() - 1;
+  double sum = 0;
+  for (const BufferPlan& buffer : plan.buffers) {
+    if (buffer.path == Path::all_reduce) {
+      sum += others * all_reduce_bytes(buffer, layout);
+      continue;
+    }
+    for (uint32_t i = 0; i < buffer.parts; ++i) {
+      const PartPlan& points = buffer.points[i];
+      double first = 0;
+      double second = 0;
+      for (const SliceLayout& slice : layout.slices_of(layout.parts()[buffer.first_part + i])) {
+        first += codec::expected_record_bytes(slice.range.elements, points.first);
+        if (buffer.path == Path::split)
+          second += codec::expected_record_bytes(slice.range.elements, points.second);
+      }
+      sum +=
+          buffer.path == Path::split ? others / layout.ranks() * (first + second) : others * first;
+    }
+  }
+  return sum;
+}
+
+}  // namespace scant::gradient

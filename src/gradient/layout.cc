@@ -1,0 +1,143 @@
+// Cutting tensors into parts and slices, and giving each slice an owner: a pure function of shapes
+// and ranks. Memory and time grow with the number of slices, never with that of elements.
+#include "gradient/layout.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <string>
+#include <utility>
+
+namespace scant::gradient {
+namespace {
+
+using codec::Shape;
+
+constexpr int kRanksMax = 65535;  // as a communicator's
+
+Error invalid(std::string message) {
+  return Error{.code = ErrorCode::invalid_argument, .message = "layout: " + std::move(message)};
+}
+
+std::string text(const Shape& shape) {
+  return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
+}
+
+Result<void> check(std::span<const Shape> tensors, int ranks) {
+  if (ranks < 1 || ranks > kRanksMax)
+    return invalid("ranks must be 1 to 65535, got " + std::to_string(ranks));
+  if (tensors.empty()) return invalid("there is no tensor");
+  if (tensors.size() > kTensorsMax) {
+    return invalid(std::to_string(tensors.size()) + " tensors, at most " +
+                   std::to_string(kTensorsMax) + " are possible");
+  }
+  return {};
+}
+
+// Its elements, which end within the arena when they begin at `offset`.
+Result<uint64_t> elements_of(const Shape& shape, size_t tensor, uint64_t offset) {
+  if (shape.rows == 0 || shape.columns == 0)
+    return invalid("tensor " + std::to_string(tensor) + " (" + text(shape) + ") is empty");
+  const bool overflows = shape.columns > std::numeric_limits<uint64_t>::max() / shape.rows;
+  if (overflows || offset > kArenaElementsMax || shape.elements() > kArenaElementsMax - offset) {
+    return invalid("tensor " + std::to_string(tensor) + " (" + text(shape) +
+                   ") is too large: an arena has at most 2^40 elements");
+  }
+  return shape.elements();
+}
+
+// Slice `index` of `count` ends here: multiples of 64, as equal as they can be. The last is not
+// rounded, so it is given one of the larger shares, where there are two sizes.
+uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count) {
+  constexpr uint64_t kUnit = codec::kGroupElements;
+  if (index + 1 == count) return elements;
+  const uint64_t units = (elements + kUnit - 1) / kUnit;
+  return units * (index + 1) / count * kUnit;
+}
+
+// How much each rank owns so far. A heap, so that a model of many small tensors on many ranks is
+// no product of the two.
+class Owners {
+ public:
+  explicit Owners(int ranks) {
+    owned_.reserve(static_cast<size_t>(ranks));
+    for (Rank rank = 0; rank < ranks; ++rank) owned_.push_back({0, rank});
+  }
+  [[nodiscard]] size_t ranks() const { return owned_.size(); }
+
+  // Gives a part that is one slice to the rank with the least, the lowest of several.
+  Rank least(uint64_t elements) {
+    std::pop_heap(owned_.begin(), owned_.end(), std::greater<>());
+    const Rank owner = owned_.back().second;
+    owned_.back().first += elements;
+    std::push_heap(owned_.begin(), owned_.end(), std::greater<>());
+    return owner;
+  }
+
+  // Gives everyone its slice of part number `part`.
+  void everyone(uint64_t part, std::span<const SliceLayout> slices) {
+    const uint64_t count = ranks();
+    for (auto& [elements, rank] : owned_)
+      elements +=
+          slices[(static_cast<uint64_t>(rank) + count - part % count) % count].range.elements;
+    std::make_heap(owned_.begin(), owned_.end(), std::greater<>());
+  }
+
+ private:
+  std::vector<std::pair<uint64_t, Rank>> owned_;
+};
+
+void cut(PartLayout& part, uint32_t number, Owners& owners, std::vector<SliceLayout>& slices) {
+  const uint64_t ranks = owners.ranks();
+  part.first_slice = static_cast<uint32_t>(slices.size());
+  if (part.range.elements < ranks * kSliceElementsMin) {
+    part.slices = 1;
+    slices.push_back({number, owners.least(part.range.elements), part.range});
+    return;
+  }
+  part.slices = static_cast<uint32_t>(ranks);
+  uint64_t begin = 0;
+  for (uint64_t s = 0; s < ranks; ++s) {
+    const uint64_t end = slice_end(part.range.elements, s, ranks);
+    const auto owner = static_cast<Rank>((s + number) % ranks);
+    slices.push_back({number, owner, {part.range.first + begin, end - begin}});
+    begin = end;
+  }
+  owners.everyone(number, std::span(slices).subspan(part.first_slice));
+}
+
+}  // namespace
+
+Result<Layout> Layout::create(std::span<const Shape> tensors, int ranks) {
+  if (auto checked = check(tensors, ranks); !checked) return checked.error();
+  Layout layout;
+  layout.ranks_ = ranks;
+  layout.tensors_.reserve(tensors.size());
+  Owners owners(ranks);
+  uint64_t end = 0;
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    const uint64_t offset = (end + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+    const auto elements = elements_of(tensors[t], t, offset);
+    if (!elements) return elements.error();
+    TensorLayout& tensor = layout.tensors_.emplace_back(TensorLayout{
+        .shape = tensors[t],
+        .offset = offset,
+        .first_part = static_cast<uint32_t>(layout.parts_.size()),
+        .parts =
+            static_cast<uint32_t>((elements.value() + kPartElementsMax - 1) / kPartElementsMax)});
+    for (uint32_t p = 0; p < tensor.parts; ++p) {
+      const uint64_t first = p * kPartElementsMax;
+      const auto number = static_cast<uint32_t>(layout.parts_.size());
+      PartLayout& part = layout.parts_.emplace_back(
+          PartLayout{.tensor = static_cast<uint32_t>(t),
+                     .range = {first, std::min(kPartElementsMax, elements.value() - first)}});
+      cut(part, number, owners, layout.slices_);
+    }
+    layout.elements_ += elements.value();
+    end = offset + elements.value();
+  }
+  layout.arena_elements_ = end;
+  return layout;
+}
+
+}  // namespace scant::gradient

@@ -1,0 +1,72 @@
+#include "gradient/messages.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "base/check.h"
+
+namespace scant::gradient {
+namespace {
+
+uint64_t ceil_divide(uint64_t a, uint64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
+
+Error corrupt(Rank from, const std::string& what) {
+  return Error{.code = ErrorCode::corrupt,
+               .peer = from,
+               .message = "rank " + std::to_string(from) + " sent " + what};
+}
+
+std::string range_text(const codec::RecordHeader& header) {
+  return "elements " + std::to_string(header.first) + " to " +
+         std::to_string(header.first + header.elements) + " of tensor " +
+         std::to_string(header.tensor);
+}
+
+}  // namespace
+
+// Positions take at most a bitmap, which the encoder counts too; values at most four bytes.
+uint64_t record_bytes_max(uint64_t elements) {
+  const uint64_t blocks = ceil_divide(elements, codec::kDenseBlockElements);
+  return codec::kRecordHeaderBytes + blocks * (codec::kBlockHeaderBytes + 1) + elements / 8 +
+         elements * sizeof(float);
+}
+
+void Message::reserve(size_t capacity) {
+  if (memory_.size() < capacity) memory_ = base::Buffer(capacity);
+  size_ = 0;
+}
+
+void Message::append(Bytes record) {
+  SCANT_CHECK(record.size() <= memory_.size() - size_);
+  std::memcpy(memory_.data() + size_, record.data(), record.size());
+  size_ += record.size();
+}
+
+Result<SortedRecords> sort_records(Bytes message, const Layout& layout, SliceSpan span, Rank owner,
+                                   Rank from) {
+  Result<std::vector<codec::RecordView>> records = codec::parse_all(message);
+  if (!records) return corrupt(from, "a damaged message: " + records.error().message);
+  SortedRecords sorted(span.count);
+  const auto slices = layout.slices().subspan(span.first, span.count);
+  for (codec::RecordView& record : records.value()) {
+    const codec::RecordHeader& header = record.header();
+    const auto before = [&](const SliceLayout& slice, const codec::RecordHeader& wanted) {
+      const uint32_t tensor = layout.parts()[slice.part].tensor;
+      return tensor != wanted.tensor ? tensor < wanted.tensor : slice.range.first < wanted.first;
+    };
+    const auto found = std::lower_bound(slices.begin(), slices.end(), header, before);
+    if (found == slices.end() || layout.parts()[found->part].tensor != header.tensor ||
+        found->range != codec::Range{header.first, header.elements} ||
+        layout.tensors()[header.tensor].shape != header.shape ||
+        (owner != kNoRank && found->owner != owner)) {
+      return corrupt(from, range_text(header) + ", which do not belong here");
+    }
+    auto& place = sorted[static_cast<size_t>(found - slices.begin())];
+    if (place) return corrupt(from, range_text(header) + " twice");
+    place = std::move(record);
+  }
+  return sorted;
+}
+
+}  // namespace scant::gradient

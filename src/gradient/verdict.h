@@ -1,0 +1,50 @@
+// A rank's account of a step, and what all of them together say: docs/gradients.md, "Verdict".
+// Plain values, any thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "scant/result.h"
+#include "scant/types.h"
+
+namespace scant::gradient {
+
+struct Verdict {
+  uint64_t step = 0;
+  uint64_t plan_hash = 0;
+  uint64_t nonfinite = 0;          // values of this rank's gradients
+  uint64_t parameters_hash = 0;    // 0: not taken in this step
+  uint64_t failure = 0;            // 0: none so far, else ErrorCode + 1
+  std::vector<bool> present{};     // by tensor: got a gradient
+  std::vector<bool> not_finite{};  // by tensor, as many: and it holds NaN or infinities
+};
+
+// The same size on all ranks of a model.
+[[nodiscard]] size_t verdict_bytes(size_t tensors);
+void write_verdict(const Verdict& verdict, MutableBytes out);
+[[nodiscard]] Verdict read_verdict(Bytes bytes, size_t tensors);
+
+// A tensor whose gradient is not finite, and the ranks that made it so.
+struct NotFinite {
+  uint32_t tensor = 0;
+  std::vector<Rank> ranks;
+};
+
+struct Judgement {
+  std::vector<bool> present;  // on any rank
+  uint64_t nonfinite = 0;
+  std::vector<NotFinite> not_finite;
+};
+struct JudgeOptions {
+  bool missing_as_zeros = false;         // a tensor that only some ranks have is no error
+  std::span<const std::string> names{};  // of the tensors, for messages
+};
+// Every rank comes to the same judgement, or to the same error.
+[[nodiscard]] Result<Judgement> judge(std::span<const Verdict> by_rank,
+                                      const JudgeOptions& options);
+
+}  // namespace scant::gradient

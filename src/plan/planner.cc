@@ -1,0 +1,323 @@
+#include "plan/planner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <utility>
+
+#include "codec/rate/allocate.h"
+#include "plan/progress.h"
+
+namespace scant::plan {
+namespace {
+
+constexpr size_t kBufferCounts[] = {1, 2, 3, 4, 6, 8, 12, 16};
+constexpr double kEqualWorth = 0.01;
+// In worth: what is exact loses nothing by a wrong prediction, and what ran needs none.
+constexpr double kSurer = 1.03;
+constexpr double kBudgetMost = 2.2;     // bytes an element: bf16 and its headers
+constexpr double kBudgetLeast = 0.004;  // below, a step is worth next to nothing
+constexpr double kBudgetRatio = 0.8;
+constexpr double kNoEnergy = 1e-100;  // the least square of an f32 is 2e-90
+
+Error invalid(std::string message) {
+  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
+}
+
+std::string in_buffers(const char* what, const gradient::FusionPlan& plan) {
+  const size_t count = plan.buffers.size();
+  char text[128];
+  std::snprintf(text, sizeof text, "%s in %zu buffer%s%s", what, count, count == 1 ? "" : "s",
+                plan.reversed > 0 ? ", the last ones first" : "");
+  return text;
+}
+
+std::vector<double> elements_of(const gradient::Layout& layout) {
+  std::vector<double> all;
+  for (const gradient::PartLayout& part : layout.parts())
+    all.push_back(static_cast<double>(part.range.elements));
+  return all;
+}
+
+gradient::FusionPlan plain_plan(const gradient::Layout& layout, size_t buffers) {
+  gradient::FusionPlan plan;
+  uint32_t first = 0;
+  for (const uint32_t count : cut_into(elements_of(layout), buffers)) {
+    plan.buffers.push_back(
+        {.first_part = first, .parts = count, .path = gradient::Path::all_reduce});
+    first += count;
+  }
+  return plan;
+}
+
+// Between two ranks a gather costs as many bytes as a split, loses nothing of the average, and is
+// over after one leg.
+gradient::FusionPlan compressed_plan(const gradient::Layout& layout,
+                                     std::span<const codec::Point> points, size_t buffers) {
+  const gradient::Path path = compressed_path(layout);
+  std::vector<double> bytes;
+  for (size_t p = 0; p < points.size(); ++p) {
+    bytes.push_back(codec::expected_record_bytes(layout.parts()[p].range.elements, points[p]));
+  }
+  gradient::FusionPlan plan;
+  uint32_t first = 0;
+  for (const uint32_t count : cut_into(bytes, buffers)) {
+    gradient::BufferPlan buffer{.first_part = first, .parts = count, .path = path};
+    for (uint32_t i = 0; i < count; ++i)
+      buffer.points.push_back({points[first + i], path == gradient::Path::split
+                                                      ? points[first + i]
+                                                      : gradient::kNoSecondLeg});
+    plan.buffers.push_back(std::move(buffer));
+    first += count;
+  }
+  return plan;
+}
+
+// What the parts with a gradient keep at each point, as a share of their energy, by elements.
+std::vector<double> mean_shares(std::span<const codec::Curve> curves,
+                                const gradient::Layout& layout) {
+  std::vector<double> shares(codec::default_points().size());
+  double elements = 0;
+  for (size_t p = 0; p < curves.size(); ++p) {
+    if (!(curves[p].energy > kNoEnergy) || curves[p].points.size() != shares.size()) continue;
+    const auto n = static_cast<double>(layout.parts()[p].range.elements);
+    elements += n;
+    for (size_t i = 0; i < shares.size(); ++i) {
+      shares[i] += n * curves[p].points[i].energy / curves[p].energy;
+    }
+  }
+  if (elements == 0) return {};
+  for (double& share : shares) share /= elements;
+  return shares;
+}
+
+// Energies such that every element of every part has the same: Adam makes tensors with large and
+// with small gradients equally important. A part that nobody had a gradient of is taken to be like
+// the others. Nothing, where nobody had any.
+std::vector<codec::Curve> by_elements(std::span<const codec::Curve> curves,
+                                      const gradient::Layout& layout) {
+  const std::vector<double> shares = mean_shares(curves, layout);
+  if (shares.empty()) return {};
+  std::vector<codec::Curve> all(curves.begin(), curves.end());
+  for (size_t p = 0; p < all.size(); ++p) {
+    const uint64_t n = layout.parts()[p].range.elements;
+    const auto elements = static_cast<double>(n);
+    const double energy = std::exchange(all[p].energy, elements);
+    if (energy > kNoEnergy && !all[p].points.empty()) {
+      for (codec::CurvePoint& point : all[p].points) point.energy *= elements / energy;
+      continue;
+    }
+    all[p].points.clear();
+    for (size_t i = 0; i < shares.size(); ++i) {
+      const codec::Point point = codec::default_points()[i];
+      all[p].points.push_back(
+          {point, codec::expected_record_bytes(n, point), shares[i] * elements});
+    }
+  }
+  return all;
+}
+
+double share_at(const codec::Curve& curve, codec::Point point) {
+  if (point.density >= 1 && point.values == codec::ValueKind::f32) return 1;
+  // Of points that nobody looked at the nearest below stands for it: f16 has the bits of bf16 and
+  // more, and by row as many entries are kept.
+  const bool half = point.values == codec::ValueKind::f16;
+  const codec::ValueKind values = half ? codec::ValueKind::bf16 : point.values;
+  double most = 0;
+  for (const codec::CurvePoint& one : curve.points) {
+    if (one.point.values == values && one.point.density <= point.density) {
+      most = std::max(most, one.energy);
+    }
+  }
+  return std::clamp(most / curve.energy, 0.0, 1.0);
+}
+
+// Over both legs, by elements; what the second leg loses is lost of the average.
+double kept_by(const gradient::FusionPlan& plan, std::span<const codec::Curve> even) {
+  double elements = 0;
+  double kept = 0;
+  for (const gradient::BufferPlan& buffer : plan.buffers) {
+    for (uint32_t i = 0; i < buffer.parts; ++i) {
+      const double n = even.empty() ? 1 : even[buffer.first_part + i].energy;
+      elements += n;
+      if (buffer.path == gradient::Path::all_reduce || n == 0 || even.empty()) {
+        kept += n;
+        continue;
+      }
+      const codec::Curve& curve = even[buffer.first_part + i];
+      const double second =
+          buffer.path == gradient::Path::split ? share_at(curve, buffer.points[i].second) : 1;
+      kept += n * share_at(curve, buffer.points[i].first) * second;
+    }
+  }
+  return elements > 0 ? kept / elements : 1;
+}
+
+std::string text_of(const gradient::FusionPlan& plan, const gradient::Layout& layout) {
+  if (is_plain(plan)) return in_buffers("plain", plan);
+  double bytes = 0;
+  for (const gradient::BufferPlan& buffer : plan.buffers) {
+    for (uint32_t i = 0; i < buffer.parts; ++i) {
+      const gradient::PartLayout& part = layout.parts()[buffer.first_part + i];
+      if (buffer.path == gradient::Path::all_reduce) {
+        bytes += 4.0 * static_cast<double>(part.range.elements);
+        continue;
+      }
+      for (const gradient::SliceLayout& slice : layout.slices_of(part)) {
+        bytes += codec::expected_record_bytes(slice.range.elements, buffer.points[i].first);
+      }
+    }
+  }
+  char what[48];
+  std::snprintf(what, sizeof what, "%.3g bytes an element",
+                bytes / static_cast<double>(layout.elements()));
+  return in_buffers(what, plan);
+}
+
+class Ranking {
+ public:
+  Ranking(const gradient::Layout& layout, const Profile& profile,
+          std::span<const codec::Curve> even, const PlannerOptions& options)
+      : layout_(layout), profile_(profile), even_(even), options_(options) {}
+
+  [[nodiscard]] Candidate weigh(gradient::FusionPlan plan) const {
+    std::string text = text_of(plan, layout_);
+    Candidate candidate{std::move(plan), std::move(text), {}, 1, 0, false};
+    candidate.kept = kept_by(candidate.plan, even_);
+    Prediction& prediction = candidate.prediction;
+    prediction = predict(candidate.plan, layout_, profile_);
+    const auto known = std::ranges::find(options_.tried, candidate.plan, &TriedPlan::plan);
+    candidate.tried = known != options_.tried.end();
+    const double error = is_plain(candidate.plan) ? options_.plain_error
+                                                  : options_.compressed_error * options_.optimism;
+    const double step_s = candidate.tried ? known->step_s : prediction.step_s * error;
+    prediction.exposed_s = std::max(0.0, prediction.exposed_s + step_s - prediction.step_s);
+    prediction.step_s = step_s;
+    candidate.worth = progress(candidate.kept) / prediction.step_s;
+    return candidate;
+  }
+  void look_at(gradient::FusionPlan plan) {
+    Candidate candidate = weigh(std::move(plan));
+    if (candidate.kept >= options_.fidelity_min) candidates_.push_back(std::move(candidate));
+  }
+  // In order too, where the next forward does not wait for everything at once: what is left to send
+  // after backward may then go in the order in which forward needs it.
+  void look_at_orders(gradient::FusionPlan plan) {
+    const bool one_by_one = std::ranges::any_of(profile_.needed_s, [](double s) { return s > 0; });
+    const auto all = static_cast<uint32_t>(plan.buffers.size());
+    gradient::FusionPlan turned = plan;
+    if (one_by_one) {
+      // From those that have not begun by the end of backward on, as long as more are better.
+      const Prediction in_order = predict(plan, layout_, profile_);
+      double best_s = in_order.step_s;
+      gradient::FusionPlan more = plan;
+      more.reversed = std::max(2u, all - std::min(all, in_order.begun_in_backward));
+      for (; more.reversed <= all; ++more.reversed) {
+        const double step_s = predict(more, layout_, profile_).step_s;
+        if (step_s >= best_s) break;
+        best_s = step_s;
+        turned.reversed = more.reversed;
+      }
+    }
+    if (turned.reversed > 0) look_at(std::move(turned));
+    look_at(std::move(plan));
+  }
+
+  // The most worth first; of those nearly equal to the best, the one that keeps most leads, and of
+  // several such that of the fewest buffers.
+  std::vector<Candidate> ranked() && {
+    const auto value = [](const Candidate& one) {
+      return one.worth * (is_plain(one.plan) || one.tried ? kSurer : 1);
+    };
+    std::ranges::stable_sort(candidates_, std::greater<>{}, value);
+    const double enough = value(candidates_.front()) * (1 - kEqualWorth);
+    auto best = candidates_.begin();
+    for (auto other = best; other != candidates_.end() && value(*other) >= enough; ++other) {
+      const bool fewer = other->plan.buffers.size() < best->plan.buffers.size();
+      if (other->kept > best->kept || (other->kept == best->kept && fewer)) best = other;
+    }
+    std::rotate(candidates_.begin(), best, best + 1);
+    return std::move(candidates_);
+  }
+
+ private:
+  const gradient::Layout& layout_;
+  const Profile& profile_;
+  const std::span<const codec::Curve> even_;
+  const PlannerOptions& options_;
+  std::vector<Candidate> candidates_;
+};
+
+}  // namespace
+
+std::vector<uint32_t> cut_into(std::span<const double> bytes_of_part, size_t buffers) {
+  const double total = std::accumulate(bytes_of_part.begin(), bytes_of_part.end(), 0.0);
+  const size_t wanted = std::min(buffers, bytes_of_part.size());
+  std::vector<uint32_t> counts;
+  double sum = 0;
+  uint32_t count = 0;
+  for (size_t p = 0; p < bytes_of_part.size(); ++p) {
+    sum += bytes_of_part[p];
+    ++count;
+    const size_t parts_left = bytes_of_part.size() - p - 1;
+    const size_t buffers_left = wanted - counts.size() - 1;
+    const double limit =
+        total * static_cast<double>(counts.size() + 1) / static_cast<double>(wanted);
+    if (buffers_left > 0 && (sum >= limit || parts_left == buffers_left)) {
+      counts.push_back(count);
+      count = 0;
+    }
+  }
+  counts.push_back(count);
+  return counts;
+}
+
+gradient::Path compressed_path(const gradient::Layout& layout) {
+  return layout.ranks() > 2 ? gradient::Path::split : gradient::Path::gather;
+}
+
+bool is_plain(const gradient::FusionPlan& plan) {
+  return std::ranges::all_of(plan.buffers, [](const gradient::BufferPlan& buffer) {
+    return buffer.path == gradient::Path::all_reduce;
+  });
+}
+
+Candidate weigh(gradient::FusionPlan plan, const gradient::Layout& layout, const Profile& profile,
+                std::span<const codec::Curve> curves, const PlannerOptions& options) {
+  const std::vector<codec::Curve> even = by_elements(curves, layout);
+  return Ranking(layout, profile, even, options).weigh(std::move(plan));
+}
+
+Result<std::vector<Candidate>> rank_plans(const gradient::Layout& layout, const Profile& profile,
+                                          std::span<const codec::Curve> curves,
+                                          const PlannerOptions& options) {
+  const size_t parts = layout.parts().size();
+  if (profile.ready_s.size() != parts) return invalid("profile: one ready_s a part is needed");
+  if (!curves.empty() && curves.size() != parts) return invalid("curves: one a part is needed");
+  const std::vector<codec::Curve> even = by_elements(curves, layout);
+  Ranking ranking(layout, profile, even, options);
+  for (const size_t buffers : kBufferCounts) {
+    if (buffers <= parts) ranking.look_at_orders(plain_plan(layout, buffers));
+  }
+  if (even.empty()) return std::move(ranking).ranked();
+  for (const TriedPlan& one : options.tried) {
+    if (!is_plain(one.plan)) ranking.look_at(one.plan);
+  }
+  const auto elements = static_cast<double>(layout.elements());
+  std::vector<size_t> before;
+  for (double budget = kBudgetMost; budget >= kBudgetLeast; budget *= kBudgetRatio) {
+    const auto allocated = codec::allocate(even, budget * elements);
+    if (!allocated) break;  // the cheapest points cost more
+    if (allocated.value().choice == before) continue;
+    before = allocated.value().choice;
+    std::vector<codec::Point> points;
+    for (size_t p = 0; p < parts; ++p) points.push_back(even[p].points[before[p]].point);
+    for (const size_t buffers : kBufferCounts) {
+      if (buffers <= parts) ranking.look_at_orders(compressed_plan(layout, points, buffers));
+    }
+  }
+  return std::move(ranking).ranked();
+}
+
+}  // namespace scant::plan
