@@ -24,7 +24,6 @@ from train_tasks import Task
 
 import scant
 import scant.torch
-from scant.torch.journal import load as load_journal
 
 NONE = "none"
 KEPT = 2  # checkpoints at a time, as the journal keeps bases
@@ -172,7 +171,7 @@ class JournalKeeper(Keeper):
         self.journal.sync()
 
     def load(self, fresh: Fresh) -> int:
-        found = load_journal(self.folder, fresh.module, fresh.optimizer)
+        found = scant.Journal.load(self.folder, fresh.module, fresh.optimizer)
         self.replayed = found.replayed
         return found.step + self._first
 

@@ -19,7 +19,6 @@ from torch import nn
 
 import scant
 from scant.journal import cli
-from scant.torch.journal import load
 
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.05),
@@ -187,7 +186,9 @@ def test_a_newcomer_reads_beside_the_writer(tmp_path: Path) -> None:
             first.step()
         journal.sync()
         other = Run(seed=2)
-        found = load(tmp_path / "j", other.model, other.optimizer, {"scheduler": other.scheduler})
+        found = scant.Journal.load(
+            tmp_path / "j", other.model, other.optimizer, {"scheduler": other.scheduler}
+        )
         assert found.step == 10
         assert_same(first.state(), other.state())
 
@@ -332,7 +333,7 @@ def test_every_file_damaged_in_turn_leaves_an_older_state_or_says_so(tmp_path: P
         assert cli.main(["verify", str(copy_)]) == 1, where
         again = Run(seed=2)
         try:
-            restored = load(copy_, again.model, again.optimizer)
+            restored = scant.Journal.load(copy_, again.model, again.optimizer)
         except scant.Error as error:
             pytest.fail(f"{where}: {error}")
         assert restored.step <= 17, where
@@ -382,7 +383,7 @@ def test_a_replica_outlives_its_first_folder(tmp_path: Path) -> None:
         assert_same(run.state(), again.state())
         again.step()
     third = Run(seed=4)
-    assert load(tmp_path / "j2", third.model, third.optimizer).step == 11
+    assert scant.Journal.load(tmp_path / "j2", third.model, third.optimizer).step == 11
 
 
 def test_an_exception_in_the_optimizers_step_ends_the_journal_in_order(tmp_path: Path) -> None:
@@ -404,7 +405,7 @@ def test_an_exception_in_the_optimizers_step_ends_the_journal_in_order(tmp_path:
             run.step()
     other = Run(seed=2)
     other.optimizer = torch.optim.SGD(other.model.parameters(), 0.05)
-    assert load(tmp_path / "j", other.model, other.optimizer).step >= 8
+    assert scant.Journal.load(tmp_path / "j", other.model, other.optimizer).step >= 8
 
 
 def test_parameters_changed_elsewhere_are_noticed(tmp_path: Path) -> None:

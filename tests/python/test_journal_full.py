@@ -14,7 +14,6 @@ PROGRAM = """
 import resource, sys, warnings
 import torch
 import scant
-from scant.torch.journal import load
 
 path, on_error, base_every = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.manual_seed(1)
@@ -53,7 +52,7 @@ try:
 except scant.Error as error:
     print("close raised", error)
 other = torch.nn.Linear(64, 64)
-found = load(path, other, torch.optim.Adam(other.parameters(), 0.01))
+found = scant.Journal.load(path, other, torch.optim.Adam(other.parameters(), 0.01))
 print("found", found.step, "of", before)
 if found.step == before:
     print("equal", all(map(torch.equal, kept, other.parameters())))

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("torch")
 
 from scant import _scant
-from scant.torch.ssfusion import cut_off
-from scant.torch.wrap_options import WrapOptions, plan_from
+from scant.torch.gradient.ssfusion import cut_off
+from scant.torch.gradient.wrap_options import WrapOptions, plan_from
 
 SEED = 20261201
 

@@ -173,7 +173,7 @@ def test_store_from_the_environment(tmp_path: Path) -> None:
 
 def test_options_are_documented_with_their_variables_and_defaults() -> None:
     pytest.importorskip("torch")
-    from scant.torch.options import Options
+    from scant.torch.backend.options import Options
 
     rows = re.findall(
         r"^\| `(\w+)` \| (?:`(\w+)`|–) \| `([^`]*)` \|",
@@ -379,7 +379,7 @@ def test_a_start_that_fails_names_all_who_are_missing(
     there: list[int], text: str, peer: int | None
 ) -> None:
     dist = pytest.importorskip("torch.distributed")
-    from scant.torch.membership import open_group
+    from scant.torch.backend.membership import open_group
 
     shared = dist.HashStore()
     for rank in there:

@@ -361,7 +361,7 @@ def case_future_of_a_failed_operation() -> None:
 def case_calls_queue_behind_the_staging_thread() -> None:
     # What follows a call on a CUDA tensor waits its turn in the staging thread, also on the CPU.
     from scant import lifetime
-    from scant.torch.work import StagedWork
+    from scant.torch.backend.work import StagedWork
 
     group: Any = dist.group.WORLD
     free = threading.Event()
@@ -427,7 +427,7 @@ def case_objects_and_barriers() -> None:
 
 
 def case_subgroups() -> None:
-    from scant.torch.membership import Base
+    from scant.torch.backend.membership import Base
 
     halves = [[rank for rank in range(SIZE) if rank % 2 == parity] for parity in (0, 1)]
     groups = [dist.new_group(half) for half in halves]

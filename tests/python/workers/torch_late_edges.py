@@ -17,7 +17,7 @@ from wrapping import GLOO, all_equal, batch, flat, loss_of, network
 
 import scant
 import scant.torch
-from scant.torch.late_step import Travelling
+from scant.torch.gradient.late_step import Travelling
 
 
 def zero_each_time(optimizer: Any, step: int) -> None:

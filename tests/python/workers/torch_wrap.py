@@ -18,7 +18,7 @@ from wrapping import GLOO, Net, all_equal, batch, flat, loss_of, network, train,
 
 import scant
 import scant.torch
-from scant.torch.wrap_options import PLANS as PLAN_NAMES
+from scant.torch.gradient.wrap_options import PLANS as PLAN_NAMES
 
 PLANS = [
     "plain", "bf16", "fp16", "q4", "q2", "5% q4", "5% bf16, gather", "ssfusion 5%", "adtopk 5% q4",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scant.torch.journal_json import decode, encode
+from scant.torch.checkpoint.json_values import decode, encode
 
 __all__ = ["load_extra", "states_of", "take_step_along"]
 

@@ -13,11 +13,11 @@ import torch
 from scant import _scant
 from scant.codes import DType, ReduceOp
 from scant.errors import InvalidArgument, Mismatch
-from scant.torch.tensors import movable, parts_of
-from scant.torch.work import ScantWork
+from scant.torch.backend.tensors import movable, parts_of
+from scant.torch.backend.work import ScantWork
 
 if TYPE_CHECKING:
-    from scant.torch.group_core import GroupCore
+    from scant.torch.backend.group_core import GroupCore
 
 __all__ = ["all_reduce_sparse"]
 

@@ -28,7 +28,7 @@ from torch.futures import Future
 
 from scant import _scant, lifetime
 from scant.errors import Timeout
-from scant.torch.compiler import not_compiled
+from scant.torch.backend.compiler import not_compiled
 
 __all__ = ["GroupedWork", "ScantWork", "StagedWork"]
 

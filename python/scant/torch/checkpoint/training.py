@@ -12,10 +12,10 @@ import torch
 
 from scant import _scant
 from scant.errors import InvalidArgument, Unsupported
-from scant.torch.journal_extra import states_of
-from scant.torch.journal_json import KINDS
-from scant.torch.same_model import hash_of
-from scant.torch.wrapped import Wrapped
+from scant.torch.checkpoint.extra import states_of
+from scant.torch.checkpoint.json_values import KINDS
+from scant.torch.gradient.same_model import hash_of
+from scant.torch.gradient.wrapped import Wrapped
 
 __all__ = ["Training"]
 

@@ -16,7 +16,7 @@ import torch
 from scant import _scant
 from scant.codes import DType, ReduceOp
 from scant.errors import Closed, Error, InvalidArgument
-from scant.torch.process_group import ProcessGroup
+from scant.torch.backend.process_group import ProcessGroup
 
 __all__ = ["NotFinite"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from scant.torch.compiler import not_compiled
+from scant.torch.backend.compiler import not_compiled
 
 __all__ = ["Unreached", "is_ours"]
 

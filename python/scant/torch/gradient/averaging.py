@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 from scant import _scant
 from scant.errors import InvalidArgument, Unsupported
-from scant.torch.not_finite import NotFinite
-from scant.torch.process_group import ProcessGroup
-from scant.torch.same_model import hash_of
-from scant.torch.watching import Watching
-from scant.torch.wrap_options import WrapOptions, plan_from
+from scant.torch.backend.process_group import ProcessGroup
+from scant.torch.gradient.not_finite import NotFinite
+from scant.torch.gradient.same_model import hash_of
+from scant.torch.gradient.watching import Watching
+from scant.torch.gradient.wrap_options import WrapOptions, plan_from
 
 __all__ = ["Averaging", "check_device", "process_group_of"]
 

@@ -14,14 +14,14 @@ import torch
 
 from scant import _scant
 from scant.errors import InvalidArgument
-from scant.torch import callbacks
-from scant.torch.compiler import not_compiled
-from scant.torch.group_core import Tensor, Tensors
-from scant.torch.membership import open_group
-from scant.torch.options import Options
-from scant.torch.reductions import Reductions
-from scant.torch.tensors import movable, parts_of, split_parts
-from scant.torch.work import ScantWork
+from scant.torch.backend import callbacks
+from scant.torch.backend.compiler import not_compiled
+from scant.torch.backend.group_core import Tensor, Tensors
+from scant.torch.backend.membership import open_group
+from scant.torch.backend.options import Options
+from scant.torch.backend.reductions import Reductions
+from scant.torch.backend.tensors import movable, parts_of, split_parts
+from scant.torch.backend.work import ScantWork
 
 __all__ = ["ProcessGroup", "create"]
 

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from scant import _scant
 from scant.errors import InvalidArgument
-from scant.torch.compiler import not_compiled
-from scant.torch.group_core import GroupCore, Tensor, Tensors
-from scant.torch.sparse import all_reduce_sparse
-from scant.torch.tensors import (
+from scant.torch.backend.compiler import not_compiled
+from scant.torch.backend.group_core import GroupCore, Tensor, Tensors
+from scant.torch.backend.sparse import all_reduce_sparse
+from scant.torch.backend.tensors import (
     PREMUL_SUM,
     REDUCIBLE,
     as_real,
@@ -25,7 +25,7 @@ from scant.torch.tensors import (
     premultiplier,
     reducible,
 )
-from scant.torch.work import GroupedWork, ScantWork
+from scant.torch.backend.work import GroupedWork, ScantWork
 
 __all__ = ["Reductions"]
 

@@ -19,13 +19,13 @@ import torch.distributed as dist
 
 from scant import _scant
 from scant.errors import Error, InvalidArgument, Refused
-from scant.torch.journal_members import Lock, Members, gather, join
-from scant.torch.journal_recorder import Recorder
-from scant.torch.journal_restore import Restored, agree, newest, replay, restore_base, warn_of
-from scant.torch.journal_training import Training
-from scant.torch.same_model import check_same
+from scant.torch.checkpoint.members import Lock, Members, gather, join
+from scant.torch.checkpoint.recorder import Recorder
+from scant.torch.checkpoint.restore import Restored, agree, newest, replay, restore_base, warn_of
+from scant.torch.checkpoint.training import Training
+from scant.torch.gradient.same_model import check_same
 
-__all__ = ["Journal", "Restored", "load"]
+__all__ = ["Journal", "Restored"]
 
 _MODES = ("fast", "exact")
 _LOADS = 5  # tries to read beside a writer
@@ -163,6 +163,34 @@ class Journal:
         if result is not None and self._members is not None and self._members.leads:
             warn_of(result)
         return result
+
+    @staticmethod
+    def load(
+        path: str | os.PathLike[str],
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Restored:
+        """The newest state of a journal into a model and its optimizer, beside whoever writes it.
+
+        So a newcomer catches up, or a script looks at a run. Residuals and random numbers stay as
+        they are.
+        """
+        folder = _scant.JournalFolder(str(path), False)
+        training = Training(model, optimizer, None, extra or {})
+        manifest = pathlib.Path(path) / "MANIFEST"
+        for left in reversed(range(_LOADS)):
+            before = manifest.read_bytes() if manifest.exists() else b""
+            try:
+                result = _load(folder, pathlib.Path(path), training)
+            except (Error, OSError):
+                # What was read may have been removed when a newer base got its name.
+                if left == 0 or (manifest.exists() and manifest.read_bytes() == before):
+                    raise
+                continue
+            warn_of(result)
+            return result
+        raise AssertionError("unreachable")
 
     @property
     def step(self) -> int:
@@ -314,32 +342,6 @@ class Journal:
             self._folder.sync_state(base_step)
         self._recorder.continue_at(result, took_back=step > result.step)
         return result
-
-
-def load(
-    path: str | os.PathLike[str],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    extra: Mapping[str, Any] | None = None,
-) -> Restored:
-    """The newest state of a journal into a model and its optimizer, beside whoever writes it: how a
-    newcomer catches up, or a script looks at a run. Residuals and random numbers stay as they are.
-    """
-    folder = _scant.JournalFolder(str(path), False)
-    training = Training(model, optimizer, None, extra or {})
-    manifest = pathlib.Path(path) / "MANIFEST"
-    for left in reversed(range(_LOADS)):
-        before = manifest.read_bytes() if manifest.exists() else b""
-        try:
-            result = _load(folder, pathlib.Path(path), training)
-        except (Error, OSError):
-            # What was read may have been removed when a newer base got its name.
-            if left == 0 or (manifest.exists() and manifest.read_bytes() == before):
-                raise
-            continue
-        warn_of(result)
-        return result
-    raise AssertionError("unreachable")
 
 
 def _load(folder: _scant.JournalFolder, at: pathlib.Path, training: Training) -> Restored:

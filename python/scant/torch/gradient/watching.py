@@ -16,7 +16,7 @@ import torch.distributed as dist
 import scant
 from scant import _scant
 from scant.runlog import Watch
-from scant.torch.wrap_options import WrapOptions
+from scant.torch.gradient.wrap_options import WrapOptions
 
 __all__ = ["Watching"]
 

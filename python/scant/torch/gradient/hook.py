@@ -12,11 +12,11 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
 from scant.errors import InvalidArgument
-from scant.torch.averaging import Averaging, process_group_of
-from scant.torch.compiler import not_compiled
-from scant.torch.process_group import ProcessGroup
-from scant.torch.same_model import check_same, describe
-from scant.torch.wrap_options import WrapOptions
+from scant.torch.backend.compiler import not_compiled
+from scant.torch.backend.process_group import ProcessGroup
+from scant.torch.gradient.averaging import Averaging, process_group_of
+from scant.torch.gradient.same_model import check_same, describe
+from scant.torch.gradient.wrap_options import WrapOptions
 
 __all__ = ["HookState", "ddp_hook"]
 

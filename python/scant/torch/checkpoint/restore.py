@@ -15,10 +15,10 @@ import torch
 from scant import _scant
 from scant.errors import Corrupt, Error
 from scant.journal import tensor_files
-from scant.torch.journal_base import load, set_random_states, set_settings
-from scant.torch.journal_extra import load_extra, take_step_along
-from scant.torch.journal_members import Members
-from scant.torch.journal_training import Training
+from scant.torch.checkpoint.base import load, set_random_states, set_settings
+from scant.torch.checkpoint.extra import load_extra, take_step_along
+from scant.torch.checkpoint.members import Members
+from scant.torch.checkpoint.training import Training
 
 __all__ = ["Restored", "agree", "newest", "replay", "restore_base", "warn_of"]
 

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from scant import _scant
 from scant.errors import InvalidArgument, Unsupported
-from scant.torch.compiler import not_compiled
-from scant.torch.unreached import is_ours
+from scant.torch.backend.compiler import not_compiled
+from scant.torch.gradient.unreached import is_ours
 
 __all__ = ["LateStep", "Travelling", "check_steps_all"]
 

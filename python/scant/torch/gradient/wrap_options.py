@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from scant import _scant
 from scant.errors import InvalidArgument
-from scant.torch.ssfusion import ssfusion
+from scant.torch.gradient.ssfusion import ssfusion
 
 __all__ = ["PLANS", "WrapOptions", "plan_from", "with_plan"]
 

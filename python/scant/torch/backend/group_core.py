@@ -17,10 +17,10 @@ from torch._C._distributed_c10d import Backend as _Backend
 
 from scant import _scant
 from scant.errors import Closed, InvalidArgument
-from scant.torch import staging
-from scant.torch.membership import Base
-from scant.torch.tensors import common_device, dense, is_plain
-from scant.torch.work import GroupedWork, ScantWork, StagedWork
+from scant.torch.backend import staging
+from scant.torch.backend.membership import Base
+from scant.torch.backend.tensors import common_device, dense, is_plain
+from scant.torch.backend.work import GroupedWork, ScantWork, StagedWork
 
 __all__ = ["GroupCore", "Launch", "Tensor", "Tensors"]
 

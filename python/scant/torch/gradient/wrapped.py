@@ -15,11 +15,11 @@ import torch.distributed as dist
 
 from scant import _scant
 from scant.errors import Closed, Error, InvalidArgument, Unsupported
-from scant.torch.averaging import Averaging, check_device, process_group_of
-from scant.torch.late_step import LateStep, check_steps_all
-from scant.torch.same_model import Row, broadcast_from_first, check_same, describe
-from scant.torch.unreached import Unreached
-from scant.torch.wrap_options import WrapOptions, with_plan
+from scant.torch.gradient.averaging import Averaging, check_device, process_group_of
+from scant.torch.gradient.late_step import LateStep, check_steps_all
+from scant.torch.gradient.same_model import Row, broadcast_from_first, check_same, describe
+from scant.torch.gradient.unreached import Unreached
+from scant.torch.gradient.wrap_options import WrapOptions, with_plan
 
 __all__ = ["Wrapped", "wrap"]
 

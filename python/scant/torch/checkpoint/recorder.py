@@ -13,14 +13,14 @@ import torch
 
 from scant import _scant, metrics
 from scant.errors import Error, InvalidArgument, Refused
-from scant.torch.journal_base import random_states, settings_of, shards, source, tensors_of
-from scant.torch.journal_device import HostCopies
-from scant.torch.journal_extra import states_of
-from scant.torch.journal_json import as_json
-from scant.torch.journal_members import Members, gather
-from scant.torch.journal_pace import Costs, Gaps, next_interval
-from scant.torch.journal_restore import Restored
-from scant.torch.journal_training import Training
+from scant.torch.checkpoint.base import random_states, settings_of, shards, source, tensors_of
+from scant.torch.checkpoint.device import HostCopies
+from scant.torch.checkpoint.extra import states_of
+from scant.torch.checkpoint.json_values import as_json
+from scant.torch.checkpoint.members import Members, gather
+from scant.torch.checkpoint.pace import Costs, Gaps, next_interval
+from scant.torch.checkpoint.restore import Restored
+from scant.torch.checkpoint.training import Training
 
 __all__ = ["Recorder"]
 

@@ -13,7 +13,7 @@ import torch
 
 from scant.errors import Mismatch, Unsupported
 from scant.journal import tensor_files
-from scant.torch.journal_json import DTYPES, KINDS, as_json, decode, encode
+from scant.torch.checkpoint.json_values import DTYPES, KINDS, as_json, decode, encode
 
 __all__ = [
     "Source",
