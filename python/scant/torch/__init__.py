@@ -57,8 +57,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _create(backend_options: Any, options: Any) -> Any:
+    from scant import planes
     from scant.torch.backend.process_group import create
 
+    planes.need("sync")
     return create(backend_options, options)
 
 

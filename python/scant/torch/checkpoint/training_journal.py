@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scant import _scant
+from scant import _scant, planes
 from scant.errors import Error, InvalidArgument, Refused
 from scant.torch.checkpoint.members import Lock, Members, gather, join
 from scant.torch.checkpoint.recorder import Recorder
@@ -66,6 +66,7 @@ class Journal:
         replica: str | os.PathLike[str] | None = None,
         on_error: str = "raise",
     ) -> None:
+        planes.need("journal")
         self.path = pathlib.Path(path)
         self.job = job
         self.base_every = base_every
@@ -176,6 +177,7 @@ class Journal:
         So a newcomer catches up, or a script looks at a run. Residuals and random numbers stay as
         they are.
         """
+        planes.need("journal")
         folder = _scant.JournalFolder(str(path), False)
         training = Training(model, optimizer, None, extra or {})
         manifest = pathlib.Path(path) / "MANIFEST"

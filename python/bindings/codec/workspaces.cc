@@ -1,11 +1,11 @@
-#include "codec_workspaces.h"
+#include "bindings/codec/workspaces.h"
 
 #include <map>
 #include <utility>
 #include <vector>
 
-#include "errors.h"
-#include "fork.h"
+#include "bindings/base/errors.h"
+#include "bindings/base/fork.h"
 
 namespace scant::python {
 namespace {

@@ -1,9 +1,9 @@
-#include "store.h"
+#include "bindings/sync/store.h"
 
 #include <nanobind/stl/string.h>
 
-#include "errors.h"
-#include "gil.h"
+#include "bindings/base/errors.h"
+#include "bindings/base/gil.h"
 
 namespace scant::python {
 namespace {

@@ -1,12 +1,12 @@
-#include "executor.h"
+#include "bindings/sync/executor.h"
 
 #include <map>
 #include <memory>
 #include <nanobind/stl/string.h>
 #include <utility>
 
-#include "errors.h"
-#include "fork.h"
+#include "bindings/base/errors.h"
+#include "bindings/base/fork.h"
 
 namespace scant::python {
 namespace {

@@ -1,4 +1,4 @@
-#include "errors.h"
+#include "bindings/base/errors.h"
 
 #include <nanobind/stl/string.h>
 

@@ -1,4 +1,4 @@
-#include "findings.h"
+#include "bindings/sync/findings.h"
 
 #include <cstdio>
 #include <map>

@@ -1,4 +1,4 @@
-#include "journal.h"
+#include "bindings/journal/journal.h"
 
 #include <algorithm>
 #include <chrono>
@@ -11,10 +11,10 @@
 #include <tuple>
 #include <vector>
 
-#include "errors.h"
-#include "fork.h"
-#include "gil.h"
-#include "gradients.h"
+#include "bindings/base/errors.h"
+#include "bindings/base/fork.h"
+#include "bindings/base/gil.h"
+#include "bindings/journal/averaged.h"
 #include "journal/base_writer.h"
 #include "journal/folder.h"
 #include "journal/step.h"
@@ -275,33 +275,6 @@ nb::dict summary_of(const Folder& folder, uint64_t sequence, const std::string& 
   return out;
 }
 
-// What the averager's last step gives; what went as it is lies in the gradients themselves.
-std::vector<Part> parts_of(const sync::Averager& averager, const std::vector<Bytes>& found) {
-  std::vector<Part> parts;
-  const sync::Layout& layout = averager.layout();
-  uint32_t number = 0;
-  for (const sync::AveragedBuffer& buffer : averager.averaged()) {
-    const PartKind kind =
-        buffer.path == sync::Path::split ? PartKind::averages : PartKind::gathered;
-    for (const Bytes message : buffer.messages) {
-      parts.push_back({.kind = kind, .where = number, .bytes = message});
-    }
-    ++number;
-    if (buffer.path != sync::Path::all_reduce) continue;
-    for (const auto& part : layout.parts().subspan(buffer.first_part, buffer.parts)) {
-      const Bytes of = found[part.tensor];
-      const uint64_t first = part.range.first * sizeof(float);
-      const uint64_t bytes = part.range.elements * sizeof(float);
-      if (of.size() < first + bytes) continue;  // no gradient
-      parts.push_back({.kind = PartKind::raw,
-                       .where = part.tensor,
-                       .first = first,
-                       .bytes = of.subspan(first, bytes)});
-    }
-  }
-  return parts;
-}
-
 class PythonWriter {
  public:
   PythonWriter(const Folder& folder, uint64_t job, uint64_t model, uint64_t sequence,
@@ -320,7 +293,7 @@ class PythonWriter {
     gradients.reserve(found.size());
     for (const Memory& one : found) gradients.push_back(bytes_at(one));
     std::vector<Part> parts;
-    if (!averager.is_none()) parts = parts_of(*native_averager(averager), gradients);
+    if (!averager.is_none()) parts = parts_of(averager, gradients);
     for (uint32_t i = 0; i < state.size(); ++i) {
       parts.push_back({.kind = PartKind::state, .where = i, .bytes = bytes_at(state[i])});
     }
@@ -394,16 +367,7 @@ class PythonBase {
       for (const Memory& one : memory) file.copied.push_back(bytes_at(one));
       files.push_back(std::move(file));
     }
-    if (!averager.is_none()) {
-      // Asked for here, before the next step changes them; waited for by the journal's thread.
-      std::shared_ptr<sync::Averager> native = native_averager(averager);
-      native->ask_to_save();
-      files.push_back({.name = residuals,
-                       .head = {},
-                       .copied = {},
-                       .made = [native] { return native->saved(); },
-                       .tensor = "residuals"});
-    }
+    if (!averager.is_none()) files.push_back(residuals_of(averager, residuals));
     BaseIndex index{.identity = {.job = std::get<0>(identity), .model = std::get<1>(identity)},
                     .timeline = timeline,
                     .step = step,

@@ -1,10 +1,10 @@
-#include "buffers.h"
+#include "bindings/base/buffers.h"
 
 #include <initializer_list>
 #include <nanobind/ndarray.h>
 #include <string>
 
-#include "errors.h"
+#include "bindings/base/errors.h"
 #include "scant/types.h"
 
 namespace scant::python {

@@ -1,14 +1,14 @@
-#include "codec_plane.h"
+#include "bindings/codec/plane.h"
 
 #include <array>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <vector>
 
+#include "bindings/base/errors.h"
+#include "bindings/base/gil.h"
 #include "codec/allocate.h"
 #include "codec/select_reference.h"
-#include "errors.h"
-#include "gil.h"
 
 namespace scant::python {
 namespace {

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "base/thread.h"
-#include "work.h"
+#include "bindings/sync/work.h"
 
 namespace scant::python {
 

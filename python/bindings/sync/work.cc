@@ -1,10 +1,10 @@
-#include "work.h"
+#include "bindings/sync/work.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "errors.h"
-#include "gil.h"
+#include "bindings/base/errors.h"
+#include "bindings/base/gil.h"
 
 namespace scant::python {
 namespace {

@@ -1,4 +1,4 @@
-#include "codec.h"
+#include "bindings/codec/codec.h"
 
 #include <mutex>
 #include <nanobind/stl/optional.h>
@@ -8,15 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "bindings/base/errors.h"
+#include "bindings/base/fork.h"
+#include "bindings/base/gil.h"
+#include "bindings/codec/plane.h"
+#include "bindings/codec/record.h"
+#include "bindings/codec/workspaces.h"
 #include "codec/accumulate.h"
 #include "codec/encoder.h"
 #include "codec/kernels.h"
-#include "codec_plane.h"
-#include "codec_record.h"
-#include "codec_workspaces.h"
-#include "errors.h"
-#include "fork.h"
-#include "gil.h"
 
 namespace scant::python {
 namespace {

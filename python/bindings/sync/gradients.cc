@@ -1,4 +1,4 @@
-#include "gradients.h"
+#include "bindings/sync/gradients.h"
 
 #include <cmath>
 #include <memory>
@@ -11,12 +11,11 @@
 #include <tuple>
 #include <vector>
 
-#include "base/crc.h"
-#include "communicator.h"
-#include "errors.h"
-#include "findings.h"
-#include "fork.h"
-#include "gil.h"
+#include "bindings/base/errors.h"
+#include "bindings/base/fork.h"
+#include "bindings/base/gil.h"
+#include "bindings/sync/communicator.h"
+#include "bindings/sync/findings.h"
 #include "sync/gradient/averager.h"
 #include "sync/plan/auto_plan.h"
 
@@ -370,11 +369,6 @@ std::shared_ptr<sync::Averager> native_averager(const nb::object& object) {
 void bind_gradients(nb::module_& module) {
   bind_layout(module);
   bind_plan(module);
-  module.def("crc32c", [](uintptr_t address, size_t size, uint32_t crc) {
-    return without_gil([&] {
-      return base::crc32c({reinterpret_cast<const std::byte*>(address), size}, crc);
-    });
-  });
   nb::class_<PythonAverager>(module, "Averager")
       .def("__init__",
            [](PythonAverager* self, const nb::object& communicator, const Layout& layout,

@@ -1,4 +1,4 @@
-#include "codec_record.h"
+#include "bindings/codec/record.h"
 
 #include <memory>
 #include <nanobind/stl/optional.h>
@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "base/check.h"
-#include "errors.h"
-#include "gil.h"
+#include "bindings/base/errors.h"
+#include "bindings/base/gil.h"
 
 namespace scant::python {
 namespace {

@@ -1,4 +1,4 @@
-#include "communicator.h"
+#include "bindings/sync/communicator.h"
 
 #include <map>
 #include <memory>
@@ -9,12 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "errors.h"
-#include "executor.h"
-#include "fork.h"
-#include "gil.h"
-#include "store.h"
-#include "work.h"
+#include "bindings/base/errors.h"
+#include "bindings/base/fork.h"
+#include "bindings/base/gil.h"
+#include "bindings/sync/executor.h"
+#include "bindings/sync/store.h"
+#include "bindings/sync/work.h"
 
 namespace scant::python {
 namespace {

@@ -1,4 +1,4 @@
-#include "fork.h"
+#include "bindings/base/fork.h"
 
 #include <atomic>
 #include <pthread.h>
