@@ -53,6 +53,10 @@ def test_what_users_call_asks_for_its_plane(built_with: Any, tmp_path: Path) -> 
     with pytest.raises(scant.Unsupported, match="lacks the plane 'sync'"):
         getattr(store, "DirectoryStore")  # noqa: B009 - the access is what is tested
     pytest.importorskip("torch")
+    from scant.torch import WrapOptions
+
+    with pytest.raises(scant.Unsupported, match="lacks the plane 'sync'"):
+        WrapOptions()
     built_with("sync")
     with pytest.raises(scant.Unsupported, match="lacks the plane 'journal'"):
         scant.Journal(tmp_path / "journal")

@@ -27,7 +27,7 @@ __all__ = ["GroupCore", "Launch", "Tensor", "Tensors"]
 Tensor = torch.Tensor
 Tensors = Sequence[Tensor]
 # Gets contiguous CPU tensors: those read and written, those read, those written.
-Launch = Callable[[Tensors, Tensors, Tensors], Sequence[_scant.Work]]
+Launch = Callable[[Tensors, Tensors, Tensors], "Sequence[_scant.Work]"]
 
 _TorchOptions: Any = _Backend.Options
 _ZERO = timedelta()

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from scant import _scant
+from scant import _scant, planes
 from scant.errors import InvalidArgument
 from scant.torch.gradient.ssfusion import ssfusion
 
@@ -84,6 +84,7 @@ class WrapOptions:
     tensorboard: str | None = None
 
     def __post_init__(self) -> None:
+        planes.need("sync")
         if not isinstance(self.plan, str | _scant.FusionPlan):
             raise InvalidArgument(f"plan: a name or a FusionPlan, got {self.plan!r}")
         if isinstance(self.plan, str) and not self.automatic:
