@@ -27,7 +27,7 @@ class Task(Protocol):
 
 
 class Text:
-    """The example's transformer, as bench/convergence.py trains it."""
+    """The example's transformer, as bench/codec/convergence.py trains it."""
 
     rate = RATE
 

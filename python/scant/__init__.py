@@ -62,7 +62,7 @@ _LAZY = {
     "DType": "scant.codes",
     "DirectoryStore": "scant.store",
     "Group": "scant.communicator",
-    "Journal": "scant.torch.journal",
+    "Journal": "scant.torch.checkpoint.training_journal",
     "ReduceOp": "scant.codes",
     "Work": "scant.communicator",
     "counters": "scant.metrics",

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+planes: tuple[str, ...]  # of SCANT_PLANES; what is below "sync" and "journal" is there with them
 commit: str
 dtype_names: list[str]
 moved_dtypes: dict[str, int]
 reduce_op_names: list[str]
-any_source: int
 no_rank: int
 value_kind_names: list[str]
 residual_kind_names: list[str]
@@ -18,9 +18,12 @@ _View = tuple[int, int, int, bool]
 
 def counters() -> list[tuple[str, str, str, int]]: ...
 def counters_prometheus() -> str: ...
+def crc32c(address: int, size: int, crc: int, /) -> int: ...
 def read_view(array: object) -> _View: ...
 def write_view(array: object) -> _View: ...
-def sweep_orphans() -> None: ...
+
+# ---- codec ----
+
 def parse_all(data: object) -> list[Record]:
     """All records of a message, one behind the other."""
 
@@ -121,6 +124,12 @@ class Encoder:
     def restore(saved: bytes) -> Encoder: ...
     def take_over(self, other: Encoder) -> None: ...
     def describe(self) -> dict[str, Any]: ...
+
+# ---- sync ----
+
+any_source: int
+
+def sweep_orphans() -> None: ...
 
 class DirectoryStore:
     def __init__(self, path: str) -> None: ...
@@ -323,8 +332,6 @@ class Communicator:
 # Density and values of both legs; "q4 by row": each row sends its share.
 _Point = tuple[float, str, float, str]
 
-def crc32c(address: int, size: int, crc: int, /) -> int: ...
-
 class GradientLayout:
     """Parts and slices of a model's gradients."""
 
@@ -400,6 +407,8 @@ class Averager:
     def residual_energy(self) -> float: ...
     @property
     def memory_bytes(self) -> int: ...
+
+# ---- journal ----
 
 _Memory = tuple[int, int]
 

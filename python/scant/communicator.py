@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from scant import _scant, checks, environment, lifetime, rendezvous
+from scant import _scant, checks, environment, lifetime, planes, rendezvous
 from scant.collectives import Collectives, Work
 from scant.errors import InvalidArgument
 
@@ -80,6 +80,7 @@ class Communicator(Collectives, lifetime._Closable):
         rate_limit_bytes_per_second: int | None = None,
     ) -> None:
         self._raw = None
+        planes.need("sync")
         self.rank, self.size = rank, size = checks.rank_and_size(rank, size)
         given: dict[str, Any] = {
             "job": job,

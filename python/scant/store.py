@@ -8,10 +8,13 @@ A store has ``set(key, value)``, ``set_if_absent(key, value) -> bool`` and
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from scant._scant import DirectoryStore
+from scant import _scant, planes
 from scant.errors import Timeout
+
+if TYPE_CHECKING:
+    from scant._scant import DirectoryStore
 
 __all__ = ["DirectoryStore", "PrefixStore", "Store", "TorchStore", "adapt"]
 
@@ -19,6 +22,13 @@ __all__ = ["DirectoryStore", "PrefixStore", "Store", "TorchStore", "adapt"]
 # long enough for a thousand waiting ranks to be no load on the store.
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.1
+
+
+def __getattr__(name: str) -> Any:
+    if name != "DirectoryStore":
+        raise AttributeError(f"module 'scant.store' has no attribute {name!r}")
+    planes.need("sync")
+    return _scant.DirectoryStore
 
 
 class Store(Protocol):

@@ -1,7 +1,8 @@
 """Runs worker programs as ranks: one launch per worker file and world size, one test per case.
 
-A worker file (workers/*.py) has functions ``case_*``; every rank runs all of them in order and
-writes one line per case. A launch has a deadline; what is left then is killed and its cases fail.
+A worker file (PLANE/workers/*.py) has functions ``case_*``; every rank runs all of them in order
+and writes one line per case. A launch has a deadline; what is left then is killed and its cases
+fail.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
-WORKERS = HERE / "workers"
+ROOT = HERE.parents[1]
 
 
 def free_port() -> int:
@@ -80,9 +81,7 @@ def rank_environment(rank: int, size: int, port: int, store: str) -> dict[str, s
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
         "PYTHONWARNINGS": "ignore",
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(WORKERS), str(HERE), os.environ.get("PYTHONPATH")])
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
     }
 
 
@@ -143,9 +142,15 @@ def launch_ranks(
         return result
 
 
+def worker_path(name: str) -> Path:
+    """Of a worker file, whose name is its own in all planes."""
+    (found,) = HERE.glob(f"*/workers/{name}")
+    return found
+
+
 def case_names(worker: str) -> list[str]:
     """The cases of a worker file, without importing it."""
-    text = (WORKERS / worker).read_text()
+    text = worker_path(worker).read_text()
     return re.findall(r"^def (case_\w+)\(", text, flags=re.MULTILINE)
 
 
@@ -156,7 +161,7 @@ def check_case(worker: str, size: int, case: str, timeout_s: float = 240.0) -> N
     """Launch the worker unless that was done before, then judge one of its cases."""
     key = (worker, size)
     if key not in _launches:
-        _launches[key] = launch_ranks([str(WORKERS / worker)], size, timeout_s)
+        _launches[key] = launch_ranks([str(worker_path(worker))], size, timeout_s)
     launch = _launches[key]
     skipped = []
     for rank in range(size):

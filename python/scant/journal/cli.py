@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from scant import _scant
+from scant import _scant, planes
 from scant.errors import Corrupt, Error
 from scant.journal import tensor_files
 
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     run = {"ls": _ls, "verify": _verify, "export": _export, "diff": _diff}[arguments.command]
     try:
+        planes.need("journal")
         return run(arguments)
     except BrokenPipeError:
         return 0

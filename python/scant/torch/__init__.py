@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 if TYPE_CHECKING:
-    from scant.torch.hook import HookState, ddp_hook
-    from scant.torch.options import Options
-    from scant.torch.process_group import ProcessGroup
-    from scant.torch.wrap_options import WrapOptions
-    from scant.torch.wrapped import Wrapped, wrap
+    from scant.torch.backend.options import Options
+    from scant.torch.backend.process_group import ProcessGroup
+    from scant.torch.gradient.hook import HookState, ddp_hook
+    from scant.torch.gradient.wrap_options import WrapOptions
+    from scant.torch.gradient.wrapped import Wrapped, wrap
 
 __all__ = [
     "HookState",
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 _LAZY = {
-    "HookState": "scant.torch.hook",
-    "Options": "scant.torch.options",
-    "ProcessGroup": "scant.torch.process_group",
-    "WrapOptions": "scant.torch.wrap_options",
-    "Wrapped": "scant.torch.wrapped",
-    "ddp_hook": "scant.torch.hook",
-    "wrap": "scant.torch.wrapped",
+    "HookState": "scant.torch.gradient.hook",
+    "Options": "scant.torch.backend.options",
+    "ProcessGroup": "scant.torch.backend.process_group",
+    "WrapOptions": "scant.torch.gradient.wrap_options",
+    "Wrapped": "scant.torch.gradient.wrapped",
+    "ddp_hook": "scant.torch.gradient.hook",
+    "wrap": "scant.torch.gradient.wrapped",
 }
 
 
@@ -57,8 +57,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _create(backend_options: Any, options: Any) -> Any:
-    from scant.torch.process_group import create
+    from scant import planes
+    from scant.torch.backend.process_group import create
 
+    planes.need("sync")
     return create(backend_options, options)
 
 

@@ -1,0 +1,61 @@
+#include "bindings/base/base.h"
+
+#include <nanobind/stl/string.h>
+#include <string>
+
+#include "base/check.h"
+#include "base/counters.h"
+#include "base/crc.h"
+#include "bindings/base/buffers.h"
+#include "bindings/base/fork.h"
+#include "bindings/base/gil.h"
+#include "scant/result.h"
+#include "scant/types.h"
+
+namespace nb = nanobind;
+
+namespace scant::python {
+namespace {
+
+nb::list counter_rows() {
+  nb::list rows;
+  for (const base::CounterRow& row : base::counters_snapshot()) {
+    rows.append(nb::make_tuple(row.name, row.labels, row.help, row.value));
+  }
+  return rows;
+}
+
+template <typename Enum>
+nb::list names(int count) {
+  nb::list result;
+  for (int i = 0; i < count; ++i) result.append(name(static_cast<Enum>(i)));
+  return result;
+}
+
+nb::dict moved_dtypes() {
+  nb::dict result;
+  for (int code = kMovedDTypeFirst; code < kMovedDTypeFirst + moved_dtype_count(); ++code)
+    result[name(static_cast<DType>(code))] = code;
+  return result;
+}
+
+}  // namespace
+
+void bind_base(nb::module_& module) {
+  module.attr("commit") = std::string(base::commit());
+  module.attr("dtype_names") = names<DType>(kDTypeCount);
+  module.attr("moved_dtypes") = moved_dtypes();
+  module.attr("reduce_op_names") = names<ReduceOp>(kReduceOpCount);
+  module.attr("no_rank") = kNoRank;
+  module.def("counters", &counter_rows);
+  module.def("counters_prometheus", &base::counters_prometheus);
+  module.def("crc32c", [](uintptr_t address, size_t size, uint32_t crc) {
+    return without_gil([&] {
+      return base::crc32c({reinterpret_cast<const std::byte*>(address), size}, crc);
+    });
+  });
+  watch_forks();
+  bind_buffers(module);
+}
+
+}  // namespace scant::python
