@@ -16,7 +16,7 @@
 #include "bindings/codec/workspaces.h"
 #include "codec/accumulate.h"
 #include "codec/encoder.h"
-#include "codec/kernels.h"
+#include "codec/kernels/kernels.h"
 
 namespace scant::python {
 namespace {

@@ -7,8 +7,8 @@
 
 #include "bindings/base/errors.h"
 #include "bindings/base/gil.h"
-#include "codec/allocate.h"
-#include "codec/select_reference.h"
+#include "codec/rate/allocate.h"
+#include "codec/select/select_reference.h"
 
 namespace scant::python {
 namespace {

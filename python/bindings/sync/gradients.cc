@@ -16,8 +16,8 @@
 #include "bindings/base/gil.h"
 #include "bindings/sync/communicator.h"
 #include "bindings/sync/findings.h"
-#include "sync/gradient/averager.h"
-#include "sync/plan/auto_plan.h"
+#include "gradient/averager.h"
+#include "plan/auto_plan.h"
 
 namespace scant::python {
 namespace {
