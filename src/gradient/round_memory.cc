@@ -1,0 +1,62 @@
+#include "gradient/round_memory.h"
+
+#include <algorithm>
+
+namespace scant::gradient {
+namespace {
+
+SliceSpan slices_of(const BufferPlan& buffer, const Layout& layout) {
+  const PartLayout& first = layout.parts()[buffer.first_part];
+  const PartLayout& last = layout.parts()[buffer.first_part + buffer.parts - 1];
+  return {first.first_slice, last.first_slice + last.slices - first.first_slice};
+}
+
+}  // namespace
+
+void BufferMemory::clear() {
+  for (Message& message : outgoing) message.clear();
+  average.clear();
+  for (auto& pieces : outgoing_pieces) pieces.clear();
+  average_pieces.clear();
+  first_missing.clear();
+  second_missing.clear();
+}
+
+size_t BufferMemory::used_bytes() const {
+  size_t bytes = average.view().size();
+  for (const Message& message : outgoing) bytes += message.view().size();
+  for (const uint64_t size : received) bytes += size;
+  return bytes;
+}
+
+// Rooms have one size on all members, as a swap wants it.
+Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout, const Seat& seat) {
+  BufferMemory memory;
+  if (buffer.path == Path::all_reduce) return memory;
+  const bool split = buffer.path == Path::split;
+  const auto ranks = static_cast<size_t>(seat.ranks());
+  const SliceSpan span = slices_of(buffer, layout);
+  memory.slices.resize(split ? ranks : 1);
+  std::vector<uint64_t> bytes(memory.slices.size(), 0);
+  for (uint32_t slice = span.first; slice < span.first + span.count; ++slice) {
+    const size_t of = split ? static_cast<size_t>(seat.duties[slice].owner) : 0;
+    memory.slices[of].push_back(slice);
+    bytes[of] += record_bytes_max(layout.slices()[slice].range.elements);
+  }
+  const uint64_t room = *std::ranges::max_element(bytes);
+  memory.received.assign(ranks, 0);
+  memory.outgoing.resize(memory.slices.size());
+  memory.outgoing_pieces.resize(memory.slices.size());
+  memory.incoming.resize(ranks);
+  memory.averages.resize(split ? ranks : 0);
+  for (Message& message : memory.outgoing) message.reserve(room);
+  if (split) memory.average.reserve(room);
+  for (size_t from = 0; from < ranks; ++from) {
+    if (from == static_cast<size_t>(seat.rank())) continue;
+    memory.incoming[from].reserve(room);
+    if (split) memory.averages[from].reserve(room);
+  }
+  return memory;
+}
+
+}  // namespace scant::gradient
