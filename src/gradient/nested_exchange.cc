@@ -11,8 +11,7 @@
 namespace scant::gradient {
 namespace {
 
-// The stages of a lane, and the farewell, are lanes of their own inside: slot times this.
-constexpr uint32_t kLanesOfSlot = 4;
+// Beside the three stages.
 constexpr uint32_t kFarewellLane = 3;
 
 // Of a farewell: code, errno, peer, length of the text, text.
@@ -20,7 +19,7 @@ constexpr size_t kFarewellBytes = 256;
 constexpr size_t kFarewellHead = 16;
 
 Lane lane_of(Lane lane, uint32_t which) {
-  return {.slot = lane.slot * kLanesOfSlot + which, .leg = lane.leg};
+  return {.slot = lane.slot * kLanesOfNestedSlot + which, .leg = lane.leg};
 }
 Lane lane_of(Lane lane, Stage stage) { return lane_of(lane, static_cast<uint32_t>(stage)); }
 
@@ -40,8 +39,8 @@ void write_error(const Error& error, std::byte* to) {
 // What is no code counts as corrupt.
 Error read_error(const std::byte* from) {
   const auto code = base::load_little<uint32_t>(from);
-  const size_t text = std::min<size_t>(base::load_little<uint32_t>(from + 12),
-                                       kFarewellBytes - kFarewellHead);
+  const size_t text =
+      std::min<size_t>(base::load_little<uint32_t>(from + 12), kFarewellBytes - kFarewellHead);
   const bool known = code <= static_cast<uint32_t>(ErrorCode::unsupported);
   return {.code = known ? static_cast<ErrorCode>(code) : ErrorCode::corrupt,
           .sys_errno = static_cast<int>(base::load_little<uint32_t>(from + 4)),
@@ -51,9 +50,9 @@ Error read_error(const std::byte* from) {
 
 }  // namespace
 
-NestedExchange::NestedExchange(Exchange& inner, Exchange* outer, std::vector<Seat> seats,
+NestedExchange::NestedExchange(Exchange& inner, Exchange* outer, std::vector<HostPlace> hosts,
                                Members members)
-    : inner_(inner), outer_(outer), seats_(std::move(seats)), members_(std::move(members)) {}
+    : inner_(inner), outer_(outer), hosts_(std::move(hosts)), members_(std::move(members)) {}
 
 NestedExchange::~NestedExchange() = default;
 
@@ -77,19 +76,26 @@ NestedExchange::Channel& NestedExchange::channel_of(const Members& among, Lane l
   auto channel = std::make_unique<Channel>();
   channel->among = among;
   channel->lane = lane;
-  channel->sites = sites_of(among, seats_);
+  channel->sites = sites_of(among, hosts_);
   SCANT_CHECK(!channel->sites.leads() || outer_ != nullptr || channel->sites.count() == 1,
               "the first member of a site needs the outer exchange");
   return *channels_.emplace(key, std::move(channel)).first->second;
 }
 
 void NestedExchange::submit(const Members& among, Operation operation, Done done) {
-  const bool takes_part = among.self >= 0 && among.self < among.size();
-  if (!takes_part || std::ranges::any_of(among.stations, [&](Rank station) {
-        return station < 0 || static_cast<size_t>(station) >= seats_.size();
-      })) {
-    return done({.result = Error{.code = ErrorCode::invalid_argument,
-                                 .message = "exchange: members have no seat here"}});
+  const auto refuse = [&](std::string what) {
+    done({.result = Error{.code = ErrorCode::invalid_argument,
+                          .message = "exchange: " + std::move(what)}});
+  };
+  if (operation.lane.slot >= kNestedSlotsMax) {
+    return refuse("slots within a site are 0 to " + std::to_string(kNestedSlotsMax - 1));
+  }
+  const auto unknown = [&](Rank station) {
+    return station < 0 || static_cast<size_t>(station) >= hosts_.size();
+  };
+  if (among.self < 0 || among.self >= among.size() ||
+      std::ranges::any_of(among.stations, unknown)) {
+    return refuse("members have no place here");
   }
   Channel& channel = channel_of(among, operation.lane);
   if (channel.cause) return done({.result = *channel.cause});
@@ -196,8 +202,7 @@ void NestedExchange::say_farewell(Channel& channel) {
   farewell.all.resize(kFarewellBytes * static_cast<size_t>(channel.sites.count()));
   tell.sent = {farewell.own};
   for (size_t site = 0; site < static_cast<size_t>(channel.sites.count()); ++site) {
-    tell.room.push_back(
-        MutableBytes(farewell.all).subspan(site * kFarewellBytes, kFarewellBytes));
+    tell.room.push_back(MutableBytes(farewell.all).subspan(site * kFarewellBytes, kFarewellBytes));
   }
   outer_->submit(channel.sites.outer, std::move(tell), [this, &channel](const Outcome& outcome) {
     if (outcome.result) hear_cause(channel, channel.farewell.all);
@@ -246,13 +251,13 @@ void NestedExchange::end_moving(Channel& channel) {
 
 Error NestedExchange::by_station(Error error, bool of_outer, const Channel& channel) const {
   if (error.peer == kNoRank) return error;
-  const Rank own_site = seats_[static_cast<size_t>(
-                                   channel.among.stations[static_cast<size_t>(channel.among.self)])]
-                            .site;
+  const Rank own_site =
+      hosts_[static_cast<size_t>(channel.among.stations[static_cast<size_t>(channel.among.self)])]
+          .site;
   for (const Rank station : channel.among.stations) {
-    const Seat& seat = seats_[static_cast<size_t>(station)];
-    const bool same = of_outer ? seat.outer == error.peer
-                               : seat.site == own_site && seat.inner == error.peer;
+    const HostPlace& host = hosts_[static_cast<size_t>(station)];
+    const bool same =
+        of_outer ? host.outer == error.peer : host.site == own_site && host.inner == error.peer;
     if (!same) continue;
     error.peer = station;
     return error;

@@ -1,7 +1,7 @@
 // One exchange within another: an inner one among the hosts of a site, an outer one among a leader
 // of each site. What crosses sites crosses once for each site: docs/exchange.md, "One within
-// another". Owner: one thread; both exchanges call `done` on it, and outlive this one. Limits: every
-// message is carried exactly, bounded ones too; a lane ends with the first error in it.
+// another". Owner: one thread; both exchanges call `done` on it, and outlive this one. Limits:
+// every message is carried exactly, bounded ones too; a lane ends with the first error in it.
 #pragma once
 
 #include <array>
@@ -15,11 +15,15 @@
 
 namespace scant::gradient {
 
+// A lane here is several of what it stands on.
+inline constexpr uint32_t kLanesOfNestedSlot = 4;
+inline constexpr uint32_t kNestedSlotsMax = kSlotsMax / kLanesOfNestedSlot;
+
 class NestedExchange final : public Exchange {
  public:
-  // `seats` by station. The first member of a site leads it and needs `outer`; others have none, or
+  // `hosts` by station. The first member of a site leads it and needs `outer`; others have none, or
   // do not use it. `members` is who is there until change().
-  NestedExchange(Exchange& inner, Exchange* outer, std::vector<Seat> seats, Members members);
+  NestedExchange(Exchange& inner, Exchange* outer, std::vector<HostPlace> hosts, Members members);
   ~NestedExchange() override;
 
   [[nodiscard]] Time now() const override { return inner_.now(); }
@@ -72,7 +76,7 @@ class NestedExchange final : public Exchange {
 
   Exchange& inner_;
   Exchange* const outer_;
-  const std::vector<Seat> seats_;
+  const std::vector<HostPlace> hosts_;
   Members members_;
   std::map<Key, std::unique_ptr<Channel>> channels_;
 };

@@ -28,20 +28,20 @@ void copy(Bytes from, MutableBytes to) {
 
 }  // namespace
 
-Sites sites_of(const Members& among, const std::vector<Seat>& seats) {
+Sites sites_of(const Members& among, const std::vector<HostPlace>& hosts) {
   Sites sites;
   sites.self = among.self;
   sites.inner.epoch = sites.outer.epoch = among.epoch;
-  std::vector<Rank> known;  // by site of ours: the number that its seats carry
+  std::vector<Rank> known;  // by site of ours: the number that its hosts carry
   for (Rank place = 0; place < among.size(); ++place) {
-    const Seat& seat = seats[at(among.stations[at(place)])];
-    const auto found = std::ranges::find(known, seat.site);
+    const HostPlace& host = hosts[at(among.stations[at(place)])];
+    const auto found = std::ranges::find(known, host.site);
     const auto site = static_cast<Rank>(found - known.begin());
     if (found == known.end()) {
-      known.push_back(seat.site);
+      known.push_back(host.site);
       sites.places.emplace_back();
       if (place == among.self) sites.outer.self = site;
-      sites.outer.stations.push_back(seat.outer);
+      sites.outer.stations.push_back(host.outer);
     }
     sites.place_inside.push_back(static_cast<Rank>(sites.places[at(site)].size()));
     sites.places[at(site)].push_back(place);
@@ -50,7 +50,7 @@ Sites sites_of(const Members& among, const std::vector<Seat>& seats) {
   sites.own = sites.site_of[at(among.self)];
   sites.inner.self = sites.place_inside[at(among.self)];
   for (const Rank place : sites.own_places()) {
-    sites.inner.stations.push_back(seats[at(among.stations[at(place)])].inner);
+    sites.inner.stations.push_back(hosts[at(among.stations[at(place)])].inner);
   }
   return sites;
 }
@@ -427,8 +427,8 @@ Operation Transfer::gather_between() {
 
 Result<void> Transfer::end_gather_between() {
   const size_t each = operation_.sent[0].size();
-  const bool wanted = operation_.kind == Kind::all_gather ||
-                      sites_.site_of[at(operation_.root)] == sites_.own;
+  const bool wanted =
+      operation_.kind == Kind::all_gather || sites_.site_of[at(operation_.root)] == sites_.own;
   for (Rank site = 0; wanted && site < sites_.count(); ++site) {
     const std::vector<Rank>& places = sites_.places[at(site)];
     if (site == sites_.own) continue;

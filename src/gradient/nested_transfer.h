@@ -13,7 +13,7 @@
 namespace scant::gradient {
 
 // Where a station stands: its site, and its numbers in the inner and in the outer exchange.
-struct Seat {
+struct HostPlace {
   Rank site = 0;
   Rank inner = 0;
   Rank outer = kNoRank;  // kNoRank: it cannot lead
@@ -22,20 +22,20 @@ struct Seat {
 // The members of a round as a host of one site sees them. Sites are counted in the order in which
 // members first stand in them; the first member of a site leads it.
 struct Sites {
-  Members inner;                              // of the own site
-  Members outer;                              // the leaders; `self` is kNoRank on others
-  std::vector<std::vector<Rank>> places;      // by site
-  std::vector<Rank> site_of;                  // by place
-  std::vector<Rank> place_inside;             // by place
-  Rank own = 0;                               // site
-  Rank self = 0;                              // place
+  Members inner;                          // of the own site
+  Members outer;                          // the leaders; `self` is kNoRank on others
+  std::vector<std::vector<Rank>> places;  // by site
+  std::vector<Rank> site_of;              // by place
+  std::vector<Rank> place_inside;         // by place
+  Rank own = 0;                           // site
+  Rank self = 0;                          // place
   [[nodiscard]] bool leads() const { return outer.self != kNoRank; }
   [[nodiscard]] int count() const { return static_cast<int>(places.size()); }
   [[nodiscard]] const std::vector<Rank>& own_places() const {
     return places[static_cast<size_t>(own)];
   }
 };
-[[nodiscard]] Sites sites_of(const Members& among, const std::vector<Seat>& seats);
+[[nodiscard]] Sites sites_of(const Members& among, const std::vector<HostPlace>& hosts);
 
 enum class Stage : uint8_t {
   up,       // inside: to the leader

@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/little_endian.h"
 #include "base/rng.h"
+#include "net/simulated/simulated_transport.h"
 
 namespace scant::gradient {
 namespace {
@@ -23,34 +24,28 @@ Error invalid(std::string message) {
   return Error{.code = ErrorCode::invalid_argument, .message = "exchange: " + std::move(message)};
 }
 
-// Every draw of one piece has a number of its own.
-double drawn(const LossModel& model, uint64_t stream, uint32_t slice, uint64_t draw) {
-  const uint64_t bits = base::random_at(model.seed, stream, uint64_t{slice} << 2 | draw);
-  return static_cast<double>(bits >> 11) * 0x1p-53;
+void append_report(Rank receiver, const Operation::Piece& piece, std::vector<std::byte>& report) {
+  report.resize(report.size() + kReportEntryBytes);
+  std::byte* const at = report.data() + report.size() - kReportEntryBytes;
+  base::store_little(at, static_cast<uint32_t>(receiver));
+  base::store_little(at + 4, piece.slice);
+  base::store_little(at + 8, piece.range.first);
+  base::store_little(at + 16, piece.range.elements);
 }
 
-// A whole piece, or a stretch of it.
-codec::Range lost_range(const LossModel& model, uint64_t stream, const Operation::Piece& piece) {
-  if (drawn(model, stream, piece.slice, 1) < 0.5) return piece.range;
-  const auto elements = static_cast<double>(piece.range.elements);
-  const auto from = static_cast<uint64_t>(elements * drawn(model, stream, piece.slice, 2));
-  const uint64_t left = piece.range.elements - from;
-  const auto count = 1 + static_cast<uint64_t>(static_cast<double>(left - 1) *
-                                               drawn(model, stream, piece.slice, 3));
-  return {piece.range.first + from, count};
-}
-
-void append_report(const std::vector<Missing>& missing, std::vector<std::byte>& report) {
-  for (const Missing& one : missing) {
-    for (const codec::Range& range : one.elements) {
-      report.resize(report.size() + kReportEntryBytes);
-      std::byte* const at = report.data() + report.size() - kReportEntryBytes;
-      base::store_little(at, static_cast<uint32_t>(one.receiver));
-      base::store_little(at + 4, one.slice);
-      base::store_little(at + 8, range.first);
-      base::store_little(at + 16, range.elements);
-    }
+// A message without some of its pieces, which are in the order of their bytes.
+std::vector<std::byte> without(Bytes message, const std::vector<Operation::Piece>& pieces,
+                               const std::vector<size_t>& lost) {
+  std::vector<std::byte> kept;
+  kept.reserve(message.size());
+  size_t from = 0;
+  for (const size_t piece : lost) {
+    kept.insert(kept.end(), message.begin() + static_cast<std::ptrdiff_t>(from),
+                message.begin() + static_cast<std::ptrdiff_t>(pieces[piece].begin));
+    from = pieces[piece].begin + pieces[piece].bytes;
   }
+  kept.insert(kept.end(), message.begin() + static_cast<std::ptrdiff_t>(from), message.end());
+  return kept;
 }
 
 OpKind kind_of(Operation::Kind kind) {
@@ -71,28 +66,27 @@ OpKind kind_of(Operation::Kind kind) {
 
 }  // namespace
 
-std::vector<Missing> lost_pieces(const LossModel& model, const Operation& operation, Rank sender,
-                                 Rank receiver) {
-  std::vector<Missing> missing;
+std::vector<size_t> lost_pieces(const LossModel& model, const Operation& operation, Rank sender,
+                                Rank receiver) {
+  std::vector<size_t> lost;
   const auto to = static_cast<size_t>(receiver);
-  if (model.chance <= 0 || sender == receiver || to >= operation.pieces.size()) return missing;
-  const uint64_t stream = base::random_at(
-      operation.round, static_cast<uint64_t>(operation.lane.leg),
-      static_cast<uint64_t>(sender) << 32 | static_cast<uint64_t>(receiver));
-  uint64_t bytes = 0;
-  for (const Operation::Piece& piece : operation.pieces[to]) bytes += piece.bytes;
-  double allowed = (1 - operation.delivery.share) * static_cast<double>(bytes);
-  for (const Operation::Piece& piece : operation.pieces[to]) {
-    if (piece.range.elements == 0 || missing.size() == kLostPiecesMax) continue;
-    if (drawn(model, stream, piece.slice, 0) >= model.chance) continue;
-    const codec::Range range = lost_range(model, stream, piece);
-    const double cost = static_cast<double>(piece.bytes) * static_cast<double>(range.elements) /
-                        static_cast<double>(piece.range.elements);
-    if (cost > allowed) continue;
+  if (model.chance <= 0 || sender == receiver || to >= operation.pieces.size()) return lost;
+  const std::vector<Operation::Piece>& pieces = operation.pieces[to];
+  const uint64_t pair =
+      static_cast<uint64_t>(sender) << 32 | static_cast<uint64_t>(static_cast<uint32_t>(receiver));
+  const uint64_t stream =
+      base::random_at(operation.round, static_cast<uint64_t>(operation.lane.leg), pair);
+  double allowed = 0;
+  for (const Operation::Piece& piece : pieces) allowed += static_cast<double>(piece.bytes);
+  allowed *= 1 - operation.delivery.share;
+  for (size_t i = 0; i < pieces.size() && lost.size() < kLostPiecesMax; ++i) {
+    const uint64_t bits = base::random_at(model.seed, stream, pieces[i].slice);
+    const auto cost = static_cast<double>(pieces[i].bytes);
+    if (static_cast<double>(bits >> 11) * 0x1p-53 >= model.chance || cost > allowed) continue;
     allowed -= cost;
-    missing.push_back({operation.round, operation.lane.leg, sender, receiver, piece.slice, {range}});
+    lost.push_back(i);
   }
-  return missing;
+  return lost;
 }
 
 SimulatedExchange::SimulatedExchange(net::SimulatedNetwork& network, Rank station,
@@ -191,48 +185,61 @@ Call SimulatedExchange::call_of(Operation& operation, GroupId group) const {
 }
 
 void SimulatedExchange::submit(const Members& among, Operation operation, Done done) {
+  if (operation.lane.slot >= kSlotsMax) {
+    return done({.result = invalid("slots are 0 to " + std::to_string(kSlotsMax - 1))});
+  }
   const Result<Group*> group = group_of(among, operation.lane);
   if (!group) return done({.result = group.error()});
   const GroupId id = group.value()->id;
   const uint64_t number = next_pending_++;
-  auto& pending = pending_.emplace(number, std::make_unique<Pending>()).first->second;
-  pending->done = std::move(done);
+  Pending& pending = *pending_.emplace(number, std::make_unique<Pending>()).first->second;
+  pending.done = std::move(done);
   const bool bounded = operation.kind == Operation::Kind::swap && !operation.delivery.exact;
-  if (bounded) pending->calls = 2;
+  if (bounded) {
+    pending.calls = 2;
+    pending.self = among.self;
+    lose(operation, pending);
+  }
   Call call = call_of(operation, id);
-  const auto ended = [this, number](const Result<void>& result, Rank) {
-    call_ended(number, result);
-  };
-  engine_.submit(network_.now(), std::move(call), ended);
-  if (bounded) submit_report(among, operation, id, number);
+  Call report{.group = id, .timeout = call.timeout, .priority = call.priority};
+  engine_.submit(network_.now(), std::move(call),
+                 [this, number](const Result<void>& result, Rank) { call_ended(number, result); });
+  if (bounded) submit_report(std::move(report), number);
   network_.make_runnable(station_);
 }
 
-// What is missing of this member's messages goes to whom it concerns: the receiver, or everybody.
-void SimulatedExchange::submit_report(const Members& among, const Operation& operation,
-                                      GroupId group, uint64_t number) {
-  Pending& pending = *pending_.at(number);
+// What the link will lose is taken out before it is sent.
+void SimulatedExchange::lose(Operation& operation, Pending& pending) const {
   pending.round = operation.round;
   pending.leg = operation.lane.leg;
-  pending.self = among.self;
-  const bool to_all = operation.lane.leg != Leg::first;
-  const auto count = static_cast<size_t>(among.size());
+  const size_t count = operation.sent.size();
+  pending.sent.resize(count);
   pending.reports.resize(count);
-  for (Rank receiver = 0; receiver < among.size(); ++receiver) {
-    const std::vector<Missing> lost = lost_pieces(loss_, operation, among.self, receiver);
-    append_report(lost, pending.own);
-    append_report(lost, pending.reports[static_cast<size_t>(receiver)]);
+  for (size_t to = 0; to < count; ++to) {
+    const auto receiver = static_cast<Rank>(to);
+    const std::vector<size_t> lost = lost_pieces(loss_, operation, pending.self, receiver);
+    if (lost.empty()) continue;
+    pending.sent[to] = without(operation.sent[to], operation.pieces[to], lost);
+    operation.sent[to] = pending.sent[to];
+    for (const size_t piece : lost) {
+      append_report(receiver, operation.pieces[to][piece], pending.reports[to]);
+      append_report(receiver, operation.pieces[to][piece], pending.own);
+    }
   }
+}
+
+// What is missing of this member's messages goes to whom it concerns: the receiver, or everybody.
+void SimulatedExchange::submit_report(Call call, uint64_t number) {
+  Pending& pending = *pending_.at(number);
+  const bool to_all = pending.leg != Leg::first;
+  const size_t count = pending.reports.size();
   const size_t capacity = kReportEntryBytes * kLostPiecesMax * (to_all ? count : 1);
   pending.rooms.assign(count, std::vector<std::byte>(capacity));
   pending.received.assign(count, 0);
-  Call call{.kind = OpKind::exchange,
-            .group = group,
-            .timeout = operation.timeout,
-            .priority = operation.delivery.priority,
-            .received = pending.received};
+  call.kind = OpKind::exchange;
+  call.received = pending.received;
   for (size_t i = 0; i < count; ++i) {
-    const bool own = i == static_cast<size_t>(among.self);
+    const bool own = i == static_cast<size_t>(pending.self);
     call.inputs.emplace_back(own ? Bytes{} : to_all ? pending.own : pending.reports[i]);
     call.outputs.emplace_back(pending.rooms[i]);
   }

@@ -17,13 +17,13 @@ namespace scant::gradient {
 // What a network that repairs nothing does to bounded messages.
 struct LossModel {
   uint64_t seed = 0;
-  double chance = 0;  // that a receiver lacks something of a piece
+  double chance = 0;  // of a piece, at each receiver
 };
 
-// What place `receiver` lacks of a message with these pieces: a pure function of the model, the
-// round, the leg, both places and the pieces. At least `delivery.share` of the bytes arrives.
-[[nodiscard]] std::vector<Missing> lost_pieces(const LossModel& model, const Operation& operation,
-                                               Rank sender, Rank receiver);
+// Pieces of the message to place `receiver` that it will not get, by their number: a pure function
+// of the model, round, leg, both places and slices. At least `delivery.share` of the bytes arrives.
+[[nodiscard]] std::vector<size_t> lost_pieces(const LossModel& model, const Operation& operation,
+                                              Rank sender, Rank receiver);
 
 struct SimulatedExchangeOptions {
   collective::EngineOptions engine{};  // its rank and size are those of the network
@@ -67,8 +67,9 @@ class SimulatedExchange final : public Exchange {
     uint64_t round = 0;
     Leg leg = Leg::first;
     Rank self = kNoRank;
-    std::vector<std::byte> own;       // second leg: what any receiver lacks of this member's message
-    std::vector<std::vector<std::byte>> reports;  // first leg: by receiver
+    std::vector<std::vector<std::byte>> sent;     // messages without what is lost of them
+    std::vector<std::byte> own;                   // what any receiver lacks of this member's
+    std::vector<std::vector<std::byte>> reports;  // the same by receiver
     std::vector<std::vector<std::byte>> rooms;
     std::vector<uint64_t> received;
   };
@@ -79,8 +80,8 @@ class SimulatedExchange final : public Exchange {
   }
   [[nodiscard]] Result<Group*> group_of(const Members& among, Lane lane);
   [[nodiscard]] collective::Call call_of(Operation& operation, GroupId group) const;
-  void submit_report(const Members& among, const Operation& operation, GroupId group,
-                     uint64_t number);
+  void lose(Operation& operation, Pending& pending) const;
+  void submit_report(collective::Call call, uint64_t number);
   void call_ended(uint64_t number, const Result<void>& result);
   static void read_reports(Pending& of);
   [[nodiscard]] Error by_station(Error error) const;
@@ -90,7 +91,7 @@ class SimulatedExchange final : public Exchange {
   const LossModel loss_;
   collective::Engine engine_;
   collective::Pump pump_;
-  uint32_t epoch_ = 0;                // of groups_
+  uint32_t epoch_ = 0;  // of groups_
   std::map<GroupKey, Group> groups_;
   std::map<uint64_t, std::unique_ptr<Pending>> pending_;
   uint64_t next_pending_ = 0;
