@@ -48,6 +48,13 @@ Error read_error(const std::byte* from) {
           .message = std::string(reinterpret_cast<const char*>(from + kFarewellHead), text)};
 }
 
+void make_rooms(Operation& gather, std::vector<std::byte>& memory, int members) {
+  memory.resize(kFarewellBytes * static_cast<size_t>(members));
+  for (size_t at = 0; at < memory.size(); at += kFarewellBytes) {
+    gather.room.push_back(MutableBytes(memory).subspan(at, kFarewellBytes));
+  }
+}
+
 }  // namespace
 
 NestedExchange::NestedExchange(Exchange& inner, Exchange* outer, std::vector<HostPlace> hosts,
@@ -190,38 +197,50 @@ void NestedExchange::fail(Channel& channel, Error cause) {
   end_moving(channel);
 }
 
+// To the leader, between leaders, and back to all. Who cannot be reached has a cause of its own.
 void NestedExchange::say_farewell(Channel& channel) {
   Farewell& farewell = channel.farewell;
   farewell.under_way = true;
   farewell.own.assign(kFarewellBytes, std::byte{0});
   write_error(*channel.cause, farewell.own.data());
-  if (!channel.sites.leads() || channel.sites.count() == 1) return farewell_inside(channel);
-  Operation tell{.kind = Operation::Kind::all_gather,
-                 .lane = lane_of(channel.lane, kFarewellLane),
-                 .timeout = channel.timeout};
-  farewell.all.resize(kFarewellBytes * static_cast<size_t>(channel.sites.count()));
-  tell.sent = {farewell.own};
-  for (size_t site = 0; site < static_cast<size_t>(channel.sites.count()); ++site) {
-    tell.room.push_back(MutableBytes(farewell.all).subspan(site * kFarewellBytes, kFarewellBytes));
-  }
+  Operation tell = farewell_operation(channel, Operation::Kind::gather);
+  if (channel.sites.leads()) make_rooms(tell, farewell.all, channel.sites.inner.size());
+  inner_.submit(channel.sites.inner, std::move(tell), [this, &channel](const Outcome& outcome) {
+    const bool leads = channel.sites.leads();
+    if (leads && outcome.result) hear_cause(channel, channel.farewell.all);
+    if (!leads || channel.sites.count() == 1) return farewell_inside(channel);
+    farewell_across(channel);
+  });
+}
+
+void NestedExchange::farewell_across(Channel& channel) {
+  write_error(*channel.cause, channel.farewell.own.data());
+  Operation tell = farewell_operation(channel, Operation::Kind::all_gather);
+  make_rooms(tell, channel.farewell.all, channel.sites.count());
   outer_->submit(channel.sites.outer, std::move(tell), [this, &channel](const Outcome& outcome) {
     if (outcome.result) hear_cause(channel, channel.farewell.all);
-    write_error(*channel.cause, channel.farewell.own.data());
     farewell_inside(channel);
   });
 }
 
 void NestedExchange::farewell_inside(Channel& channel) {
-  Operation tell{.kind = Operation::Kind::broadcast,
-                 .lane = lane_of(channel.lane, kFarewellLane),
-                 .span = channel.farewell.own,
-                 .timeout = channel.timeout};
+  write_error(*channel.cause, channel.farewell.own.data());
+  Operation tell = farewell_operation(channel, Operation::Kind::broadcast);
+  tell.sent.clear();
+  tell.span = channel.farewell.own;
   inner_.submit(channel.sites.inner, std::move(tell), [this, &channel](const Outcome& outcome) {
     if (outcome.result) hear_cause(channel, channel.farewell.own);
     channel.farewell.under_way = false;
     channel.cause_known = true;
     end_moving(channel);
   });
+}
+
+Operation NestedExchange::farewell_operation(const Channel& channel, Operation::Kind kind) {
+  return {.kind = kind,
+          .lane = lane_of(channel.lane, kFarewellLane),
+          .sent = {channel.farewell.own},
+          .timeout = channel.timeout};
 }
 
 // The first that is more than `closed`, in the order of sites.

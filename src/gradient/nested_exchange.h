@@ -69,7 +69,9 @@ class NestedExchange final : public Exchange {
   void stage_ended(Channel& channel, Moving& moving, Stage stage, const Outcome& outcome);
   void fail(Channel& channel, Error cause);
   void say_farewell(Channel& channel);
+  void farewell_across(Channel& channel);
   void farewell_inside(Channel& channel);
+  [[nodiscard]] static Operation farewell_operation(const Channel& channel, Operation::Kind kind);
   void hear_cause(Channel& channel, const std::vector<std::byte>& told);
   void end_moving(Channel& channel);
   [[nodiscard]] Error by_station(Error error, bool of_outer, const Channel& channel) const;

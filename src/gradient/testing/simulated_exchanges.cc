@@ -20,7 +20,7 @@ class Simulated : public Exchanges {
     for (Rank station = 0; station < stations; ++station) {
       exchanges_.push_back(std::make_unique<SimulatedExchange>(
           network_, station,
-          SimulatedExchangeOptions{.engine = {.operation_timeout = 100s},
+          SimulatedExchangeOptions{.engine = {.operation_timeout = 100h},
                                    .loss = {.seed = seed, .chance = loss}}));
     }
   }
@@ -41,9 +41,11 @@ class Simulated : public Exchanges {
   [[nodiscard]] std::string leaks() override {
     std::string text;
     for (Rank station = 0; station < network_.size(); ++station) {
-      const size_t left = plain(station).operations_in_flight() + plain(station).buffers_out();
-      if (!network_.alive(station) || left == 0) continue;
-      text += "station " + std::to_string(station) + " holds " + std::to_string(left) + "; ";
+      const size_t operations = plain(station).operations_in_flight();
+      const size_t buffers = plain(station).buffers_out();
+      if (!network_.alive(station) || operations + buffers == 0) continue;
+      text += "station " + std::to_string(station) + " holds " + std::to_string(operations) +
+              " operations, " + std::to_string(buffers) + " buffers; ";
     }
     return text;
   }
