@@ -13,6 +13,7 @@
 // on_done(). A failed allocation is ErrorCode::resource of the round, on all members.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <span>
@@ -134,37 +135,63 @@ class GradientStep {
   enum class Phase : uint8_t { idle, running, finishing };
 
   // gradient_step.cc
-  void tensor_there(uint32_t tensor, bool present, Time now);
+  [[nodiscard]] Result<std::vector<BufferMemory>> memory_of(const FusionPlan& plan,
+                                                            const Seat& seat) const;
+  void replace_memory(FusionPlan plan, std::vector<BufferMemory> memory);
+  void prepare_round(const RoundSpec& spec);
+  void prepare_verdict();
+  void tensor_there(uint32_t tensor, Time now);
   void fail(Error error);
   void fail_for_memory();
-  void give_back();
+  [[nodiscard]] bool is_over() const;
   [[nodiscard]] std::optional<Error> check_presence() const;
   [[nodiscard]] double seconds(Time now) const;  // since the round began
   [[nodiscard]] std::span<float> floats(uint32_t tensor, const codec::Range& range) const;
-  [[nodiscard]] bool is_over() const;
-  Result<void> prepare_memory();
 
   // step_legs.cc
-  [[nodiscard]] Operation first_leg(uint32_t buffer);
+  [[nodiscard]] std::optional<Transmit> begin_leg(Time now);
   [[nodiscard]] Operation all_reduce(uint32_t buffer);
-  [[nodiscard]] Operation second_leg(uint32_t buffer);
+  [[nodiscard]] Operation first_swap(uint32_t buffer);
+  [[nodiscard]] Operation second_swap(uint32_t buffer);
+  [[nodiscard]] Operation swap_of(uint32_t buffer, Leg leg, const Delivery& delivery);
   [[nodiscard]] bool verdict_is_due() const;
-  [[nodiscard]] Operation verdict_leg();
-  void leg_done(const Ticket& ticket, const Outcome& outcome, Time now);
+  void leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now);
   void verdict_done();
-  Result<void> take_missing(const Ticket& ticket, const std::vector<Missing>& missing);
+  [[nodiscard]] Result<void> take_missing(const Ticket& ticket,
+                                          const std::vector<Missing>& missing);
+  [[nodiscard]] bool is_possible(const Missing& one, const Ticket& ticket) const;
+  void note_arrival(uint32_t buffer);
 
   // step_jobs.cc
+  [[nodiscard]] Result<void> do_job(const Job& job, Effort& effort);
   Result<void> encode(uint32_t buffer, uint32_t part, Effort& effort);
-  Result<void> encode_plain(uint32_t part);
+  Result<void> encode_slice(uint32_t buffer, uint32_t part, uint32_t slice, Effort& effort);
+  void encode_plain(uint32_t buffer, uint32_t part);
   Result<void> look_at(uint32_t part);
-  void fold_owner(uint32_t slice, std::span<float> gradient);
   void count_nonfinite(uint32_t part);
   Result<void> add(uint32_t buffer, Effort& effort);
-  Result<void> add_slice(uint32_t buffer, uint32_t slice,
-                         std::span<const codec::RecordView> records, Effort& effort);
+  Result<void> add_slice(uint32_t buffer, size_t at, std::vector<SortedRecords>& by_rank,
+                         Effort& effort);
+  // Of the slice at this place of those that this rank adds up. Whether there was any record; what
+  // there was is used up.
+  Result<bool> sum_of(uint32_t buffer, size_t at, std::vector<SortedRecords>& by_rank,
+                      std::span<float> out, Effort& effort);
+  [[nodiscard]] Result<SortedRecords> records_from(uint32_t buffer, Rank sender);
   Result<void> decode(uint32_t buffer, Effort& effort);
   Result<void> decode_from(uint32_t buffer, Rank owner, Effort& effort);
+
+  // step_settle.cc
+  struct Returned {
+    uint32_t slice = 0;
+    bool of_owner = false;
+    std::optional<codec::RecordView> record{};  // these ranges of it; none: `average` goes away
+    std::vector<codec::Range> ranges{};
+    std::vector<float> average{};
+  };
+  Result<void> settle();
+  Result<void> give_back(Returned& one);
+  [[nodiscard]] Result<std::vector<Returned>> returned_of(uint32_t buffer, bool all);
+  Result<void> append_averages(uint32_t buffer, std::vector<Returned>& returned);
 
   const Layout layout_;
   const StepOptions options_;
@@ -174,7 +201,7 @@ class GradientStep {
   uint64_t plan_hash_ = 0;
   Residuals residuals_;
   std::vector<BufferMemory> memory_;  // by buffer of the plan
-  bool memory_fits_ = false;          // it is of this plan and this seat
+  bool duties_are_usual_ = true;      // those of duties_for()
   // Of the last round, where plan or members were replaced since: for averaged().
   struct Replaced {
     FusionPlan plan;
@@ -193,20 +220,16 @@ class GradientStep {
   Time begun_{};
   StepReport report_;
   double finish_at_ = 0;
-  std::vector<bool> present_;              // by tensor
-  std::vector<bool> not_finite_;           // by tensor
+  Verdict own_;                            // as far as it is known
   std::vector<std::vector<bool>> seen_;    // by rank and tensor: a record came
   std::vector<std::vector<bool>> missed_;  // or one was looked for that did not
   std::vector<Verdict> by_rank_;
-  uint64_t nonfinite_ = 0;
-  uint64_t parameters_hash_ = 0;
-  uint64_t samples_ = 0;
   double owner_energy_ = 0;  // as the last round left it
   std::vector<std::byte> verdict_own_;
   std::vector<std::byte> verdict_all_;
-  std::optional<Operation> verdict_;  // made beforehand
+  std::optional<Operation> verdict_;  // made beforehand; gone when submitted
   bool verdict_over_ = false;
-  bool verdict_clean_ = false;  // all members were well when they sent theirs
+  bool nobody_applies_ = false;  // no member's verdict can be a good one
   bool aborted_ = false;
   size_t parts_to_encode_ = 0;
   size_t operations_ = 0;  // under way
@@ -217,7 +240,7 @@ class GradientStep {
   std::vector<uint32_t> arrived_;
   size_t arrived_told_ = 0;
   std::array<bool, kLegCount> to_cancel_{};
-  uint64_t rounds_ended_well_ = 0;
+  bool ended_well_ = false;
   uint64_t failed_epoch_ = 0;  // of the members of the last round that failed
 };
 

@@ -35,6 +35,12 @@ class Residuals {
   void move_worker(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);
   void move_owner(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);
 
+  // A record that did not arrive, or that nobody applied, goes back to who made it.
+  Result<void> take_back(uint32_t slice, bool of_owner, const codec::RecordView& record,
+                         std::span<const codec::Range> ranges, codec::Workspace& workspace);
+  // An average that nobody applied goes out of the owner's residual, where take_back() put it.
+  Result<void> subtract_from_owner(uint32_t slice, std::span<float> average);
+
   // What this rank kept as the owner of slices that it owns no more in `seat` goes to its own
   // worker's residual, as often as it takes to count once in an average of these members.
   Result<void> adopt(const Seat& seat);
@@ -53,7 +59,8 @@ class Residuals {
   struct Kept {
     std::unique_ptr<codec::Encoder> encoder;
     bool dirty = false;  // may have a residual that is not zero
-    double energy = 0;
+    double energy = 0;   // as encode() told it, or measured where something else changed it
+    void measure();      // NaN where there is no memory for it
   };
   struct OfSlice {
     Kept worker;
@@ -67,10 +74,12 @@ class Residuals {
   static void move(Kept& kept, float weight, std::span<float> to, std::vector<float>& scratch);
   // residuals_saved.cc
   [[nodiscard]] size_t saved_bytes_max() const;
+  Result<void> take_all(Bytes body, const Seat& seat);
   Result<void> take(codec::Encoder saved, bool of_owner, const Seat& seat);
   Result<void> take_part(const codec::Encoder& saved, bool of_owner, uint32_t slice,
                          const Seat& seat);
-  Result<void> add_to_worker(uint32_t slice, std::vector<float> addend, const Seat& seat);
+  // residuals.cc
+  Result<void> add_to_worker(uint32_t slice, std::vector<float> of_owner, const Seat& seat);
 
   const Layout& layout_;
   const Options options_;

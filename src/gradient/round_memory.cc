@@ -29,13 +29,40 @@ size_t BufferMemory::used_bytes() const {
   return bytes;
 }
 
+std::vector<codec::Range> lost_ranges(std::span<const Missing> missing, uint32_t slice, Rank sender,
+                                      Rank receiver) {
+  std::vector<codec::Range> lost;
+  for (const Missing& one : std::ranges::equal_range(missing, slice, {}, &Missing::slice)) {
+    if (sender != kNoRank && one.sender != sender) continue;
+    if (receiver != kNoRank && one.receiver != receiver) continue;
+    lost.insert(lost.end(), one.elements.begin(), one.elements.end());
+  }
+  std::ranges::sort(lost, {}, &codec::Range::first);
+  std::vector<codec::Range> merged;
+  for (const codec::Range& range : lost) {
+    if (merged.empty() || range.first > merged.back().first + merged.back().elements) {
+      merged.push_back(range);
+      continue;
+    }
+    codec::Range& last = merged.back();
+    last.elements = std::max(last.first + last.elements, range.first + range.elements) - last.first;
+  }
+  return merged;
+}
+
 // Rooms have one size on all members, as a swap wants it.
 Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout, const Seat& seat) {
   BufferMemory memory;
-  if (buffer.path == Path::all_reduce) return memory;
-  const bool split = buffer.path == Path::split;
-  const auto ranks = static_cast<size_t>(seat.ranks());
   const SliceSpan span = slices_of(buffer, layout);
+  const auto ranks = static_cast<size_t>(seat.ranks());
+  if (buffer.path == Path::all_reduce) {
+    const float mean = 1.0f / static_cast<float>(ranks);
+    for (const SliceDuty& duty : std::span(seat.duties).subspan(span.first, span.count)) {
+      memory.mean = memory.mean && duty.weight == mean;
+    }
+    return memory;
+  }
+  const bool split = buffer.path == Path::split;
   memory.slices.resize(split ? ranks : 1);
   std::vector<uint64_t> bytes(memory.slices.size(), 0);
   for (uint32_t slice = span.first; slice < span.first + span.count; ++slice) {

@@ -23,6 +23,7 @@ float Seat::times(uint32_t slice) const {
 
 Result<Seat> seat_for(const Layout& layout, Members members, std::vector<SliceDuty> duties) {
   if (members.stations.empty()) return invalid("there are none");
+  if (members.epoch == 0) return invalid("epochs are counted from 1");
   if (members.self < 0 || members.self >= members.size()) {
     return invalid("this station is none of the " + std::to_string(members.size()) +
                    ": only members take part in a round");

@@ -36,7 +36,13 @@ class Simulated : public Exchanges {
     }
     return true;
   }
-  void lose(Rank station) override { network_.kill(station); }
+  void pass(uint64_t events) override {
+    (void)run([&] { return events-- == 0; });
+  }
+  ErrorCode lose(Rank station) override {
+    network_.kill(station);
+    return ErrorCode::peer_lost;
+  }
 
   [[nodiscard]] std::string leaks() override {
     std::string text;
@@ -81,9 +87,10 @@ class Nested final : public Simulated {
     return *nested_[static_cast<size_t>(station)];
   }
   [[nodiscard]] uint32_t slots() const override { return kNestedSlotsMax; }
-  void lose(Rank station) override {
+  ErrorCode lose(Rank station) override {
     network_.kill(station);
     network_.kill(size_ + station);
+    return ErrorCode::peer_lost;
   }
   [[nodiscard]] std::string leaks() override {
     std::string text = Simulated::leaks();
