@@ -61,7 +61,12 @@ NestedExchange::NestedExchange(Exchange& inner, Exchange* outer, std::vector<Hos
                                Members members)
     : inner_(inner), outer_(outer), hosts_(std::move(hosts)), members_(std::move(members)) {}
 
-NestedExchange::~NestedExchange() = default;
+NestedExchange::~NestedExchange() {
+  for (auto& [key, channel] : channels_) {
+    channel->cause = closed("the exchange is gone");
+    for (const auto& moving : channel->moving) moving->done({.result = *channel->cause});
+  }
+}
 
 size_t NestedExchange::operations_in_flight() const {
   size_t count = 0;

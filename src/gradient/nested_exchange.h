@@ -24,6 +24,7 @@ class NestedExchange final : public Exchange {
   // `hosts` by station. The first member of a site leads it and needs `outer`; others have none, or
   // do not use it. `members` is who is there until change().
   NestedExchange(Exchange& inner, Exchange* outer, std::vector<HostPlace> hosts, Members members);
+  // What is under way ends with `closed`; the two exchanges touch none of its memory any more.
   ~NestedExchange() override;
 
   [[nodiscard]] Time now() const override { return inner_.now(); }

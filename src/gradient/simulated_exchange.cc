@@ -299,6 +299,10 @@ void SimulatedExchange::shrink(Duration limit, Shrunk done) {
 
 void SimulatedExchange::close(Duration limit) {
   network_.endpoint(station_).close(network_.now() + limit);
+  abandon();
+}
+
+void SimulatedExchange::abandon() {
   engine_.on_transport_closed(
       Error{.code = ErrorCode::closed, .message = "the exchange was closed"});
 }

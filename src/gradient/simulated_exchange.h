@@ -49,6 +49,8 @@ class SimulatedExchange final : public Exchange {
   void shrink(Duration limit, Shrunk done);
   // Ends what is under way with `closed`.
   void close(Duration limit);
+  // The same for a station that was killed: nobody is told.
+  void abandon();
   // Operations and buffers that something still holds.
   [[nodiscard]] size_t operations_in_flight() const { return engine_.operations_in_flight(); }
   [[nodiscard]] size_t buffers_out() const { return engine_.buffers_out(); }
