@@ -53,19 +53,19 @@ codec::Encoder& Averager::Impl::owner(uint32_t slice) {
 uint64_t Averager::Impl::capacity(SliceSpan span, Rank of) const {
   uint64_t bytes = 0;
   for (const SliceLayout& slice : layout.slices().subspan(span.first, span.count)) {
-    if (of == kNoRank || slice.owner == of) bytes += record_bytes_max(slice.range.elements);
+    if (of == kNoRank || slice.owner == of) bytes += codec::record_bytes_max(slice.range.elements);
   }
   return bytes;
 }
 
 // Memory of a buffer's messages; of what is reserved, only what messages fill is ever touched.
-void Averager::Impl::prepare(uint32_t index) {
+Result<void> Averager::Impl::prepare(uint32_t index) {
   const BufferPlan& buffer = plan.buffers[index];
   BufferMemory& memory = buffers_[index];
   const PartLayout& first = layout.parts()[buffer.first_part];
   const PartLayout& last = layout.parts()[buffer.first_part + buffer.parts - 1];
   memory.slices = {first.first_slice, last.first_slice + last.slices - first.first_slice};
-  if (buffer.path == Path::all_reduce) return;
+  if (buffer.path == Path::all_reduce) return {};
   const auto count = static_cast<size_t>(ranks());
   memory.received.assign(count, 0);
   memory.incoming.resize(count);
@@ -75,16 +75,23 @@ void Averager::Impl::prepare(uint32_t index) {
     largest = std::max(largest, capacity(memory.slices, of));
   }
   const uint64_t room = buffer.path == Path::split ? largest : capacity(memory.slices, kNoRank);
-  for (Message& message : memory.outgoing) message.reserve(room);
-  for (Rank from = 0; from < ranks(); ++from) {
-    if (from != rank_) memory.incoming[static_cast<size_t>(from)].reserve(room);
+  for (Message& message : memory.outgoing) {
+    if (Result<void> reserved = message.reserve(room); !reserved) return reserved;
   }
-  if (buffer.path != Path::split) return;
-  memory.average.reserve(room);
+  for (Rank from = 0; from < ranks(); ++from) {
+    if (from == rank_) continue;
+    Message& message = memory.incoming[static_cast<size_t>(from)];
+    if (Result<void> reserved = message.reserve(room); !reserved) return reserved;
+  }
+  if (buffer.path != Path::split) return {};
+  if (Result<void> reserved = memory.average.reserve(room); !reserved) return reserved;
   memory.averages.resize(count);
   for (Rank from = 0; from < ranks(); ++from) {
-    if (from != rank_) memory.averages[static_cast<size_t>(from)].reserve(room);
+    if (from == rank_) continue;
+    Message& message = memory.averages[static_cast<size_t>(from)];
+    if (Result<void> reserved = message.reserve(room); !reserved) return reserved;
   }
+  return {};
 }
 
 void Averager::Impl::run(const StepCore::Job& job) {

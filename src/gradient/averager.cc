@@ -76,12 +76,17 @@ Result<void> Averager::Impl::set_plan(const FusionPlan& wanted) {
   if (Result<void> valid = validate(wanted, layout); !valid) return valid;
   const uint64_t hash = hash_of(serialise(wanted, layout));
   if (plan == wanted) return {};
-  if (!replaced_) replaced_ = Replaced{std::move(plan), std::move(buffers_)};
-  plan = wanted;
-  plan_hash = hash;
-  buffers_.clear();
+  Replaced before{std::exchange(plan, wanted), std::exchange(buffers_, {})};
   buffers_.resize(plan.buffers.size());
-  for (uint32_t i = 0; i < buffers_.size(); ++i) prepare(i);
+  for (uint32_t i = 0; i < buffers_.size(); ++i) {
+    Result<void> prepared = prepare(i);
+    if (prepared) continue;
+    plan = std::move(before.plan);
+    buffers_ = std::move(before.buffers);
+    return prepared;
+  }
+  if (!replaced_) replaced_ = std::move(before);
+  plan_hash = hash;
   buffer_of_part_.clear();
   for (uint32_t i = 0; i < plan.buffers.size(); ++i) {
     buffer_of_part_.insert(buffer_of_part_.end(), plan.buffers[i].parts, i);

@@ -143,7 +143,7 @@ class Averager::Impl {
   void submit_done(Callback& callback, const Work& work, Leg leg, uint32_t buffer);
 
   // average_jobs.cc
-  void prepare(uint32_t buffer);
+  Result<void> prepare(uint32_t buffer);
   void run(const StepCore::Job& job);
   Result<void> encode(uint32_t buffer, uint32_t part);
   Result<void> look_at(uint32_t part);

@@ -179,6 +179,14 @@ uint64_t dense_record_bytes(uint64_t elements, ValueKind kind) {
          value_bytes(kind, elements);
 }
 
+// Positions take at most a bitmap, which the encoder counts too; values at most four bytes.
+uint64_t record_bytes_max(uint64_t elements) {
+  const uint64_t blocks =
+      elements / kDenseBlockElements + (elements % kDenseBlockElements != 0 ? 1 : 0);
+  return kRecordHeaderBytes + blocks * (kBlockHeaderBytes + 1) + elements / 8 +
+         elements * sizeof(float);
+}
+
 void write_block_header(MutableBytes record, uint64_t index, const BlockHeader& header) {
   SCANT_CHECK(record.size() >= kRecordHeaderBytes &&
               index < (record.size() - kRecordHeaderBytes) / kBlockHeaderBytes);

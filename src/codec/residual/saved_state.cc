@@ -28,7 +28,7 @@ Bytes bytes_of(std::span<T> values) {
   return std::as_bytes(values);
 }
 
-bool finite(const std::vector<float>& values) {
+bool finite(std::span<const float> values) {
   return std::all_of(values.begin(), values.end(), is_finite);
 }
 
