@@ -88,15 +88,24 @@ class Tile {
 
   // The part of a record that lies in this tile, elements counted within the tensor. Quantised
   // blocks that fill the tile wait until several can be added at once, or until finish(); so do
-  // the entries of sparse ones.
-  void add(const RecordView& record) {
+  // the entries of sparse ones. Nothing of `absent` is added.
+  void add(const RecordView& record, std::span<const Range> absent) {
     const RecordHeader& header = record.header();
     const uint64_t size = header.block_elements;
     const uint64_t from = (begin_ - header.first) / size;
     const uint64_t to = (end_ - header.first + size - 1) / size;
     const std::byte* const end =
         size == kDenseBlockElements ? record.view().data() + record.bytes() : nullptr;
-    for (uint64_t b = from; b < to; ++b) add_block(record.block(b), header.first + b * size, end);
+    for (uint64_t b = from; b < to; ++b) {
+      const BlockView block = record.block(b);
+      const uint64_t at = header.first + b * size;
+      const std::span<const Range> holes = ranges_within(absent, at, at + block.elements);
+      if (holes.empty()) {
+        add_block(block, at, end);
+      } else {
+        add_block_without(holes, block, at);
+      }
+    }
   }
   // out = weight * sum; the sum is zero for the next tile. When all that there is waits, quads are
   // summed in registers and entries in the first-level cache.
@@ -196,9 +205,7 @@ class Tile {
   // The block's entries, behind those that wait.
   Entries read(const BlockView& block) {
     Entries result{.positions = positions_ + listed_, .count = block.header.entries};
-    const bool read = read_positions(block.positions, block.header.positions, block.elements,
-                                     block.header.entries, positions_ + listed_);
-    SCANT_CHECK(read, "a record was parsed and then changed");
+    read_block_positions(block, positions_ + listed_);
     if (block.header.values == ValueKind::bf16) {
       result.narrow = block.values.data();
     } else {
@@ -219,14 +226,36 @@ class Tile {
       scatter(entries, 0, block.elements, sum_ + (at - begin_));
       return;
     }
-    const bool read = read_positions(block.positions, block.header.positions, block.elements,
-                                     block.header.entries, positions_);
-    SCANT_CHECK(read, "a record was parsed and then changed");
+    read_block_positions(block, positions_);
     decode(block, values_);
     for (size_t i = 0; i < n; ++i) {
       const uint64_t element = at + positions_[i];
       if (element >= begin_ && element < end_) sum_[element - begin_] += values_[i];
     }
+  }
+
+  // A sum that began with 0 is never -0: what is left out counts as a zero that is added.
+  void add_block_without(std::span<const Range> holes, const BlockView& block, uint64_t at) {
+    const size_t n = block.header.entries;
+    add_all_waiting();
+    empty_ = false;
+    const bool sparse = block.header.positions != 0;
+    if (sparse) read_block_positions(block, positions_);
+    decode(block, values_);
+    auto hole = holes.begin();
+    for (size_t i = 0; i < n; ++i) {
+      const uint64_t element = at + (sparse ? positions_[i] : i);
+      if (element < begin_) continue;
+      if (element >= end_) break;
+      while (hole != holes.end() && hole->first + hole->elements <= element) ++hole;
+      if (hole == holes.end() || element < hole->first) sum_[element - begin_] += values_[i];
+    }
+  }
+
+  static void read_block_positions(const BlockView& block, uint16_t* positions) {
+    const bool read = read_positions(block.positions, block.header.positions, block.elements,
+                                     block.header.entries, positions);
+    SCANT_CHECK(read, "a record was parsed and then changed");
   }
 
   // A block's values.
@@ -256,12 +285,11 @@ class Tile {
   bool empty_ = true;  // nothing was added to sum_
 };
 
-}  // namespace
-
-Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Shape shape,
-                        uint64_t first, std::span<float> out, float weight, Workspace& workspace) {
-  const uint64_t end = first + out.size();
-  uint64_t tile = kDenseBlockElements;
+// Whether every record is of this tensor and covers [first, end), and what is absent can be.
+Result<void> check_records(std::span<const RecordView> records, uint32_t tensor, Shape shape,
+                           uint64_t first, uint64_t end,
+                           std::span<const std::span<const Range>> absent) {
+  SCANT_CHECK(absent.empty() || absent.size() == records.size());
   for (size_t i = 0; i < records.size(); ++i) {
     const RecordHeader& header = records[i].header();
     if (header.tensor != tensor)
@@ -271,10 +299,34 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
       return mismatch(
           i, "the range",
           std::to_string(header.elements) + " elements from " + std::to_string(header.first),
-          std::to_string(out.size()) + " from " + std::to_string(first) + " within it");
+          std::to_string(end - first) + " from " + std::to_string(first) + " within it");
     }
-    tile = std::max<uint64_t>(tile, header.block_elements);
+    if (absent.empty()) continue;
+    if (const auto fault = ranges_fault(absent[i], {header.first, header.elements})) {
+      return Error{.code = ErrorCode::invalid_argument,
+                   .message = "record " + std::to_string(i) + ": absent " + *fault};
+    }
   }
+  return {};
+}
+
+// Of a size that no record's block exceeds.
+uint64_t tile_elements(std::span<const RecordView> records) {
+  uint64_t tile = kDenseBlockElements;
+  for (const RecordView& record : records)
+    tile = std::max<uint64_t>(tile, record.header().block_elements);
+  return tile;
+}
+
+}  // namespace
+
+Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Shape shape,
+                        uint64_t first, std::span<float> out, float weight, Workspace& workspace,
+                        std::span<const std::span<const Range>> absent) {
+  const uint64_t end = first + out.size();
+  if (auto checked = check_records(records, tensor, shape, first, end, absent); !checked)
+    return checked;
+  const uint64_t tile = tile_elements(records);
   // Tiles begin where blocks of the first record do, so that equal records are walked block by
   // block.
   const uint64_t origin = records.empty() ? first : records[0].header().first;
@@ -295,7 +347,8 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
       const uint64_t tile_begin = std::max(first, origin + t * tile);
       const uint64_t tile_end = std::min(end, origin + (t + 1) * tile);
       Tile sum(scratch, tile_begin, tile_end, out.data() + (tile_begin - first));
-      for (const RecordView& record : records) sum.add(record);
+      for (size_t i = 0; i < records.size(); ++i)
+        sum.add(records[i], absent.empty() ? std::span<const Range>{} : absent[i]);
       sum.finish(weight);
     }
     kernels().flush();

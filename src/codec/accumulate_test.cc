@@ -185,8 +185,9 @@ std::vector<std::byte> any_record(base::Rng& rng, Shape shape, Range range, uint
   return testing::build(header, blocks);
 }
 
-// Element by element, as docs/record.md reads.
-void add_plainly(const RecordView& record, uint64_t first, std::vector<float>& sum) {
+// Element by element, as docs/record.md reads; what is absent as zeros.
+void add_plainly(const RecordView& record, std::span<const Range> absent, uint64_t first,
+                 std::vector<float>& sum) {
   const RecordHeader& header = record.header();
   for (size_t b = 0; b < record.block_count(); ++b) {
     const BlockView block = record.block(b);
@@ -209,7 +210,8 @@ void add_plainly(const RecordView& record, uint64_t first, std::vector<float>& s
     }
     for (uint32_t i = 0; i < n; ++i) {
       const uint64_t element = header.first + uint64_t{b} * header.block_elements + positions[i];
-      if (element >= first && element < first + sum.size()) sum[element - first] += values[i];
+      if (element >= first && element < first + sum.size())
+        sum[element - first] += testing::lies_in(absent, element) ? 0.0f : values[i];
     }
   }
 }
@@ -227,6 +229,8 @@ TEST(Accumulate, AddsWhateverRecordsAreValid) {
     const uint32_t common_size = any_size();
     std::vector<std::vector<std::byte>> bytes;
     std::vector<RecordView> views;
+    std::vector<std::vector<Range>> lost;
+    const bool lossy = rng.chance(0.5);
     uint64_t first = 0;
     uint64_t end = shape.elements();
     const uint64_t ranks = 1 + rng.below(20);
@@ -238,6 +242,7 @@ TEST(Accumulate, AddsWhateverRecordsAreValid) {
       }
       bytes.push_back(any_record(rng, shape, range, rng.chance(0.8) ? common_size : any_size(),
                                  rng.chance(0.3)));
+      lost.push_back(rng.chance(0.6) ? testing::random_ranges(rng, range) : std::vector<Range>{});
       first = std::max(first, range.first);
       end = std::min(end, range.first + range.elements);
     }
@@ -250,12 +255,15 @@ TEST(Accumulate, AddsWhateverRecordsAreValid) {
       first += rng.below(end - first);
       end -= rng.below(end - first);
     }
+    std::vector<std::span<const Range>> absent(views.size());
+    if (lossy) std::copy(lost.begin(), lost.end(), absent.begin());
     std::vector<float> expected(end - first);
-    for (const RecordView& view : views) add_plainly(view, first, expected);
+    for (size_t i = 0; i < views.size(); ++i) add_plainly(views[i], absent[i], first, expected);
+    if (!lossy) absent.clear();
     const size_t before = rng.below(40);  // any place within a cache line
     std::vector<float> around(before + (end - first) + 20, 123.0f);
     const std::span<float> sum(around.data() + before, end - first);
-    ASSERT_TRUE(accumulate(views, 7, shape, first, sum, -0.3f, workspace).ok());
+    ASSERT_TRUE(accumulate(views, 7, shape, first, sum, -0.3f, workspace, absent).ok());
     const auto untouched = [](float value) { return value == 123.0f; };
     const auto behind = around.begin() + static_cast<ptrdiff_t>(before + sum.size());
     ASSERT_TRUE(
@@ -300,6 +308,14 @@ TEST(Accumulate, RefusesWhatDoesNotFitAndLeavesTheSumAlone) {
   EXPECT_TRUE(refused(9, shape, 0));
   EXPECT_TRUE(refused(9, shape, 641));
   EXPECT_TRUE(refused(9, shape, UINT64_MAX - 100));
+  for (const auto& ranges : {std::vector<Range>{{600, 50}}, std::vector<Range>{{1279, 2}},
+                             std::vector<Range>{{640, 2}, {641, 2}}}) {
+    const std::span<const Range> absent = ranges;
+    const auto result = accumulate({&view, 1}, 9, shape, 640, out, 1.0f, workspace, {&absent, 1});
+    ASSERT_FALSE(result.ok());
+    EXPECT_EQ(result.error().code, ErrorCode::invalid_argument);
+    EXPECT_NE(result.error().message.find("record 0: absent range"), std::string::npos);
+  }
   EXPECT_EQ(out, std::vector<float>(640, 5.0f));
   EXPECT_TRUE(accumulate({}, 9, shape, 0, out, 1.0f, workspace).ok());  // nobody sent: zero
   EXPECT_EQ(out, std::vector<float>(640, 0.0f));

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "codec/range.h"
 #include "codec/record/record.h"
 #include "codec/residual/residual.h"
 #include "codec/select/threshold.h"
@@ -24,13 +25,6 @@ struct EncoderOptions {
   bool stochastic = false;    // codes keep the mean instead of the nearest level
   float evenness = 0.0f;      // 0: one threshold for the tensor; 1: blocks send equal shares
   uint64_t seed = 1;          // of all random draws
-};
-
-// Elements [first, first + elements) of the tensor; first is a multiple of 64.
-struct Range {
-  uint64_t first = 0;
-  uint64_t elements = 0;
-  friend bool operator==(const Range&, const Range&) = default;
 };
 
 struct EncodeReport {
@@ -78,6 +72,15 @@ class Encoder {
   // kept finite.
   void scale_residual(float factor);
 
+  // What did not arrive of a record that this encoder made goes back to the residual: its decoded
+  // values, for the given elements of the tensor. Once for each record and element. Afterwards
+  // residual = round(fl(residual + decoded)), with the residual kind's own rounding; docs/codec.md,
+  // "What did not arrive", says what of momentum, NaN and infinities. ErrorCode::invalid_argument,
+  // and nothing has changed: a record of another tensor, shape or range; ranges that do not ascend,
+  // overlap or leave the encoder's.
+  Result<void> take_back(const RecordView& record, std::span<const Range> ranges,
+                         Workspace& workspace);
+
   // Takes over the residual and momentum that another encoder of the same tensor has for elements
   // of this range: tensors regrouped, slices cut anew, a rank gone.
   Result<void> take_over(const Encoder& other);
@@ -93,6 +96,9 @@ class Encoder {
           ResidualStore residual, base::Buffer velocity);
   // Draws for a block of this step; `use` tells codes from residuals.
   [[nodiscard]] DrawKey draw_key(uint64_t block, uint32_t use) const;
+  // Adds decoded values, those from element `first` of the tensor on, where they were lost.
+  void add_back(std::span<const float> decoded, uint64_t first, std::span<const Range> lost,
+                DrawKey key);
 
   uint32_t tensor_;
   Shape shape_;

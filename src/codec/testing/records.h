@@ -9,6 +9,7 @@
 
 #include "base/little_endian.h"
 #include "base/rng.h"
+#include "codec/range.h"
 #include "codec/record/positions.h"
 #include "codec/record/record.h"
 
@@ -17,6 +18,27 @@ namespace scant::codec::testing {
 inline base::Rng printed_rng(uint64_t seed) {
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
   return base::Rng(seed);
+}
+
+// Ascending, apart, some of them touching, some empty: what a network might lose of `whole`.
+inline std::vector<Range> random_ranges(base::Rng& rng, Range whole) {
+  std::vector<Range> ranges;
+  const uint64_t longest = 1 + whole.elements / (1 + rng.below(40));
+  const uint64_t end = whole.first + whole.elements;
+  uint64_t at = whole.first + (rng.chance(0.3) ? 0 : rng.below(longest + 1));
+  while (at < end) {
+    const uint64_t elements = std::min(rng.below(longest + 1), end - at);
+    ranges.push_back({at, elements});
+    at += elements + (rng.chance(0.2) ? 0 : rng.below(longest + 1));
+    if (rng.chance(0.02)) break;
+  }
+  return ranges;
+}
+
+inline bool lies_in(std::span<const Range> ranges, uint64_t element) {
+  return std::any_of(ranges.begin(), ranges.end(), [&](const Range& range) {
+    return element >= range.first && element - range.first < range.elements;
+  });
 }
 
 struct TestBlock {

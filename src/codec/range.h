@@ -1,0 +1,27 @@
+// Ranges of a tensor's elements: what an encoder covers, what of a record did not arrive. Plain
+// values and pure functions.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+namespace scant::codec {
+
+// Elements [first, first + elements) of the tensor. Of an encoder: first is a multiple of 64.
+struct Range {
+  uint64_t first = 0;
+  uint64_t elements = 0;
+  friend bool operator==(const Range&, const Range&) = default;
+};
+
+// What is wrong with ranges that are to ascend, to lie apart (they may touch) and to lie within
+// `whole`; nothing where they do.
+[[nodiscard]] std::optional<std::string> ranges_fault(std::span<const Range> ranges, Range whole);
+
+// Of ranges that ascend and lie apart, those that reach into elements [begin, end).
+[[nodiscard]] std::span<const Range> ranges_within(std::span<const Range> ranges, uint64_t begin,
+                                                   uint64_t end);
+
+}  // namespace scant::codec
