@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from scant.demo import tuning
 from scant.demo.summary import WARM_UP_STEPS, Demo, build_page, table
 from scant.demo.training import train
+from scant.errors import reason
 from scant.lab import Lab, LabError, LinkOptions, UsageError
 from scant.lab.units import format_rate, parse_rate
 from scant.report.text import render
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     except OSError as error:
-        print(f"demo: {error.filename or folder}: {error.strerror or error}", file=sys.stderr)
+        print(f"demo: {error.filename or folder}: {reason(error)}", file=sys.stderr)
         return 1
     except (LabError, UsageError, RuntimeError) as error:
         print(f"demo: {error}", file=sys.stderr)

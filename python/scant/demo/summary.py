@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from scant.report import Page, Series, bar_plot, line_plot
+from scant.report.losses import TARGET_AT, WINDOW, smoothed, steps_to, target_loss
 
 WARM_UP_STEPS = 3  # the first steps build buckets and connections
-WINDOW = 10  # steps whose mean loss is looked at
-TARGET_AT = 0.8  # of the first way's steps: its loss there is what all have to reach
 STEPS_LEAST = 20  # a shorter training has no target worth the name
 FASTER_SHOWN = 0.95  # of the steps, in the plot of their times
 
@@ -28,18 +27,9 @@ MEANS = {
 }
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Means of the last WINDOW steps, of fewer at the beginning."""
-    return [
-        statistics.fmean(losses[max(0, end - WINDOW) : end]) for end in range(1, len(losses) + 1)
-    ]
-
-
-def target_loss(losses: Sequence[float]) -> float | None:
-    """The smoothed loss after TARGET_AT of the steps; None of too few."""
-    if len(losses) < STEPS_LEAST:
-        return None
-    return smoothed(losses)[math.ceil(TARGET_AT * len(losses)) - 1]
+def target_of(losses: Sequence[float]) -> float | None:
+    """What every way has to reach, from the losses of the first; None where they are too few."""
+    return target_loss(losses) if len(losses) >= STEPS_LEAST else None
 
 
 @dataclasses.dataclass
@@ -103,8 +93,8 @@ class Run:
         """From the start of the first step to the end of the one whose smoothed loss is there."""
         if target is None:
             return None
-        reached = zip(self.rows, smoothed(self.losses), strict=True)
-        return next((row["wall_s"] for row, loss in reached if loss <= target), None)
+        steps = steps_to(self.losses, target)
+        return None if steps is None else self.rows[steps - 1]["wall_s"]
 
     @property
     def mb_per_step(self) -> float | None:
@@ -146,7 +136,7 @@ class Demo:
     @property
     def target(self) -> float | None:
         """The loss that every way has to reach."""
-        return target_loss(self.runs[0].losses)
+        return target_of(self.runs[0].losses)
 
 
 def _number(value: float | None, digits: int) -> str:

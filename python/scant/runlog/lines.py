@@ -187,8 +187,13 @@ def parse(text: bytes) -> Line:
 def _check_version(version: object) -> None:
     if isinstance(version, bool) or not isinstance(version, int):
         raise ValueError(f"version must be a whole number, got {_short(version)}")
-    if version != VERSION:
-        raise ValueError(f"of version {_short(version)}, and this Scant reads version {VERSION}")
+    if version > VERSION:
+        raise ValueError(
+            f"this log is of version {_short(version)}; this scant reads up to {VERSION}: "
+            "upgrade scant"
+        )
+    if version < 1:
+        raise ValueError(f"there is no version {_short(version)}; the first is 1")
 
 
 def _build(kind: type[Any], value: dict[str, Any]) -> Any:

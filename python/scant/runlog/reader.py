@@ -9,6 +9,7 @@ import os
 import stat
 from typing import NoReturn
 
+from scant.closing import Closing
 from scant.errors import Error
 from scant.runlog.lines import Line, Run, parse
 
@@ -25,7 +26,7 @@ class BadLogError(Error, ValueError):
     code = "corrupt"
 
 
-class Follower:
+class Follower(Closing):
     """Gives the lines of a file as they come: ``poll`` whenever you like, from one thread.
 
     A last line without its end waits for the rest. A file that is not there yet has no lines; one
@@ -38,12 +39,6 @@ class Follower:
         self._rest = b""
         self._number = 0
         self._offset = 0
-
-    def __enter__(self) -> Follower:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         if self._file is not None:
