@@ -277,6 +277,13 @@ TEST(Averager, SavedResidualsGoOnExactlyAndUnderAnotherNumberOfRanks) {
       EXPECT_FALSE(host.averager->restore(damaged).ok());
       EXPECT_FALSE(host.averager->restore(std::span(saved[rank]).first(at)).ok());
     }
+    saved[rank][4] = std::byte{9};
+    const Result<void> newer = host.averager->restore(saved[rank]);
+    ASSERT_FALSE(newer.ok());
+    EXPECT_EQ(newer.error().code, ErrorCode::unsupported);
+    EXPECT_EQ(newer.error().message,
+              "what was saved of the residuals is of version 9; this scant reads up to 1: upgrade "
+              "scant");
   });
 }
 

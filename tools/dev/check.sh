@@ -51,14 +51,10 @@ run_checks() {
   while [ $# -gt 0 ]; do
     case $1 in
       --only) only=${2:?--only needs a name}; shift ;;
-      *) die "check: no option '$1'" ;;
+      *) die "check: no option '$1'; there is: --only NAME" ;;
     esac
     shift
   done
-  export SCANT_STRICT=ON  # as in the presets: the wheel and the library take the same objects
-  setup_packages build test lab check
-  setup_venv
-  mkdir -p build
   local rows=(
     "format|clang-format and ruff format"
     "lint|ruff, shellcheck, file and function sizes"
@@ -69,7 +65,13 @@ run_checks() {
     "links|links and anchors of the documents"
     "commands|every command shown in the documents"
   )
-  local row name words ran=0
+  local row name words ran=0 names
+  names=$(printf '%s\n' "${rows[@]%%|*}" | xargs)
+  [ -z "$only" ] || [[ " $names " == *" $only "* ]] || die "check: no check '$only'; there are: $names"
+  export SCANT_STRICT=ON  # as in the presets: the wheel and the library take the same objects
+  setup_packages build test lab check
+  setup_venv
+  mkdir -p build
   for row in "${rows[@]}"; do
     name=${row%%|*} words=${row#*|}
     if [ -n "$only" ] && [ "$only" != "$name" ]; then continue; fi
@@ -81,7 +83,6 @@ run_checks() {
       *) step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
     esac
   done
-  [ $ran -gt 0 ] || die "check: no check '$only'"
   say "$ran checks in $((SECONDS - begin)) s, ${#failed[@]} failed${failed[*]:+: ${failed[*]}}"
   [ ${#failed[@]} -eq 0 ]
 }

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from scant.closing import Closing
 from scant.errors import Error
-from scant.runlog.lines import Line, Run, parse
+from scant.runlog.lines import Line, NewerVersionError, Run, parse
 
 __all__ = ["BadLogError", "Follower", "read"]
 
@@ -94,15 +94,17 @@ class Follower(Closing):
         self._number += 1
         try:
             line = parse(text)
+        except NewerVersionError as error:
+            self._refuse(str(error), "")
         except ValueError as error:
             self._refuse(str(error))
         if isinstance(line, Run) != (self._number == 1):
             self._refuse("a second run begins" if self._number > 1 else "no run begins here")
         return line
 
-    def _refuse(self, what: str) -> NoReturn:
-        expected = f"; {_EXPECTED}" if self._number == 1 else ""
-        raise BadLogError(f"{self.path}: line {self._number}: {what}{expected}")
+    def _refuse(self, what: str, expected: str = f"; {_EXPECTED}") -> NoReturn:
+        said = expected if self._number == 1 else ""
+        raise BadLogError(f"{self.path}: line {self._number}: {what}{said}")
 
 
 def read(path: str | os.PathLike[str]) -> list[Line]:

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 #include "codec/quantise/levels.h"
 #include "codec/record/positions.h"
 
@@ -286,11 +287,7 @@ Result<RecordView> RecordView::parse(Bytes bytes) {
   if (base::load_little<uint32_t>(bytes.data()) != kRecordMagic)
     return corrupt("no record begins here: wrong magic");
   const auto version = std::to_integer<uint32_t>(bytes[kVersionAt]);
-  if (version != kRecordVersion) {
-    return Error{.code = ErrorCode::unsupported,
-                 .message = "record of version " + std::to_string(version) +
-                            "; this build reads version " + std::to_string(kRecordVersion)};
-  }
+  if (version != kRecordVersion) return base::other_version("the record", version, kRecordVersion);
   const auto length = base::load_little<uint64_t>(bytes.data() + kBytesAt);
   if (length < kRecordHeaderBytes || length > bytes.size())
     return corrupt("record of " + std::to_string(length) + " bytes, " +
