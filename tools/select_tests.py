@@ -62,7 +62,9 @@ def read_programs(build: Path) -> list[Program]:
     programs = []
     for test in json.loads(done.stdout)["tests"]:
         values = {row["name"]: row["value"] for row in test.get("properties", [])}
-        files = tuple(str(Path(file).relative_to(build)) for file in values.get("REQUIRED_FILES", []))
+        files = tuple(
+            str(Path(file).relative_to(build)) for file in values.get("REQUIRED_FILES", [])
+        )
         programs.append(Program(test["name"], frozenset(values.get("LABELS", [])), files))
     return programs
 
@@ -132,7 +134,9 @@ def main() -> int:
     if not arguments.long:
         found.programs = [one for one in found.programs if LONG not in one.labels]
         if not found.programs and not found.python:
-            print(f"./dev: test: what '{arguments.only}' names is slow: add --long", file=sys.stderr)
+            print(
+                f"./dev: test: what '{arguments.only}' names is slow: add --long", file=sys.stderr
+            )
             return 2
     print("\n".join(found.lines()))
     return 0
