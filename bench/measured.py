@@ -49,6 +49,7 @@ class Report(NamedTuple):
     says: str
     tables: Callable[[Rows], str]
     missed: Callable[[Rows], list[str]]
+    picture: str = ""
 
 
 def by_name(name: str) -> Rows:
@@ -82,6 +83,7 @@ REPORTS = {
         "`scant.torch.wrap` beside DistributedDataParallel on gloo, its fp16 and PowerSGD hooks.",
         train_tables,
         lambda rows: train_figures.gate(rows, all_curves(), ()),
+        "![Seconds to one loss beside a free network, by way of averaging and link](train.svg)",
     ),
     "convergence": Report(
         "What few bytes do to the loss",
@@ -94,6 +96,7 @@ REPORTS = {
         "Time of one operation: gloo and Open MPI beside Scant; above 1 Scant is faster.",
         lambda rows: harness.markdown(*collectives.table(rows)),
         collectives.gate,
+        "![Time of one all-reduce over its size, by library and link](all_reduce.svg)",
     ),
     "ddp_step": Report(
         "A step of DistributedDataParallel",
@@ -140,6 +143,7 @@ def origin(path: pathlib.Path, rows: Rows) -> str:
 def section(name: str) -> list[str]:
     report = REPORTS[name]
     parts = [f"## {report.title}", f"{report.says} `./dev bench {name}` makes such rows."]
+    parts += [report.picture] if report.picture else []
     for path in sorted(RESULTS.glob(f"*/{name}.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         parts += [origin(path, rows), report.tables(rows)]
@@ -153,9 +157,8 @@ def section(name: str) -> list[str]:
 def document() -> str:
     known = {path.stem for path in RESULTS.glob("*/*.jsonl")}
     if unknown := sorted(known - set(REPORTS)):
-        raise SystemExit(
-            f"measured: no report for {', '.join(unknown)}; there are: {list(REPORTS)}"
-        )
+        text = f"no report for {', '.join(unknown)}; there are: {', '.join(REPORTS)}"
+        raise SystemExit(f"measured: {text}")
     parts = [
         "# What is measured",
         "`bench/measured.py` writes this page from the rows in [bench/results](../bench/results); "

@@ -53,6 +53,7 @@ check_includes() {
     ctest --test-dir build/dev -R '^include_order' --no-tests=error --output-on-failure
 }
 check_links() { .venv/bin/python tools/check_docs.py links; }
+check_figures() { .venv/bin/python bench/measured.py --check; }
 check_commands() { .venv/bin/python tools/check_docs.py commands; }
 
 run_checks() {
@@ -78,6 +79,7 @@ run_checks() {
     "includes|no include upwards"
     "types|mypy --strict"
     "links|links and anchors of the documents"
+    "figures|figures in the documents are those of bench/results"
     "commands|every command shown in the documents"
   )
   local row name words names=() ran=0
@@ -92,7 +94,7 @@ run_checks() {
     [ $long = 0 ] || words=${words/what changed last/all sources}
     if [ -n "$only" ] && [ "$only" != "$name" ]; then continue; fi
     ran=$((ran + 1))
-    if [ "$name" = commands ]; then setup_scant; fi
+    case $name in figures | commands) setup_scant ;; esac
     case $name in
       commands) say "$words"; check_commands || failed+=("$name") ;;  # each command is a line of progress
       gcc | unity | tidy) locked step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
