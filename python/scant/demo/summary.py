@@ -197,19 +197,20 @@ def table(demo: Demo) -> tuple[list[str], list[list[str]]]:
     quartiles = [run.quartiles() for run in runs]
     middle = [found[1] if found else None for found in quartiles]
     spread = [f"{1e3 * q[0]:.0f}–{1e3 * q[2]:.0f}" if q else "–" for q in quartiles]
+    cpu = [run.cpu_s / len(run.rows) if run.rows else None for run in runs]
     limit = demo.limit_mb_per_s
     link = "no limit" if limit is None else f"limit {limit:.4g}"
     rates = [run.link_mb_per_s if len(run.rows) >= STEPS_LEAST else None for run in runs]
     rows = [
         [f"time to the same loss, {base} ÷ this", *_ratios(seconds)],
         [f"step time, {base} ÷ this", *_ratios(middle)],
-        [f"CPU, {base} ÷ this", *_ratios([run.cpu_s for run in runs])],
+        [f"CPU a step, {base} ÷ this", *_ratios(cpu)],
         [f"seconds to a loss of {_number(target, 3)}", *(_number(s, 1) for s in seconds)],
         ["step, median, ms", *(_number(s and 1e3 * s, 0) for s in middle)],
         ["step, quartiles, ms", *spread],
         ["sent by a host, MB a step", *(_number(run.mb_per_step, 2) for run in runs)],
         [f"a host sends, MB/s ({link})", *(_number(rate, 1) for rate in rates)],
-        ["CPU of all ranks, s", *(f"{run.cpu_s:.1f}" for run in runs)],
+        ["CPU of all ranks, s a step", *(_number(seconds, 2) for seconds in cpu)],
         [f"loss, mean of the last {WINDOW} steps", *(f"{run.final_loss:.3f}" for run in runs)],
         ["steps", *(str(len(run.rows)) for run in runs)],
         ["buckets, or PowerSGD's rank", *(run.size for run in runs)],
@@ -261,8 +262,7 @@ def _explained(demo: Demo) -> list[str]:
 
 
 def build_page(demo: Demo) -> Page:
-    """The report: who was first, all figures, tunings, loss, step times, bytes, and the numbers
-    themselves."""
+    """The report: who was first, then all that shows why, and the numbers themselves."""
     runs = demo.runs
     names = [run.backend for run in runs]
     page = Page("Scant demo: " + ", ".join(names), demo.setting)
@@ -270,14 +270,10 @@ def build_page(demo: Demo) -> Page:
     if demo.target is not None:
         page.heading(f"Time to a loss of {demo.target:.3f}")
         page.plot(_race(demo))
-    page.heading("All figures")
-    page.table(*table(demo))
-    page.points(_explained(demo))
-    if demo.untuned or demo.tunings:
-        page.heading("Tuned before, in short trainings in the same lab")
-        page.points([tuning.sentence() for tuning in demo.tunings] or [f"Nothing: {demo.untuned}."])
     page.heading(f"Loss against time, mean of {WINDOW} steps")
     page.plot(_loss_plot(demo))
+    page.heading("All figures")
+    page.table(*table(demo))
     timed = [_ecdf(run) for run in runs]
     if any(series.x for series in timed):
         page.heading(f"Step time, share of steps that are faster, up to {FASTER_SHOWN:.0%}")
@@ -286,5 +282,10 @@ def build_page(demo: Demo) -> Page:
     if any(value is not None for value in sent):
         page.heading("Bytes that a host sent, as its kernel counted them")
         page.plot(bar_plot("Bytes", names, sent, "MB a step"))
+    page.heading("How it was compared")
+    page.points(_explained(demo))
+    if demo.untuned or demo.tunings:
+        page.heading("Tuned before, in short trainings in the same lab")
+        page.points([tuning.sentence() for tuning in demo.tunings] or [f"Nothing: {demo.untuned}."])
     page.data("demo", demo.to_json())
     return page
