@@ -20,6 +20,9 @@ namespace scant::gradient {
 enum class Leg : uint8_t { first, second, verdict, agreement };
 inline constexpr int kLegCount = 4;
 
+// An exchange carries lanes of slots 0 to kSlotsMax - 1: so many rounds can be under way together.
+inline constexpr uint32_t kSlotsMax = 16;
+
 // What keeps operations of one kind in one order on all members. Rounds that are under way together
 // have different slots, so that none waits for the turn of another.
 struct Lane {
@@ -44,7 +47,7 @@ struct Missing {
   Rank sender = kNoRank;  // places
   Rank receiver = kNoRank;
   uint32_t slice = 0;
-  std::vector<codec::Range> elements;  // of the tensor; ascending, apart
+  std::vector<codec::Range> elements{};  // of the tensor; ascending, apart
 };
 
 // One operation of all members of a round. Its memory stays valid and untouched until `done`.
@@ -57,7 +60,7 @@ struct Operation {
     broadcast,   // span, from `root`
   };
   Kind kind = Kind::swap;
-  Lane lane;
+  Lane lane{};
   uint64_t round = 0;
   DType dtype = DType::u8;
   ReduceOp op = ReduceOp::sum;
@@ -67,7 +70,8 @@ struct Operation {
   std::vector<MutableBytes> room{};  // swap: of one capacity on all members
   std::span<uint64_t> received{};
   // swap: where the records of a message lie, so that what is missing can be told by slice; empty
-  // for what is exact. By place, of what this member sends.
+  // for what is exact. By place, of what this member sends. A piece arrives whole or not at all;
+  // those that arrived stand in the room in order, without gaps, and `received` is their size.
   struct Piece {
     uint32_t slice = 0;
     codec::Range range;  // of the tensor

@@ -3,10 +3,11 @@
 #include "gradient/layout.h"
 
 #include <algorithm>
-#include <functional>
 #include <limits>
 #include <string>
 #include <utility>
+
+#include "gradient/owners.h"
 
 namespace scant::gradient {
 namespace {
@@ -55,42 +56,11 @@ uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count) {
   return units * (index + 1) / count * kUnit;
 }
 
-// How much each rank owns so far. A heap, so that a model of many small tensors on many ranks is
-// no product of the two.
-class Owners {
- public:
-  explicit Owners(int ranks) {
-    owned_.reserve(static_cast<size_t>(ranks));
-    for (Rank rank = 0; rank < ranks; ++rank) owned_.push_back({0, rank});
-  }
-  [[nodiscard]] size_t ranks() const { return owned_.size(); }
-
-  // Gives a part that is one slice to the rank with the least, the lowest of several.
-  Rank least(uint64_t elements) {
-    std::pop_heap(owned_.begin(), owned_.end(), std::greater<>());
-    const Rank owner = owned_.back().second;
-    owned_.back().first += elements;
-    std::push_heap(owned_.begin(), owned_.end(), std::greater<>());
-    return owner;
-  }
-
-  // Gives everyone its slice of part number `part`.
-  void everyone(uint64_t part, std::span<const SliceLayout> slices) {
-    const uint64_t count = ranks();
-    for (auto& [elements, rank] : owned_)
-      elements +=
-          slices[(static_cast<uint64_t>(rank) + count - part % count) % count].range.elements;
-    std::make_heap(owned_.begin(), owned_.end(), std::greater<>());
-  }
-
- private:
-  std::vector<std::pair<uint64_t, Rank>> owned_;
-};
-
-void cut(PartLayout& part, uint32_t number, Owners& owners, std::vector<SliceLayout>& slices) {
+void cut(PartLayout& part, uint32_t number, uint64_t elements_min, Owners& owners,
+         std::vector<SliceLayout>& slices) {
   const uint64_t ranks = owners.ranks();
   part.first_slice = static_cast<uint32_t>(slices.size());
-  if (part.range.elements < ranks * kSliceElementsMin) {
+  if (part.range.elements < ranks * elements_min) {
     part.slices = 1;
     slices.push_back({number, owners.least(part.range.elements), part.range});
     return;
@@ -108,8 +78,13 @@ void cut(PartLayout& part, uint32_t number, Owners& owners, std::vector<SliceLay
 
 }  // namespace
 
-Result<Layout> Layout::create(std::span<const Shape> tensors, int ranks) {
+Result<Layout> Layout::create(std::span<const Shape> tensors, int ranks,
+                              const LayoutOptions& options) {
   if (auto checked = check(tensors, ranks); !checked) return checked.error();
+  if (options.slice_elements_min < kSliceElementsLeast) {
+    return invalid("slice_elements_min is " + std::to_string(options.slice_elements_min) +
+                   ", at least " + std::to_string(kSliceElementsLeast) + " are needed");
+  }
   Layout layout;
   layout.ranks_ = ranks;
   layout.tensors_.reserve(tensors.size());
@@ -131,7 +106,7 @@ Result<Layout> Layout::create(std::span<const Shape> tensors, int ranks) {
       PartLayout& part = layout.parts_.emplace_back(
           PartLayout{.tensor = static_cast<uint32_t>(t),
                      .range = {first, std::min(kPartElementsMax, elements.value() - first)}});
-      cut(part, number, owners, layout.slices_);
+      cut(part, number, options.slice_elements_min, owners, layout.slices_);
     }
     layout.elements_ += elements.value();
     end = offset + elements.value();

@@ -15,6 +15,7 @@ namespace scant::gradient {
 
 inline constexpr uint64_t kPartElementsMax = uint64_t{1} << 22;
 inline constexpr uint64_t kSliceElementsMin = 4096;
+inline constexpr uint64_t kSliceElementsLeast = 64;  // a group of the codec
 inline constexpr uint64_t kArenaAlignment = 16;  // elements: a cache line
 inline constexpr uint64_t kArenaElementsMax = uint64_t{1} << 40;
 inline constexpr size_t kTensorsMax = size_t{1} << 20;
@@ -39,11 +40,17 @@ struct SliceLayout {
   codec::Range range;  // of the tensor
 };
 
+struct LayoutOptions {
+  // A part is cut where each rank gets at least so many elements. The same on all ranks.
+  uint64_t slice_elements_min = kSliceElementsMin;
+};
+
 class Layout {
  public:
   // Tensors in the order in which backward is expected to reach them. An error names the tensor
-  // that is empty or too large.
-  static Result<Layout> create(std::span<const codec::Shape> tensors, int ranks);
+  // that is empty or too large, or the option.
+  static Result<Layout> create(std::span<const codec::Shape> tensors, int ranks,
+                               const LayoutOptions& options = {});
 
   [[nodiscard]] int ranks() const { return ranks_; }
   [[nodiscard]] uint64_t arena_elements() const { return arena_elements_; }  // gaps included

@@ -22,6 +22,13 @@ std::string range_text(const codec::RecordHeader& header) {
          std::to_string(header.tensor);
 }
 
+bool is_of(const codec::RecordHeader& header, const Layout& layout, uint32_t slice) {
+  const SliceLayout& known = layout.slices()[slice];
+  const uint32_t tensor = layout.parts()[known.part].tensor;
+  return tensor == header.tensor && known.range == codec::Range{header.first, header.elements} &&
+         layout.tensors()[tensor].shape == header.shape;
+}
+
 }  // namespace
 
 Result<void> Message::reserve(size_t capacity) {
@@ -40,23 +47,20 @@ void Message::append(Bytes record) {
   size_ += record.size();
 }
 
-Result<SortedRecords> sort_records(Bytes message, const Layout& layout, SliceSpan span, Rank owner,
-                                   Rank from) {
+Result<SortedRecords> sort_records(Bytes message, const Layout& layout,
+                                   std::span<const uint32_t> slices, Rank from) {
   Result<std::vector<codec::RecordView>> records = codec::parse_all(message);
   if (!records) return corrupt(from, "a damaged message: " + records.error().message);
-  SortedRecords sorted(span.count);
-  const auto slices = layout.slices().subspan(span.first, span.count);
+  SortedRecords sorted(slices.size());
   for (codec::RecordView& record : records.value()) {
     const codec::RecordHeader& header = record.header();
-    const auto before = [&](const SliceLayout& slice, const codec::RecordHeader& wanted) {
-      const uint32_t tensor = layout.parts()[slice.part].tensor;
-      return tensor != wanted.tensor ? tensor < wanted.tensor : slice.range.first < wanted.first;
+    const auto before = [&](uint32_t slice, const codec::RecordHeader& wanted) {
+      const SliceLayout& known = layout.slices()[slice];
+      const uint32_t tensor = layout.parts()[known.part].tensor;
+      return tensor != wanted.tensor ? tensor < wanted.tensor : known.range.first < wanted.first;
     };
     const auto found = std::lower_bound(slices.begin(), slices.end(), header, before);
-    if (found == slices.end() || layout.parts()[found->part].tensor != header.tensor ||
-        found->range != codec::Range{header.first, header.elements} ||
-        layout.tensors()[header.tensor].shape != header.shape ||
-        (owner != kNoRank && found->owner != owner)) {
+    if (found == slices.end() || !is_of(header, layout, *found)) {
       return corrupt(from, range_text(header) + ", which do not belong here");
     }
     auto& place = sorted[static_cast<size_t>(found - slices.begin())];

@@ -37,12 +37,12 @@ class Message {
   size_t size_ = 0;
 };
 
-// By slice of the span: its record, or none where the sender has no gradient.
+// By slice of a list: its record, or none where the sender has no gradient.
 using SortedRecords = std::vector<std::optional<codec::RecordView>>;
 
-// Checks all of a message from rank `from`: that it holds records of slices of the span, owned by
-// `owner` (kNoRank: by anybody), each at most once. ErrorCode::corrupt names rank and tensor.
+// Checks all of a message from rank `from`: that it holds records of these slices, which ascend,
+// each at most once. ErrorCode::corrupt names rank and tensor.
 [[nodiscard]] Result<SortedRecords> sort_records(Bytes message, const Layout& layout,
-                                                 SliceSpan span, Rank owner, Rank from);
+                                                 std::span<const uint32_t> slices, Rank from);
 
 }  // namespace scant::gradient

@@ -34,7 +34,7 @@ bool StepCore::may_begin() const {
   return !is_reversed(buffer) || reversed_under_way_ < kCredit;
 }
 
-std::optional<StepCore::Job> StepCore::submission() {
+std::optional<StepCore::Job> StepCore::next_leg() {
   const size_t all = turns_.size();
   if (may_begin()) {
     const uint32_t buffer = turns_[next_first_++];
@@ -61,7 +61,11 @@ std::optional<uint32_t> StepCore::earliest(State state) const {
 }
 
 std::optional<StepCore::Job> StepCore::next() {
-  if (auto job = submission()) return job;
+  if (auto job = next_leg()) return job;
+  return next_work();
+}
+
+std::optional<StepCore::Job> StepCore::next_work() {
   if (const auto buffer = earliest(State::to_add)) {
     buffers_[*buffer].state = State::adding;
     return Job{Kind::add, *buffer, 0};

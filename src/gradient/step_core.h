@@ -34,8 +34,12 @@ class StepCore {
   void begin(const FusionPlan& plan);
 
   void part_ready(uint32_t part);
-  // The next thing to do, if there is one; it is under way until finished() is told.
+  // The next thing to do, if there is one; it is under way until finished() is told. Legs go before
+  // work.
   [[nodiscard]] std::optional<Job> next();
+  // The same of legs alone, and of work alone.
+  [[nodiscard]] std::optional<Job> next_leg();
+  [[nodiscard]] std::optional<Job> next_work();
   // begin_first, begin_second: the operation has ended. The others: the work is done.
   void finished(const Job& job);
 
@@ -65,7 +69,6 @@ class StepCore {
     std::vector<uint32_t> to_encode;  // ready; taken from the back
   };
 
-  [[nodiscard]] std::optional<Job> submission();
   [[nodiscard]] bool may_begin() const;
   [[nodiscard]] bool is_reversed(uint32_t buffer) const {
     return buffer >= buffers_.size() - plan_->reversed;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <map>
 
 #include "base/check.h"
@@ -10,7 +11,7 @@
 namespace scant::gradient {
 namespace {
 
-constexpr size_t kNumbers = 5;
+constexpr size_t kNumbers = 9;
 constexpr size_t kNamedMax = 8;  // in one message
 
 Error mismatch(Rank peer, std::string message) {
@@ -33,8 +34,26 @@ std::string tensor_name(size_t tensor, const JudgeOptions& options) {
   return "tensor " + std::to_string(tensor);
 }
 
+// Nothing else is compared where the numbers may mean something else.
+std::optional<Error> compare_versions(std::span<const Verdict> by_rank) {
+  for (size_t rank = 1; rank < by_rank.size(); ++rank) {
+    if (by_rank[rank].version == by_rank[0].version) continue;
+    return mismatch(static_cast<Rank>(rank),
+                    "rank " + std::to_string(rank) + " sends verdicts of version " +
+                        std::to_string(by_rank[rank].version) + ", rank 0 of version " +
+                        std::to_string(by_rank[0].version) +
+                        ": install one version of Scant on all ranks");
+  }
+  return std::nullopt;
+}
+
 std::optional<Error> compare_steps(std::span<const Verdict> by_rank) {
   for (size_t rank = 1; rank < by_rank.size(); ++rank) {
+    if (by_rank[rank].members_hash != by_rank[0].members_hash) {
+      return mismatch(static_cast<Rank>(rank), "rank " + std::to_string(rank) +
+                                                   " and rank 0 have different members in step " +
+                                                   std::to_string(by_rank[0].step));
+    }
     if (by_rank[rank].step != by_rank[0].step) {
       return mismatch(static_cast<Rank>(rank), "rank " + std::to_string(rank) + " is at step " +
                                                    std::to_string(by_rank[rank].step) +
@@ -125,8 +144,15 @@ size_t verdict_bytes(size_t tensors) { return kNumbers * 8 + 2 * bytes_of_bits(t
 void write_verdict(const Verdict& verdict, MutableBytes out) {
   const size_t tensors = verdict.present.size();
   SCANT_CHECK(out.size() == verdict_bytes(tensors) && verdict.not_finite.size() == tensors);
-  const std::array<uint64_t, kNumbers> numbers = {
-      verdict.step, verdict.plan_hash, verdict.nonfinite, verdict.parameters_hash, verdict.failure};
+  const std::array<uint64_t, kNumbers> numbers = {verdict.version,
+                                                  verdict.step,
+                                                  verdict.plan_hash,
+                                                  verdict.nonfinite,
+                                                  verdict.parameters_hash,
+                                                  verdict.failure,
+                                                  verdict.members_hash,
+                                                  verdict.samples,
+                                                  std::bit_cast<uint64_t>(verdict.residual_energy)};
   for (size_t i = 0; i < kNumbers; ++i) base::store_little(out.data() + 8 * i, numbers[i]);
   std::fill(out.begin() + 8 * kNumbers, out.end(), std::byte{0});
   write_bits(verdict.present, out.data() + 8 * kNumbers);
@@ -137,20 +163,28 @@ Verdict read_verdict(Bytes bytes, size_t tensors) {
   SCANT_CHECK(bytes.size() == verdict_bytes(tensors));
   const auto number = [&](size_t i) { return base::load_little<uint64_t>(bytes.data() + 8 * i); };
   const std::byte* bits = bytes.data() + 8 * kNumbers;
-  return {.step = number(0),
-          .plan_hash = number(1),
-          .nonfinite = number(2),
-          .parameters_hash = number(3),
-          .failure = number(4),
+  return {.version = number(0),
+          .step = number(1),
+          .plan_hash = number(2),
+          .nonfinite = number(3),
+          .parameters_hash = number(4),
+          .failure = number(5),
+          .members_hash = number(6),
+          .samples = number(7),
+          .residual_energy = std::bit_cast<double>(number(8)),
           .present = read_bits(bits, tensors),
           .not_finite = read_bits(bits + bytes_of_bits(tensors), tensors)};
 }
 
 Result<Judgement> judge(std::span<const Verdict> by_rank, const JudgeOptions& options) {
   SCANT_CHECK(!by_rank.empty());
+  if (auto error = compare_versions(by_rank)) return *std::move(error);
   if (auto error = compare_steps(by_rank)) return *std::move(error);
-  Judgement judgement{std::vector<bool>(by_rank[0].present.size()), 0, all_not_finite(by_rank)};
+  Judgement judgement{.present = std::vector<bool>(by_rank[0].present.size()),
+                      .not_finite = all_not_finite(by_rank),
+                      .accounts = {}};
   for (const Verdict& verdict : by_rank) {
+    judgement.accounts.push_back({verdict.residual_energy, verdict.samples});
     const uint64_t sum = judgement.nonfinite + verdict.nonfinite;
     judgement.nonfinite = sum < verdict.nonfinite ? UINT64_MAX : sum;
   }

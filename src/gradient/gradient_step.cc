@@ -1,0 +1,335 @@
+#include "gradient/gradient_step.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "base/check.h"
+
+namespace scant::gradient {
+namespace {
+
+Error invalid(std::string message) {
+  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
+}
+
+Error out_of_memory(uint64_t round) {
+  return Error{.code = ErrorCode::resource,
+               .message = "step " + std::to_string(round) +
+                          ": no memory for its messages; use smaller buffers, or fewer workers"};
+}
+
+}  // namespace
+
+GradientStep::GradientStep(Layout layout, StepOptions options, Seat seat, uint32_t slot)
+    : layout_(std::move(layout)),
+      options_(std::move(options)),
+      slot_(slot),
+      seat_(std::move(seat)),
+      residuals_(layout_, {.residual = options_.residual,
+                           .decay = options_.decay,
+                           .seed = options_.seed}) {}
+
+GradientStep::~GradientStep() {
+  SCANT_CHECK(operations_ == 0, "an operation that is under way uses the round's memory");
+}
+
+Result<std::unique_ptr<GradientStep>> GradientStep::create(Layout layout, StepOptions options,
+                                                           Members members, uint32_t slot) {
+  if (!(options.decay >= 0.0f && options.decay <= 1.0f)) return invalid("decay must lie in 0 to 1");
+  if (options.workers < 1 || options.workers > base::WorkerPool::kWorkersMax) {
+    return invalid("workers must lie in 1 to " + std::to_string(base::WorkerPool::kWorkersMax));
+  }
+  if (slot >= kSlotsMax) {
+    return invalid("slot " + std::to_string(slot) + ": an exchange has slots 0 to " +
+                   std::to_string(kSlotsMax - 1));
+  }
+  Result<Seat> seat = seat_for(layout, std::move(members), {});
+  if (!seat) return seat.error();
+  std::unique_ptr<GradientStep> step(new GradientStep(std::move(layout), std::move(options),
+                                                      std::move(seat).value(), slot));
+  Result<void> started = step->workspace_.start(step->options_.workers);
+  if (!started) return started.error();
+  return step;
+}
+
+Result<void> GradientStep::set_plan(const FusionPlan& wanted) {
+  if (phase_ != Phase::idle) return invalid("a plan can only be set between steps");
+  if (Result<void> valid = validate(wanted, layout_); !valid) return valid;
+  if (plan_ == wanted) return {};
+  try {
+    const uint64_t hash = hash_of(serialise(wanted, layout_));
+    FusionPlan copy = wanted;
+    Result<std::vector<BufferMemory>> memory = memory_of(copy, seat_);
+    if (!memory) return memory.error();
+    replace_memory(std::move(copy), std::move(memory).value());
+    plan_hash_ = hash;
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(report_.step + 1);
+  }
+  return {};
+}
+
+Result<std::vector<BufferMemory>> GradientStep::memory_of(const FusionPlan& plan,
+                                                          const Seat& seat) const {
+  std::vector<BufferMemory> all;
+  all.reserve(plan.buffers.size());
+  for (const BufferPlan& buffer : plan.buffers) {
+    Result<BufferMemory> memory = memory_for(buffer, layout_, seat);
+    if (!memory) return memory.error();
+    all.push_back(std::move(memory).value());
+  }
+  return all;
+}
+
+// What the last round decoded stays until the next begins.
+void GradientStep::replace_memory(FusionPlan plan, std::vector<BufferMemory> memory) {
+  if (!replaced_) replaced_ = Replaced{std::move(plan_), seat_.rank(), std::move(memory_)};
+  plan_ = std::move(plan);
+  memory_ = std::move(memory);
+}
+
+Result<void> GradientStep::set_members(Members members, std::vector<SliceDuty> duties) {
+  if (phase_ != Phase::idle) return invalid("members can only be set between steps");
+  if (members == seat_.members && duties.empty() && duties_are_usual_) return {};
+  try {
+    const bool usual = duties.empty();
+    Result<Seat> seat = seat_for(layout_, std::move(members), std::move(duties));
+    if (!seat) return seat.error();
+    if (seat.value() != seat_) {
+      Result<std::vector<BufferMemory>> memory = memory_of(plan_, seat.value());
+      if (!memory) return memory.error();
+      FusionPlan plan = plan_;
+      if (Result<void> adopted = residuals_.adopt(seat.value()); !adopted) return adopted;
+      replace_memory(std::move(plan), std::move(memory).value());
+      seat_ = std::move(seat).value();
+    }
+    duties_are_usual_ = usual;
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(report_.step + 1);
+  }
+  return {};
+}
+
+Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
+  if (phase_ != Phase::idle) return invalid("the round before is not over");
+  if (plan_.buffers.empty()) return invalid("no plan is set");
+  if (spec.arena.size() != layout_.arena_elements()) {
+    return invalid("arena: the layout needs " + std::to_string(layout_.arena_elements()) +
+                   " elements, got " + std::to_string(spec.arena.size()));
+  }
+  if (failed_epoch_ > 0 && spec.members.epoch <= failed_epoch_) {
+    return invalid("the round before failed: the next needs members of a later epoch than " +
+                   std::to_string(failed_epoch_));
+  }
+  try {
+    if (Result<void> set = set_members(spec.members, spec.duties); !set) return set;
+    prepare_round(spec);
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(spec.round);
+  }
+  replaced_.reset();
+  for (BufferMemory& memory : memory_) memory.clear();
+  arena_ = spec.arena;
+  begun_ = now;
+  phase_ = Phase::running;
+  return {};
+}
+
+// All that may run out of memory, before anything of the last round is gone.
+void GradientStep::prepare_round(const RoundSpec& spec) {
+  const size_t tensors = layout_.tensors().size();
+  const auto ranks = static_cast<size_t>(seat_.ranks());
+  no_memory_ = out_of_memory(spec.round);
+  StepReport report;
+  report.step = spec.round;
+  report.plan_hash = plan_hash_;
+  report.members_hash = seat_.members.hash();
+  report.buffers.resize(plan_.buffers.size());
+  report.parts.resize(layout_.parts().size());
+  if (spec.curves) report.curves.resize(layout_.parts().size());
+  own_ = Verdict{.step = spec.round,
+                 .plan_hash = plan_hash_,
+                 .members_hash = report.members_hash,
+                 .present = std::vector<bool>(tensors),
+                 .not_finite = std::vector<bool>(tensors)};
+  report_ = std::move(report);
+  seen_.assign(ranks, std::vector<bool>(tensors));
+  missed_.assign(ranks, std::vector<bool>(tensors));
+  by_rank_.clear();
+  prepare_verdict();
+  core_.begin(plan_);
+  arrived_.clear();
+  arrived_.reserve(plan_.buffers.size());
+  arrived_told_ = 0;
+  finish_at_ = 0;
+  owner_energy_ = residuals_.owner_energy();
+  parts_to_encode_ = layout_.parts().size();
+  verdict_over_ = nobody_applies_ = aborted_ = false;
+  error_.reset();
+  to_cancel_ = {};
+}
+
+void GradientStep::prepare_verdict() {
+  const size_t bytes = verdict_bytes(layout_.tensors().size());
+  const auto ranks = static_cast<size_t>(seat_.ranks());
+  verdict_own_.resize(bytes);
+  verdict_all_.resize(bytes * ranks);
+  verdict_ = Operation{.kind = Operation::Kind::all_gather,
+                       .lane = {slot_, Leg::verdict},
+                       .round = report_.step,
+                       .sent = {verdict_own_},
+                       .timeout = options_.timeout};
+  for (size_t i = 0; i < ranks; ++i) {
+    verdict_->room.push_back(MutableBytes(verdict_all_).subspan(i * bytes, bytes));
+  }
+}
+
+double GradientStep::seconds(Time now) const {
+  return std::chrono::duration<double>(now - begun_).count();
+}
+
+std::span<float> GradientStep::floats(uint32_t tensor, const codec::Range& range) const {
+  return arena_.subspan(layout_.arena_offset(tensor, range), range.elements);
+}
+
+void GradientStep::ready(uint32_t tensor, Time now) {
+  SCANT_CHECK(phase_ == Phase::running && tensor < own_.present.size() && !own_.present[tensor],
+              "a tensor is ready once in a round that is not finished");
+  own_.present[tensor] = true;
+  tensor_there(tensor, now);
+}
+
+void GradientStep::tensor_there(uint32_t tensor, Time now) {
+  if (error_) return;
+  const TensorLayout& known = layout_.tensors()[tensor];
+  for (uint32_t part = known.first_part; part < known.first_part + known.parts; ++part) {
+    core_.part_ready(part);
+    report_.parts[part].ready = seconds(now);
+    BufferTimes& times = report_.buffers[core_.buffer_of(part)];
+    times.ready = std::max(times.ready, report_.parts[part].ready);
+  }
+}
+
+void GradientStep::finish(uint64_t parameters_hash, uint64_t samples, Time now) {
+  SCANT_CHECK(phase_ == Phase::running, "a round is finished once");
+  phase_ = Phase::finishing;
+  finish_at_ = seconds(now);
+  report_.backward_s = finish_at_;
+  own_.parameters_hash = parameters_hash;
+  own_.samples = samples;
+  for (uint32_t tensor = 0; tensor < own_.present.size(); ++tensor) {
+    if (!own_.present[tensor]) tensor_there(tensor, now);
+  }
+}
+
+// The first error is the round's, unless the verdict tells more. Legs that are under way end, here
+// and on the other members.
+void GradientStep::fail(Error error) {
+  if (error_) return;
+  error_ = std::move(error);
+  to_cancel_[static_cast<size_t>(Leg::first)] = true;
+  to_cancel_[static_cast<size_t>(Leg::second)] = true;
+}
+
+// Its text was made beforehand.
+void GradientStep::fail_for_memory() { fail(std::move(no_memory_)); }
+
+void GradientStep::abort(Error error) {
+  if (phase_ == Phase::idle) return;
+  fail(std::move(error));
+  aborted_ = true;
+  nobody_applies_ = nobody_applies_ || verdict_.has_value();  // ours was never sent
+  to_cancel_[static_cast<size_t>(Leg::verdict)] = true;
+}
+
+std::optional<Lane> GradientStep::next_cancelled() {
+  for (size_t leg = 0; leg < to_cancel_.size(); ++leg) {
+    if (std::exchange(to_cancel_[leg], false)) return Lane{slot_, static_cast<Leg>(leg)};
+  }
+  return std::nullopt;
+}
+
+std::optional<uint32_t> GradientStep::next_arrived() {
+  if (arrived_told_ == arrived_.size()) return std::nullopt;
+  return arrived_[arrived_told_++];
+}
+
+bool GradientStep::is_over() const {
+  if (phase_ == Phase::idle || operations_ > 0 || job_) return false;
+  if (aborted_) return true;
+  return phase_ == Phase::finishing && verdict_over_ && (error_ || core_.done());
+}
+
+// A message that lacks a tensor which its sender had, or holds one that it had not, is damaged.
+std::optional<Error> GradientStep::check_presence() const {
+  for (size_t sender = 0; sender < by_rank_.size(); ++sender) {
+    for (size_t tensor = 0; tensor < own_.present.size(); ++tensor) {
+      const bool had = by_rank_[sender].present[tensor];
+      if ((had && missed_[sender][tensor]) || (!had && seen_[sender][tensor])) {
+        return Error{.code = ErrorCode::corrupt,
+                     .peer = static_cast<Rank>(sender),
+                     .message = "rank " + std::to_string(sender) + " sent " + (had ? "no" : "a") +
+                                " record of tensor " + std::to_string(tensor) +
+                                (had ? ", whose" : ", without a") + " gradient" +
+                                (had ? " it had" : "")};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<Result<StepReport>> GradientStep::take_outcome(Time now) {
+  if (!is_over()) return std::nullopt;
+  if (!error_) error_ = check_presence();
+  if (Result<void> settled = settle(); !settled && !error_) error_ = settled.error();
+  phase_ = Phase::idle;
+  report_.end_s = seconds(now);
+  report_.exposed_s = report_.end_s - finish_at_;
+  ended_well_ = !error_;
+  if (!error_) return Result<StepReport>(std::move(report_));
+  failed_epoch_ = seat_.members.epoch;
+  return Result<StepReport>(*std::exchange(error_, std::nullopt));
+}
+
+std::vector<AveragedBuffer> GradientStep::averaged() const {
+  std::vector<AveragedBuffer> all;
+  if (phase_ != Phase::idle || !ended_well_ || !options_.second_leg.exact) return all;
+  const FusionPlan& plan = replaced_ ? replaced_->plan : plan_;
+  const std::vector<BufferMemory>& buffers = replaced_ ? replaced_->memory : memory_;
+  const auto self = static_cast<size_t>(replaced_ ? replaced_->rank : seat_.rank());
+  for (size_t i = 0; i < plan.buffers.size(); ++i) {
+    const BufferPlan& known = plan.buffers[i];
+    const BufferMemory& memory = buffers[i];
+    AveragedBuffer one{.path = known.path, .first_part = known.first_part, .parts = known.parts};
+    const bool split = known.path == Path::split;
+    for (size_t rank = 0; rank < memory.incoming.size(); ++rank) {
+      const Message& own = split ? memory.average : memory.outgoing[0];
+      const Message& other = (split ? memory.averages : memory.incoming)[rank];
+      one.messages.push_back((rank == self ? own : other).view());
+    }
+    all.push_back(std::move(one));
+  }
+  return all;
+}
+
+Result<void> GradientStep::restore(Bytes saved) {
+  if (phase_ != Phase::idle) return invalid("residuals can only be restored between steps");
+  try {
+    return residuals_.restore(saved, seat_);
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(report_.step + 1);
+  }
+}
+
+std::vector<std::byte> GradientStep::save() const { return residuals_.save(seat_); }
+
+void GradientStep::scale_residuals(float factor) { residuals_.scale(factor); }
+
+size_t GradientStep::memory_bytes() const {
+  size_t bytes = residuals_.memory_bytes();
+  for (const BufferMemory& memory : memory_) bytes += memory.used_bytes();
+  return bytes;
+}
+
+}  // namespace scant::gradient

@@ -1,0 +1,247 @@
+// The round of gradients: this rank's gradients become the average of all members', buffer by
+// buffer. A protocol core without thread, clock or socket: its owner tells it what is ready, what
+// operations ended and when, and asks for jobs and operations. docs/gradients.md, "The round".
+//
+//   begin() → ready() ... finish()      what backward does
+//   poll_transmit() → on_done()         operations, to be given to an Exchange
+//   next() → run() → finished()         work, one job at a time
+//   next_cancelled()                    lanes to be cancelled
+//   take_outcome()                      the end of the round
+//
+// One owner thread. Several rounds under way at once are several objects with slots of their own.
+// Limits: one round at a time in one object; memory that an operation names stays untouched until
+// on_done(). A failed allocation is ErrorCode::resource of the round, on all members.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "codec/workspace.h"
+#include "gradient/effort.h"
+#include "gradient/exchange.h"
+#include "gradient/fusion_plan.h"
+#include "gradient/layout.h"
+#include "gradient/members.h"
+#include "gradient/residuals.h"
+#include "gradient/round_memory.h"
+#include "gradient/seat.h"
+#include "gradient/step_core.h"
+#include "gradient/step_report.h"
+#include "gradient/verdict.h"
+
+namespace scant::gradient {
+
+struct StepOptions {
+  codec::ResidualKind residual = codec::ResidualKind::f32;
+  float decay = 1.0f;                // of residuals, each step
+  uint64_t seed = 1;                 // of the codec's draws
+  size_t workers = 1;                // threads that encode and decode, the owner among them
+  bool missing_as_zeros = false;     // a tensor without a gradient on some ranks is no error
+  std::vector<std::string> names{};  // of the tensors, for messages; may be empty
+  Duration timeout = Duration::zero();  // of each operation; zero: the exchange's
+  // Of `split` buffers. All else is always exact.
+  Delivery first_leg{};
+  Delivery second_leg{};
+  // The verdict goes when all averages have come instead of when all is encoded. A step takes a
+  // round trip longer, and an error anywhere in it is an error on every rank.
+  bool verdict_last = false;
+};
+
+struct RoundSpec {
+  uint64_t round = 0;          // the same on all members
+  std::span<float> arena{};    // layout.arena_elements(); the gaps between tensors zero
+  Members members{};           // self takes part
+  std::vector<SliceDuty> duties{};  // empty: duties_for()
+  bool curves = false;         // the report holds them
+};
+
+// Names an operation until it is done.
+struct Ticket {
+  uint64_t round = 0;
+  Leg leg = Leg::first;
+  uint32_t buffer = 0;
+  friend bool operator==(const Ticket&, const Ticket&) = default;
+};
+struct Transmit {
+  Ticket ticket;
+  Operation operation;
+};
+
+class GradientStep {
+ public:
+  using Job = StepCore::Job;  // encode, add or decode
+
+  // `members`: of the first round; they may be others by then.
+  static Result<std::unique_ptr<GradientStep>> create(Layout layout, StepOptions options,
+                                                      Members members, uint32_t slot = 0);
+  ~GradientStep();
+  GradientStep(const GradientStep&) = delete;
+  GradientStep& operator=(const GradientStep&) = delete;
+
+  // Between rounds; the same plan on all members.
+  Result<void> set_plan(const FusionPlan& plan);
+  // Between rounds; the same on all of them. What this rank owns no more goes to its own residuals.
+  Result<void> set_members(Members members, std::vector<SliceDuty> duties = {});
+  // After an error nothing has begun. After a round that failed, members are of a later epoch.
+  Result<void> begin(const RoundSpec& spec, Time now);
+  // The tensor's gradient lies in the arena. Once for each tensor in a round.
+  void ready(uint32_t tensor, Time now);
+  // Tensors that are not ready() have no gradient in this round. `samples`: how many this rank's
+  // gradient is of.
+  void finish(uint64_t parameters_hash, uint64_t samples, Time now);
+
+  // The next operation to submit, if there is one. Operations of a lane come in their order.
+  [[nodiscard]] std::optional<Transmit> poll_transmit(Time now);
+  void on_done(const Ticket& ticket, const Outcome& outcome, Time now);
+  // The next job, if there is one; run() it at once, then tell when it began and ended.
+  [[nodiscard]] std::optional<Job> next();
+  Effort run(const Job& job);
+  void finished(const Job& job, Time begin, Time end);
+  // Lanes whose operations are to end, each once: Exchange::cancel.
+  [[nodiscard]] std::optional<Lane> next_cancelled();
+  // Buffers whose averages lie in the arena, each once, in the order in which they came.
+  [[nodiscard]] std::optional<uint32_t> next_arrived();
+  // Ends the round by this error as soon as nothing is under way, whatever the others say.
+  void abort(Error error);
+
+  [[nodiscard]] bool idle() const { return phase_ == Phase::idle; }
+  [[nodiscard]] bool failed() const { return error_.has_value(); }
+  // Operations that are not done().
+  [[nodiscard]] size_t under_way() const { return operations_; }
+  // Once, when the round is over: idle() from then on.
+  [[nodiscard]] std::optional<Result<StepReport>> take_outcome(Time now);
+
+  [[nodiscard]] const Layout& layout() const { return layout_; }
+  [[nodiscard]] const FusionPlan& plan() const { return plan_; }
+  [[nodiscard]] uint64_t plan_hash() const { return plan_hash_; }
+  [[nodiscard]] const Seat& seat() const { return seat_; }
+  // After a round that did not fail, until the next begins, whatever plan is set meanwhile: what
+  // all ranks decoded, the same bytes on each. Nothing of a round whose second legs were bounded.
+  [[nodiscard]] std::vector<AveragedBuffer> averaged() const;
+
+  // What outlives rounds. restore() and scale() between rounds only.
+  [[nodiscard]] std::vector<std::byte> save() const;
+  Result<void> restore(Bytes saved);
+  void scale_residuals(float factor);
+  [[nodiscard]] const Residuals& residuals() const { return residuals_; }
+  [[nodiscard]] size_t memory_bytes() const;  // of residuals and messages
+
+ private:
+  GradientStep(Layout layout, StepOptions options, Seat seat, uint32_t slot);
+  enum class Phase : uint8_t { idle, running, finishing };
+
+  // gradient_step.cc
+  [[nodiscard]] Result<std::vector<BufferMemory>> memory_of(const FusionPlan& plan,
+                                                            const Seat& seat) const;
+  void replace_memory(FusionPlan plan, std::vector<BufferMemory> memory);
+  void prepare_round(const RoundSpec& spec);
+  void prepare_verdict();
+  void tensor_there(uint32_t tensor, Time now);
+  void fail(Error error);
+  void fail_for_memory();
+  [[nodiscard]] bool is_over() const;
+  [[nodiscard]] std::optional<Error> check_presence() const;
+  [[nodiscard]] double seconds(Time now) const;  // since the round began
+  [[nodiscard]] std::span<float> floats(uint32_t tensor, const codec::Range& range) const;
+
+  // step_legs.cc
+  [[nodiscard]] std::optional<Transmit> begin_leg(Time now);
+  [[nodiscard]] Operation all_reduce(uint32_t buffer);
+  [[nodiscard]] Operation first_swap(uint32_t buffer);
+  [[nodiscard]] Operation second_swap(uint32_t buffer);
+  [[nodiscard]] Operation swap_of(uint32_t buffer, Leg leg, const Delivery& delivery);
+  [[nodiscard]] bool verdict_is_due() const;
+  void leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now);
+  void verdict_done();
+  [[nodiscard]] Result<void> take_missing(const Ticket& ticket,
+                                          const std::vector<Missing>& missing);
+  [[nodiscard]] bool is_possible(const Missing& one, const Ticket& ticket) const;
+  void note_arrival(uint32_t buffer);
+
+  // step_jobs.cc
+  [[nodiscard]] Result<void> do_job(const Job& job, Effort& effort);
+  Result<void> encode(uint32_t buffer, uint32_t part, Effort& effort);
+  Result<void> encode_slice(uint32_t buffer, uint32_t part, uint32_t slice, Effort& effort);
+  void encode_plain(uint32_t buffer, uint32_t part);
+  Result<void> look_at(uint32_t part);
+  void count_nonfinite(uint32_t part);
+  Result<void> add(uint32_t buffer, Effort& effort);
+  Result<void> add_slice(uint32_t buffer, size_t at, std::vector<SortedRecords>& by_rank,
+                         Effort& effort);
+  // Of the slice at this place of those that this rank adds up. Whether there was any record; what
+  // there was is used up.
+  Result<bool> sum_of(uint32_t buffer, size_t at, std::vector<SortedRecords>& by_rank,
+                      std::span<float> out, Effort& effort);
+  [[nodiscard]] Result<SortedRecords> records_from(uint32_t buffer, Rank sender);
+  Result<void> decode(uint32_t buffer, Effort& effort);
+  Result<void> decode_from(uint32_t buffer, Rank owner, Effort& effort);
+
+  // step_settle.cc
+  struct Returned {
+    uint32_t slice = 0;
+    bool of_owner = false;
+    std::optional<codec::RecordView> record{};  // these ranges of it; none: `average` goes away
+    std::vector<codec::Range> ranges{};
+    std::vector<float> average{};
+  };
+  Result<void> settle();
+  Result<void> give_back(Returned& one);
+  [[nodiscard]] Result<std::vector<Returned>> returned_of(uint32_t buffer, bool all);
+  Result<void> append_averages(uint32_t buffer, std::vector<Returned>& returned);
+
+  const Layout layout_;
+  const StepOptions options_;
+  const uint32_t slot_;
+  Seat seat_;
+  FusionPlan plan_;
+  uint64_t plan_hash_ = 0;
+  Residuals residuals_;
+  std::vector<BufferMemory> memory_;  // by buffer of the plan
+  bool duties_are_usual_ = true;      // those of duties_for()
+  // Of the last round, where plan or members were replaced since: for averaged().
+  struct Replaced {
+    FusionPlan plan;
+    Rank rank = 0;
+    std::vector<BufferMemory> memory;
+  };
+  std::optional<Replaced> replaced_;
+  codec::Workspace workspace_;
+  codec::RecordBuffer record_;
+  std::vector<float> scratch_;
+
+  // Of the round.
+  Phase phase_ = Phase::idle;
+  StepCore core_;
+  std::span<float> arena_;
+  Time begun_{};
+  StepReport report_;
+  double finish_at_ = 0;
+  Verdict own_;                            // as far as it is known
+  std::vector<std::vector<bool>> seen_;    // by rank and tensor: a record came
+  std::vector<std::vector<bool>> missed_;  // or one was looked for that did not
+  std::vector<Verdict> by_rank_;
+  double owner_energy_ = 0;  // as the last round left it
+  std::vector<std::byte> verdict_own_;
+  std::vector<std::byte> verdict_all_;
+  std::optional<Operation> verdict_;  // made beforehand; gone when submitted
+  bool verdict_over_ = false;
+  bool nobody_applies_ = false;  // no member's verdict can be a good one
+  bool aborted_ = false;
+  size_t parts_to_encode_ = 0;
+  size_t operations_ = 0;  // under way
+  std::optional<Job> job_;
+  Result<void> job_outcome_;
+  std::optional<Error> error_;
+  Error no_memory_;  // made beforehand
+  std::vector<uint32_t> arrived_;
+  size_t arrived_told_ = 0;
+  std::array<bool, kLegCount> to_cancel_{};
+  bool ended_well_ = false;
+  uint64_t failed_epoch_ = 0;  // of the members of the last round that failed
+};
+
+}  // namespace scant::gradient

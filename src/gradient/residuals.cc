@@ -1,0 +1,170 @@
+#include "gradient/residuals.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <new>
+#include <utility>
+
+#include "base/check.h"
+
+namespace scant::gradient {
+namespace {
+
+// Tells the draws of a rank's two residuals apart.
+constexpr uint64_t kOwnerStream = uint64_t{1} << 20;
+constexpr float kMost = std::numeric_limits<float>::max();
+
+double energy_of(const codec::Encoder& encoder, std::vector<float>& scratch) {
+  scratch.resize(encoder.range().elements);
+  encoder.read_residual(scratch);
+  double sum = 0;
+  for (const float value : scratch) sum += static_cast<double>(value) * value;
+  return sum;
+}
+
+}  // namespace
+
+Residuals::Residuals(const Layout& layout, const Options& options)
+    : layout_(layout), options_(options), slices_(layout.slices().size()) {}
+
+std::unique_ptr<codec::Encoder> Residuals::make(uint32_t slice, uint64_t stream) const {
+  const SliceLayout& known = layout_.slices()[slice];
+  const uint32_t tensor = layout_.parts()[known.part].tensor;
+  const codec::EncoderOptions how{.residual = options_.residual,
+                                  .decay = options_.decay,
+                                  .seed = options_.seed ^ (stream + 1) << 40};
+  auto made = codec::Encoder::create(tensor, layout_.tensors()[tensor].shape, how, known.range);
+  SCANT_CHECK(made.ok(), "the layout has only ranges that an encoder takes");
+  return std::make_unique<codec::Encoder>(std::move(made).value());
+}
+
+codec::Encoder& Residuals::worker(uint32_t slice, const Seat& seat) {
+  auto& encoder = slices_[slice].worker.encoder;
+  if (!encoder) encoder = make(slice, static_cast<uint64_t>(seat.station()));
+  return *encoder;
+}
+
+codec::Encoder& Residuals::owner(uint32_t slice, const Seat& seat) {
+  auto& encoder = slices_[slice].owner.encoder;
+  if (!encoder) encoder = make(slice, static_cast<uint64_t>(seat.station()) + kOwnerStream);
+  return *encoder;
+}
+
+void Residuals::move(Kept& kept, float weight, std::span<float> to, std::vector<float>& scratch) {
+  if (!kept.dirty) return;
+  scratch.resize(to.size());
+  kept.encoder->read_residual(scratch);
+  kept.encoder->clear_residual();  // may run out of memory: before anything else changes
+  kept.dirty = false;
+  kept.energy = 0;
+  for (size_t k = 0; k < to.size(); ++k) to[k] += weight * scratch[k];
+}
+
+void Residuals::move_worker(uint32_t slice, float weight, std::span<float> to,
+                            std::vector<float>& scratch) {
+  move(slices_[slice].worker, weight, to, scratch);
+}
+
+void Residuals::move_owner(uint32_t slice, float weight, std::span<float> to,
+                           std::vector<float>& scratch) {
+  move(slices_[slice].owner, weight, to, scratch);
+}
+
+Result<void> Residuals::take_back(uint32_t slice, bool of_owner, const codec::RecordView& record,
+                                  std::span<const codec::Range> ranges,
+                                  codec::Workspace& workspace) {
+  Kept& kept = of_owner ? slices_[slice].owner : slices_[slice].worker;
+  SCANT_CHECK(kept.encoder, "only what was encoded comes back");
+  Result<void> taken = kept.encoder->take_back(record, ranges, workspace);
+  if (taken) kept.measure();
+  return taken;
+}
+
+// What is not finite was sent and never kept.
+Result<void> Residuals::subtract_from_owner(uint32_t slice, std::span<float> average) {
+  for (float& value : average) value = std::isfinite(value) ? -value : 0.0f;
+  Kept& kept = slices_[slice].owner;
+  Result<void> added = kept.encoder->add_residual(average);
+  if (added) kept.measure();
+  return added;
+}
+
+Result<void> Residuals::adopt(const Seat& seat) {
+  for (uint32_t slice = 0; slice < slices_.size(); ++slice) {
+    Kept& kept = slices_[slice].owner;
+    if (!kept.encoder || seat.owns(slice)) continue;
+    if (kept.dirty) {
+      std::vector<float> of_owner(kept.encoder->range().elements);
+      kept.encoder->read_residual(of_owner);
+      Result<void> added = add_to_worker(slice, std::move(of_owner), seat);
+      if (!added) return added;
+    }
+    kept = Kept{};
+  }
+  return {};
+}
+
+Result<void> Residuals::add_to_worker(uint32_t slice, std::vector<float> of_owner,
+                                      const Seat& seat) {
+  const float times = seat.times(slice);
+  for (float& value : of_owner) value = std::clamp(times * value, -kMost, kMost);
+  codec::Encoder& to = worker(slice, seat);
+  if (Result<void> added = to.add_residual(of_owner); !added) return added;
+  slices_[slice].worker.dirty = true;
+  slices_[slice].worker.measure();
+  return {};
+}
+
+void Residuals::scale(float factor) {
+  const double squared = static_cast<double>(factor) * factor;
+  for (OfSlice& slice : slices_) {
+    for (Kept* kept : {&slice.worker, &slice.owner}) {
+      if (!kept->encoder) continue;
+      kept->encoder->scale_residual(factor);
+      kept->energy *= squared;
+    }
+  }
+}
+
+void Residuals::Kept::measure() {
+  if (!encoder) return;
+  try {
+    std::vector<float> scratch;
+    energy = energy_of(*encoder, scratch);
+  } catch (const std::bad_alloc&) {
+    energy = std::numeric_limits<double>::quiet_NaN();
+  }
+}
+
+double Residuals::measured_energy() const {
+  double sum = 0;
+  std::vector<float> scratch;
+  for (const OfSlice& slice : slices_) {
+    if (slice.worker.dirty) sum += energy_of(*slice.worker.encoder, scratch);
+  }
+  return sum;
+}
+
+double Residuals::worker_energy() const {
+  double sum = 0;
+  for (const OfSlice& slice : slices_) sum += slice.worker.energy;
+  return sum;
+}
+
+double Residuals::owner_energy() const {
+  double sum = 0;
+  for (const OfSlice& slice : slices_) sum += slice.owner.energy;
+  return sum;
+}
+
+size_t Residuals::memory_bytes() const {
+  size_t bytes = 0;
+  for (const OfSlice& slice : slices_) {
+    if (slice.worker.encoder) bytes += slice.worker.encoder->memory_bytes();
+    if (slice.owner.encoder) bytes += slice.owner.encoder->memory_bytes();
+  }
+  return bytes;
+}
+
+}  // namespace scant::gradient

@@ -1,0 +1,89 @@
+// What outlives a round: for each slice what this rank's records lacked, and on its owner what the
+// average lost. docs/gradients.md, "Residuals". One owner thread.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "codec/encoder.h"
+#include "gradient/layout.h"
+#include "gradient/seat.h"
+
+namespace scant::gradient {
+
+class Residuals {
+ public:
+  struct Options {
+    codec::ResidualKind residual = codec::ResidualKind::f32;
+    float decay = 1.0f;
+    uint64_t seed = 1;
+  };
+  // The layout outlives this object.
+  Residuals(const Layout& layout, const Options& options);
+
+  // Made when first needed: a plan of all_reduce alone takes no memory for residuals.
+  [[nodiscard]] codec::Encoder& worker(uint32_t slice, const Seat& seat);
+  [[nodiscard]] codec::Encoder& owner(uint32_t slice, const Seat& seat);
+  [[nodiscard]] const codec::Encoder* worker_if_made(uint32_t slice) const {
+    return slices_[slice].worker.encoder.get();
+  }
+  // After encode(): there may be a residual, of this energy.
+  void worker_encoded(uint32_t slice, double energy_left) { note(slices_[slice].worker, energy_left); }
+  void owner_encoded(uint32_t slice, double energy_left) { note(slices_[slice].owner, energy_left); }
+
+  // Adds what is kept to a gradient, times `weight`, and clears it. `scratch` is anybody's.
+  void move_worker(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);
+  void move_owner(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);
+
+  // A record that did not arrive, or that nobody applied, goes back to who made it.
+  Result<void> take_back(uint32_t slice, bool of_owner, const codec::RecordView& record,
+                         std::span<const codec::Range> ranges, codec::Workspace& workspace);
+  // An average that nobody applied goes out of the owner's residual, where take_back() put it.
+  Result<void> subtract_from_owner(uint32_t slice, std::span<float> average);
+
+  // What this rank kept as the owner of slices that it owns no more in `seat` goes to its own
+  // worker's residual, as often as it takes to count once in an average of these members.
+  Result<void> adopt(const Seat& seat);
+
+  [[nodiscard]] std::vector<std::byte> save(const Seat& seat) const;
+  Result<void> restore(Bytes saved, const Seat& seat);
+  void scale(float factor);
+  // Sum of squares of the worker's residuals, element by element.
+  [[nodiscard]] double measured_energy() const;
+  // The same as encode() told it, for the worker and for the owner: no pass over memory.
+  [[nodiscard]] double worker_energy() const;
+  [[nodiscard]] double owner_energy() const;
+  [[nodiscard]] size_t memory_bytes() const;
+
+ private:
+  struct Kept {
+    std::unique_ptr<codec::Encoder> encoder;
+    bool dirty = false;  // may have a residual that is not zero
+    double energy = 0;   // as encode() told it, or measured where something else changed it
+    void measure();      // NaN where there is no memory for it
+  };
+  struct OfSlice {
+    Kept worker;
+    Kept owner;
+  };
+  static void note(Kept& kept, double energy) {
+    kept.dirty = true;
+    kept.energy = energy;
+  }
+  [[nodiscard]] std::unique_ptr<codec::Encoder> make(uint32_t slice, uint64_t stream) const;
+  static void move(Kept& kept, float weight, std::span<float> to, std::vector<float>& scratch);
+  // residuals_saved.cc
+  [[nodiscard]] size_t saved_bytes_max() const;
+  Result<void> take_all(Bytes body, const Seat& seat);
+  Result<void> take(codec::Encoder saved, bool of_owner, const Seat& seat);
+  Result<void> take_part(const codec::Encoder& saved, bool of_owner, uint32_t slice,
+                         const Seat& seat);
+  // residuals.cc
+  Result<void> add_to_worker(uint32_t slice, std::vector<float> of_owner, const Seat& seat);
+
+  const Layout& layout_;
+  const Options options_;
+  std::vector<OfSlice> slices_;
+};
+
+}  // namespace scant::gradient

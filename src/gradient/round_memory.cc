@@ -1,0 +1,93 @@
+#include "gradient/round_memory.h"
+
+#include <algorithm>
+
+namespace scant::gradient {
+namespace {
+
+SliceSpan slices_of(const BufferPlan& buffer, const Layout& layout) {
+  const PartLayout& first = layout.parts()[buffer.first_part];
+  const PartLayout& last = layout.parts()[buffer.first_part + buffer.parts - 1];
+  return {first.first_slice, last.first_slice + last.slices - first.first_slice};
+}
+
+}  // namespace
+
+void BufferMemory::clear() {
+  for (Message& message : outgoing) message.clear();
+  average.clear();
+  for (auto& pieces : outgoing_pieces) pieces.clear();
+  average_pieces.clear();
+  first_missing.clear();
+  second_missing.clear();
+}
+
+size_t BufferMemory::used_bytes() const {
+  size_t bytes = average.view().size();
+  for (const Message& message : outgoing) bytes += message.view().size();
+  for (const uint64_t size : received) bytes += size;
+  return bytes;
+}
+
+std::vector<codec::Range> lost_ranges(std::span<const Missing> missing, uint32_t slice, Rank sender,
+                                      Rank receiver) {
+  std::vector<codec::Range> lost;
+  for (const Missing& one : std::ranges::equal_range(missing, slice, {}, &Missing::slice)) {
+    if (sender != kNoRank && one.sender != sender) continue;
+    if (receiver != kNoRank && one.receiver != receiver) continue;
+    lost.insert(lost.end(), one.elements.begin(), one.elements.end());
+  }
+  std::ranges::sort(lost, {}, &codec::Range::first);
+  std::vector<codec::Range> merged;
+  for (const codec::Range& range : lost) {
+    if (merged.empty() || range.first > merged.back().first + merged.back().elements) {
+      merged.push_back(range);
+      continue;
+    }
+    codec::Range& last = merged.back();
+    last.elements = std::max(last.first + last.elements, range.first + range.elements) - last.first;
+  }
+  return merged;
+}
+
+// Rooms have one size on all members, as a swap wants it.
+Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout, const Seat& seat) {
+  BufferMemory memory;
+  const SliceSpan span = slices_of(buffer, layout);
+  const auto ranks = static_cast<size_t>(seat.ranks());
+  if (buffer.path == Path::all_reduce) {
+    const float mean = 1.0f / static_cast<float>(ranks);
+    for (const SliceDuty& duty : std::span(seat.duties).subspan(span.first, span.count)) {
+      memory.mean = memory.mean && duty.weight == mean;
+    }
+    return memory;
+  }
+  const bool split = buffer.path == Path::split;
+  memory.slices.resize(split ? ranks : 1);
+  std::vector<uint64_t> bytes(memory.slices.size(), 0);
+  for (uint32_t slice = span.first; slice < span.first + span.count; ++slice) {
+    const size_t of = split ? static_cast<size_t>(seat.duties[slice].owner) : 0;
+    memory.slices[of].push_back(slice);
+    bytes[of] += record_bytes_max(layout.slices()[slice].range.elements);
+  }
+  const uint64_t room = *std::ranges::max_element(bytes);
+  memory.received.assign(ranks, 0);
+  memory.outgoing.resize(memory.slices.size());
+  memory.outgoing_pieces.resize(memory.slices.size());
+  memory.incoming.resize(ranks);
+  memory.averages.resize(split ? ranks : 0);
+  std::vector<Message*> messages;
+  for (Message& message : memory.outgoing) messages.push_back(&message);
+  if (split) messages.push_back(&memory.average);
+  for (size_t from = 0; from < ranks; ++from) {
+    if (from == static_cast<size_t>(seat.rank())) continue;
+    messages.push_back(&memory.incoming[from]);
+    if (split) messages.push_back(&memory.averages[from]);
+  }
+  for (Message* message : messages) {
+    if (Result<void> reserved = message->reserve(room); !reserved) return reserved.error();
+  }
+  return memory;
+}
+
+}  // namespace scant::gradient

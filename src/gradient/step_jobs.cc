@@ -1,0 +1,339 @@
+// The work of a round: encode, add, decode, each told in the units of virtual time.
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "base/check.h"
+#include "codec/accumulate.h"
+#include "codec/kernels/kernels.h"
+#include "codec/record/block_writer.h"
+#include "gradient/gradient_step.h"
+
+namespace scant::gradient {
+namespace {
+
+Effort::OfKind& of(Effort::ByKind& all, codec::Point point) {
+  return all[static_cast<size_t>(point.values)];
+}
+
+void charge_encoding(Effort& effort, codec::Point point, uint64_t elements, uint64_t entries) {
+  ++effort.records;
+  if (point.density >= 1) {
+    of(effort.encoded, point).dense += elements;
+    return;
+  }
+  effort.scanned += elements;
+  of(effort.encoded, point).entries += entries;
+}
+
+void charge_adding(Effort& effort, codec::Point point, uint64_t elements,
+                   std::span<const codec::RecordView> records) {
+  effort.records += records.size();
+  if (point.density < 1) effort.cleared += elements;
+  for (const codec::RecordView& record : records) {
+    Effort::OfKind& kind = of(effort.decoded, point);
+    (point.density >= 1 ? kind.dense : kind.entries) +=
+        point.density >= 1 ? elements : record.entries();
+  }
+}
+
+bool is_whole(std::span<const codec::Range> ranges, codec::Range range) {
+  return ranges.size() == 1 && ranges[0] == range;
+}
+
+}  // namespace
+
+std::optional<GradientStep::Job> GradientStep::next() {
+  if (phase_ == Phase::idle || error_ || job_) return std::nullopt;
+  return core_.next_work();
+}
+
+Effort GradientStep::run(const Job& job) {
+  SCANT_CHECK(!job_, "one job at a time");
+  job_ = job;
+  Effort effort;
+  try {
+    job_outcome_ = do_job(job, effort);
+  } catch (const std::bad_alloc&) {
+    job_outcome_ = std::move(no_memory_);
+  }
+  return effort;
+}
+
+Result<void> GradientStep::do_job(const Job& job, Effort& effort) {
+  if (job.kind == StepCore::Kind::encode) return encode(job.buffer, job.part, effort);
+  if (job.kind == StepCore::Kind::add) return add(job.buffer, effort);
+  return decode(job.buffer, effort);
+}
+
+void GradientStep::finished(const Job& job, Time begin, Time end) {
+  SCANT_CHECK(job_ == job, "finished() tells of the job that was run");
+  job_.reset();
+  const double spent = seconds(end) - seconds(begin);
+  BufferTimes& times = report_.buffers[job.buffer];
+  if (job.kind == StepCore::Kind::encode) {
+    report_.encode_s += spent;
+    report_.parts[job.part].encode_s = spent;
+    times.encoded = seconds(end);
+    --parts_to_encode_;
+  } else {
+    const bool adds = job.kind == StepCore::Kind::add;
+    (adds ? report_.add_s : report_.decode_s) += spent;
+    if (!adds || plan_.buffers[job.buffer].path == Path::gather) times.done = seconds(end);
+  }
+  Result<void> outcome = std::exchange(job_outcome_, {});
+  if (!outcome) return fail(outcome.error());
+  if (error_) return;
+  core_.finished(job);
+  note_arrival(job.buffer);
+}
+
+Result<void> GradientStep::encode(uint32_t index, uint32_t part, Effort& effort) {
+  const BufferPlan& buffer = plan_.buffers[index];
+  const PartLayout& known = layout_.parts()[part];
+  const bool present = own_.present[known.tensor];
+  if (!report_.curves.empty() && present) {
+    if (Result<void> looked = look_at(part); !looked) return looked;
+  }
+  if (buffer.path == Path::all_reduce) {
+    encode_plain(index, part);
+    return {};
+  }
+  for (uint32_t i = 0; present && i < known.slices; ++i) {
+    Result<void> done = encode_slice(index, part, known.first_slice + i, effort);
+    if (!done) return done;
+  }
+  return {};
+}
+
+Result<void> GradientStep::encode_slice(uint32_t index, uint32_t part, uint32_t slice,
+                                        Effort& effort) {
+  const BufferPlan& buffer = plan_.buffers[index];
+  const codec::Point point = buffer.points[part - buffer.first_part].first;
+  const codec::Range range = layout_.slices()[slice].range;
+  const uint32_t tensor = layout_.parts()[part].tensor;
+  const std::span<float> gradient = floats(tensor, range);
+  const bool split = buffer.path == Path::split;
+  // Nobody owns a gathered slice: what its owner kept of another plan would wait for ever.
+  if (!split) {
+    residuals_.move_owner(slice, options_.decay * seat_.times(slice), gradient, scratch_);
+  }
+  const size_t to = split ? static_cast<size_t>(seat_.duties[slice].owner) : 0;
+  BufferMemory& memory = memory_[index];
+  if (split && !options_.first_leg.exact) {
+    memory.outgoing_pieces[to].reserve(memory.slices[to].size());
+  }
+  const auto done =
+      residuals_.worker(slice, seat_).encode(gradient, point, workspace_, record_);
+  if (!done) return done.error();
+  residuals_.worker_encoded(slice, done.value().energy_left);
+  own_.nonfinite += done.value().nonfinite;
+  if (done.value().nonfinite > 0) own_.not_finite[tensor] = true;
+  PartReport& report = report_.parts[part];
+  report.bytes += done.value().bytes;
+  report.energy += done.value().energy;
+  report.energy_left += done.value().energy_left;
+  charge_encoding(effort, point, range.elements, done.value().entries);
+  if (split && !options_.first_leg.exact) {
+    memory.outgoing_pieces[to].push_back(
+        {slice, range, memory.outgoing[to].view().size(), done.value().bytes});
+  }
+  memory.outgoing[to].append(std::as_const(record_).view());
+  return {};
+}
+
+// What earlier steps kept goes along when a plan is exact: the owner's counts once in the average,
+// so P times in the sum.
+void GradientStep::encode_plain(uint32_t index, uint32_t part) {
+  const PartLayout& known = layout_.parts()[part];
+  if (!own_.present[known.tensor]) {
+    std::ranges::fill(floats(known.tensor, known.range), 0.0f);
+    return;
+  }
+  for (uint32_t i = known.first_slice; i < known.first_slice + known.slices; ++i) {
+    const std::span<float> gradient = floats(known.tensor, layout_.slices()[i].range);
+    residuals_.move_worker(i, options_.decay, gradient, scratch_);
+    residuals_.move_owner(i, options_.decay * seat_.times(i), gradient, scratch_);
+    if (memory_[index].mean) continue;
+    for (float& value : gradient) value *= seat_.duties[i].weight;
+  }
+  count_nonfinite(part);
+}
+
+// What goes as it is meets no encoder that would count it. One pass, which writes nothing.
+void GradientStep::count_nonfinite(uint32_t part) {
+  const PartLayout& known = layout_.parts()[part];
+  const std::span<float> all = floats(known.tensor, known.range);
+  const auto found = codec::kernels().accumulate(nullptr, all.data(), all.size(), 1.0f);
+  if (found.magnitude_max < codec::kInfinityBits) return;
+  own_.nonfinite += codec::count_nonfinite(all.data(), all.size());
+  own_.not_finite[known.tensor] = true;
+}
+
+// The curve of one slice, each time another one, stands for the part.
+Result<void> GradientStep::look_at(uint32_t part) {
+  const PartLayout& known = layout_.parts()[part];
+  const auto turn = static_cast<uint32_t>(report_.step % known.slices);
+  const uint32_t chosen = known.first_slice + turn;
+  const SliceLayout& slice = layout_.slices()[chosen];
+  const std::span<const float> gradient = floats(known.tensor, slice.range);
+  Result<codec::Curve> curve = Error{};
+  if (const codec::Encoder* encoder = residuals_.worker_if_made(chosen)) {
+    curve = codec::probe(*encoder, gradient, codec::default_points(), workspace_);
+  } else {
+    const auto without =
+        codec::Encoder::create(known.tensor, layout_.tensors()[known.tensor].shape,
+                               {.residual = codec::ResidualKind::none}, slice.range);
+    SCANT_CHECK(without.ok());
+    curve = codec::probe(without.value(), gradient, codec::default_points(), workspace_);
+  }
+  if (!curve) return curve.error();
+  const double all =
+      static_cast<double>(known.range.elements) / static_cast<double>(slice.range.elements);
+  curve.value().energy *= all;
+  for (codec::CurvePoint& point : curve.value().points) {
+    point.bytes *= all;
+    point.energy *= all;
+  }
+  report_.curves[part] = std::move(curve).value();
+  return {};
+}
+
+// By slice of those that this rank adds up; notes which tensors the sender had.
+Result<SortedRecords> GradientStep::records_from(uint32_t index, Rank sender) {
+  BufferMemory& memory = memory_[index];
+  const bool split = plan_.buffers[index].path == Path::split;
+  const auto place = static_cast<size_t>(sender);
+  const auto& slices = memory.slices[split ? static_cast<size_t>(seat_.rank()) : 0];
+  Message& message = memory.incoming[place];
+  if (sender != seat_.rank()) message.received(memory.received[place]);
+  const Bytes bytes = sender == seat_.rank() ? memory.outgoing[split ? place : 0].view()
+                                             : std::as_const(message).view();
+  Result<SortedRecords> sorted = sort_records(bytes, layout_, slices, sender);
+  for (size_t i = 0; sorted && i < slices.size(); ++i) {
+    const SliceLayout& slice = layout_.slices()[slices[i]];
+    const uint32_t tensor = layout_.parts()[slice.part].tensor;
+    const bool came = sorted.value()[i].has_value();
+    const bool lost =
+        !came && is_whole(lost_ranges(memory.first_missing, slices[i], sender, seat_.rank()),
+                          slice.range);
+    if (!lost) (came ? seen_ : missed_)[place][tensor] = true;
+  }
+  return sorted;
+}
+
+Result<void> GradientStep::add(uint32_t index, Effort& effort) {
+  const bool split = plan_.buffers[index].path == Path::split;
+  std::vector<SortedRecords> by_rank;
+  for (Rank sender = 0; sender < seat_.ranks(); ++sender) {
+    Result<SortedRecords> sorted = records_from(index, sender);
+    if (!sorted) return sorted.error();
+    by_rank.push_back(std::move(sorted).value());
+  }
+  const auto& slices = memory_[index].slices[split ? static_cast<size_t>(seat_.rank()) : 0];
+  for (size_t i = 0; i < slices.size(); ++i) {
+    if (Result<void> added = add_slice(index, i, by_rank, effort); !added) return added;
+  }
+  return {};
+}
+
+Result<bool> GradientStep::sum_of(uint32_t index, size_t at, std::vector<SortedRecords>& by_rank,
+                                  std::span<float> out, Effort& effort) {
+  const BufferPlan& buffer = plan_.buffers[index];
+  const BufferMemory& memory = memory_[index];
+  const bool split = buffer.path == Path::split;
+  const uint32_t slice = memory.slices[split ? static_cast<size_t>(seat_.rank()) : 0][at];
+  const SliceLayout& known = layout_.slices()[slice];
+  const uint32_t tensor = layout_.parts()[known.part].tensor;
+  std::vector<codec::RecordView> records;
+  std::vector<std::vector<codec::Range>> lost;
+  for (size_t sender = 0; sender < by_rank.size(); ++sender) {
+    auto& record = by_rank[sender][at];
+    if (!record) continue;
+    records.push_back(*std::move(record));
+    if (memory.first_missing.empty()) continue;
+    lost.push_back(
+        lost_ranges(memory.first_missing, slice, static_cast<Rank>(sender), seat_.rank()));
+  }
+  if (records.empty()) {
+    std::ranges::fill(out, 0.0f);
+    return false;
+  }
+  const std::vector<std::span<const codec::Range>> absent(lost.begin(), lost.end());
+  const PartPlan& points = buffer.points[known.part - buffer.first_part];
+  charge_adding(effort, points.first, known.range.elements, records);
+  Result<void> added =
+      codec::accumulate(records, tensor, layout_.tensors()[tensor].shape, known.range.first, out,
+                        seat_.duties[slice].weight, workspace_, absent);
+  if (!added) return added.error();
+  return true;
+}
+
+Result<void> GradientStep::add_slice(uint32_t index, size_t at, std::vector<SortedRecords>& by_rank,
+                                     Effort& effort) {
+  const BufferPlan& buffer = plan_.buffers[index];
+  BufferMemory& memory = memory_[index];
+  const bool split = buffer.path == Path::split;
+  const auto& slices = memory.slices[split ? static_cast<size_t>(seat_.rank()) : 0];
+  const uint32_t slice = slices[at];
+  const SliceLayout& known = layout_.slices()[slice];
+  const std::span<float> out = floats(layout_.parts()[known.part].tensor, known.range);
+  const Result<bool> summed = sum_of(index, at, by_rank, out, effort);
+  if (!summed) return summed.error();
+  if (!summed.value() || !split) return {};
+  const codec::Point point = buffer.points[known.part - buffer.first_part].second;
+  const bool bounded = !options_.second_leg.exact;
+  if (bounded) memory.average_pieces.reserve(slices.size());
+  const auto encoded = residuals_.owner(slice, seat_).encode(out, point, workspace_, record_);
+  if (!encoded) return encoded.error();
+  residuals_.owner_encoded(slice, encoded.value().energy_left);
+  charge_encoding(effort, point, known.range.elements, encoded.value().entries);
+  const uint64_t bytes = encoded.value().bytes;
+  if (bounded) {
+    memory.average_pieces.push_back({slice, known.range, memory.average.view().size(), bytes});
+  }
+  memory.average.append(std::as_const(record_).view());
+  return {};
+}
+
+Result<void> GradientStep::decode(uint32_t index, Effort& effort) {
+  for (Rank owner = 0; owner < seat_.ranks(); ++owner) {
+    if (Result<void> done = decode_from(index, owner, effort); !done) return done;
+  }
+  return {};
+}
+
+// The owner's own too: all ranks get the same bits. What any of them lacks is 0 on all.
+Result<void> GradientStep::decode_from(uint32_t index, Rank owner, Effort& effort) {
+  const BufferPlan& buffer = plan_.buffers[index];
+  BufferMemory& memory = memory_[index];
+  const size_t place = static_cast<size_t>(owner);
+  if (owner != seat_.rank()) memory.averages[place].received(memory.received[place]);
+  const Message& message = owner == seat_.rank() ? memory.average : memory.averages[place];
+  const auto& slices = memory.slices[place];
+  Result<SortedRecords> sorted = sort_records(message.view(), layout_, slices, owner);
+  if (!sorted) return sorted.error();
+  for (size_t i = 0; i < slices.size(); ++i) {
+    const SliceLayout& slice = layout_.slices()[slices[i]];
+    const uint32_t tensor = layout_.parts()[slice.part].tensor;
+    const std::span<float> out = floats(tensor, slice.range);
+    const auto& record = sorted.value()[i];
+    const std::vector<codec::Range> lost =
+        lost_ranges(memory.second_missing, slices[i], owner, kNoRank);
+    if (!record || is_whole(lost, slice.range)) {
+      std::ranges::fill(out, 0.0f);
+      continue;
+    }
+    const std::span<const codec::Range> absent(lost);
+    Result<void> done = codec::accumulate(
+        {&*record, 1}, tensor, layout_.tensors()[tensor].shape, slice.range.first, out, 1.0f,
+        workspace_, lost.empty() ? std::span<const std::span<const codec::Range>>{}
+                                 : std::span(&absent, 1));
+    if (!done) return done;
+    charge_adding(effort, buffer.points[slice.part - buffer.first_part].second,
+                  slice.range.elements, {&*record, 1});
+  }
+  return {};
+}
+
+}  // namespace scant::gradient

@@ -1,0 +1,213 @@
+// The operations of a round: what is submitted when, and what their ends mean.
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "base/check.h"
+#include "gradient/gradient_step.h"
+
+namespace scant::gradient {
+namespace {
+
+uint64_t all_reduce_bytes(uint64_t bytes, int ranks) {
+  return 2 * static_cast<uint64_t>(ranks - 1) * bytes / static_cast<uint64_t>(ranks);
+}
+
+}  // namespace
+
+std::optional<Transmit> GradientStep::poll_transmit(Time now) {
+  if (phase_ == Phase::idle) return std::nullopt;
+  if (!error_ && !verdict_is_due()) {
+    try {
+      if (auto leg = begin_leg(now)) return leg;
+    } catch (const std::bad_alloc&) {
+      fail_for_memory();
+    }
+  }
+  if (!verdict_is_due()) return std::nullopt;
+  own_.failure = error_ ? static_cast<uint64_t>(error_->code) + 1 : 0;
+  own_.residual_energy = residuals_.worker_energy() + owner_energy_;
+  nobody_applies_ = nobody_applies_ || error_.has_value();
+  write_verdict(own_, verdict_own_);
+  ++operations_;
+  Transmit verdict{{report_.step, Leg::verdict, 0}, *std::move(verdict_)};
+  verdict_.reset();
+  return verdict;
+}
+
+// Once everything is encoded, so that it can count what is not finite; or once something failed, so
+// that all members learn of it.
+bool GradientStep::verdict_is_due() const {
+  if (phase_ != Phase::finishing || !verdict_ || aborted_) return false;
+  if (error_) return true;
+  return options_.verdict_last ? core_.done() : parts_to_encode_ == 0;
+}
+
+std::optional<Transmit> GradientStep::begin_leg(Time now) {
+  const std::optional<StepCore::Job> leg = core_.next_leg();
+  if (!leg) return std::nullopt;
+  const bool first = leg->kind == StepCore::Kind::begin_first;
+  BufferTimes& times = report_.buffers[leg->buffer];
+  (first ? times.first_begin : times.second_begin) = seconds(now);
+  const bool plain = plan_.buffers[leg->buffer].path == Path::all_reduce;
+  Transmit transmit{{report_.step, first ? Leg::first : Leg::second, leg->buffer},
+                    plain   ? all_reduce(leg->buffer)
+                    : first ? first_swap(leg->buffer)
+                            : second_swap(leg->buffer)};
+  report_.sent_bytes += first ? times.first_bytes : times.second_bytes;
+  ++operations_;
+  return transmit;
+}
+
+Operation GradientStep::all_reduce(uint32_t index) {
+  const BufferPlan& buffer = plan_.buffers[index];
+  const PartLayout& first = layout_.parts()[buffer.first_part];
+  const PartLayout& last = layout_.parts()[buffer.first_part + buffer.parts - 1];
+  const uint64_t begin = layout_.arena_offset(first.tensor, first.range);
+  const uint64_t end = layout_.arena_offset(last.tensor, last.range) + last.range.elements;
+  const MutableBytes bytes = std::as_writable_bytes(arena_.subspan(begin, end - begin));
+  report_.buffers[index].first_bytes = all_reduce_bytes(bytes.size(), seat_.ranks());
+  return {.kind = Operation::Kind::all_reduce,
+          .lane = {slot_, Leg::first},
+          .round = report_.step,
+          .dtype = DType::f32,
+          .op = memory_[index].mean ? ReduceOp::average : ReduceOp::sum,
+          .span = bytes,
+          .timeout = options_.timeout};
+}
+
+Operation GradientStep::swap_of(uint32_t index, Leg leg, const Delivery& delivery) {
+  Operation swap{.kind = Operation::Kind::swap,
+                 .lane = {slot_, leg},
+                 .round = report_.step,
+                 .received = memory_[index].received,
+                 .delivery = delivery,
+                 .timeout = options_.timeout};
+  swap.sent.reserve(static_cast<size_t>(seat_.ranks()));
+  swap.room.reserve(static_cast<size_t>(seat_.ranks()));
+  return swap;
+}
+
+Operation GradientStep::first_swap(uint32_t index) {
+  const bool split = plan_.buffers[index].path == Path::split;
+  BufferMemory& memory = memory_[index];
+  Operation swap = swap_of(index, Leg::first, split ? options_.first_leg : Delivery{});
+  uint64_t& bytes = report_.buffers[index].first_bytes;
+  for (size_t to = 0; to < memory.incoming.size(); ++to) {
+    const Message& message = memory.outgoing[split ? to : 0];
+    const bool self = to == static_cast<size_t>(seat_.rank());
+    swap.sent.push_back(self ? Bytes{} : message.view());
+    swap.room.push_back(memory.incoming[to].room());
+    bytes += swap.sent.back().size();
+  }
+  if (!swap.delivery.exact) swap.pieces = memory.outgoing_pieces;
+  return swap;
+}
+
+Operation GradientStep::second_swap(uint32_t index) {
+  BufferMemory& memory = memory_[index];
+  Operation swap = swap_of(index, Leg::second, options_.second_leg);
+  uint64_t& bytes = report_.buffers[index].second_bytes;
+  for (size_t to = 0; to < memory.averages.size(); ++to) {
+    const bool self = to == static_cast<size_t>(seat_.rank());
+    swap.sent.push_back(self ? Bytes{} : std::as_const(memory.average).view());
+    swap.room.push_back(memory.averages[to].room());
+    bytes += swap.sent.back().size();
+    if (!swap.delivery.exact) swap.pieces.push_back(memory.average_pieces);
+  }
+  return swap;
+}
+
+void GradientStep::on_done(const Ticket& ticket, const Outcome& outcome, Time now) {
+  SCANT_CHECK(operations_ > 0 && ticket.round == report_.step, "an operation is done once");
+  --operations_;
+  if (ticket.leg == Leg::verdict) verdict_over_ = true;
+  try {
+    if (!outcome.result) return fail(outcome.result.error());
+    if (ticket.leg == Leg::verdict) return verdict_done();
+    if (!error_) leg_done(ticket, outcome.missing, now);
+  } catch (const std::bad_alloc&) {
+    fail_for_memory();
+  }
+}
+
+void GradientStep::leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now) {
+  if (!missing.empty()) {
+    if (Result<void> taken = take_missing(ticket, missing); !taken) return fail(taken.error());
+  }
+  const bool first = ticket.leg == Leg::first;
+  BufferTimes& times = report_.buffers[ticket.buffer];
+  (first ? times.first_end : times.second_end) = seconds(now);
+  if (first && plan_.buffers[ticket.buffer].path == Path::all_reduce) times.done = times.first_end;
+  core_.finished(
+      {first ? StepCore::Kind::begin_first : StepCore::Kind::begin_second, ticket.buffer, 0});
+  note_arrival(ticket.buffer);
+}
+
+// Room for it was made when the round began.
+void GradientStep::note_arrival(uint32_t buffer) {
+  if (core_.is_done(buffer)) arrived_.push_back(buffer);
+}
+
+Result<void> GradientStep::take_missing(const Ticket& ticket, const std::vector<Missing>& missing) {
+  const bool first = ticket.leg == Leg::first;
+  const bool split = plan_.buffers[ticket.buffer].path == Path::split;
+  const Delivery& delivery = first ? options_.first_leg : options_.second_leg;
+  const bool possible = std::ranges::all_of(
+      missing, [&](const Missing& one) { return is_possible(one, ticket); });
+  if (!split || delivery.exact || !possible) {
+    const Missing& one = missing.front();
+    return Error{.code = ErrorCode::corrupt,
+                 .peer = one.sender,
+                 .message = "the exchange says that elements of slice " +
+                            std::to_string(one.slice) + " from rank " +
+                            std::to_string(one.sender) + " to rank " +
+                            std::to_string(one.receiver) +
+                            " are missing, which cannot be in this leg of buffer " +
+                            std::to_string(ticket.buffer)};
+  }
+  auto& taken = first ? memory_[ticket.buffer].first_missing : memory_[ticket.buffer].second_missing;
+  taken = missing;
+  std::ranges::stable_sort(taken, {}, &Missing::slice);
+  return {};
+}
+
+bool GradientStep::is_possible(const Missing& one, const Ticket& ticket) const {
+  const auto in = [&](Rank rank) { return rank >= 0 && rank < seat_.ranks(); };
+  if (one.round != ticket.round || one.leg != ticket.leg || one.slice >= seat_.duties.size() ||
+      !in(one.sender) || !in(one.receiver)) {
+    return false;
+  }
+  const Rank owner = seat_.duties[one.slice].owner;
+  if (owner != (ticket.leg == Leg::first ? one.receiver : one.sender)) return false;
+  const auto& slices = memory_[ticket.buffer].slices[static_cast<size_t>(owner)];
+  return std::ranges::binary_search(slices, one.slice) &&
+         !codec::ranges_fault(one.elements, layout_.slices()[one.slice].range);
+}
+
+void GradientStep::verdict_done() {
+  const size_t tensors = layout_.tensors().size();
+  const size_t bytes = verdict_own_.size();
+  std::vector<Verdict> by_rank;
+  for (size_t i = 0; i < static_cast<size_t>(seat_.ranks()); ++i) {
+    by_rank.push_back(read_verdict(Bytes(verdict_all_).subspan(i * bytes, bytes), tensors));
+  }
+  Result<Judgement> judgement =
+      judge(by_rank, {.missing_as_zeros = options_.missing_as_zeros, .names = options_.names});
+  if (!judgement) {
+    nobody_applies_ = true;
+    fail(judgement.error());
+    // What all say goes before what this one met, unless they say that this one failed.
+    const bool about_this =
+        judgement.error().code == error_->code && judgement.error().peer == seat_.rank();
+    if (!about_this) error_ = judgement.error();
+    return;
+  }
+  report_.present = std::move(judgement.value().present);
+  report_.nonfinite = judgement.value().nonfinite;
+  report_.not_finite = std::move(judgement.value().not_finite);
+  report_.accounts = std::move(judgement.value().accounts);
+  by_rank_ = std::move(by_rank);
+}
+
+}  // namespace scant::gradient

@@ -1,0 +1,192 @@
+#include "gradient/step_thread.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "base/check.h"
+
+namespace scant::gradient {
+namespace {
+
+// At most one event of each kind for each tensor and operation is under way in a step.
+size_t events_max(const Layout& layout) {
+  return layout.tensors().size() + 2 * layout.parts().size() + 16;
+}
+
+}  // namespace
+
+StepThread::StepThread(Exchange& exchange, std::unique_ptr<GradientStep> step,
+                       std::span<float> arena, uint32_t slot)
+    : exchange_(exchange),
+      events_(events_max(step->layout())),
+      arrived_in_(step->layout().parts().size()),
+      step_(std::move(step)),
+      arena_(arena),
+      slot_(slot) {}
+
+StepThread::~StepThread() {
+  saves_.close();
+  if (!thread_.running()) return;
+  events_.push(Stop{});
+  thread_.join();
+}
+
+Result<void> StepThread::start() {
+  return thread_.start("scant-grad", [this] { loop(); });
+}
+
+void StepThread::begin(bool curves) { SCANT_CHECK(events_.push(Begin{curves})); }
+void StepThread::ready(uint32_t tensor) { SCANT_CHECK(events_.push(TensorReady{tensor})); }
+void StepThread::finish(uint64_t parameters_hash, uint64_t samples) {
+  SCANT_CHECK(events_.push(Finish{parameters_hash, samples}));
+}
+std::optional<Result<StepReport>> StepThread::outcome(Duration limit) {
+  return outcomes_.pop(limit);
+}
+void StepThread::ask_for(std::vector<uint32_t> buffers) {
+  SCANT_CHECK(events_.push(Asked{std::move(buffers)}));
+}
+std::optional<bool> StepThread::answer(Duration limit) { return answers_.pop(limit); }
+
+void StepThread::run(const std::function<void(GradientStep&)>& body) {
+  SCANT_CHECK(events_.push(Task{&body}));
+  static_cast<void>(tasks_done_.pop());
+}
+
+// What was asked for earlier, and nobody came for, is of another time.
+void StepThread::ask_to_save() {
+  static_cast<void>(saves_.drain());
+  SCANT_CHECK(events_.push(Save{}));
+}
+
+std::vector<std::byte> StepThread::saved() {
+  std::optional<std::vector<std::byte>> bytes = saves_.pop();
+  return bytes ? std::move(*bytes) : std::vector<std::byte>();
+}
+
+void StepThread::loop() {
+  for (;;) {
+    std::optional<Event> event = events_.try_pop();
+    if (!event) {
+      if (const auto job = step_->next()) {
+        work(*job);
+        advance();
+        continue;
+      }
+      event = events_.pop();
+    }
+    if (!event || std::holds_alternative<Stop>(*event)) return stop();
+    on_event(*event);
+    advance();
+  }
+}
+
+void StepThread::on_event(const Event& event) {
+  if (const auto* begun = std::get_if<Begin>(&event)) {
+    begin_step(*begun);
+  } else if (const auto* there = std::get_if<TensorReady>(&event)) {
+    if (!refused_) step_->ready(there->tensor, exchange_.now());
+  } else if (const auto* finish_event = std::get_if<Finish>(&event)) {
+    finish_step(*finish_event);
+  } else if (const auto* done = std::get_if<OperationDone>(&event)) {
+    step_->on_done(done->ticket, done->outcome, exchange_.now());
+  } else if (const auto* task = std::get_if<Task>(&event)) {
+    (*task->body)(*step_);
+    tasks_done_.push(true);
+  } else if (const auto* asked = std::get_if<Asked>(&event)) {
+    asked_ = asked->buffers;
+  } else if (std::holds_alternative<Save>(event)) {
+    static_cast<void>(saves_.try_push(step_->save()));
+  }
+}
+
+// Where this rank cannot begin, the others wait for it in vain: their step ends too.
+void StepThread::begin_step(const Begin& event) {
+  open_ = true;
+  ++steps_begun_;
+  const RoundSpec spec{.round = steps_begun_,
+                       .arena = arena_,
+                       .members = step_->seat().members,
+                       .duties = step_->seat().duties,
+                       .curves = event.curves};
+  Result<void> begun = step_->begin(spec, exchange_.now());
+  if (begun) return;
+  refused_ = begun.error();
+  for (int leg = 0; leg < kLegCount; ++leg) {
+    if (static_cast<Leg>(leg) == Leg::agreement) continue;
+    exchange_.cancel(spec.members, {slot_, static_cast<Leg>(leg)});
+  }
+}
+
+void StepThread::finish_step(const Finish& event) {
+  if (!refused_) return step_->finish(event.parameters_hash, event.samples, exchange_.now());
+  open_ = false;
+  failed_ = true;
+  outcomes_.push(Result<StepReport>(*std::exchange(refused_, std::nullopt)));
+}
+
+void StepThread::work(const GradientStep::Job& job) {
+  const Time begin = exchange_.now();
+  static_cast<void>(step_->run(job));
+  step_->finished(job, begin, exchange_.now());
+}
+
+void StepThread::advance() {
+  transmit();
+  while (const auto buffer = step_->next_arrived()) {
+    arrived_in_[*buffer].store(steps_begun_, std::memory_order_release);
+  }
+  if (auto outcome = step_->take_outcome(exchange_.now())) {
+    open_ = false;
+    failed_ = !outcome->ok();
+    outcomes_.push(*std::move(outcome));
+  }
+  give_answer();
+}
+
+void StepThread::transmit() {
+  while (auto next = step_->poll_transmit(exchange_.now())) submit(*std::move(next));
+  while (const auto lane = step_->next_cancelled()) exchange_.cancel(step_->seat().members, *lane);
+}
+
+void StepThread::submit(Transmit next) {
+  const Ticket ticket = next.ticket;
+  try {
+    exchange_.submit(step_->seat().members, std::move(next.operation),
+                     [this, ticket](const Outcome& outcome) {
+                       static_cast<void>(events_.try_push(OperationDone{ticket, outcome}));
+                     });
+  } catch (const std::bad_alloc&) {
+    const Error error{.code = ErrorCode::resource, .message = "out of memory"};
+    step_->on_done(ticket, Outcome{.result = error}, exchange_.now());
+  }
+}
+
+// Every tensor that the user may ask for was present here, so it has an average whatever the
+// verdict says of the others. After the step nobody has to wait.
+void StepThread::give_answer() {
+  if (!asked_) return;
+  const bool failed = open_ ? refused_ || step_->failed() : failed_;
+  const auto here = [this](uint32_t buffer) { return has_arrived(buffer, steps_begun_); };
+  if (!failed && open_ && !std::ranges::all_of(*asked_, here)) return;
+  asked_.reset();
+  answers_.push(!failed);
+}
+
+// What is under way reads and writes the step's memory: it must end first.
+void StepThread::stop() {
+  step_->abort(Error{.code = ErrorCode::closed, .message = "the gradients' averager was closed"});
+  for (int leg = 0; leg < kLegCount; ++leg) {
+    if (static_cast<Leg>(leg) == Leg::agreement) continue;
+    exchange_.cancel(step_->seat().members, {slot_, static_cast<Leg>(leg)});
+  }
+  while (step_->under_way() > 0) {
+    const std::optional<Event> event = events_.pop();
+    if (const auto* done = std::get_if<OperationDone>(&*event)) {
+      step_->on_done(done->ticket, done->outcome, exchange_.now());
+    }
+  }
+}
+
+}  // namespace scant::gradient
