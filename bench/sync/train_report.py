@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import harness
 from train_figures import (
     OURS,
-    TARGET_AT,
-    WINDOW,
     Curves,
     Outcome,
     Rows,
@@ -19,12 +17,12 @@ from train_figures import (
     outcomes,
     prediction_errors,
     silent_share,
-    smoothed,
     where,
 )
 from train_sides import CHECK_EVERY
 
 from scant.report import Page, Series, bar_plot, line_plot
+from scant.report.losses import TARGET_AT, WINDOW, smoothed
 
 Table = tuple[list[str], list[list[str]]]
 

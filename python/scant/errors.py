@@ -20,6 +20,7 @@ __all__ = [
     "Timeout",
     "Unsupported",
     "make_error",
+    "reason",
 ]
 
 
@@ -153,3 +154,8 @@ def _rebuild(
     cls: type[Error], message: str, code: str, rank: int | None, peer: int | None, errno: int
 ) -> Error:
     return cls(message, code=code, rank=rank, peer=peer, errno=errno)
+
+
+def reason(error: BaseException) -> str:
+    """Why it failed; of an OSError without its number and path, which the caller names."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 #include "codec/rate/probe.h"
 #include "codec/record/record.h"
 
@@ -124,9 +125,7 @@ std::optional<Error> frame_error(Bytes bytes, const Layout& layout) {
     return corrupt("it does not begin with SCPL");
   const auto version = base::load_little<uint16_t>(bytes.data() + 4);
   if (version != kFusionPlanVersion) {
-    return fault_error(ErrorCode::unsupported, "version " + std::to_string(version) +
-                                                   ", this build reads " +
-                                                   std::to_string(kFusionPlanVersion));
+    return base::other_version("the plan", version, kFusionPlanVersion);
   }
   const size_t body = bytes.size() - kCrcBytes;
   if (base::crc32c(bytes.first(body)) != base::load_little<uint32_t>(bytes.data() + body))

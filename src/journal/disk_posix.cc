@@ -125,7 +125,9 @@ class PosixDisk final : public Disk {
     struct stat found {};
     if (file.get() < 0 || ::fstat(file.get(), &found) != 0) return io("open", at(name));
     if (!S_ISREG(found.st_mode)) return io("read", at(name), EISDIR);
-    base::Buffer room(kReadBytes);
+    Result<base::Buffer> memory = base::Buffer::allocate(kReadBytes);
+    if (!memory) return memory.error();
+    const MutableBytes room = memory.value().view();
     FileSum sum;
     for (;;) {
       const ssize_t got = ::read(file.get(), room.data(), room.size());
@@ -133,7 +135,7 @@ class PosixDisk final : public Disk {
       if (got < 0) return io("read", at(name));
       if (got == 0) return sum;
       sum.bytes += static_cast<uint64_t>(got);
-      sum.crc = base::crc32c(room.view().first(static_cast<size_t>(got)), sum.crc);
+      sum.crc = base::crc32c(room.first(static_cast<size_t>(got)), sum.crc);
     }
   }
 

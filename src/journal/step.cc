@@ -101,13 +101,17 @@ Result<Step> read_step(Bytes body) {
   return step;
 }
 
-Gradients::Gradients(std::vector<uint64_t> bytes) : bytes_(std::move(bytes)) {
+Result<std::unique_ptr<Gradients>> Gradients::create(std::vector<uint64_t> bytes) {
+  std::unique_ptr<Gradients> made(new Gradients(std::move(bytes)));
   uint64_t total = 0;
-  for (const uint64_t one : bytes_) {
-    offsets_.push_back(total);
+  for (const uint64_t one : made->bytes_) {
+    made->offsets_.push_back(total);
     total += (one + kAlignment - 1) / kAlignment * kAlignment;
   }
-  memory_ = base::Buffer(total);
+  Result<base::Buffer> memory = base::Buffer::allocate(total);
+  if (!memory) return memory.error();
+  made->memory_ = std::move(memory).value();
+  return made;
 }
 
 uint32_t Gradients::crc(const std::vector<bool>& present) {

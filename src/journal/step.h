@@ -54,7 +54,8 @@ class WrittenStep {
 // Memory for the gradients of one step, tensor by tensor.
 class Gradients {
  public:
-  explicit Gradients(std::vector<uint64_t> bytes);  // by tensor
+  // Of so many bytes, by tensor. ErrorCode::resource when memory runs out.
+  [[nodiscard]] static Result<std::unique_ptr<Gradients>> create(std::vector<uint64_t> bytes);
   Gradients(const Gradients&) = delete;
   Gradients& operator=(const Gradients&) = delete;
 
@@ -78,6 +79,8 @@ class Gradients {
   Result<void> keep(Step& step);
 
  private:
+  explicit Gradients(std::vector<uint64_t> bytes) : bytes_(std::move(bytes)) {}
+
   struct Range {
     float* data = nullptr;
     uint64_t elements = 0;

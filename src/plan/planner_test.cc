@@ -137,8 +137,7 @@ TEST(Predict, TheLastFirstHidesMoreUnderForward) {
 TEST(RankPlans, TurnsTheOrderWhereForwardWaitsForOnePartAfterTheOther) {
   base::Rng rng(8);
   for (int i = 0; i < 30; ++i) {
-    const gradient::Layout layout =
-        layout_of(std::vector<uint64_t>(4 + rng.below(12), 300'000));
+    const gradient::Layout layout = layout_of(std::vector<uint64_t>(4 + rng.below(12), 300'000));
     const Profile at_once = free_work(layout, 0.2, 1e7 * static_cast<double>(1 + rng.below(20)));
     const Profile later = needed_in_forward(at_once);
     const auto in_order = rank_plans(layout, at_once, {}, {});
@@ -372,7 +371,7 @@ TEST(Planner, RegretAgainstAllPlansOfASmallModelIsSmall) {
 }
 
 TEST(Calibrate, GivesRatesThatMakeSense) {
-  const WorkRates rates = calibrate();
+  const WorkRates rates = calibrate([] { return std::chrono::steady_clock::now(); });
   for (int i = 0; i < codec::kValueKindCount; ++i) {
     EXPECT_GT(rates.encode[static_cast<size_t>(i)].dense_s, 0);
     EXPECT_GT(rates.decode[static_cast<size_t>(i)].dense_s, 0);

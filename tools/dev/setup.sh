@@ -102,25 +102,48 @@ setup_scant() {
 }
 
 # The Python package, built in build/wheel-* and installed into .venv; again only when one of its
-# inputs changed.
+# inputs changed. Where nothing is built yet, several sources are compiled at a time; otherwise the
+# objects of build/dev serve the wheel too, through ccache.
 install_scant() {
-  local stamp=.venv/.scant-package want
+  local stamp=.venv/.scant-package want unity=OFF
+  if [ -z "$(find build -name '*.o' -print -quit 2>/dev/null)" ]; then unity=ON; fi
   want=$(hash_of include src python cmake CMakeLists.txt pyproject.toml sim/CMakeLists.txt)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     rm -f "$stamp"
     CMAKE_BUILD_PARALLEL_LEVEL=$jobs step pip-scant "Python package scant" \
-      .venv/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall . || exit 1
+      .venv/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall . \
+      -C "cmake.define.SCANT_UNITY=$unity" || exit 1
     echo "$want" >"$stamp"
   fi
 }
 
+preset_names() {
+  "$python" -c '
+import json
+presets = json.load(open("CMakePresets.json"))["configurePresets"]
+print(*(preset["name"] for preset in presets if not preset.get("hidden")))'
+}
+
+# configure_preset PRESET: its build files say what CMakeLists.txt says now.
+configure_preset() {
+  local preset=$1
+  if [ -f "build/$preset/build.ninja" ]; then
+    locked step "configure-$preset" "configure $preset" cmake --build "build/$preset" --target build.ninja || exit 1
+  else
+    locked step "configure-$preset" "configure $preset" cmake --preset "$preset" || exit 1
+  fi
+}
+
+# build_preset PRESET [TARGET...]: all of it, or these targets.
 build_preset() {
-  locked configure_and_build "$1"
+  locked configure_and_build "$@"
 }
 
 configure_and_build() {
-  local preset=$1
+  local preset=$1 targets=()
+  shift
+  [ $# -eq 0 ] || targets=(--target "$@")
   [ -f "build/$preset/build.ninja" ] ||
     step "configure-$preset" "configure $preset" cmake --preset "$preset" || exit 1
-  step "build-$preset" "build $preset" cmake --build --preset "$preset" -j "$jobs" || exit 1
+  step "build-$preset" "build $preset" cmake --build --preset "$preset" -j "$jobs" "${targets[@]}" || exit 1
 }

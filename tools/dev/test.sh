@@ -5,7 +5,6 @@ run_ctest() {
   local preset=$1 status=0
   shift
   local results=$root/build/results/$preset
-  rm -rf "$results"
   mkdir -p "$results"
   local environment=(GTEST_OUTPUT="xml:$results/")
   case $preset in
@@ -18,54 +17,83 @@ run_ctest() {
 }
 
 run_pytest() {
-  local results=$root/build/results/python
-  rm -rf "$results"
+  local results=$root/build/results/python status=0
   mkdir -p "$results"
-  local status=0
-  .venv/bin/python -m pytest tests/python -o cache_dir=build/pytest-cache --junitxml="$results/pytest.xml" "$@" ||
-    status=$?
+  .venv/bin/python -m pytest -o cache_dir=build/pytest-cache --junitxml="$results/pytest.xml" "$@" || status=$?
   [ $status -eq 5 ] && [ -n "$only" ] && return 0  # 5: no test has such a name
   return $status
 }
 
+# select_tests PRESET: what $only names there, as programs (a pattern for CTest), targets,
+# python_files and python_options. False, with one line on the screen, when it names nothing.
+select_tests() {
+  local preset=$1 key words lines options=()
+  programs='.' targets=() python_files=(tests/python) python_options=()
+  [ -n "$only" ] || return 0
+  [ $long = 0 ] || options+=(--long)
+  configure_preset "$preset"
+  lines=$("$python" tools/select_tests.py "$only" --build "build/$preset" "${options[@]}") || return 1
+  programs='' python_files=()
+  while read -r key words; do
+    case $key in
+      ctest) programs=$words ;;
+      targets) read -ra targets <<<"$words" ;;
+      python) read -ra python_files <<<"$words" ;;
+      name) python_options+=(--name "$words") ;;
+    esac
+  done <<<"$lines"
+}
+
+# test_programs PRESET CTEST_OPTION...: builds what was selected there, and runs it.
+test_programs() {
+  local preset=$1
+  shift
+  [ -n "$programs" ] || return 0
+  if [ -z "$only" ] || [ ${#targets[@]} -gt 0 ]; then build_preset "$preset" "${targets[@]}"; fi
+  say "C++ tests, $preset"
+  run_ctest "$preset" -R "$programs" "$@"
+}
+
+test_python() {
+  [ ${#python_files[@]} -gt 0 ] || return 0
+  setup_packages build lab
+  setup_venv
+  setup_scant
+  say "Python tests"
+  run_pytest -q -rfE "${python_options[@]}" "$@" "${python_files[@]}"
+}
+
 run_tests() {
   local long=0 only=${SCANT_TEST_ONLY:-} status=0 preset begin=$SECONDS
+  local programs targets python_files python_options
   while [ $# -gt 0 ]; do
     case $1 in
       --long) long=1 ;;
-      --only) only=${2:?--only needs a name}; shift ;;
-      *) die "test: no option '$1'" ;;
+      --only)
+        only=${2:-}
+        [ -n "$only" ] || die "test: --only needs a name"
+        shift
+        ;;
+      *) die "test: no option '$1'; there are: --long, --only NAME" ;;
     esac
     shift
   done
   export SCANT_STRICT=ON  # as in the presets: the wheel and the library take the same objects
-  setup_packages build test lab
-  setup_venv
-  build_preset dev
-  setup_scant
-
-  local ctest_options=() pytest_options=(-q -rfE) sanitizers=()
-  if [ -n "$only" ]; then
-    ctest_options+=(-R "$only")
-    pytest_options+=(-k "$only")
-  fi
-  if [ $long = 1 ]; then
-    pytest_options+=(-m '')
-    sanitizers=(asan tsan)
-  else
-    ctest_options+=(-LE long)
-  fi
+  setup_packages build test
   rm -rf build/results
-  say "C++ tests"
-  run_ctest dev "${ctest_options[@]}" || status=1
-  say "Python tests"
-  run_pytest "${pytest_options[@]}" || status=1
-  for preset in "${sanitizers[@]}"; do
-    build_preset "$preset"
-    say "C++ tests under $preset"
-    run_ctest "$preset" "${ctest_options[@]}" -LE long || status=1
-  done
+  mkdir -p build/results
+  local ctest_options=(-LE long) pytest_options=()
+  if [ $long = 1 ]; then ctest_options=() pytest_options=(-m ''); fi
+  select_tests dev || exit 1
+  test_programs dev "${ctest_options[@]}" || status=1
+  test_python "${pytest_options[@]}" || status=1
+  if [ $long = 1 ]; then
+    for preset in asan tsan; do
+      select_tests "$preset" || continue  # golden_test is not built there
+      test_programs "$preset" -LE long || status=1
+    done
+  fi
   say "all tests took $((SECONDS - begin)) s"
-  .venv/bin/python tools/test_summary.py --allowed-skips tests/allowed_skips.txt build/results || status=1
+  "$python" tools/test_summary.py --allowed-skips tests/allowed_skips.txt build/results || status=1
   return $status
 }

@@ -4,7 +4,6 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -82,23 +81,6 @@ class PythonEncoder {
   uint32_t generation_ = fork_generation();
 };
 
-// Buffers of the codec abort when memory runs out; a notebook deserves an error.
-void check_memory(double elements, codec::ResidualKind kind, bool momentum) {
-  constexpr double kBytes[codec::kResidualKindCount] = {0, 4, 2, 1 + 2.0 / codec::kGroupElements};
-  const double wanted =
-      elements * (kBytes[static_cast<size_t>(kind)] + (momentum ? sizeof(float) : 0));
-  const bool possible = wanted < 0x1p62;
-  void* const trial =
-      possible ? ::operator new(static_cast<size_t>(wanted) + 1, std::nothrow) : nullptr;
-  ::operator delete(trial);
-  if (trial == nullptr) {
-    raise({.code = ErrorCode::resource,
-           .message = "no memory for a residual of " +
-                      std::to_string(static_cast<uint64_t>(elements)) + " elements"},
-          kNoRank);
-  }
-}
-
 struct EncoderFields {
   uint32_t tensor;
   Shape shape;
@@ -130,10 +112,6 @@ EncoderFields fields_from(const nb::dict& given) {
 
 PythonEncoder* make_encoder(const nb::dict& given) {
   const EncoderFields fields = fields_from(given);
-  const double elements = fields.range ? static_cast<double>(fields.range->elements)
-                                       : static_cast<double>(fields.shape.rows) *
-                                             static_cast<double>(fields.shape.columns);
-  check_memory(elements, fields.options.residual, fields.options.momentum > 0);
   return new PythonEncoder(
       unwrap(Encoder::create(fields.tensor, fields.shape, fields.options, fields.range)));
 }

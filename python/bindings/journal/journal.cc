@@ -213,7 +213,9 @@ struct Folder {
 class Replay {
  public:
   Replay(const Folder& folder, std::vector<uint64_t> bytes)
-      : disk_(folder.disk), reader_(*disk_), gradients_(std::move(bytes)) {}
+      : disk_(folder.disk),
+        reader_(*disk_),
+        gradients_(unwrap(journal::Gradients::create(std::move(bytes)))) {}
 
   nb::dict read(uint64_t sequence, const std::string& segment, uint64_t offset) {
     const LogEntry entry{.header = {.sequence = sequence}, .segment = segment, .offset = offset};
@@ -222,7 +224,7 @@ class Replay {
       if (!body) return body.error();
       auto read = journal::read_step(body.value());
       if (!read) return read.error();
-      if (Result<void> decoded = gradients_.decode(read.value(), true); !decoded) {
+      if (Result<void> decoded = gradients_->decode(read.value(), true); !decoded) {
         return decoded.error();
       }
       return read;
@@ -242,14 +244,14 @@ class Replay {
     return out;
   }
   [[nodiscard]] uintptr_t address(size_t tensor) {
-    if (tensor >= gradients_.tensors()) throw nb::index_error("no such tensor");
-    return reinterpret_cast<uintptr_t>(gradients_.tensor(tensor).data());
+    if (tensor >= gradients_->tensors()) throw nb::index_error("no such tensor");
+    return reinterpret_cast<uintptr_t>(gradients_->tensor(tensor).data());
   }
 
  private:
   std::shared_ptr<Disk> disk_;
   journal::LogReader reader_;
-  journal::Gradients gradients_;
+  std::unique_ptr<journal::Gradients> gradients_;
 };
 
 // Of an entry, without memory for gradients.

@@ -17,6 +17,7 @@
 #include "bindings/sync/communicator.h"
 #include "bindings/sync/findings.h"
 #include "gradient/averager.h"
+#include "plan/agreement_lane.h"
 #include "plan/auto_plan.h"
 
 namespace scant::python {
@@ -28,6 +29,7 @@ using gradient::BufferPlan;
 using gradient::FusionPlan;
 using gradient::Layout;
 using gradient::Path;
+using plan::AgreementLane;
 using plan::AutoPlan;
 using plan::AutoPlanOptions;
 
@@ -50,7 +52,7 @@ Bytes from_bytes(const nb::bytes& bytes) {
 
 Path path_of(const std::string& text) {
   for (int i = 0; i < gradient::kPathCount; ++i) {
-    if (text == collective::name(static_cast<Path>(i))) return static_cast<Path>(i);
+    if (text == gradient::name(static_cast<Path>(i))) return static_cast<Path>(i);
   }
   refuse("path: no '" + text + "'; there are all_reduce, split and gather");
 }
@@ -86,7 +88,7 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
       points.emplace_back(point.first.density, values_text(point.first), point.second.density,
                           values_text(point.second));
     }
-    all.emplace_back(collective::name(buffer.path), buffer.first_part, buffer.parts,
+    all.emplace_back(gradient::name(buffer.path), buffer.first_part, buffer.parts,
                      std::move(points));
   }
   return all;
@@ -109,7 +111,7 @@ FusionPlan* make_plan(
     part += parts;
     plan.buffers.push_back(std::move(buffer));
   }
-  unwrap(collective::validate(plan, layout));
+  unwrap(gradient::validate(plan, layout));
   return new FusionPlan(std::move(plan));
 }
 
@@ -122,7 +124,7 @@ FusionPlan* make_uniform(const Layout& layout, const std::string& path, double d
                                             .first_buffer_bytes = first_buffer_bytes,
                                             .small_elements = small_elements},
                                            layout);
-  unwrap(collective::validate(plan, layout));
+  unwrap(gradient::validate(plan, layout));
   return new FusionPlan(std::move(plan));
 }
 
@@ -176,6 +178,11 @@ nb::dict dict_of(const gradient::StepReport& report) {
   return out;
 }
 
+struct AutomaticPlans {
+  std::unique_ptr<gradient::Exchange> exchange;
+  std::unique_ptr<AutoPlan> plans;
+};
+
 class PythonAverager {
  public:
   // `keep` owns communicator and arena.
@@ -218,7 +225,7 @@ class PythonAverager {
     if (generation_ != fork_generation()) {
       // The parent's; its threads do not exist here.
       static_cast<void>(new std::shared_ptr<Averager>(std::move(averager_)));
-      static_cast<void>(new std::shared_ptr<AutoPlan>(std::move(auto_plan_)));
+      static_cast<void>(new std::shared_ptr<AutomaticPlans>(std::move(auto_plan_)));
       return;
     }
     close();
@@ -246,13 +253,15 @@ class PythonAverager {
   }
 
   void start_auto_plan(double fidelity_min, const FusionPlan* pinned) {
-    AutoPlanOptions options{.key = key_ + ".plans", .members = members_, .timeout = timeout_};
+    AutoPlanOptions options{.timeout = timeout_};
     options.tuning.fidelity_min = fidelity_min;
     if (pinned != nullptr) options.tuning.pinned = *pinned;
     static_cast<void>(get());
     const std::shared_ptr<Averager> averager = averager_;  // while another thread closes
-    std::shared_ptr<AutoPlan> next = unwrap(
-        without_gil([&] { return AutoPlan::create(communicator_, *averager, options); }), rank_);
+    auto next = std::make_shared<AutomaticPlans>();
+    next->exchange = unwrap(AgreementLane::create(communicator_, members_, key_ + ".plans"), rank_);
+    next->plans = unwrap(
+        without_gil([&] { return AutoPlan::create(*next->exchange, *averager, options); }), rank_);
     without_gil([&] { std::swap(auto_plan_, next); });
   }
   // Asks until there is an outcome, and lets signal handlers run meanwhile.
@@ -280,13 +289,14 @@ class PythonAverager {
   nb::dict wait() {
     static_cast<void>(get());
     const std::shared_ptr<Averager> averager = averager_;
-    const std::shared_ptr<AutoPlan> plans = auto_plan_;
+    const std::shared_ptr<AutomaticPlans> automatic = auto_plan_;
     const gradient::StepReport report =
         interruptible([&](Duration limit) { return averager->wait(limit); });
     nb::dict out = dict_of(report);
-    if (plans && plans->step_done(report)) {
-      interruptible([&](Duration limit) { return plans->agree(limit); });
-      const plan::Findings* findings = plans->findings();
+    if (automatic && automatic->plans->step_done(report)) {
+      AutoPlan& plans = *automatic->plans;
+      interruptible([&](Duration limit) { return plans.agree(limit); });
+      const plan::Findings* findings = plans.findings();
       out["agreement"] = findings != nullptr ? lines_of(*findings, averager->layout()) : nb::list();
     }
     return out;
@@ -297,8 +307,8 @@ class PythonAverager {
  private:
   nb::object keep_;
   Communicator& communicator_;
-  std::shared_ptr<Averager> averager_;   // kept by a wait() while another thread closes
-  std::shared_ptr<AutoPlan> auto_plan_;  // likewise; its end comes before the averager's
+  std::shared_ptr<Averager> averager_;         // kept by a wait() while another thread closes
+  std::shared_ptr<AutomaticPlans> auto_plan_;  // likewise; its end comes before the averager's
   std::string key_;
   std::vector<Rank> members_;
   Duration timeout_ = Duration::zero();
@@ -352,7 +362,7 @@ void bind_plan(nb::module_& module) {
           nb::rv_policy::take_ownership)
       .def("serialise",
            [](const FusionPlan& self, const Layout& layout) {
-             return to_bytes(collective::serialise(self, layout));
+             return to_bytes(gradient::serialise(self, layout));
            })
       .def("sent_bytes", [](const FusionPlan& self,
                             const Layout& layout) { return gradient::sent_bytes(self, layout); })

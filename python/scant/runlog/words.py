@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from scant import amounts
 from scant.report.text import render
-from scant.runlog import amounts
 from scant.runlog.history import Choice, History
 from scant.runlog.lines import Plan, Profile, Row, Run, Steps
 
@@ -67,7 +67,7 @@ def run_line(run: Run) -> str:
     size = None if run.elements is None else 4.0 * run.elements
     return (
         f"{amounts.whole(run.ranks)} ranks, {amounts.whole(run.tensors)} tensors, "
-        f"{amounts.whole(run.elements)} elements ({amounts.megabytes(size)} of f32 gradients)"
+        f"{amounts.whole(run.elements)} elements ({amounts.size(size)} of f32 gradients)"
     )
 
 
@@ -138,7 +138,7 @@ def choice_lines(choice: Choice) -> list[str]:
     lines = [f"why: {plan.why}"] if plan.why else []
     lines.append(
         f"predicted: {amounts.duration(row.step_s)} a step, of which "
-        f"{amounts.duration(row.exposed_s)} wait for the link; {amounts.megabytes(row.sent_bytes)} "
+        f"{amounts.duration(row.exposed_s)} wait for the link; {amounts.size(row.sent_bytes)} "
         f"sent by a rank; {amounts.share(row.kept)} of the energy kept; worth "
         f"{amounts.number(row.worth)} plain steps a second"
     )
@@ -181,7 +181,7 @@ def candidates(plan: Plan) -> list[list[str]]:
             row.text,
             amounts.duration(row.step_s),
             amounts.duration(row.exposed_s),
-            amounts.megabytes(row.sent_bytes),
+            amounts.size(row.sent_bytes),
             amounts.share(row.kept),
             amounts.share(amounts.fold(row.worth, plan.chosen.worth)),
         ]
@@ -265,8 +265,8 @@ def now_lines(history: History) -> list[str]:
         f"a step takes {amounts.duration(one.step_s)}, predicted "
         f"{amounts.duration(one.predicted_s)} ({amounts.error(one.error)}); plain "
         f"{amounts.duration(history.plain_s)}, that is {amounts.times(faster)} this",
-        f"{amounts.megabytes(one.sent_bytes)} a step instead of "
-        f"{amounts.megabytes(one.dense_bytes)}, {amounts.times(less)} less",
+        f"{amounts.size(one.sent_bytes)} a step instead of "
+        f"{amounts.size(one.dense_bytes)}, {amounts.times(less)} less",
         f"{amounts.duration(one.exposed_s)} wait for the link, {amounts.share(waiting)} of a step",
         f"{amounts.share(one.kept)} of the energy kept; the residual is "
         f"{amounts.times(one.residual)} the gradient",

@@ -269,7 +269,16 @@ void Engine::Impl::begin(Operation& op) {
   }
   choose_algorithm(op, group);
   op.prepare(plans.get(schedule_input(op, group.rank, group.size(), options.segment_bytes)));
-  if (op.plan->scratch_bytes > 0) op.scratch = pool.take(op.plan->scratch_bytes);
+  if (op.plan->scratch_bytes > 0) {
+    Result<base::Buffer> scratch = pool.take(op.plan->scratch_bytes);
+    if (!scratch) {
+      if (heard) {
+        for (HeldFrame& frame : heard->frames) release(frame);
+      }
+      return fail(op, no_memory(scratch.error()), Notify::group);
+    }
+    op.scratch = std::move(scratch).value();
+  }
   for (uint32_t i = 0; i < op.plan->peers.size(); ++i) {
     const PeerPlan& peer_plan = op.plan->peers[i];
     op.channels[i].reset(&op, i, group.stations[static_cast<size_t>(peer_plan.rank)], peer_plan);

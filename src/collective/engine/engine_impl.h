@@ -180,6 +180,8 @@ struct Engine::Impl {
   bool take(Rank station, const net::FrameHeader& header, Bytes payload);
   void on_frame(Rank station, const net::FrameHeader& header, Bytes payload);
   MutableBytes receive_into_pool(Rank station, const net::FrameHeader& header);
+  [[nodiscard]] Error no_memory(const Error& why) const;
+  void refuse_for_memory(Rank station, const net::FrameHeader& header, const Error& why);
   MutableBytes admit_data(Rank station, const net::FrameHeader& header, bool& accepted);
   [[nodiscard]] bool charge(Rank station, const net::FrameHeader& header);
   void deliver(Rank station, const net::FrameHeader& header, base::Buffer buffer);

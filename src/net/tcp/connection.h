@@ -16,8 +16,11 @@ namespace scant::net {
 
 class Connection {
  public:
+  static constexpr size_t kBufferBytes = 64 * 1024;  // many small frames in one call
+
   // `shares`: large payloads may go through memory shared with the peer; unix sockets only.
-  Connection(Fd fd, int family, uint32_t job, bool shares);
+  // `buffer` has kBufferBytes.
+  Connection(Fd fd, int family, uint32_t job, bool shares, base::Buffer buffer);
 
   // Fills in job, sequence, length and checksums; `payload` stays the caller's until its token
   // comes back.

@@ -42,12 +42,22 @@ Result<std::unique_ptr<Transport>> TcpTransport::create(Store& store,
   }
   auto established = bootstrap_tcp(store, options);
   if (!established) return established.error();
-  return std::unique_ptr<Transport>(std::make_unique<TcpTransport>(
-      options, std::move(established).value(), std::move(epoll), std::move(event), clock));
+  size_t lanes = 0;
+  for (const Established::Peer& peer : established.value().peers) lanes += peer.lanes.size();
+  std::vector<base::Buffer> buffers;
+  for (size_t i = 0; i < lanes; ++i) {
+    Result<base::Buffer> buffer = base::Buffer::allocate(Connection::kBufferBytes);
+    if (!buffer) return buffer.error();
+    buffers.push_back(std::move(buffer).value());
+  }
+  return std::unique_ptr<Transport>(
+      std::make_unique<TcpTransport>(options, std::move(established).value(), std::move(buffers),
+                                     std::move(epoll), std::move(event), clock));
 }
 
-TcpTransport::TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll,
-                           Fd event, const base::Clock& clock)
+TcpTransport::TcpTransport(const CommunicatorOptions& options, Established established,
+                           std::vector<base::Buffer> buffers, Fd epoll, Fd event,
+                           const base::Clock& clock)
     : clock_(&clock),
       rank_(options.rank),
       job_(established.job),
@@ -67,8 +77,9 @@ TcpTransport::TcpTransport(const CommunicatorOptions& options, Established estab
                              std::max<Duration>(options.connect_timeout, peer_timeout_), started);
     for (Established::Lane& lane : from.lanes) {
       // What a rate limit bounds must pass through the socket, where it is counted.
-      peer.lanes.push_back(
-          std::make_unique<Connection>(std::move(lane.fd), lane.family, job_, rate_limit_ == 0));
+      peer.lanes.push_back(std::make_unique<Connection>(
+          std::move(lane.fd), lane.family, job_, rate_limit_ == 0, std::move(buffers.back())));
+      buffers.pop_back();
       watch(*peer.lanes.back(), static_cast<Rank>(r), peer.lanes.size() - 1, true);
     }
     peer.up = !peer.lanes.empty();

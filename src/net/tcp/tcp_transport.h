@@ -28,8 +28,9 @@ class TcpTransport final : public Transport {
   // bootstrap always waits in real time. It must outlive the transport.
   static Result<std::unique_ptr<Transport>> create(Store& store, const CommunicatorOptions& options,
                                                    const base::Clock& clock = monotonic_clock());
-  TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll, Fd event,
-               const base::Clock& clock);
+  // `buffers`: one for each lane.
+  TcpTransport(const CommunicatorOptions& options, Established established,
+               std::vector<base::Buffer> buffers, Fd epoll, Fd event, const base::Clock& clock);
   ~TcpTransport() override;
 
   [[nodiscard]] Rank rank() const override { return rank_; }

@@ -1,0 +1,37 @@
+"""./dev refuses what it does not know in one line that lists what there is, and touches nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("tests", "no command 'tests'; there are: demo test check bench"),
+        ("build debug", "build: no preset 'debug'; there are: dev release clang"),
+        ("check --only tidiness", "check: no check 'tidiness'; there are: format lint"),
+        ("check --fast", "check: no option '--fast'; there is: --only"),
+        ("bench speed", "no benchmark 'speed'; there are: codecs collectives convergence ddp_step"),
+        ("fuzz wire", "fuzz: no target 'wire'; there are: address_record_fuzz agreement_fuzz"),
+        ("fuzz control_fuzz soon", "fuzz: seconds must be a number, not 'soon'"),
+        ("clean --everything", "clean: no option '--everything'; there is: --all"),
+    ],
+)
+def test_the_unknown_is_refused_by_name(arguments: str, text: str) -> None:
+    done = subprocess.run(
+        [str(ROOT / "dev"), *arguments.split()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"./dev: {text}"), done.stderr
+    assert done.stderr.count("\n") == 1
