@@ -8,8 +8,8 @@
 #include <optional>
 #include <vector>
 
-#include "gradient/averager.h"
 #include "gradient/exchange.h"
+#include "gradient/step_report.h"
 #include "plan/sounding.h"
 #include "plan/tuner.h"
 

@@ -17,7 +17,7 @@
 #include "bindings/sync/communicator.h"
 #include "bindings/sync/findings.h"
 #include "gradient/averager.h"
-#include "plan/agreement_lane.h"
+#include "gradient/communicator_exchange.h"
 #include "plan/auto_plan.h"
 
 namespace scant::python {
@@ -26,10 +26,10 @@ namespace {
 using gradient::Averager;
 using gradient::AveragerOptions;
 using gradient::BufferPlan;
+using gradient::CommunicatorExchange;
 using gradient::FusionPlan;
 using gradient::Layout;
 using gradient::Path;
-using plan::AgreementLane;
 using plan::AutoPlan;
 using plan::AutoPlanOptions;
 
@@ -259,7 +259,8 @@ class PythonAverager {
     static_cast<void>(get());
     const std::shared_ptr<Averager> averager = averager_;  // while another thread closes
     auto next = std::make_shared<AutomaticPlans>();
-    next->exchange = unwrap(AgreementLane::create(communicator_, members_, key_ + ".plans"), rank_);
+    next->exchange = unwrap(
+        CommunicatorExchange::create(communicator_, {.key = key_, .ranks = members_}), rank_);
     next->plans = unwrap(
         without_gil([&] { return AutoPlan::create(*next->exchange, *averager, options); }), rank_);
     without_gil([&] { std::swap(auto_plan_, next); });
