@@ -10,6 +10,7 @@
 
 #include "base/buffer.h"
 #include "base/crc.h"
+#include "base/descriptor.h"
 #include "journal/disk.h"
 
 namespace scant::journal {
@@ -25,19 +26,7 @@ Error io(const std::string& what, const std::string& path, int number = errno) {
           .message = "journal: cannot " + what + " " + path};
 }
 
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) ::close(number_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const { return number_; }
-
- private:
-  int number_;
-};
+using base::Descriptor;
 
 class PosixFile final : public File {
  public:

@@ -15,6 +15,7 @@
 namespace scant::net {
 namespace {
 
+constexpr size_t kBufferBytes = 64 * 1024;  // many small frames in one call
 constexpr size_t kPieceBytes =
     256 * 1024;  // stays in a second-level cache between copy and checksum
 constexpr size_t kQueuedBytesMax = 768 * 1024;  // enough to keep a socket full between two polls
@@ -29,6 +30,14 @@ Content content_of(FrameType type) {
 
 }  // namespace
 
+Result<std::unique_ptr<Connection>> Connection::create(Fd fd, int family, uint32_t job,
+                                                       bool shares) {
+  Result<base::Buffer> buffer = base::Buffer::allocate(kBufferBytes);
+  if (!buffer) return buffer.error();
+  return std::unique_ptr<Connection>(
+      new Connection(std::move(fd), family, job, shares, std::move(buffer).value()));
+}
+
 Connection::Connection(Fd fd, int family, uint32_t job, bool shares, base::Buffer buffer)
     : fd_(std::move(fd)),
       family_(family),
@@ -36,9 +45,7 @@ Connection::Connection(Fd fd, int family, uint32_t job, bool shares, base::Buffe
       kind_(family == AF_UNIX ? PathKind::unix_socket : PathKind::tcp),
       job_(job),
       shares_(shares && family == AF_UNIX),
-      buffer_(std::move(buffer)) {
-  SCANT_CHECK(buffer_.size() == kBufferBytes);
-}
+      buffer_(std::move(buffer)) {}
 
 void Connection::enqueue(FrameHeader header, Bytes payload, uint64_t token) {
   SCANT_CHECK(payload.size() <= kFramePayloadBytesMax, "a frame's payload is too long");
