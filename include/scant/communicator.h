@@ -49,6 +49,9 @@ class Work {
   // Blocks until done; a zero timeout means the operation's own deadline. Returns the operation's
   // outcome.
   Result<void> wait(Duration timeout = Duration::zero()) const;
+  // By so much after its submission the operation is done, whatever happens: its deadline, and what
+  // a report of it may take.
+  [[nodiscard]] Duration limit() const;
   // Calls `callback(context)` once when the operation is done: at once in the calling thread when
   // it is done already, otherwise on the I/O thread, which it must not block. One callback for each
   // operation; source() is set by then.
