@@ -149,7 +149,10 @@ class Communicator {
 
   // Flushes, says goodbye, closes. Pending operations end with ErrorCode::closed. Idempotent.
   Result<void> shutdown(Duration timeout = std::chrono::seconds(5));
-  // The same at once, without goodbye.
+  // The same for a program that ends by an error: the others get ErrorCode::failed, with this rank
+  // and the reason.
+  Result<void> fail(std::string_view reason, Duration timeout = std::chrono::seconds(5));
+  // The same as shutdown() at once, without goodbye.
   void abort(std::string_view reason);
 
  private:

@@ -236,6 +236,15 @@ void bind_life(Class& cls) {
       },
       nb::arg("timeout_s"));
   cls.def(
+      "fail",
+      [](const PythonCommunicator& self, const std::string& reason, double timeout_s) {
+        Communicator& native = self.get();
+        auto done = without_gil([&] { return native.fail(reason, from_seconds(timeout_s)); });
+        sweep_orphans();
+        self.unwrap(std::move(done));
+      },
+      nb::arg("reason"), nb::arg("timeout_s"));
+  cls.def(
       "abort",
       [](const PythonCommunicator& self, const std::string& reason) {
         Communicator& native = self.get();
