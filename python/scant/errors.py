@@ -11,6 +11,7 @@ __all__ = [
     "Closed",
     "Corrupt",
     "Error",
+    "Failed",
     "InvalidArgument",
     "Io",
     "Mismatch",
@@ -84,7 +85,7 @@ class Timeout(Error, TimeoutError):
 
 
 class Refused(Error):
-    """Authentication or the job check failed."""
+    """The job's secret, or another check of who may enter, failed."""
 
     code = "refused"
 
@@ -122,6 +123,12 @@ class Unsupported(Error):
     code = "unsupported"
 
 
+class Failed(Error):
+    """A peer's program ended by an error; the message repeats it, ``peer`` names the rank."""
+
+    code = "failed"
+
+
 _CLASSES: dict[str, type[Error]] = {
     cls.code: cls
     for cls in (
@@ -135,6 +142,7 @@ _CLASSES: dict[str, type[Error]] = {
         Io,
         Closed,
         Unsupported,
+        Failed,
     )
 }
 

@@ -58,6 +58,14 @@ size_t float_bytes(uint64_t elements) {
 
 }  // namespace
 
+std::optional<std::string> point_fault(Point point) {
+  if (!(point.density > 0.0 && point.density <= 1.0))
+    return "density must lie above 0 and up to 1, got " + text(point.density);
+  if (static_cast<size_t>(point.values) >= kValueKindCount)
+    return "no such kind of value: " + std::to_string(static_cast<int>(point.values));
+  return std::nullopt;
+}
+
 Result<Encoder> Encoder::create(uint32_t tensor, Shape shape, const EncoderOptions& options,
                                 std::optional<Range> range) {
   const Range whole = range.value_or(Range{0, shape.rows * shape.columns});
@@ -102,10 +110,7 @@ Result<EncodeReport> Encoder::encode(std::span<const float> gradient, Point poin
     return invalid("gradient has " + std::to_string(gradient.size()) + " elements, the range has " +
                    std::to_string(range_.elements));
   }
-  if (!(point.density > 0.0 && point.density <= 1.0))
-    return invalid("density must lie above 0 and up to 1, got " + text(point.density));
-  if (static_cast<size_t>(point.values) >= kValueKindCount)
-    return invalid("no such kind of value: " + std::to_string(static_cast<int>(point.values)));
+  if (auto fault = point_fault(point)) return invalid(*std::move(fault));
   Result<EncodeReport> report =
       point.density == 1.0 ? DenseStep(*this, gradient.data(), point, workspace).run(record)
                            : SparseStep(*this, gradient.data(), point, workspace).run(record);

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "codec/range.h"
@@ -39,6 +40,9 @@ struct EncodeReport {
   // take its neighbours to have kept the same share, which very uneven tensors belie.
   double energy_left = 0;
 };
+
+// What is wrong with a point of a step; nothing where it can be encoded at.
+[[nodiscard]] std::optional<std::string> point_fault(Point point);
 
 class Encoder {
  public:

@@ -78,7 +78,8 @@ struct Communicator::Impl {
   // User threads.
   Work submit(collective::Call call, const CallOptions& how);
   Result<void> run_on_io_thread(std::function<void()> action, Duration limit);
-  void stop(Duration timeout, std::optional<std::string> abort_reason);
+  void stop(Duration timeout, std::optional<std::string> abort_reason,
+            std::optional<std::string> failure = std::nullopt);
 
   // The I/O thread.
   void loop();
@@ -102,6 +103,7 @@ struct Communicator::Impl {
 
   bool stopping = false;                    // I/O thread
   std::optional<std::string> abort_reason;  // I/O thread
+  std::optional<std::string> failure;       // I/O thread
   Time stop_deadline{};                     // I/O thread
 
   base::Mutex mutex;  // what user threads share besides the queue
@@ -185,6 +187,12 @@ void Communicator::Impl::close_down() {
   queue.close();
   refresh_peers();
   engine.set_now(transport->now());
+  if (failure) {
+    const Error told{ErrorCode::failed, 0, options.rank,
+                     "rank " + std::to_string(engine.rank()) + " failed: " + *failure};
+    engine.fail_all(told);
+    engine.tell_all(told);
+  }
   engine.fail_all(error);
   if (abort_reason) {
     // No goodbye: the peers are to see a loss.
@@ -222,15 +230,17 @@ void Communicator::Impl::refresh_peers() {
   last_peers = std::move(now);
 }
 
-void Communicator::Impl::stop(Duration timeout, std::optional<std::string> reason) {
+void Communicator::Impl::stop(Duration timeout, std::optional<std::string> reason,
+                              std::optional<std::string> failed) {
   if (in_child()) return;
   const base::MutexLock lock(stop_mutex);
   if (stopped) return;
   stopped = true;
   Command command;
-  command.action = [this, timeout, reason = std::move(reason)] {
+  command.action = [this, timeout, reason = std::move(reason), failed = std::move(failed)] {
     stopping = true;
     abort_reason = reason;
+    failure = failed;
     stop_deadline = transport->now() + timeout;
   };
   // The queue closes only in close_down, so this push succeeds.
@@ -354,6 +364,11 @@ Result<std::vector<Rank>> Communicator::shrink(Duration timeout) {
 
 Result<void> Communicator::shutdown(Duration timeout) {
   impl_->stop(timeout, std::nullopt);
+  return {};
+}
+
+Result<void> Communicator::fail(std::string_view reason, Duration timeout) {
+  impl_->stop(timeout, std::nullopt, std::string(reason));
   return {};
 }
 

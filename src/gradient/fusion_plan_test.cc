@@ -297,6 +297,8 @@ TEST(FusionPlan, PathsHaveNames) {
   EXPECT_STREQ(name(Path::split), "split");
   EXPECT_STREQ(name(Path::gather), "gather");
   EXPECT_STREQ(name(static_cast<Path>(3)), "unknown");
+  EXPECT_EQ(path_of("gather"), Path::gather);
+  EXPECT_EQ(path_of("unknown"), std::nullopt);
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ Error read_error(const std::byte* from) {
   const auto code = base::load_little<uint32_t>(from);
   const size_t text =
       std::min<size_t>(base::load_little<uint32_t>(from + 12), kFarewellBytes - kFarewellHead);
-  const bool known = code <= static_cast<uint32_t>(ErrorCode::unsupported);
+  const bool known = code < static_cast<uint32_t>(kErrorCodeCount);
   return {.code = known ? static_cast<ErrorCode>(code) : ErrorCode::corrupt,
           .sys_errno = static_cast<int>(base::load_little<uint32_t>(from + 4)),
           .peer = static_cast<Rank>(base::load_little<uint32_t>(from + 8)),

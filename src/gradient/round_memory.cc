@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "codec/accumulate.h"
+
 namespace scant::gradient {
 namespace {
 
@@ -56,7 +58,7 @@ Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout, 
   const SliceSpan span = slices_of(buffer, layout);
   const auto ranks = static_cast<size_t>(seat.ranks());
   if (buffer.path == Path::all_reduce) {
-    const float mean = 1.0f / static_cast<float>(ranks);
+    const float mean = codec::mean_weight(static_cast<uint32_t>(ranks));
     for (const SliceDuty& duty : std::span(seat.duties).subspan(span.first, span.count)) {
       memory.mean = memory.mean && duty.weight == mean;
     }

@@ -315,11 +315,7 @@ Result<void> BaseWriter::seal_if_all_done() {
     kept_.erase(kept_.begin(), kept_.end() - static_cast<std::ptrdiff_t>(options_.keep_bases));
   }
   if (Result<void> sealed = seal_base(disk_, all, kept_.front()); !sealed) return sealed;
-  const Manifest manifest{.identity = all.identity,
-                          .timeline = all.timeline,
-                          .base = all.step,
-                          .sequence = all.sequence,
-                          .oldest = kept_.front()};
+  const Manifest manifest = manifest_of(all, kept_.front());
   if (Result<void> cleared = clear_old(disk_, manifest, all.step + 1); !cleared) return cleared;
   sealing_ = false;
   now_.sealed = true;

@@ -33,6 +33,22 @@ bool is_records(PartKind kind) { return kind == PartKind::averages || kind == Pa
 
 }  // namespace
 
+const char* name(PartKind kind) {
+  switch (kind) {
+    case PartKind::averages:
+      return "averages";
+    case PartKind::gathered:
+      return "gathered";
+    case PartKind::raw:
+      return "raw";
+    case PartKind::bf16:
+      return "bf16";
+    case PartKind::state:
+      return "state";
+  }
+  return "unknown";
+}
+
 WrittenStep::WrittenStep(const Step& step) {
   const size_t bits = (step.present.size() + 7) / 8;
   const size_t head = kHeadBytes + bits + step.settings.size();
@@ -189,7 +205,7 @@ Result<void> Gradients::add_buffer(std::span<const Part> messages, uint32_t rank
     if (!to) return to.error();
     if (records.size() > (averages ? 1 : ranks)) return corrupt("a record twice");
     auto* out = reinterpret_cast<float*>(to.value().data());
-    const float weight = averages ? 1.0f : 1.0f / static_cast<float>(ranks);
+    const float weight = averages ? 1.0f : codec::mean_weight(ranks);
     Result<void> added =
         codec::accumulate(records, header.tensor, header.shape, header.first,
                           {out, static_cast<size_t>(header.elements)}, weight, workspace_);

@@ -21,6 +21,8 @@ enum class PartKind : uint8_t {
   state = 5,     // bytes of a module's buffer; where: buffer
 };
 
+[[nodiscard]] const char* name(PartKind kind);
+
 struct Part {
   PartKind kind = PartKind::raw;
   uint32_t where = 0;

@@ -1,16 +1,26 @@
 # Sourced by ./dev: ./dev test.
 
+# What a test preset of CMakePresets.json sets, NAME=VALUE a line: the sanitizers' options.
+preset_environment() {
+  "$python" - "$1" <<'END'
+import json, sys
+presets = json.load(open("CMakePresets.json"))["testPresets"]
+for preset in presets:
+    if preset["name"] == sys.argv[1]:
+        for name, value in preset.get("environment", {}).items():
+            print(f"{name}={value}")
+END
+}
+
 # One preset's C++ tests, one line a test; details in build/logs and, as XML, in build/results.
 run_ctest() {
   local preset=$1 status=0
   shift
   local results=$root/build/results/$preset
   mkdir -p "$results"
-  local environment=(GTEST_OUTPUT="xml:$results/")
-  case $preset in
-    asan) environment+=(ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1) ;;
-    tsan) environment+=(TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1) ;;
-  esac
+  local environment=(GTEST_OUTPUT="xml:$results/") given
+  given=$(preset_environment "$preset") || return 1
+  [ -z "$given" ] || mapfile -t -O 1 environment <<<"$given"
   env "${environment[@]}" ctest --test-dir "build/$preset" --output-on-failure --no-tests=ignore -j "$jobs" \
     --output-junit "$results/ctest.xml" "$@" || status=1
   return $status

@@ -1,15 +1,14 @@
 #include "bindings/sync/findings.h"
 
-#include <cstdio>
-#include <map>
 #include <nanobind/stl/string.h>
 #include <string>
+
+#include "plan/point_shares.h"
 
 namespace scant::python {
 namespace {
 
 namespace nb = nanobind;
-using gradient::BufferPlan;
 using plan::Candidate;
 using plan::Findings;
 
@@ -22,30 +21,6 @@ nb::dict row_of(const Candidate& candidate) {
   row["kept"] = candidate.kept;
   row["worth"] = candidate.worth;
   return row;
-}
-
-std::string name_of(codec::Point point) {
-  if (point.density >= 1) return codec::name(point.values);
-  char text[48];
-  std::snprintf(text, sizeof text, "%g%% %s%s", 100 * point.density, codec::name(point.values),
-                point.by_row ? " by row" : "");
-  return text;
-}
-
-// Point of the first leg -> share of the elements.
-nb::dict points_of(const Candidate& candidate, const gradient::Layout& layout) {
-  std::map<std::string, double> shares;
-  for (const BufferPlan& buffer : candidate.plan.buffers) {
-    for (uint32_t i = 0; i < buffer.parts; ++i) {
-      const auto n = static_cast<double>(layout.parts()[buffer.first_part + i].range.elements);
-      const bool exact = buffer.path == gradient::Path::all_reduce;
-      shares[exact ? "plain" : name_of(buffer.points[i].first)] +=
-          n / static_cast<double>(layout.elements());
-    }
-  }
-  nb::dict out;
-  for (const auto& [name, share] : shares) out[name.c_str()] = share;
-  return out;
 }
 
 nb::dict steps_line(const Findings& findings) {
@@ -95,7 +70,10 @@ nb::dict plan_line(const Findings::Choice& choice, const gradient::Layout& layou
   nb::list others;
   for (const Candidate& candidate : choice.others) others.append(row_of(candidate));
   line["others"] = others;
-  line["points"] = points_of(choice.chosen, layout);
+  nb::dict points;
+  for (const auto& [name, share] : plan::point_shares(choice.chosen.plan, layout))
+    points[name.c_str()] = share;
+  line["points"] = points;
   return line;
 }
 

@@ -14,6 +14,8 @@
 #include "bindings/base/errors.h"
 #include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
+#include "bindings/base/options.h"
+#include "bindings/codec/plane.h"
 #include "bindings/sync/communicator.h"
 #include "bindings/sync/findings.h"
 #include "gradient/averager.h"
@@ -33,16 +35,6 @@ using gradient::Path;
 using plan::AutoPlan;
 using plan::AutoPlanOptions;
 
-template <typename T>
-T unwrap(Result<T> result, Rank rank = kNoRank) {
-  if (!result) raise(result.error(), rank);
-  if constexpr (!std::is_void_v<T>) return std::move(result).value();
-}
-
-[[noreturn]] void refuse(std::string message) {
-  raise({.code = ErrorCode::invalid_argument, .message = std::move(message)}, kNoRank);
-}
-
 nb::bytes to_bytes(const std::vector<std::byte>& bytes) {
   return nb::bytes(bytes.data(), bytes.size());
 }
@@ -50,25 +42,10 @@ Bytes from_bytes(const nb::bytes& bytes) {
   return {reinterpret_cast<const std::byte*>(bytes.c_str()), bytes.size()};
 }
 
-Path path_of(const std::string& text) {
-  for (int i = 0; i < gradient::kPathCount; ++i) {
-    if (text == gradient::name(static_cast<Path>(i))) return static_cast<Path>(i);
-  }
-  refuse("path: no '" + text + "'; there are all_reduce, split and gather");
-}
-
-// Values with these words behind them: each row sends its share.
-constexpr std::string_view kByRow = " by row";
-
-codec::Point point_of(double density, std::string_view values) {
-  const bool by_row = values.ends_with(kByRow);
-  const std::string_view kind_text = values.substr(0, values.size() - (by_row ? kByRow.size() : 0));
-  const auto kind = codec::value_kind(kind_text);
-  if (!kind) refuse("values: no kind '" + std::string(values) + "'");
-  return {density, *kind, by_row};
-}
-std::string values_text(codec::Point point) {
-  return std::string(codec::name(point.values)) + std::string(point.by_row ? kByRow : "");
+Path path_from(const std::string& text) {
+  const auto path = gradient::path_of(text);
+  if (!path) refuse("path: no '" + text + "'; there are all_reduce, split and gather");
+  return *path;
 }
 
 Layout* make_layout(const std::vector<std::tuple<uint64_t, uint64_t>>& shapes, int ranks) {
@@ -85,8 +62,8 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
   for (const BufferPlan& buffer : plan.buffers) {
     std::vector<PythonPoint> points;
     for (const gradient::PartPlan& point : buffer.points) {
-      points.emplace_back(point.first.density, values_text(point.first), point.second.density,
-                          values_text(point.second));
+      points.emplace_back(point.first.density, codec::values_text(point.first),
+                          point.second.density, codec::values_text(point.second));
     }
     all.emplace_back(gradient::name(buffer.path), buffer.first_part, buffer.parts,
                      std::move(points));
@@ -103,10 +80,10 @@ FusionPlan* make_plan(
   plan.reversed = reversed;
   uint32_t part = 0;
   for (const auto& [path, parts, points] : buffers) {
-    BufferPlan buffer{part, parts, path_of(path), {}};
+    BufferPlan buffer{part, parts, path_from(path), {}};
     for (const auto& [first_density, first_values, second_density, second_values] : points) {
       buffer.points.push_back(
-          {point_of(first_density, first_values), point_of(second_density, second_values)});
+          {point_from(first_density, first_values), point_from(second_density, second_values)});
     }
     part += parts;
     plan.buffers.push_back(std::move(buffer));
@@ -118,8 +95,8 @@ FusionPlan* make_plan(
 FusionPlan* make_uniform(const Layout& layout, const std::string& path, double density,
                          const std::string& values, uint64_t buffer_bytes,
                          uint64_t first_buffer_bytes, uint64_t small_elements) {
-  FusionPlan plan = gradient::uniform_plan({.path = path_of(path),
-                                            .point = point_of(density, values),
+  FusionPlan plan = gradient::uniform_plan({.path = path_from(path),
+                                            .point = point_from(density, values),
                                             .buffer_bytes = buffer_bytes,
                                             .first_buffer_bytes = first_buffer_bytes,
                                             .small_elements = small_elements},
@@ -190,25 +167,21 @@ class PythonAverager {
                  const nb::dict& given, nb::object keep)
       : keep_(std::move(keep)), communicator_(communicator), rank_(communicator.rank()) {
     AveragerOptions options;
-    const auto get = [&given](const char* key, auto& field) {
-      if (given.contains(key)) field = nb::cast<std::decay_t<decltype(field)>>(given[key]);
-    };
     std::string residual = codec::name(options.residual);
-    double timeout_s = 0;
-    get("key", options.key);
-    get("members", options.members);
-    get("names", options.names);
-    get("residual", residual);
-    get("decay", options.decay);
-    get("seed", options.seed);
-    get("workers", options.workers);
-    get("missing_as_zeros", options.missing_as_zeros);
-    get("timeout_s", timeout_s);
+    Options reader("Averager", given);
+    reader.get("key", options.key);
+    reader.get("members", options.members);
+    reader.get("names", options.names);
+    reader.get("residual", residual);
+    reader.get("decay", options.decay);
+    reader.get("seed", options.seed);
+    reader.get("workers", options.workers);
+    reader.get("missing_as_zeros", options.missing_as_zeros);
+    reader.get("timeout_s", options.timeout);
+    reader.done();
     const auto kind = codec::residual_kind(residual);
     if (!kind) refuse("residual: no kind '" + residual + "'");
     options.residual = *kind;
-    options.timeout =
-        std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_s));
     key_ = options.key;
     members_ = options.members;
     timeout_ = options.timeout;

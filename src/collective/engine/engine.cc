@@ -29,7 +29,7 @@ bool held(const Group& group, uint32_t sequence) {
 
 base::Counter& outcome_counter(OpKind kind, const std::optional<Error>& error) {
   constexpr size_t kKinds = static_cast<size_t>(kLastOpKind) + 1;
-  constexpr size_t kOutcomes = static_cast<size_t>(ErrorCode::unsupported) + 2;
+  constexpr size_t kOutcomes = size_t{kErrorCodeCount} + 1;
   static std::array<std::array<std::atomic<base::Counter*>, kOutcomes>, kKinds> counters{};
   const size_t outcome = error ? static_cast<size_t>(error->code) + 1 : 0;
   std::atomic<base::Counter*>& slot = counters[static_cast<size_t>(kind)][outcome];

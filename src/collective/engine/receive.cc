@@ -412,7 +412,8 @@ void Engine::Impl::deliver_cancel(Rank station, const FrameHeader& header, Bytes
 
 // Whatever operation the cancel is about: who told leaves soon, and then this is why.
 void Engine::Impl::remember_loss(GroupId group, const Error& error) {
-  if (error.code != ErrorCode::peer_lost || error.peer == self) return;
+  const bool leaves = error.code == ErrorCode::peer_lost || error.code == ErrorCode::failed;
+  if (!leaves || error.peer == self) return;
   Group* told = find_group(group);
   if (told != nullptr && !told->told_lost) told->told_lost = error;
 }

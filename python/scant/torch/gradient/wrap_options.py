@@ -221,5 +221,5 @@ def plan_from(options: WrapOptions, layout: _scant.GradientLayout) -> _scant.Fus
     if rule == "ssfusion":
         return ssfusion(layout, density, values, *sizes)
     if rule == "adtopk":
-        values += " by row"
+        values += _scant.by_row
     return _scant.FusionPlan.uniform(layout, path, density, values, *sizes, 2048)
