@@ -50,7 +50,7 @@ Bytes from_bytes(const nb::bytes& bytes) {
 
 Path path_of(const std::string& text) {
   for (int i = 0; i < gradient::kPathCount; ++i) {
-    if (text == collective::name(static_cast<Path>(i))) return static_cast<Path>(i);
+    if (text == gradient::name(static_cast<Path>(i))) return static_cast<Path>(i);
   }
   refuse("path: no '" + text + "'; there are all_reduce, split and gather");
 }
@@ -86,7 +86,7 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
       points.emplace_back(point.first.density, values_text(point.first), point.second.density,
                           values_text(point.second));
     }
-    all.emplace_back(collective::name(buffer.path), buffer.first_part, buffer.parts,
+    all.emplace_back(gradient::name(buffer.path), buffer.first_part, buffer.parts,
                      std::move(points));
   }
   return all;
@@ -109,7 +109,7 @@ FusionPlan* make_plan(
     part += parts;
     plan.buffers.push_back(std::move(buffer));
   }
-  unwrap(collective::validate(plan, layout));
+  unwrap(gradient::validate(plan, layout));
   return new FusionPlan(std::move(plan));
 }
 
@@ -122,7 +122,7 @@ FusionPlan* make_uniform(const Layout& layout, const std::string& path, double d
                                             .first_buffer_bytes = first_buffer_bytes,
                                             .small_elements = small_elements},
                                            layout);
-  unwrap(collective::validate(plan, layout));
+  unwrap(gradient::validate(plan, layout));
   return new FusionPlan(std::move(plan));
 }
 
@@ -352,7 +352,7 @@ void bind_plan(nb::module_& module) {
           nb::rv_policy::take_ownership)
       .def("serialise",
            [](const FusionPlan& self, const Layout& layout) {
-             return to_bytes(collective::serialise(self, layout));
+             return to_bytes(gradient::serialise(self, layout));
            })
       .def("sent_bytes", [](const FusionPlan& self,
                             const Layout& layout) { return gradient::sent_bytes(self, layout); })
