@@ -66,8 +66,8 @@ REPLAYED: harness.Defaults = {
     "plans": ([], []),
     "repeats": (3, 1),
 }
-IN_WORKER = ("compute", "quick", "parts", "train", "seeds", "train_steps", "buckets_mb", "powersgd", "plans",
-             "steps", "block_s", "repeats", "warm_up_steps", "warm_up_s")  # fmt: skip
+IN_WORKER = ("compute", "quick", "parts", "train", "seeds", "train_steps", "buckets_mb",
+             "powersgd", "plans", "steps", "block_s", "repeats", "warm_up_steps", "warm_up_s")  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

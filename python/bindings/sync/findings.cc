@@ -13,7 +13,7 @@ using gradient::BufferPlan;
 using plan::Candidate;
 using plan::Findings;
 
-nb::dict row_of(const Candidate& candidate) {
+nb::dict row_of(const Candidate& candidate, const gradient::Layout& layout) {
   nb::dict row;
   row["text"] = candidate.text;
   row["step_s"] = candidate.prediction.step_s;
@@ -21,6 +21,9 @@ nb::dict row_of(const Candidate& candidate) {
   row["sent_bytes"] = candidate.prediction.sent_bytes;
   row["kept"] = candidate.kept;
   row["worth"] = candidate.worth;
+  const plan::LastBuffer last = plan::last_buffer(candidate.plan, layout);
+  row["last_share"] = last.share;
+  row["last_bytes"] = last.bytes;
   return row;
 }
 
@@ -91,9 +94,9 @@ nb::dict plan_line(const Findings::Choice& choice, const gradient::Layout& layou
   line["kind"] = "plan";
   line["why"] = choice.why;
   line["changed"] = choice.changed;
-  line["chosen"] = row_of(choice.chosen);
+  line["chosen"] = row_of(choice.chosen, layout);
   nb::list others;
-  for (const Candidate& candidate : choice.others) others.append(row_of(candidate));
+  for (const Candidate& candidate : choice.others) others.append(row_of(candidate, layout));
   line["others"] = others;
   line["points"] = points_of(choice.chosen, layout);
   return line;

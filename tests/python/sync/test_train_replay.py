@@ -103,6 +103,10 @@ def test_what_the_host_does_meanwhile_delays_no_gradient() -> None:
     # A sleep ends late by itself; deadlines do not move with it.
     begins = at[0] - 0.75 - 0.01
     assert at == pytest.approx([begins + 0.76, begins + 1.26, begins + 1.51])
+    # Nor does what is late by less than work is launched ahead.
+    clock = FakeClock(late_s=0.9 * train_replay.LAUNCHED_AHEAD_S)
+    at = arrivals(clock, ReplayTask(recording_of(), clock.timeline()))
+    assert at[0] == pytest.approx(100.0 + 0.1 + 0.2 + 0.3 + 0.75 + clock.late_s)
     # A host that is busy for longer than a layer takes finds its gradient there.
     clock = FakeClock()
     at = arrivals(clock, ReplayTask(recording_of(), clock.timeline()), busy_s=0.6)
