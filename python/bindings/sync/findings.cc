@@ -12,7 +12,7 @@ namespace nb = nanobind;
 using plan::Candidate;
 using plan::Findings;
 
-nb::dict row_of(const Candidate& candidate) {
+nb::dict row_of(const Candidate& candidate, const gradient::Layout& layout) {
   nb::dict row;
   row["text"] = candidate.text;
   row["step_s"] = candidate.prediction.step_s;
@@ -20,6 +20,9 @@ nb::dict row_of(const Candidate& candidate) {
   row["sent_bytes"] = candidate.prediction.sent_bytes;
   row["kept"] = candidate.kept;
   row["worth"] = candidate.worth;
+  const plan::LastBuffer last = plan::last_buffer(candidate.plan, layout);
+  row["last_share"] = last.share;
+  row["last_bytes"] = last.bytes;
   return row;
 }
 
@@ -66,9 +69,9 @@ nb::dict plan_line(const Findings::Choice& choice, const gradient::Layout& layou
   line["kind"] = "plan";
   line["why"] = choice.why;
   line["changed"] = choice.changed;
-  line["chosen"] = row_of(choice.chosen);
+  line["chosen"] = row_of(choice.chosen, layout);
   nb::list others;
-  for (const Candidate& candidate : choice.others) others.append(row_of(candidate));
+  for (const Candidate& candidate : choice.others) others.append(row_of(candidate, layout));
   line["others"] = others;
   nb::dict points;
   for (const auto& [name, share] : plan::point_shares(choice.chosen.plan, layout))

@@ -46,6 +46,8 @@ class Row:
     sent_bytes: float | None = None
     kept: float | None = None
     worth: float | None = None
+    last_share: float | None = None
+    last_bytes: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,6 +142,7 @@ def choice_lines(choice: Choice) -> list[str]:
         f"sent by a rank; {amounts.share(row.kept)} of the energy kept; worth "
         f"{amounts.number(row.worth)} plain steps a second"
     )
+    lines += _last_buffer(choice)
     if plan.points:
         most = sorted(plan.points.items(), key=lambda one: -one[1])
         told = [f"{amounts.share(part)} as {name}" for name, part in most[:_POINTS_MAX]]
@@ -152,6 +153,21 @@ def choice_lines(choice: Choice) -> list[str]:
     if plan.others:
         lines.append(_next_best(row, plan.others[0]))
     return lines
+
+
+def _last_buffer(choice: Choice) -> list[str]:
+    """The law of exposed time; nothing of logs that were written without it."""
+    row, profile = choice.plan.chosen, choice.profile
+    if profile is None or row.last_share is None or row.last_bytes is None:
+        return []
+    if profile.rho is None or profile.compute_s is None:
+        return []
+    law_s = profile.rho / 4 * row.last_share * row.last_bytes * profile.compute_s
+    return [
+        f"the last buffer has {amounts.share(row.last_share)} of the elements, at "
+        f"{amounts.number(row.last_bytes, 2)} bytes each: nothing but what comes after backward "
+        f"hides its transfer of {amounts.duration(law_s)} (ρ ÷ 4 × share × bytes × compute)"
+    ]
 
 
 def _next_best(chosen: Row, other: Row) -> str:
