@@ -102,11 +102,11 @@ setup_scant() {
 }
 
 # The Python package, built in build/wheel-* and installed into .venv; again only when one of its
-# inputs changed. Where nothing is built yet, several sources are compiled at a time; otherwise the
-# objects of build/dev serve the wheel too, through ccache.
+# inputs changed. Where build/dev is empty, several sources are compiled at a time; otherwise its
+# objects serve the wheel too, through ccache.
 install_scant() {
   local stamp=.venv/.scant-package want unity=OFF
-  if [ -z "$(find build -name '*.o' -print -quit 2>/dev/null)" ]; then unity=ON; fi
+  if [ -z "$(find build/dev -name '*.o' -print -quit 2>/dev/null)" ]; then unity=ON; fi
   want=$(hash_of include src python cmake CMakeLists.txt pyproject.toml sim/CMakeLists.txt)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     rm -f "$stamp"
