@@ -30,19 +30,6 @@ add_library(scant_api INTERFACE)
 target_include_directories(scant_api INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
 target_compile_features(scant_api INTERFACE cxx_std_20)
 
-# With SCANT_UNITY a target's sources are compiled some at a time, which takes a third less when all are new: what
-# ./dev demo does first. Kernels of Highway include themselves and stay alone. ./dev check --only unity proves that it
-# compiles.
-function(scant_unity target)
-  set_target_properties(${target} PROPERTIES UNITY_BUILD ${SCANT_UNITY} UNITY_BUILD_BATCH_SIZE 6)
-  foreach(source IN LISTS ARGN)
-    file(STRINGS ${source} kernels REGEX "hwy/foreach_target.h")
-    if(kernels)
-      set_source_files_properties(${source} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
-    endif()
-  endforeach()
-endfunction()
-
 # scant_room(<name> SOURCES a.cc ... USES base net ... LINK target ...)
 function(scant_room name)
   cmake_parse_arguments(ROOM "" "" "SOURCES;USES;LINK" ${ARGN})
@@ -50,7 +37,6 @@ function(scant_room name)
   file(MAKE_DIRECTORY ${root})
   file(CREATE_LINK ${CMAKE_CURRENT_SOURCE_DIR} ${root}/${name} SYMBOLIC)
   add_library(scant_${name} STATIC ${ROOM_SOURCES})
-  scant_unity(scant_${name} ${ROOM_SOURCES})
   target_include_directories(scant_${name} PUBLIC $<BUILD_INTERFACE:${root}>)
   target_link_libraries(scant_${name} PUBLIC scant_api Threads::Threads)
   target_link_libraries(scant_${name} PRIVATE $<BUILD_INTERFACE:scant_flags> ${ROOM_LINK})

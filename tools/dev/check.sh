@@ -38,11 +38,6 @@ check_types() {
 }
 
 check_gcc() { cmake --preset dev && cmake --build --preset dev -j "$jobs"; }
-check_unity() {
-  cmake -S . -B build/unity -G Ninja -DSCANT_UNITY=ON -DSCANT_TESTS=OFF -DSCANT_PYTHON=ON \
-    -DPython_EXECUTABLE="$root/.venv/bin/python" &&
-    .venv/bin/python tools/check_unity.py --build build/unity --jobs "$jobs"
-}
 check_tidy() {
   local options=()
   [ "$long" = 0 ] || options+=(--all)
@@ -74,7 +69,6 @@ run_checks() {
     "format|clang-format and ruff format"
     "lint|ruff, shellcheck, file and function sizes"
     "gcc|no warnings with GCC"
-    "unity|sources compile some at a time"
     "tidy|no warnings with Clang, clang-tidy (what changed last)"
     "includes|no include upwards"
     "types|mypy --strict"
@@ -97,7 +91,7 @@ run_checks() {
     case $name in figures | commands) setup_scant ;; esac
     case $name in
       commands) say "$words"; check_commands || failed+=("$name") ;;  # each command is a line of progress
-      gcc | unity | tidy) locked step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
+      gcc | tidy) locked step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
       *) step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
     esac
   done

@@ -2,8 +2,9 @@
 # working directory.
 logs=$root/build/logs
 jobs=${JOBS:-$(nproc)}
-# Builds in build/NAME with the same options share ccache's objects: paths are relative there.
-export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+# Builds in build/NAME with the same options share ccache's objects: paths are relative there. What
+# is new costs no extra run of the preprocessor: the compiler's list of dependencies serves.
+export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
 export CXX=${CXX:-c++}  # one name for all: scikit-build-core would take the one that built Python
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 

@@ -102,17 +102,14 @@ setup_scant() {
 }
 
 # The Python package, built in build/wheel-* and installed into .venv; again only when one of its
-# inputs changed. Where nothing is built yet, several sources are compiled at a time; otherwise the
-# objects of build/dev serve the wheel too, through ccache.
+# inputs changed.
 install_scant() {
-  local stamp=.venv/.scant-package want unity=OFF
-  if [ -z "$(find build -name '*.o' -print -quit 2>/dev/null)" ]; then unity=ON; fi
+  local stamp=.venv/.scant-package want
   want=$(hash_of include src python cmake CMakeLists.txt pyproject.toml sim/CMakeLists.txt)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     rm -f "$stamp"
     CMAKE_BUILD_PARALLEL_LEVEL=$jobs step pip-scant "Python package scant" \
-      .venv/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall . \
-      -C "cmake.define.SCANT_UNITY=$unity" || exit 1
+      .venv/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall . || exit 1
     echo "$want" >"$stamp"
   fi
 }
