@@ -156,6 +156,7 @@ class Communicator {
   void abort(std::string_view reason);
 
  private:
+  friend class CommunicatorFactory;  // on other transports; inside of the library
   struct Impl;
   explicit Communicator(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

@@ -14,6 +14,7 @@
 #include "base/queue.h"
 #include "base/thread.h"
 #include "collective/engine/pump.h"
+#include "collective/transport_factory.h"
 #include "collective/work.h"
 #include "net/tcp/tcp_transport.h"
 
@@ -253,6 +254,14 @@ Communicator::Communicator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) 
 
 Result<std::unique_ptr<Communicator>> Communicator::create(Store& store,
                                                            const CommunicatorOptions& options) {
+  return CommunicatorFactory::create(store, options,
+                                     [](Store& from, const CommunicatorOptions& how) {
+                                       return net::TcpTransport::create(from, how);
+                                     });
+}
+
+Result<std::unique_ptr<Communicator>> CommunicatorFactory::create(
+    Store& store, const CommunicatorOptions& options, const collective::TransportFactory& factory) {
   const auto refuse = [](std::string message) {
     return Error{ErrorCode::invalid_argument, 0, kNoRank, std::move(message)};
   };
@@ -268,11 +277,11 @@ Result<std::unique_ptr<Communicator>> Communicator::create(Store& store,
     return refuse("timeouts must be above zero");
   }
   base::set_check_rank(options.rank);
-  Result<std::unique_ptr<net::Transport>> transport = net::TcpTransport::create(store, options);
+  Result<std::unique_ptr<net::Transport>> transport = factory(store, options);
   if (!transport) return transport.error();
-  auto impl = std::make_unique<Impl>(options, std::move(transport.value()));
+  auto impl = std::make_unique<Communicator::Impl>(options, std::move(transport.value()));
   impl->refresh_peers();
-  Impl* shared = impl.get();
+  Communicator::Impl* shared = impl.get();
   const Result<void> started = impl->thread.start(
       "scant-io", [shared] { shared->loop(); }, options.io_cpu);
   if (!started) return started.error();
