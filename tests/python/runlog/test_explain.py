@@ -341,6 +341,23 @@ def test_explain_tells_what_was_chosen_and_why(
     assert row.split()[4:] == ["344", "ms", "4.40", "ms", "19.5", "MB", "100", "%", "99.5", "%"]
 
 
+def test_the_law_of_exposed_time_is_told_where_the_log_has_what_it_needs(
+    tmp_path: pathlib.Path,
+) -> None:
+    at = {"step": 5, "at_s": 1.0}
+    profile = {"kind": "profile", "rho": 5.0, "backward_s": 0.2, "rest_s": 0.121, **at}
+    chosen = {"text": "a plan", "last_share": 1 / 16, "last_bytes": 0.52}
+    plan = {"kind": "plan", "changed": True, "chosen": chosen, **at}
+    text = " ".join(tell(History.of(read(write_lines(tmp_path / "r", RUN, profile, plan)))).split())
+    assert "the last buffer has 6.25 % of the elements, at 0.52 bytes each" in text
+    assert "its transfer of 13.0 ms" in text  # 1.25 · 1/16 · 0.52 · 321 ms
+    for missing in ("last_share", "last_bytes"):
+        old = {**plan, "chosen": {**chosen, missing: None}}
+        told = tell(History.of(read(write_lines(tmp_path / "r", RUN, profile, old))))
+        assert "At step 5: a plan" in told
+        assert "last buffer" not in told
+
+
 def test_a_run_that_has_just_begun_is_told_too(tmp_path: pathlib.Path) -> None:
     history = History.of(read(write_lines(tmp_path / "r", RUN)))
     text = tell(history)
