@@ -22,7 +22,7 @@ class SimulatedTraining {
  public:
   // bytes_per_s: of a link, of which each pair of members has two.
   SimulatedTraining(int members, double bytes_per_s, uint64_t seed)
-      : network({.size = members, .seed = seed}),
+      : network({.size = members, .seed = seed, .link = {}}),
         rng_(seed, 14),
         layout_(World(kSizes, members).layout()) {
     for (Rank station = 0; station < members; ++station) {
