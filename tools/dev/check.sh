@@ -78,7 +78,7 @@ run_checks() {
   )
   local row name words names=() ran=0
   for row in "${rows[@]}"; do names+=("${row%%|*}"); done
-  [ -z "$only" ] || [[ " ${names[*]} " == *" $only "* ]] || die "check: no '$only'; there are: ${names[*]}"
+  [ -z "$only" ] || [[ " ${names[*]} " == *" $only "* ]] || die "check: no check '$only'; there are: ${names[*]}"
   export SCANT_STRICT=ON  # as in the presets: the wheel and the library take the same objects
   setup_packages build test lab check
   setup_venv

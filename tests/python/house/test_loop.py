@@ -1,9 +1,10 @@
-"""The loop of work: what ./dev test --only selects, what clang-tidy looks at, what ./dev says."""
+"""The loop of work: what ./dev test --only selects, what clang-tidy looks at, what a step shows."""
 
 from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -126,32 +127,6 @@ def test_tidy_takes_all_that_a_branch_changed(
     assert sorted(looked_at(history)) == ["a.cc", "b.cc", "new.cc"]
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("dance", "demo test check bench fuzz lab build format clean help"),
-        ("build nothing", "dev release clang asan tsan fuzz coverage"),
-        ("bench nothing", "codecs collectives convergence"),
-        ("fuzz nothing", "address_record_fuzz"),
-        ("check --only nothing", "format lint gcc"),
-        ("check --nothing", "--long, --only NAME"),
-        ("test --nothing", "--long, --only NAME"),
-        ("demo --nothing", "--rate"),
-        ("bench train --nothing", "--quick"),
-        ("clean nothing", "--all"),
-    ],
-)
-def test_an_unknown_word_is_one_line_that_lists_what_there_is(words: str, named: str) -> None:
-    done = subprocess.run(
-        [ROOT / "dev", *words.split()], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert "nothing" in line or "dance" in line
-    assert named in line
-
-
 def in_shell(commands: str, folder: Path) -> list[str]:
     """A program that sources what ./dev sources."""
     bash = shutil.which("bash")
@@ -206,3 +181,14 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     os.close(master)
     group = int((tmp_path / "pid").read_text())
     assert running_in(group) == []
+
+
+def test_every_allowed_skip_names_a_test_that_is_there() -> None:
+    allowed = load("test_summary").read_allowed(ROOT / "tests/allowed_skips.txt")
+    assert allowed
+    for allowance in allowed:
+        suite, _, name = allowance.pattern.partition(":")
+        assert suite == "python"
+        *folders, file, test = name.split(".")
+        text = (ROOT.joinpath(*folders) / f"{file}.py").read_text()
+        assert re.search(rf"^def {re.escape(test.rstrip('*'))}", text, re.MULTILINE) or test == "*"
