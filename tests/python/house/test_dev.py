@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
         ("bench speed", "no benchmark 'speed'; there are: codecs collectives convergence ddp_step"),
         ("fuzz wire", "fuzz: no target 'wire'; there are: address_record_fuzz agreement_fuzz"),
         ("fuzz control_fuzz soon", "fuzz: seconds must be a number, not 'soon'"),
-        ("clean --everything", "clean: no '--everything'; there is: --all"),
+        ("clean --everything", "clean: no option '--everything'; there is: --all"),
     ],
 )
 def test_the_unknown_is_refused_by_name(arguments: str, text: str) -> None:
