@@ -49,7 +49,7 @@ class Progress:
     def __init__(self) -> None:
         self._tty = sys.stderr.isatty()
         self._next = 0.0
-        self._shown = ""
+        self._shown: Sequence[tuple[int, str]] = ()
 
     def show(self, parts: Sequence[tuple[int, str]], last: bool = False) -> None:
         now = time.monotonic()
@@ -60,9 +60,9 @@ class Progress:
         text = fitting(parts, columns() - 1 if self._tty else 1000)
         if self._tty:
             print("\r\x1b[K" + text, end="\n" if last else "", file=sys.stderr, flush=True)
-        elif text != self._shown:
+        elif parts[:2] != self._shown:  # another step, or another training
             print(text, file=sys.stderr, flush=True)
-        self._shown = text
+        self._shown = parts[:2]
 
 
 class Counters:
