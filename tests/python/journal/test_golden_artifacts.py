@@ -21,10 +21,9 @@ np = pytest.importorskip("numpy")
 import torch  # noqa: E402 - after importorskip
 from torch import nn  # noqa: E402
 
-from scant import _scant, codec, runlog  # noqa: E402
+from scant import Journal, _scant, codec, runlog  # noqa: E402
 from scant.journal import cli  # noqa: E402
 from scant.runlog import explain  # noqa: E402
-from scant import Journal  # noqa: E402
 
 ARTIFACTS = Path(__file__).resolve().parents[3] / "tests" / "golden" / "artifacts"
 VERSIONS = sorted(path.name for path in ARTIFACTS.iterdir())

@@ -106,6 +106,12 @@ def test_what_is_no_log_is_named_with_its_line(
     assert len(line) < 300
 
 
+def test_a_log_of_a_newer_version_is_called_a_log(tmp_path: pathlib.Path) -> None:
+    path = write_lines(tmp_path / "r", {**RUN, "version": 9})
+    with pytest.raises(BadLogError, match=r"reads up to 1: upgrade scant$"):
+        read(path)
+
+
 @pytest.mark.parametrize("name", ["absent", ".", "a\0b"])
 def test_a_file_that_cannot_be_read_is_named(
     name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
