@@ -47,7 +47,9 @@ class SimulatedTraining {
     const Time limit = network.now() + 10'000s;
     while (!over()) {
       if (in_step_ == 0 && all_are(State::running)) begin_step();
-      if (!network.advance(limit)) return false;
+      const bool stepping = in_step_ > 0;
+      const bool goes_on = network.advance(limit) || (stepping && in_step_ == 0);
+      if (!goes_on) return nothing_happens();
       for (const Rank station : network.take_runnable()) exchange(station).pump();
     }
     return true;
@@ -105,6 +107,15 @@ class SimulatedTraining {
  private:
   [[nodiscard]] gradient::SimulatedExchange& exchange(Rank station) const {
     return *exchanges_[static_cast<size_t>(station)];
+  }
+  [[nodiscard]] bool nothing_happens() const {
+    for (const Rank station : alive()) {
+      const std::optional<Error>& error = at(station).agreement().error();
+      ADD_FAILURE() << "station " << station
+                    << " waits: " << (error ? error->to_string() : "no error") << ", state "
+                    << static_cast<int>(at(station).agreement().state());
+    }
+    return false;
   }
   // An exchange uses all of a member's links at once, a ring one of them.
   void make_world() {
