@@ -27,6 +27,9 @@ class Residuals {
   [[nodiscard]] const codec::Encoder* worker_if_made(uint32_t slice) const {
     return slices_[slice].worker.encoder.get();
   }
+  [[nodiscard]] const codec::Encoder* owner_if_made(uint32_t slice) const {
+    return slices_[slice].owner.encoder.get();
+  }
   // After encode(): there may be a residual, of this energy.
   void worker_encoded(uint32_t slice, double energy_left) { note(slices_[slice].worker, energy_left); }
   void owner_encoded(uint32_t slice, double energy_left) { note(slices_[slice].owner, energy_left); }
