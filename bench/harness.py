@@ -54,6 +54,45 @@ def apply_defaults(arguments: argparse.Namespace, defaults: Defaults) -> None:
             setattr(arguments, name, quick if arguments.quick else full)
 
 
+class Options:
+    """The options that benchmarks have in common, each with its own default in --help."""
+
+    def __init__(self, parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+        self._parser = parser
+        self._defaults = defaults
+        parser.add_argument(
+            "--quick", action="store_true", help="a short run, to see that everything works"
+        )
+
+    def add(self, name: str, text: str, **more: Any) -> None:
+        """One whose default depends on --quick."""
+        words = f"{text} {default_text(self._defaults, name.lstrip('-').replace('-', '_'))}"
+        self._parser.add_argument(name, help=words.replace("%", "%%"), **more)
+
+    def add_ranks(self) -> None:
+        self.add("--ranks", "numbers of ranks", type=int, nargs="+", metavar="N")
+
+    def add_networks(self, names: Sequence[str]) -> None:
+        text = f"of {', '.join(names)}"
+        self.add("--networks", text, nargs="+", choices=names, metavar="NETWORK")
+
+    def parse(self, written: str, at_least_1: Sequence[str]) -> argparse.Namespace:
+        """Adds what all end with, reads the command line, and refuses what is below 1."""
+        add = self._parser.add_argument
+        text = f"folder for {written} (default: %(default)s)"
+        add("--out", default="out/bench", metavar="FOLDER", help=text)
+        add("--gate", action="store_true", help="fail when a stated figure is missed")
+        add("--worker", help=argparse.SUPPRESS)
+        arguments = self._parser.parse_args()
+        apply_defaults(arguments, self._defaults)
+        for name in at_least_1:
+            value = getattr(arguments, name)
+            least = min(value) if isinstance(value, list | tuple) else value
+            if least < 1:
+                self._parser.error(f"--{name.replace('_', '-')}: {least} is below 1")
+        return arguments
+
+
 def quantiles(values: Sequence[float]) -> list[float]:
     """Lower quartile, median, upper quartile."""
     if len(values) < 2:

@@ -5,7 +5,7 @@ Every rank draws samples of its own; the held-out ones are the same on all ranks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import harness
@@ -13,15 +13,15 @@ import images
 import torch
 from captured import BATCH, BLOCK, RATE
 
+IMAGES_RATE = 1e-3  # AdamW's
 HELD_OUT_BYTES = 100_000
 HELD_OUT_DRAW = 99
 HELD_OUT_WINDOWS, HELD_OUT_PICTURES = 64, 256
 
 
 class Task(Protocol):
-    rate: float  # AdamW's
-
     def model(self) -> torch.nn.Module: ...
+    def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer: ...
     def loss(self, model: torch.nn.Module, draw: torch.Generator) -> torch.Tensor: ...
     def held_out_loss(self, model: torch.nn.Module) -> float: ...
 
@@ -29,14 +29,15 @@ class Task(Protocol):
 class Text:
     """The example's transformer, as bench/codec/convergence.py trains it."""
 
-    rate = RATE
-
     def __init__(self, quick: bool) -> None:
         self._example: Any = harness.load_example()
         text = self._example.load_text()
         self._text, self._held_out = text[:-HELD_OUT_BYTES], text[-HELD_OUT_BYTES:]
         self._layers = 1 if quick else 4
         self._batch = 1 if quick else BATCH
+
+    def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=RATE)
 
     def model(self) -> torch.nn.Module:
         made: torch.nn.Module = self._example.CharTransformer(layers=self._layers, block=BLOCK)
@@ -59,12 +60,13 @@ class Text:
 class Images:
     """The ResNet of bench/images.py."""
 
-    rate = 1e-3
-
     def __init__(self, quick: bool) -> None:
         self._pictures = images.Pictures()
         self._width = 8 if quick else 32
         self._batch = 2 if quick else 16
+
+    def optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=IMAGES_RATE)
 
     def model(self) -> torch.nn.Module:
         return images.ResNet(self._width)

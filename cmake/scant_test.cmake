@@ -1,5 +1,5 @@
-# Tests and fuzzers. Every test has exactly one kind and one room as its CTest labels; a slow one also has the label
-# "long".
+# Tests and fuzzers. The CTest labels of a test are its kind, its room, the plane that the room belongs to, if any, and
+# "long" where it is slow. The files that it runs are its REQUIRED_FILES: ./dev test --only builds no others.
 
 if(SCANT_TESTS)
   find_package(GTest REQUIRED)
@@ -27,38 +27,46 @@ function(scant_test name)
     target_compile_definitions(${name} PRIVATE SCANT_DOCUMENT="${PROJECT_SOURCE_DIR}/${T_DOCUMENT}")
   endif()
   add_test(NAME ${name} COMMAND ${name})
-  scant_labels(${name} ${T_LABEL} ${T_LONG})
+  string(REGEX MATCH "^[a-z]+" room ${name})
+  scant_labels(${name} KIND ${T_LABEL} ROOM ${room} LONG ${T_LONG} NEEDS ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 600)
   if(T_LABEL STREQUAL "e2e")
     set_tests_properties(${name} PROPERTIES RUN_SERIAL ON)
   endif()
 endfunction()
 
-# scant_labels(<name> <kind> <long>): the labels of a test.
-function(scant_labels name kind long)
-  string(REGEX MATCH "^[a-z]+" room ${name})
-  set(labels ${kind} ${room})
-  if(long)
+# scant_labels(<test> KIND unit|property|sim|e2e|fuzz ROOM base|... [LONG TRUE] NEEDS target ...): the labels of a test,
+# and the targets whose files it runs or installs.
+function(scant_labels name)
+  cmake_parse_arguments(L "" "KIND;ROOM;LONG" "NEEDS" ${ARGN})
+  set(labels ${L_KIND} ${L_ROOM})
+  foreach(plane IN LISTS SCANT_PLANES_KNOWN)
+    if(L_ROOM IN_LIST SCANT_ROOMS_${plane})
+      list(APPEND labels ${plane})
+    endif()
+  endforeach()
+  if(L_LONG)
     list(APPEND labels long)
   endif()
-  set_tests_properties(${name} PROPERTIES LABELS "${labels}")
+  list(REMOVE_DUPLICATES labels)
+  set(files "")
+  foreach(target IN LISTS L_NEEDS)
+    list(APPEND files $<TARGET_FILE:${target}>)
+  endforeach()
+  set_tests_properties(${name} PROPERTIES LABELS "${labels}" REQUIRED_FILES "${files}")
 endfunction()
 
-# scant_fuzzer(<name> SOURCES a_fuzz.cc USES net ...): LLVMFuzzerTestOneInput plus
-# tests/fuzz/corpus/<name>/. In the fuzz preset it is a libFuzzer program, replayed on its corpus
-# (label fuzz) and run for a minute (label long). Elsewhere the same code replays the corpus as an
-# ordinary test, with any compiler and sanitizer.
+# scant_fuzzer(<name> ROOM net SOURCES a_fuzz.cc): LLVMFuzzerTestOneInput plus tests/fuzz/corpus/<name>/. In the fuzz
+# preset it is a libFuzzer program, replayed on its corpus and run for a minute (label long). Elsewhere the same code
+# replays the corpus as an ordinary test, with any compiler and sanitizer.
 function(scant_fuzzer name)
-  cmake_parse_arguments(F "" "" "SOURCES;USES" ${ARGN})
+  cmake_parse_arguments(F "" "ROOM" "SOURCES" ${ARGN})
   set(corpus ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${name})
   if(NOT IS_DIRECTORY ${corpus})
     message(FATAL_ERROR "scant_fuzzer(${name}): no corpus in ${corpus}")
   endif()
   add_executable(${name} ${F_SOURCES})
-  foreach(used IN LISTS F_USES)
-    target_link_libraries(${name} PRIVATE scant_${used})
-  endforeach()
-  target_link_libraries(${name} PRIVATE scant_flags)
+  target_link_libraries(${name} PRIVATE scant_${F_ROOM} scant_flags)
   if(SCANT_FUZZ)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
     add_test(NAME ${name} COMMAND ${name} -runs=0 ${corpus})
@@ -67,10 +75,12 @@ function(scant_fuzzer name)
              COMMAND ${name} -max_total_time=60 -print_final_stats=1
                      -artifact_prefix=${PROJECT_BINARY_DIR}/fuzz/${name}-
                      ${PROJECT_BINARY_DIR}/fuzz/${name} ${corpus})
-    set_tests_properties(${name}_minute PROPERTIES LABELS "fuzz;long" TIMEOUT 180)
+    scant_labels(${name}_minute KIND fuzz ROOM ${F_ROOM} LONG TRUE NEEDS ${name})
+    set_tests_properties(${name}_minute PROPERTIES TIMEOUT 180)
   else()
     target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_main.cc)
     add_test(NAME ${name} COMMAND ${name} ${corpus})
   endif()
-  set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT 120)
+  scant_labels(${name} KIND fuzz ROOM ${F_ROOM} NEEDS ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 120)
 endfunction()

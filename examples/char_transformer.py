@@ -14,6 +14,7 @@ import argparse
 import json
 import pathlib
 import resource
+import statistics
 import sys
 import sysconfig
 import time
@@ -108,6 +109,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bucket-mb", type=int, help="of DDP's buckets; default: torch's own")
     parser.add_argument("--run-log", help="of wrap, for scant explain and scant top")
     parser.add_argument("--steps", type=int, default=100)
+    text = "stop before --steps, at this mean loss of the last --window steps"
+    parser.add_argument("--until", type=float, help=text)
+    parser.add_argument("--window", type=int, default=10)
     parser.add_argument("--batch", type=int, default=8, help="sequences of a rank and step")
     parser.add_argument("--block", type=int, default=64, help="bytes of a sequence")
     parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's learning rate")
@@ -158,21 +162,25 @@ def main() -> None:
     if rank == 0 and arguments.log:
         path = pathlib.Path(arguments.log)
         log = path.open("w")
+    losses: list[float] = []  # the same on every rank, so that all stop together
     start, used = time.perf_counter(), time.process_time()
     for step in range(arguments.steps):
         began = time.perf_counter()
         window = sample(text, draw, arguments.batch, arguments.block)
         mean = train_step(model, optimizer, window).clone()
         dist.all_reduce(mean)
+        losses.append(round(float(mean) / dist.get_world_size(), 5))
         if rank == 0:
             now = time.perf_counter()
             row = {
                 "step": step,
-                "loss": round(float(mean) / dist.get_world_size(), 5),
+                "loss": losses[-1],
                 "step_s": round(now - began, 6),
                 "wall_s": round(now - start, 6),
             }
             print(json.dumps(row), file=log, flush=True)
+        if arguments.until and statistics.fmean(losses[-arguments.window :]) <= arguments.until:
+            break
     cpu = torch.tensor([time.process_time() - used])
     dist.all_reduce(cpu)
     if rank == 0:

@@ -1,5 +1,5 @@
-// scant_sim: runs the engine on a simulated network, one scenario for each seed. A failure prints
-// the seed, the commit and the scenario; the same seed gives the same run.
+// scant_sim: runs the engine, or whole trainings, on a simulated network, one scenario for each
+// seed. A failure prints the seed, the commit and the scenario; the same seed gives the same run.
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "sim/runner.h"
+#include "sim/training_runner.h"
 
 namespace {
 
@@ -23,17 +24,20 @@ struct Arguments {
   uint64_t last = 1;
   int size = 0;        // 0: drawn from the seed
   bool crowd = false;  // one large all-reduce instead of a random scenario
+  bool trainings = false;
   bool verbose = false;
   std::string file;  // seeds, one a line
 };
 
 constexpr const char* kUsage =
-    "usage: scant_sim --seed S | --seeds A..B | --file PATH  [--ranks N] [--crowd] [--verbose]\n"
+    "usage: scant_sim --seed S | --seeds A..B | --file PATH  [--trainings] [--ranks N] [--crowd] "
+    "[--verbose]\n"
     "  --seed S       one scenario, replayed exactly\n"
     "  --seeds A..B   all of a range\n"
     "  --file PATH    the seeds of a file, one a line; # starts a comment\n"
+    "  --trainings    rounds of gradients on these ranks instead of single operations\n"
     "  --ranks N      this many ranks instead of a drawn number\n"
-    "  --crowd        an all-reduce among many ranks instead of a drawn scenario\n"
+    "  --crowd        an all-reduce (a training by split and q4) among many ranks, undrawn\n"
     "  --verbose      prints every scenario\n";
 
 std::optional<uint64_t> number(const char* text) {
@@ -64,6 +68,10 @@ std::optional<Arguments> parse(int argc, char** argv) {
       arguments.crowd = true;
       continue;
     }
+    if (option == "--trainings") {
+      arguments.trainings = true;
+      continue;
+    }
     if (option == "--verbose") {
       arguments.verbose = true;
       continue;
@@ -88,16 +96,27 @@ std::optional<Arguments> parse(int argc, char** argv) {
   return arguments;
 }
 
+void print_scenario(uint64_t seed, const std::string& scenario) {
+  std::printf("seed=%llu %s\n", static_cast<unsigned long long>(seed), scenario.c_str());
+  std::fflush(stdout);
+}
+
 // True when every invariant held.
+bool report(uint64_t seed, const std::string& scenario,
+            const std::vector<std::string>& complaints) {
+  if (complaints.empty()) return true;
+  std::printf("FAILED seed=%llu commit=%s\n%s\n", static_cast<unsigned long long>(seed),
+              std::string(scant::base::commit()).c_str(), scenario.c_str());
+  for (const std::string& complaint : complaints) std::printf("  %s\n", complaint.c_str());
+  std::fflush(stdout);
+  return false;
+}
+
 bool run_seed(uint64_t seed, const Arguments& arguments) {
   const Scenario scenario = arguments.crowd
                                 ? scant::sim::make_crowd(seed, std::max(arguments.size, 2))
                                 : scant::sim::make_scenario(seed, arguments.size);
-  if (arguments.verbose) {
-    std::printf("seed=%llu %s\n", static_cast<unsigned long long>(seed),
-                scenario.to_string().c_str());
-    std::fflush(stdout);
-  }
+  if (arguments.verbose) print_scenario(seed, scenario.to_string());
   Runner runner(scenario);
   const std::vector<std::string> complaints = runner.run();
   if (arguments.verbose) {
@@ -106,12 +125,44 @@ bool run_seed(uint64_t seed, const Arguments& arguments) {
                 static_cast<unsigned long long>(runner.operations()),
                 std::chrono::duration<double>(runner.virtual_time()).count());
   }
-  if (complaints.empty()) return true;
-  std::printf("FAILED seed=%llu commit=%s\n%s\n", static_cast<unsigned long long>(seed),
-              std::string(scant::base::commit()).c_str(), scenario.to_string().c_str());
-  for (const std::string& complaint : complaints) std::printf("  %s\n", complaint.c_str());
-  std::fflush(stdout);
-  return false;
+  return report(seed, scenario.to_string(), complaints);
+}
+
+using Counts = scant::sim::TrainingRunner::Counts;
+
+bool run_training(uint64_t seed, const Arguments& arguments, Counts& all) {
+  const scant::sim::Training training =
+      arguments.crowd ? scant::sim::make_training_crowd(seed, std::max(arguments.size, 2))
+                      : scant::sim::make_training(seed, arguments.size);
+  if (arguments.verbose) print_scenario(seed, training.to_string());
+  scant::sim::TrainingRunner runner(training);
+  const std::vector<std::string> complaints = runner.run();
+  const Counts& counts = runner.counts();
+  all.rounds += counts.rounds;
+  all.checked += counts.checked;
+  all.failed += counts.failed;
+  all.parted += counts.parted;
+  all.returned += counts.returned;
+  all.epochs += counts.epochs;
+  if (arguments.verbose) {
+    std::printf("seed=%llu %llu rounds in %.3f virtual seconds\n",
+                static_cast<unsigned long long>(seed),
+                static_cast<unsigned long long>(counts.rounds),
+                std::chrono::duration<double>(runner.virtual_time()).count());
+  }
+  return report(seed, training.to_string(), complaints);
+}
+
+void print_counts(const Counts& counts) {
+  std::printf(
+      "%llu rounds ended well, the mass of %llu was checked; %llu failed, %llu of them on "
+      "some members alone; %llu records taken back after one; %llu epochs\n",
+      static_cast<unsigned long long>(counts.rounds),
+      static_cast<unsigned long long>(counts.checked),
+      static_cast<unsigned long long>(counts.failed),
+      static_cast<unsigned long long>(counts.parted),
+      static_cast<unsigned long long>(counts.returned),
+      static_cast<unsigned long long>(counts.epochs));
 }
 
 std::optional<std::vector<uint64_t>> read_seeds(const std::string& path) {
@@ -151,9 +202,13 @@ int main(int argc, char** argv) {
   }
   size_t failed = 0;
   const auto start = std::chrono::steady_clock::now();
+  Counts counts;
   for (const uint64_t seed : seeds) {
-    if (!run_seed(seed, *arguments)) ++failed;
+    const bool well =
+        arguments->trainings ? run_training(seed, *arguments, counts) : run_seed(seed, *arguments);
+    if (!well) ++failed;
   }
+  if (arguments->trainings) print_counts(counts);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("%zu seeds, %zu failed, %.1f s, commit=%s\n", seeds.size(), failed, seconds,

@@ -174,6 +174,10 @@ def run_block(root: Path, block: Block) -> str:
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
         problem = f"not done after {block.timeout_s:.0f} s"
+    except BaseException:  # Ctrl-C does not reach another session
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
     return f"{problem}\n{output[-4000:]}" if problem else ""
 
 

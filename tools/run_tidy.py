@@ -1,4 +1,8 @@
-"""clang-tidy over every C++ source of a configured clang build, remembering what was clean.
+"""clang-tidy over what changed last, or over every source of a configured clang build.
+
+What changed last: on a branch, the files that differ from main; on main, the LAST_MAX sources that
+commits or an editor changed last, where a file that only moved did not change. A header stands for
+one source that includes it, its own before others. What it does to the rest, --all sees.
 
 Clang's own warnings are a part of it (clang-diagnostic-*), so that nothing needs to be built first;
 sources of Highway kernels are also compiled, since some of their errors show only then. Two rows of
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +31,10 @@ TIDY = "clang-tidy-14"
 # Following every path through GoogleTest takes two thirds of the time and has found nothing.
 TEST_CHECKS = "--checks=-clang-analyzer-*"
 KERNELS = "hwy/foreach_target.h"
+MAIN = ("main", "origin/main")
+LAST_MAX = 40  # sources; a few minutes on two cores
+COMMITS_MAX = 300  # that are looked through for them
+SUFFIXES = (".cc", ".h")
 
 
 @dataclass(frozen=True)
@@ -115,18 +124,75 @@ def check(unit: Unit, record: Path) -> str:
     return found
 
 
+def git(*words: str) -> list[str]:
+    """Lines that git prints; none when it fails."""
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def changed_names(rows: Iterable[str]) -> list[str]:
+    """Of rows of ``git --name-status``: names in their order, without those only moved."""
+    fields = (row.split("\t") for row in rows if row)
+    names = (row[-1] for row in fields if row[0] not in ("D", "R100"))
+    return list(dict.fromkeys(name for name in names if name.endswith(SUFFIXES)))
+
+
+def changed_files() -> tuple[list[str], bool]:
+    """Names, the one changed last first; whether these are all that a branch changed."""
+    status = ("--name-status", "-M", "--", *(f"*{suffix}" for suffix in SUFFIXES))
+    names = git("ls-files", "--others", "--exclude-standard", "--", *status[3:])
+    names += changed_names(git("diff", "HEAD", *status))
+    head = git("rev-parse", "HEAD")
+    bases = [base for name in MAIN for base in git("merge-base", "HEAD", name)]
+    on_branch = bool(bases) and head[0] not in bases
+    if on_branch:
+        names += changed_names(git("diff", bases[0], "HEAD", *status))
+    else:
+        names += changed_names(git("log", "--format=", "-n", str(COMMITS_MAX), *status))
+    return list(dict.fromkeys(names)), on_branch
+
+
+def stands_for(path: Path, units: list[Unit]) -> list[Unit]:
+    """The units of a source; for a header, those of one source that includes it."""
+    found = [unit for unit in units if unit.source == path]
+    if path.suffix != ".h" or not path.is_file():
+        return found
+    include = re.compile(rf'#include "[^"]*\b{re.escape(path.parent.name)}/{re.escape(path.name)}"')
+
+    def distance(source: Path) -> tuple[bool, bool, int, str]:
+        other_folders = set(source.parent.parts) ^ set(path.parent.parts)
+        other_name = source.stem not in (path.stem, f"{path.stem}_test")
+        return other_name, source.name.endswith("_test.cc"), len(other_folders), str(source)
+
+    users = [unit.source for unit in units if include.search(unit.source.read_text())]
+    nearest = min(users, key=distance, default=None)
+    return [unit for unit in units if unit.source == nearest]
+
+
+def changed_units(units: list[Unit]) -> list[Unit]:
+    """What changed last, as the head of this file says."""
+    names, on_branch = changed_files()
+    found: dict[Unit, None] = {}
+    for name in names:
+        if on_branch or len(found) < LAST_MAX:
+            found.update(dict.fromkeys(stands_for(ROOT / name, units)))
+    return list(found)
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Runs clang-tidy where something changed.")
     parser.add_argument("--build", type=Path, required=True, help="a configured clang build")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--all", action="store_true", help="every source, not what changed last")
     arguments = parser.parse_args()
     version = subprocess.run([TIDY, "--version"], capture_output=True, text=True, check=True).stdout
     rules = version + (ROOT / ".clang-tidy").read_text() + Path(__file__).read_text()
     records = ROOT / "build/tidy"
     records.mkdir(parents=True, exist_ok=True)
 
-    units = read_units(arguments.build.resolve())
+    every = read_units(arguments.build.resolve())
+    units = every if arguments.all else changed_units(every)
     todo: list[tuple[Unit, Path]] = []
     for unit in units:
         name = hashlib.sha256(f"{rules}{unit.source}{unit.command}".encode()).hexdigest()
@@ -140,8 +206,9 @@ def main() -> int:
             if found:
                 dirty += 1
                 print(found, flush=True)
-    print(f"{len(units)} files, {len(todo)} checked now, {dirty} with complaints")
-    return 1 if dirty or not units else 0
+    what = "all" if arguments.all else f"what changed last of {len(every)}"
+    print(f"{len(units)} files ({what}), {len(todo)} checked now, {dirty} with complaints")
+    return 1 if dirty or not every else 0
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def report(cases: list[Case], allowed: list[Allowance]) -> int:
     for case in excess:
         print(f"not an allowed skip: {case.identity}")
     if not cases:
-        print("no test ran")
+        print("no test ran (slow ones need --long)")
     print(
         f"{outcomes['passed']} passed, {outcomes['failed']} failed, {outcomes['skipped']} skipped"
     )

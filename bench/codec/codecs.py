@@ -25,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import codec_memory
 import codec_quality
+import codec_report
 import harness
 from captured import capture
 
@@ -57,9 +58,6 @@ SIZES: dict[tuple[float, str], float] = {
     (1.0, "q4"): 0.54,
     (1.0, "q2"): 0.29,
 }
-DECODE_SHARE_MIN = 0.6
-PROBE_SHARE_MAX = 0.02
-TOPK_SPEEDUP_MIN = 30.0
 
 DEFAULTS: harness.Defaults = {
     "elements": (1 << 24, 1 << 18),
@@ -316,57 +314,6 @@ def run_speed(arguments: argparse.Namespace, recorder: harness.Recorder) -> None
             recorder.add(probe_case(gradients, arguments))
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    low, middle, high = (f"{value:.{digits}f}" for value in values)
-    return f"{middle} ({low}–{high})"
-
-
-def report_speed(rows: Sequence[harness.Row]) -> str:
-    head = ["encode", "gradients", "threads", "time ÷ memcpy (quartiles)", "limit", "ms",
-            "bytes/entry", "entries ÷ wanted"]  # fmt: skip
-    lines = [
-        [row["encoding"], row["gradients"], str(row["threads"]), spread(row["ratio"]),
-         f"{row['limit'] or '–'}", f"{row['seconds'][1] * 1e3:.1f}",
-         f"{row['bytes_per_entry']:.3f}", f"{row['entries'] / row['wanted']:.3f}"]
-        for row in rows if row["case"] == "encode"
-    ]  # fmt: skip
-    text = harness.markdown(head, lines)
-    head = ["add 8 records", "gradients", "threads", "share of the memory limit", "ms"]
-    lines = [
-        [row["encoding"].split(",")[0], row["gradients"], str(row["threads"]),
-         spread(row["share_of_memory_limit"]), f"{row['seconds'][1] * 1e3:.1f}"]
-        for row in rows if row["case"] == "decode"
-    ]  # fmt: skip
-    text += "\n\n" + harness.markdown(head, lines)
-    for row in rows:
-        if row["case"] == "topk":
-            text += f"\n\ntorch.topk and its residual update ÷ 1% bf16: {spread(row['speedup'], 1)}"
-        if row["case"] == "probe":
-            text += f"\n\nA probe of 56 points ÷ one q4 step: {spread(row['share_of_encode'], 4)}"
-    return text
-
-
-def gate(rows: Sequence[harness.Row]) -> list[str]:
-    """The stated figures that were missed."""
-    missed = []
-    for row in rows:
-        name = f"{row.get('encoding')}, {row.get('gradients')}, {row.get('threads')} threads"
-        if row["case"] == "encode":
-            if row["limit"] and row["ratio"][1] > row["limit"]:
-                missed.append(f"{name}: {row['ratio'][1]:.2f} of a memcpy")
-            if row["bytes_per_entry_max"] and row["bytes_per_entry"] > row["bytes_per_entry_max"]:
-                missed.append(f"{name}: {row['bytes_per_entry']:.3f} bytes an entry")
-        elif row["case"] == "decode" and row["share_of_memory_limit"][1] < DECODE_SHARE_MIN:
-            missed.append(f"adding {name}: {row['share_of_memory_limit'][1]:.2f} of the limit")
-        elif row["case"] == "topk" and row["speedup"][1] < TOPK_SPEEDUP_MIN:
-            missed.append(f"torch.topk: {row['speedup'][1]:.1f} times as fast")
-        elif row["case"] == "probe" and row["share_of_encode"][1] > PROBE_SHARE_MAX:
-            missed.append(f"probe: {row['share_of_encode'][1]:.3f} of a step")
-        elif row["case"] == "memory" and row["saved"] < row["saved_min"]:
-            missed.append(f"memory with {row['optimizer']}: {row['saved']:.3f} saved")
-    return missed
-
-
 def main() -> int:
     """Command line."""
     arguments = parse()
@@ -381,12 +328,10 @@ def main() -> int:
             codec_quality.run(arguments.capture_step, recorder)
     finally:
         recorder.close()
-        texts = [report_speed(recorder.rows)] if "speed" in arguments.parts else []
-        texts += [codec_memory.report(recorder.rows), codec_quality.report(recorder.rows)]
-        text = "\n\n".join(part for part in texts if part)
+        text = codec_report.report(recorder.rows)
         (folder / "codecs.md").write_text(text + "\n")
         print(text)
-    missed = gate(recorder.rows) if arguments.gate else []
+    missed = codec_report.gate(recorder.rows) if arguments.gate else []
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
     return 1 if missed else 0

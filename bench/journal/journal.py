@@ -48,54 +48,37 @@ DEFAULTS: harness.Defaults = {
 IN_WORKER = ("quick", "steps", "repeats", "settle", "seed", "base_every")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-
-    def words(name: str, text: str) -> str:
-        return f"{text} {harness.default_text(DEFAULTS, name)}"
-
-    add("--quick", action="store_true", help="a short run, to see that everything works")
-    add("--ranks", type=int, nargs="+", metavar="N", help=words("ranks", "numbers of ranks"))
-    networks = list(harness.NETWORKS)
-    text = words("networks", f"of {', '.join(networks)}")
-    add("--networks", nargs="+", choices=networks, metavar="NETWORK", help=text)
+def add_options(parser: argparse.ArgumentParser) -> harness.Options:
+    options = harness.Options(parser, DEFAULTS)
+    options.add_ranks()
+    options.add_networks(list(harness.NETWORKS))
     text = "of scant.torch.wrap, or ddp: DistributedDataParallel on gloo"
-    add("--plans", nargs="+", metavar="PLAN", help=words("plans", text))
-    text = words("kinds", f"of {', '.join(KINDS)}")
-    add("--kinds", nargs="+", choices=KINDS, metavar="KIND", help=text)
+    options.add("--plans", text, nargs="+", metavar="PLAN")
+    options.add("--kinds", f"of {', '.join(KINDS)}", nargs="+", choices=KINDS, metavar="KIND")
     text = "steps from checkpoint to checkpoint of the peers"
-    add("--every", type=int, nargs="+", metavar="N", help=words("every", text))
+    options.add("--every", text, type=int, nargs="+", metavar="N")
     text = "of the journal: steps that a power cut may take"
-    add("--unsynced", type=int, nargs="+", metavar="N", help=words("unsynced", text))
+    options.add("--unsynced", text, type=int, nargs="+", metavar="N")
     text = "steps from base to base of the journal (default: %(default)s)"
-    add("--base-every", default="auto", metavar="N", help=text)
-    add("--steps", type=int, metavar="N", help=words("steps", "of one block"))
-    add("--repeats", type=int, metavar="N", help=words("repeats", "of the A B B A pattern"))
-    text = "steps of each way before it is timed"
-    add("--settle", type=int, metavar="N", help=words("settle", text))
+    parser.add_argument("--base-every", default="auto", metavar="N", help=text)
+    options.add("--steps", "of one block", type=int, metavar="N")
+    options.add("--repeats", "of the A B B A pattern", type=int, metavar="N")
+    options.add("--settle", "steps of each way before it is timed", type=int, metavar="N")
     text = "of weights and samples (default: %(default)s)"
-    add("--seed", type=int, default=1, metavar="N", help=text)
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help=text)
     text = "where states are kept while it runs (default: the folder of --out)"
-    add("--disk", metavar="FOLDER", help=text)
-    text = "folder for rows and table (default: %(default)s)"
-    add("--out", default="out/bench", metavar="FOLDER", help=text)
-    add("--gate", action="store_true", help="fail when a stated figure is missed")
-    add("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--disk", metavar="FOLDER", help=text)
+    return options
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_options(parser)
-    arguments = parser.parse_args()
-    harness.apply_defaults(arguments, DEFAULTS)
+    options = add_options(parser)
+    arguments = options.parse("rows and table", ("steps", "repeats", "every", "unsynced"))
     if arguments.base_every != "auto":
         if not arguments.base_every.isdecimal() or int(arguments.base_every) < 1:
             parser.error(f"--base-every: auto or a number of steps, not {arguments.base_every}")
         arguments.base_every = int(arguments.base_every)
-    for name in ("steps", "repeats", "every", "unsynced"):
-        value = getattr(arguments, name)
-        if min(value if isinstance(value, list) else [value]) < 1:
-            parser.error(f"--{name}: {value} is below 1")
     if arguments.steps % math.lcm(*arguments.every) != 0:
         parser.error(f"--steps: {arguments.steps} is no multiple of each of --every")
     if min(arguments.ranks) < 2:

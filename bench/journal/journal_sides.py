@@ -84,7 +84,7 @@ class Training(Pair):
         torch.manual_seed(seed)
         self._task = task
         self.module = task.model()
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=task.rate)
+        self.optimizer = task.optimizer(self.module.parameters())
         self.model = wrapped(self.module, plan, groups)
         self._draw = torch.Generator().manual_seed(seed * 1000 + dist.get_rank())
         self.steps = 0
@@ -112,7 +112,7 @@ class Fresh(Pair):
     def __init__(self, task: Task) -> None:
         torch.manual_seed(99)
         self.module = task.model()
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=task.rate)
+        self.optimizer = task.optimizer(self.module.parameters())
 
 
 class Keeper:

@@ -14,7 +14,7 @@ using scant::base::Crc32cImplementation;
 
 Buffer random_buffer(size_t size) {
   scant::base::Rng rng(1);
-  Buffer buffer(size);
+  Buffer buffer = Buffer::allocate(size).value();
   for (std::byte& byte : buffer.view()) byte = static_cast<std::byte>(rng.next());
   return buffer;
 }
@@ -34,7 +34,7 @@ void crc(benchmark::State& state, const Crc32cImplementation& implementation) {
 
 void copy(benchmark::State& state) {
   const Buffer data = random_buffer(static_cast<size_t>(state.range(0)));
-  Buffer to(data.size());
+  Buffer to = Buffer::allocate(data.size()).value();
   for (auto _ : state) {
     std::memcpy(to.data(), data.data(), data.size());
     benchmark::ClobberMemory();

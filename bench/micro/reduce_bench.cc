@@ -20,7 +20,7 @@ using scant::collective::ReduceTarget;
 // Bytes that are ordinary numbers in every dtype: exponents near one, no NaN.
 Buffer random_buffer(size_t size, uint64_t stream) {
   scant::base::Rng rng(1, stream);
-  Buffer buffer(size);
+  Buffer buffer = Buffer::allocate(size).value();
   for (size_t i = 0; i < size; ++i) {
     buffer.data()[i] = static_cast<std::byte>(i % 2 == 0 ? rng.below(256) : 0x38 + rng.below(8));
   }
@@ -46,9 +46,9 @@ void copy(benchmark::State& state) {
 void reduce(benchmark::State& state, const ReduceTarget& target, DType dtype, ReduceOp op) {
   const Buffer a = random_buffer(static_cast<size_t>(state.range(0)), 0);
   const Buffer b = random_buffer(a.size(), 1);
-  Buffer expected(a.size());
+  Buffer expected = Buffer::allocate(a.size()).value();
   scant::collective::reduce_reference(dtype, op, a.data(), b.data(), expected.data(), a.size());
-  Buffer to(a.size());
+  Buffer to = Buffer::allocate(a.size()).value();
   target.combine(dtype, op, a.data(), b.data(), to.data(), a.size());
   if (std::memcmp(to.data(), expected.data(), to.size()) != 0) {
     state.SkipWithError("differs from the reference");
@@ -65,7 +65,7 @@ void reduce(benchmark::State& state, const ReduceTarget& target, DType dtype, Re
 // which counts too.
 void copy_and_divide(benchmark::State& state, const ReduceTarget& target, DType dtype) {
   const Buffer data = random_buffer(static_cast<size_t>(state.range(0)), 0);
-  Buffer to(data.size());
+  Buffer to = Buffer::allocate(data.size()).value();
   for (auto _ : state) {
     std::memcpy(to.data(), data.data(), data.size());
     target.divide(dtype, to.data(), to.size(), 3);

@@ -48,33 +48,17 @@ DEFAULTS: harness.Defaults = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-
-    def words(name: str, text: str) -> str:
-        return f"{text} {harness.default_text(DEFAULTS, name)}"
-
-    add("--quick", action="store_true", help="a short run, to see that everything works")
-    add("--ranks", type=int, nargs="+", metavar="N", help=words("ranks", "numbers of ranks"))
-    text = words("networks", f"of {', '.join(NETWORKS)}")
-    add("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", help=text)
-    text = words("operations", f"of {', '.join(OPERATIONS)}")
-    add("--operations", nargs="+", choices=OPERATIONS, metavar="OPERATION", help=text)
-    text = words("sizes", "of a message; 100mbit measures none above 4 MiB")
-    add("--sizes", type=int, nargs="+", metavar="BYTES", help=text)
-    add("--repeats", type=int, metavar="N", help=words("repeats", "of the A B B A pattern"))
-    add("--no-mpi", action="store_true", help="gloo and scant alone (default: Open MPI too)")
-    text = "folder for rows, table and plots (default: %(default)s)"
-    add("--out", default="out/bench", metavar="FOLDER", help=text)
-    add("--gate", action="store_true", help="fail when a stated figure is missed")
-    add("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    harness.apply_defaults(arguments, DEFAULTS)
-    for name in ("ranks", "sizes", "repeats"):
-        value = getattr(arguments, name)
-        least = min(value) if name != "repeats" else value
-        if least < 1:
-            parser.error(f"--{name}: {least} is below 1")
-    return arguments
+    options = harness.Options(parser, DEFAULTS)
+    options.add_ranks()
+    options.add_networks(NETWORKS)
+    text = f"of {', '.join(OPERATIONS)}"
+    options.add("--operations", text, nargs="+", choices=OPERATIONS, metavar="OPERATION")
+    text = "of a message; 100mbit measures none above 4 MiB"
+    options.add("--sizes", text, type=int, nargs="+", metavar="BYTES")
+    options.add("--repeats", "of the A B B A pattern", type=int, metavar="N")
+    text = "gloo and scant alone (default: Open MPI too)"
+    parser.add_argument("--no-mpi", action="store_true", help=text)
+    return options.parse("rows, table and plots", ("ranks", "sizes", "repeats"))
 
 
 # ---- one rank -------------------------------------------------------------------------------

@@ -44,29 +44,14 @@ DEFAULTS: harness.Defaults = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-
-    def words(name: str, text: str) -> str:
-        return f"{text} {harness.default_text(DEFAULTS, name)}"
-
-    add("--quick", action="store_true", help="a short run, to see that everything works")
-    add("--ranks", type=int, nargs="+", metavar="N", help=words("ranks", "numbers of ranks"))
-    networks = list(harness.NETWORKS)
-    text = words("networks", f"of {', '.join(networks)}")
-    add("--networks", nargs="+", choices=networks, metavar="NETWORK", help=text)
-    add("--steps", type=int, metavar="N", help=words("steps", "of one block"))
-    add("--repeats", type=int, metavar="N", help=words("repeats", "of the A B B A pattern"))
+    options = harness.Options(parser, DEFAULTS)
+    options.add_ranks()
+    options.add_networks(list(harness.NETWORKS))
+    options.add("--steps", "of one block", type=int, metavar="N")
+    options.add("--repeats", "of the A B B A pattern", type=int, metavar="N")
     text = "of weights and samples (default: %(default)s)"
-    add("--seed", type=int, default=1, metavar="N", help=text)
-    text = "folder for rows and table (default: %(default)s)"
-    add("--out", default="out/bench", metavar="FOLDER", help=text)
-    add("--gate", action="store_true", help="fail when a stated figure is missed")
-    add("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    harness.apply_defaults(arguments, DEFAULTS)
-    for name in ("steps", "repeats"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name}: {getattr(arguments, name)} is below 1")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help=text)
+    arguments = options.parse("rows and table", ("steps", "repeats"))
     if min(arguments.ranks) < 2:
         parser.error("--ranks: a gradient needs at least 2 to travel")
     return arguments

@@ -2,10 +2,12 @@
 
     ./dev bench train --quick
     ./dev bench train --ranks 4 --models transformer --networks none 1gbit 100mbit 25mbit
+    ./dev bench train --compute replay
 
 For each model, network and number of ranks, in one lab: the step time of every side, in blocks that
 alternate; then whole trainings by --train, each with its own clock. How many steps a side needs to
 the target loss does not depend on the network and comes from recorded trainings (--curves).
+With --compute replay step times alone: computing waits as long as a recorded one took.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import harness
+import replay_figures
 import train_figures
 import train_report
 from train_figures import UNSHAPED
+from train_replay import MADE
 from train_sides import ALONE, PLANS, of_curve, specs
 from train_tasks import TASKS
 
@@ -51,8 +55,19 @@ DEFAULTS: harness.Defaults = {
     "warm_up_steps": (64, 8),
     "warm_up_s": (150.0, 2.0),
 }
-IN_WORKER = ("quick", "parts", "train", "seeds", "train_steps", "buckets_mb", "powersgd", "plans",
-             "steps", "block_s", "repeats", "warm_up_steps", "warm_up_s")  # fmt: skip
+# With --compute replay, where they differ.
+REPLAYED: harness.Defaults = {
+    "models": ([MADE], [MADE]),
+    "ranks": ([4], [2]),
+    "networks": ([UNSHAPED, "1gbit", "100mbit", "25mbit"], ["1gbit"]),
+    "parts": (["steps"], ["steps"]),
+    "buckets_mb": ([25], [25]),
+    "powersgd": ([16, 4], [1]),
+    "plans": ([], []),
+    "repeats": (3, 1),
+}
+IN_WORKER = ("compute", "quick", "parts", "train", "seeds", "train_steps", "buckets_mb",
+             "powersgd", "plans", "steps", "block_s", "repeats", "warm_up_steps", "warm_up_s")  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +77,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         return f"{text} {harness.default_text(DEFAULTS, name)}".replace("%", "%%")
 
     add("--quick", action="store_true", help="a short run, to see that everything works")
-    add("--models", nargs="+", choices=list(TASKS), metavar="NAME",
-        help=words("models", f"of {', '.join(TASKS)}"))  # fmt: skip
+    add("--compute", choices=("real", "replay"), default="real",
+        help="replay: backward waits as long as a recorded one took, and hands out recorded "
+        "gradients; step times alone (default: %(default)s)")  # fmt: skip
+    add("--models", nargs="+", choices=[*TASKS, MADE], metavar="NAME",
+        help=words("models", f"of {', '.join(TASKS)}")
+        + f"; {MADE} too (and alone, unless named) with --compute replay")  # fmt: skip
     add("--ranks", type=int, nargs="+", metavar="N", help=words("ranks", "numbers of ranks"))
     add("--networks", nargs="+", metavar="RATE",
         help=words("networks", "rates of the lab's links"))  # fmt: skip
@@ -102,7 +121,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=lead)
     add_options(parser)
     arguments = parser.parse_args()
-    harness.apply_defaults(arguments, DEFAULTS)
+    replayed = arguments.compute == "replay"
+    harness.apply_defaults(arguments, DEFAULTS | (REPLAYED if replayed else {}))
+    if replayed and arguments.parts != ["steps"]:
+        parser.error("--compute replay: it learns nothing, so it has --parts steps alone")
+    if MADE in arguments.models and not replayed:
+        parser.error(f"--models {MADE}: it is nothing to train; add --compute replay")
     for name in ("steps", "repeats", "train_steps", "buckets_mb", "powersgd"):
         value = getattr(arguments, name)
         if min(value if isinstance(value, list) else [value]) < 1:
@@ -143,7 +167,12 @@ def side_row(name: str, ranks: Sequence[dict[str, Any]], alone_s: float) -> harn
 
 def steps_row(found: harness.Row, arguments: argparse.Namespace) -> harness.Row:
     ranks = found["by_rank"]
-    wanted = specs(arguments.buckets_mb, arguments.powersgd, arguments.plans)
+    wanted = specs(
+        arguments.buckets_mb,
+        arguments.powersgd,
+        arguments.plans,
+        backend=arguments.compute == "real",
+    )
     alone = harness.of_all_ranks([one["samples"][ALONE] for one in ranks])["seconds"][1]
     dense = ranks[0]["dense_s"]
     return {
@@ -188,7 +217,7 @@ def to_row(found: harness.Row, row: harness.Row, arguments: argparse.Namespace) 
     errors = [one["error"] for one in found["by_rank"] if one.get("error")]
     if errors:
         return {**row, "error": errors[0]}
-    own = steps_row(found, arguments) if found["case"] == "steps" else training_row(found)
+    own = training_row(found) if found["case"] == "training" else steps_row(found, arguments)
     row |= own | {"quick": arguments.quick}
     if found["case"] == "training" and not own["same_parameters"]:
         row["error"] = f"{own['configuration']}: parameters differ between the ranks"
@@ -204,6 +233,7 @@ def run_lab(
 
     rate = None if network == UNSHAPED else parse_rate(network)
     row: harness.Row = {"model": model, "ranks": ranks, "network": network, "rate": rate}
+    row |= {"compute": "replayed"} if arguments.compute == "replay" else {}
     plan = {name: getattr(arguments, name) for name in IN_WORKER} | {"model": model}
     with tempfile.TemporaryDirectory() as folder:
         results = pathlib.Path(folder) / "results"
@@ -237,8 +267,10 @@ def known_curves(arguments: argparse.Namespace) -> list[harness.Row]:
 def gate(
     rows: Sequence[harness.Row], curves: Sequence[harness.Row], arguments: argparse.Namespace
 ) -> list[str]:
-    labs = itertools.product(arguments.models, arguments.ranks, arguments.networks)
-    return train_figures.gate(rows, train_figures.Curves([*curves, *rows]), list(labs))
+    labs = list(itertools.product(arguments.models, arguments.ranks, arguments.networks))
+    if arguments.compute == "replay":
+        return replay_figures.gate(rows, labs)
+    return train_figures.gate(rows, train_figures.Curves([*curves, *rows]), labs)
 
 
 def main() -> int:

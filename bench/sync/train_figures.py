@@ -15,11 +15,11 @@ from typing import Any
 
 import harness
 
+from scant.report.losses import steps_to, target_loss
+
 Rows = Sequence[harness.Row]
 Place = tuple[str, int, str]  # model, ranks, network
 
-WINDOW = 20  # steps whose mean is the smoothed loss
-TARGET_AT = 0.8  # of plain's steps
 KEPT_TOLERANCE = 0.002  # two plans that keep so nearly the same are of one fidelity
 SIMULATED = ("transformer", 4)  # what bench/codec/convergence.py trains: model and ranks
 UNSHAPED = "none"
@@ -52,18 +52,6 @@ def good(rows: Rows, case: str) -> list[harness.Row]:
 # ---- curves ---------------------------------------------------------------------------------
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Means of the last WINDOW steps, of fewer at the beginning."""
-    return [
-        statistics.fmean(losses[max(0, end - WINDOW) : end]) for end in range(1, len(losses) + 1)
-    ]
-
-
-def steps_to(losses: Sequence[float], target: float) -> int | None:
-    """The first step whose smoothed loss is at the target."""
-    return next((i for i, loss in enumerate(smoothed(losses), 1) if loss <= target), None)
-
-
 def mean_of(lists: Sequence[Sequence[float]]) -> list[float]:
     """Element by element, as far as all go."""
     return [statistics.fmean(of) for of in zip(*lists, strict=False)]
@@ -93,9 +81,15 @@ class Curves:
 
     def loss(self, like: harness.Row, name: str, seeds: Sequence[int]) -> list[float] | None:
         """Mean loss over those of these seeds that were trained."""
+        return None if (known := self.known(like, name, seeds)) is None else known[1]
+
+    def known(
+        self, like: harness.Row, name: str, seeds: Sequence[int]
+    ) -> tuple[list[int], list[float]] | None:
+        """Those of these seeds that were trained, and their mean loss."""
         rows = self.of(like, name)
-        found = [rows[seed]["loss"] for seed in seeds if seed in rows]
-        return mean_of(found) if found else None
+        found = [seed for seed in seeds if seed in rows]
+        return (found, mean_of([rows[seed]["loss"] for seed in found])) if found else None
 
 
 # ---- time to the target ---------------------------------------------------------------------
@@ -167,7 +161,7 @@ def plain_and_target(
 ) -> tuple[list[float], float]:
     """Plain's mean loss over these seeds, and the target that follows from it."""
     loss = mean_of([plain[seed]["loss"] for seed in seeds])[:steps]
-    return loss, smoothed(loss)[math.ceil(TARGET_AT * len(loss)) - 1]
+    return loss, target_loss(loss)
 
 
 def outcome(row: harness.Row, own: Rows, plain: dict[int, harness.Row], curves: Curves) -> Outcome:
@@ -182,14 +176,13 @@ def outcome(row: harness.Row, own: Rows, plain: dict[int, harness.Row], curves: 
     for name, kind in row.get("kinds", {}).items():
         if kind != "peer":
             continue
-        recorded = curves.of(row, row["curves"][name])
-        known = [seed for seed in seeds if seed in recorded]
-        if not known:
+        recorded = curves.known(row, row["curves"][name], seeds)
+        if recorded is None:
             unknown.append(name)
             continue
+        known, of_peer = recorded
         if len(known) < len(seeds):
             short.append(name)
-        of_peer = mean_of([recorded[seed]["loss"] for seed in known])
         _, its_target = plain_and_target(plain, known, len(loss))  # of the same seeds
         steps = steps_to(of_peer, its_target)
         peers[name] = steps * row["sides"][name]["seconds"][1] if steps else None

@@ -7,10 +7,9 @@ import statistics
 from collections.abc import Sequence
 
 import harness
+import replay_figures
 from train_figures import (
     OURS,
-    TARGET_AT,
-    WINDOW,
     Curves,
     Outcome,
     Rows,
@@ -19,12 +18,12 @@ from train_figures import (
     outcomes,
     prediction_errors,
     silent_share,
-    smoothed,
     where,
 )
 from train_sides import CHECK_EVERY
 
 from scant.report import Page, Series, bar_plot, line_plot
+from scant.report.losses import TARGET_AT, WINDOW, smoothed
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -35,7 +34,9 @@ EXPLAINED = (
     "step without communication. Exposed: beyond a step without communication; waited: after "
     "backward, by scant's own clock. Sent ÷ budget: bytes of scant's sides ÷ what their plan asks "
     "for. Sent nothing: parts of tensors that had something to send and sent nothing in a step. "
-    f"In a training all ranks' parameters are compared after every {CHECK_EVERY}th step."
+    f"In a training all ranks' parameters are compared after every {CHECK_EVERY}th step. Compute "
+    "replayed: backward waits as long as a recorded one took and hands out recorded gradients, as "
+    "on a host whose cores idle while an accelerator computes; step time alone, no progress."
 )
 
 
@@ -183,7 +184,10 @@ def page(rows: Rows, curves: Curves, text: Sequence[str]) -> Page:
     if never_worse(rows):
         made.heading("The planner's choice beside plans given by hand")
         made.table(*worse_table(rows))
-    for row in good(rows, "steps"):
+    if good(rows, "replay"):
+        made.heading("Compute replayed: share of a free network's step")
+        made.table(*replay_figures.table(rows))
+    for row in (*good(rows, "steps"), *good(rows, "replay")):
         made.heading(f"Step times: {where(row)}, ρ {row['rho']:.2f}")
         names = shown_sides(row)
         times = [1e3 * row["sides"][name]["seconds"][1] for name in names]
@@ -202,15 +206,18 @@ def write(rows: Rows, recorded: Rows, folder: pathlib.Path) -> str:
         for one in found
         if one.unknown
     ]
-    said += missing
+    said += [*missing, *replay_figures.sentences(rows)]
     said += [f"{where(row)}: {row['error']}" for row in rows if "error" in row]
     parts = [EXPLAINED, *said]
     if found:
         parts.append(harness.markdown(*outcome_table(found)))
     if never_worse(rows):
         parts.append(harness.markdown(*worse_table(rows)))
-    for row in good(rows, "steps"):
-        title = f"{where(row)}, ρ {row['rho']:.2f}; with no communication a step takes "
+    if good(rows, "replay"):
+        parts.append(harness.markdown(*replay_figures.table(rows)))
+    for row in (*good(rows, "steps"), *good(rows, "replay")):
+        title = "compute replayed: " if row["case"] == "replay" else ""
+        title += f"{where(row)}, ρ {row['rho']:.2f}; with no communication a step takes "
         title += f"{1e3 * row['sides']['alone']['seconds'][1]:,.1f} ms"
         parts += [title, harness.markdown(*step_table(row))]
     page(rows, curves, said).write(folder / "train.html")

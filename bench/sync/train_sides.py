@@ -65,14 +65,18 @@ def silent_parts(report: dict[str, Any]) -> tuple[int, int]:
     return sum(found), len(found)
 
 
-def specs(buckets_mb: Sequence[int], powersgd: Sequence[int], plans: Sequence[str]) -> list[Spec]:
-    """All sides of a row, in the order of their turns: the planner's between the plans."""
+def specs(
+    buckets_mb: Sequence[int], powersgd: Sequence[int], plans: Sequence[str], backend: bool = True
+) -> list[Spec]:
+    """All sides of a row, in the order of their turns: the planner's between the plans. `backend`:
+    DDP on scant is one."""
     ours = [Spec(plan, "pinned", "f32" if plan == "plain" else plan) for plan in plans]
     ours[len(ours) // 2 : len(ours) // 2] = [of_curve(AUTO), of_curve(IN_FORWARD)]
     peers = [Spec(f"DDP, {mb} MB", "peer", "f32", bucket_mb=mb) for mb in buckets_mb]
     peers += [Spec(f"fp16, {mb} MB", "peer", "fp16", "fp16", bucket_mb=mb) for mb in buckets_mb]
     peers += [of_curve(f"PowerSGD {rank}") for rank in powersgd]
-    peers.append(Spec("DDP on scant", "peer", "f32", backend="scant"))
+    if backend:
+        peers.append(Spec("DDP on scant", "peer", "f32", backend="scant"))
     return [Spec(ALONE, "alone", ""), *ours, *peers]
 
 
@@ -113,7 +117,7 @@ class Side:
         self._more = more or {}
         torch.manual_seed(seed)
         self.module = task.model()
-        self._optimizer = torch.optim.AdamW(self.module.parameters(), lr=task.rate)
+        self._optimizer = task.optimizer(self.module.parameters())
         self.model = self._parallel(groups)
         self._draw = torch.Generator().manual_seed(seed * 1000 + dist.get_rank())
         self.losses: list[float] = []

@@ -5,6 +5,7 @@ Rank 0 writes a JSON line for each part that is finished, with the numbers of al
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import json
@@ -18,6 +19,7 @@ from typing import Any
 import harness
 import torch
 import torch.distributed as dist
+from train_replay import MADE, Recording, ReplayTask, made, record
 from train_sides import ALONE, AUTO, CHECK_EVERY, Side, Spec, of_curve, specs
 from train_tasks import TASKS, Task
 
@@ -161,7 +163,8 @@ def wrong(sides: list[Side], groups: Groups) -> str:
 
 def measure_steps(task: Task, plan: dict[str, Any], groups: Groups) -> dict[str, Any]:
     """This rank's blocks of all sides; every rank runs the same ones."""
-    wanted = specs(plan["buckets_mb"], plan["powersgd"], plan["plans"])
+    real = plan["compute"] == "real"
+    wanted = specs(plan["buckets_mb"], plan["powersgd"], plan["plans"], backend=real)
     sides = {one.name: Side(one, task, plan["seeds"][0], groups) for one in wanted}
     elements = sum(one.numel() for one in sides[ALONE].module.parameters())
     found: dict[str, Any] = {"elements": elements, "dense_s": dense_seconds(elements, groups)}
@@ -244,6 +247,27 @@ def train(task: Task, name: str, seed: int, plan: dict[str, Any], groups: Groups
     }
 
 
+# ---- what is replayed -----------------------------------------------------------------------
+
+
+def recording(plan: dict[str, Any], groups: Groups) -> Recording:
+    """This rank's gradients at the times of rank 0, which are those of an idle machine: ranks
+    record one after the other."""
+    seed, rank = plan["seeds"][0], dist.get_rank()
+    if plan["model"] == MADE:
+        return made(plan["quick"], seed, rank)
+    own = None
+    for turn in range(dist.get_world_size()):
+        if turn == rank:
+            own = record(TASKS[plan["model"]](plan["quick"]), seed, rank)
+        dist.barrier(group=groups["gloo"])
+    assert own is not None
+    first = [dataclasses.replace(own, gradients=[]) if rank == 0 else None]
+    dist.broadcast_object_list(first, group=groups["gloo"])
+    assert first[0] is not None
+    return own.at_times_of(first[0])
+
+
 # ---- the rank -------------------------------------------------------------------------------
 
 
@@ -254,7 +278,8 @@ def work(plan: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     groups: Groups = {"gloo": dist.group.WORLD, "scant": dist.new_group(backend="scant")}
-    task = TASKS[plan["model"]](plan["quick"])
+    replayed = plan["compute"] == "replay"
+    task = ReplayTask(recording(plan, groups)) if replayed else TASKS[plan["model"]](plan["quick"])
 
     def hand_in(part: dict[str, Any], own: dict[str, Any]) -> None:
         ranks = everyones(own, groups)
@@ -263,7 +288,8 @@ def work(plan: dict[str, Any]) -> None:
                 print(json.dumps({**part, "by_rank": ranks}), file=file)
 
     if "steps" in plan["parts"]:
-        hand_in({"case": "steps"}, measure_steps(task, plan, groups))
+        case = "replay" if replayed else "steps"
+        hand_in({"case": case}, measure_steps(task, plan, groups))
         gc.collect()
     if "training" in plan["parts"]:
         for seed in plan["seeds"]:

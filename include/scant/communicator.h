@@ -49,6 +49,9 @@ class Work {
   // Blocks until done; a zero timeout means the operation's own deadline. Returns the operation's
   // outcome.
   Result<void> wait(Duration timeout = Duration::zero()) const;
+  // By so much after its submission the operation is done, whatever happens: its deadline, and what
+  // a report of it may take.
+  [[nodiscard]] Duration limit() const;
   // Calls `callback(context)` once when the operation is done: at once in the calling thread when
   // it is done already, otherwise on the I/O thread, which it must not block. One callback for each
   // operation; source() is set by then.
@@ -146,10 +149,14 @@ class Communicator {
 
   // Flushes, says goodbye, closes. Pending operations end with ErrorCode::closed. Idempotent.
   Result<void> shutdown(Duration timeout = std::chrono::seconds(5));
-  // The same at once, without goodbye.
+  // The same for a program that ends by an error: the others get ErrorCode::failed, with this rank
+  // and the reason.
+  Result<void> fail(std::string_view reason, Duration timeout = std::chrono::seconds(5));
+  // The same as shutdown() at once, without goodbye.
   void abort(std::string_view reason);
 
  private:
+  friend class CommunicatorFactory;  // on other transports; inside of the library
   struct Impl;
   explicit Communicator(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

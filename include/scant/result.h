@@ -19,13 +19,15 @@ enum class ErrorCode : uint8_t {
   mismatch,          // ranks disagree: operation, size, dtype, world size
   peer_lost,         // a peer died, stopped or became unreachable
   timeout,           // a deadline passed while every needed peer was alive
-  refused,           // authentication or job check failed
+  refused,           // the job's secret or another check of who may enter failed
   corrupt,           // bytes failed a checksum, a length or a version check
   resource,          // memory, descriptors, disk or a bounded queue ran out
   io,                // the operating system refused; see sys_errno
   closed,            // the communicator was shut down or aborted
   unsupported,       // a valid request that this build or backend cannot serve
+  failed,            // a peer's program ended by an error, which the message repeats
 };
+inline constexpr int kErrorCodeCount = 11;
 
 [[nodiscard]] const char* name(ErrorCode code);
 

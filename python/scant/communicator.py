@@ -148,6 +148,12 @@ class Communicator(Collectives, lifetime._Closable):
         if raw is not None:
             raw.shutdown(timeout)
 
+    def fail(self, reason: str, timeout: float = 5.0) -> None:
+        """The same when this program ends by an error: the others get :class:`scant.Failed`."""
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            raw.fail(reason, timeout)
+
     def abort(self, reason: str = "aborted by the program") -> None:
         """Close at once, without goodbye; peers see this rank as lost."""
         raw, self._raw = self._raw, None
@@ -163,7 +169,9 @@ class Communicator(Collectives, lifetime._Closable):
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if value is None:
             self.shutdown()
+        elif lifetime.is_own(value):
+            self.fail(lifetime.one_line(value))
         else:
-            self.abort(f"{kind.__name__} in the program")
+            self.abort(lifetime.one_line(value))

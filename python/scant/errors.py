@@ -11,6 +11,7 @@ __all__ = [
     "Closed",
     "Corrupt",
     "Error",
+    "Failed",
     "InvalidArgument",
     "Io",
     "Mismatch",
@@ -20,6 +21,7 @@ __all__ = [
     "Timeout",
     "Unsupported",
     "make_error",
+    "reason",
 ]
 
 
@@ -83,7 +85,7 @@ class Timeout(Error, TimeoutError):
 
 
 class Refused(Error):
-    """Authentication or the job check failed."""
+    """The job's secret, or another check of who may enter, failed."""
 
     code = "refused"
 
@@ -121,6 +123,12 @@ class Unsupported(Error):
     code = "unsupported"
 
 
+class Failed(Error):
+    """A peer's program ended by an error; the message repeats it, ``peer`` names the rank."""
+
+    code = "failed"
+
+
 _CLASSES: dict[str, type[Error]] = {
     cls.code: cls
     for cls in (
@@ -134,6 +142,7 @@ _CLASSES: dict[str, type[Error]] = {
         Io,
         Closed,
         Unsupported,
+        Failed,
     )
 }
 
@@ -153,3 +162,8 @@ def _rebuild(
     cls: type[Error], message: str, code: str, rank: int | None, peer: int | None, errno: int
 ) -> Error:
     return cls(message, code=code, rank=rank, peer=peer, errno=errno)
+
+
+def reason(error: BaseException) -> str:
+    """Why it failed; of an OSError without its number and path, which the caller names."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -12,11 +12,11 @@ import socket
 import socketserver
 import threading
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from scant import _scant, checks
-from scant.errors import InvalidArgument
+from scant.closing import Closing
+from scant.errors import InvalidArgument, reason
 
 __all__ = ["Endpoint", "counters", "counters_prometheus", "gauges", "serve", "set_gauges"]
 
@@ -149,7 +149,7 @@ class _Server(socketserver.TCPServer):
         """A scraper that goes away is its own affair."""
 
 
-class Endpoint:
+class Endpoint(Closing):
     """Answers ``/metrics`` from a thread of its own until ``close``; made by :func:`serve`."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -160,8 +160,8 @@ class Endpoint:
             server = type("_ServerOfFamily", (_Server,), {"address_family": family})
             self._server: _Server = server(address, _Handler)
         except OSError as error:
-            why = error.strerror or error
-            raise InvalidArgument(f"metrics: cannot listen on {host} port {port}: {why}") from error
+            text = f"metrics: cannot listen on {host} port {port}: {reason(error)}"
+            raise InvalidArgument(text) from error
         self.host = host
         self.port = int(self._server.server_address[1])
         self._server.timeout = _LOOK_S
@@ -178,17 +178,6 @@ class Endpoint:
         self._stop.set()
         self._thread.join(_ANSWER_S + 2 * _LOOK_S)
         self._server.server_close()
-
-    def __enter__(self) -> Endpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def serve(port: int, host: str = "127.0.0.1") -> Endpoint:

@@ -1,4 +1,5 @@
 // Buffers, queue, rng, counters, threads, checks and errors of base/.
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
@@ -10,6 +11,7 @@
 #include <sched.h>
 #include <set>
 #include <string>
+#include <sys/mman.h>
 #include <thread>
 #include <vector>
 
@@ -30,7 +32,9 @@ TEST(Buffer, IsAlignedWholeAndMoves) {
   constexpr size_t kHuge = size_t{2} << 20;
   for (const size_t size : {size_t{0}, size_t{1}, size_t{63}, size_t{4096}, kHuge - 1, kHuge,
                             kHuge + 1, 3 * kHuge + 4097}) {
-    Buffer buffer(size);
+    Result<Buffer> made = Buffer::allocate(size);
+    ASSERT_TRUE(made.ok());
+    Buffer buffer = std::move(made).value();
     EXPECT_EQ(buffer.size(), size);
     EXPECT_EQ(buffer.view().size(), size);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % (size >= kHuge ? kHuge : 64), 0u);
@@ -39,7 +43,7 @@ TEST(Buffer, IsAlignedWholeAndMoves) {
     Buffer moved(std::move(buffer));
     EXPECT_EQ(moved.data(), data);
     EXPECT_EQ(moved.size(), size);
-    Buffer assigned(128);
+    Buffer assigned = Buffer::allocate(128).value();
     assigned = std::move(moved);
     EXPECT_EQ(assigned.data(), data);
     if (size > 0) {
@@ -48,27 +52,57 @@ TEST(Buffer, IsAlignedWholeAndMoves) {
   }
 }
 
-TEST(BufferDeathTest, AbortsWhenMemoryRunsOut) {
-  EXPECT_DEATH(Buffer(SIZE_MAX), "out of memory");
-  EXPECT_DEATH(Buffer(SIZE_MAX / 4), "out of memory");
+TEST(Buffer, SaysHowMuchMemoryThereWasNot) {
+  for (const size_t size : {SIZE_MAX, SIZE_MAX / 4}) {
+    const Result<Buffer> refused = Buffer::allocate(size);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, ErrorCode::resource);
+    EXPECT_NE(refused.error().message.find(std::to_string(size) + " bytes"), std::string::npos)
+        << refused.error().message;
+  }
+}
+
+TEST(Buffer, CostsNothingWhereItIsNotTouched) {
+  constexpr size_t kSize = size_t{1} << 32;
+  Result<Buffer> made = Buffer::allocate(kSize);
+  ASSERT_TRUE(made.ok());
+  made.value().data()[kSize / 2] = std::byte{1};
+  std::vector<unsigned char> resident(kSize / 4096);
+  ASSERT_EQ(mincore(made.value().data(), kSize, resident.data()), 0);
+  const auto pages = std::count_if(resident.begin(), resident.end(),
+                                   [](unsigned char page) { return (page & 1) != 0; });
+  EXPECT_GE(pages, 1);
+  EXPECT_LE(pages, 512);  // a huge page at most
+}
+
+TEST(Buffer, IsRefusedByTheGate) {
+  const Buffer kept = Buffer::allocate(8).value();
+  set_allocation_gate([](size_t size) { return size < 100; });
+  const Result<Buffer> small = Buffer::allocate(99);
+  const Result<Buffer> large = Buffer::allocate(100);
+  set_allocation_gate(nullptr);
+  EXPECT_TRUE(small.ok());
+  ASSERT_FALSE(large.ok());
+  EXPECT_EQ(large.error().code, ErrorCode::resource);
+  EXPECT_TRUE(Buffer::allocate(100).ok());
 }
 
 TEST(BufferPool, GivesTheWarmestBackAndKeepsNoMoreThanItsLimit) {
   BufferPool pool(1024, 2);
-  std::array<Buffer, 3> buffers = {pool.take(), pool.take(), pool.take()};
+  std::array<Buffer, 3> buffers = {pool.take().value(), pool.take().value(), pool.take().value()};
   const std::byte* const first = buffers[0].data();
   const std::byte* const second = buffers[1].data();
   for (Buffer& buffer : buffers) pool.give(std::move(buffer));
-  const Buffer warmest = pool.take();
-  const Buffer next = pool.take();
+  const Buffer warmest = pool.take().value();
+  const Buffer next = pool.take().value();
   EXPECT_EQ(warmest.data(), second);  // the third was one too many
   EXPECT_EQ(next.data(), first);
-  EXPECT_EQ(pool.take().size(), 1024u);
+  EXPECT_EQ(pool.take().value().size(), 1024u);
 }
 
 TEST(BufferPoolDeathTest, RefusesABufferOfAnotherSize) {
   BufferPool pool(1024, 2);
-  EXPECT_DEATH(pool.give(Buffer(1)), "another size");
+  EXPECT_DEATH(pool.give(Buffer::allocate(1).value()), "another size");
 }
 
 TEST(BoundedQueue, KeepsOrderPerProducerAndLosesNothing) {

@@ -1,8 +1,10 @@
 // Allocation of aligned memory and its recycling.
 #include "base/buffer.h"
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <string>
 #include <sys/mman.h>
 #include <utility>
 
@@ -17,43 +19,60 @@ constexpr size_t kHugePage = size_t{2} << 20;  // x86-64 and most arm64
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 // Whole huge pages of their own, so that freeing returns them and the allocator's heap is not
-// riddled with 2 MiB holes.
+// riddled with 2 MiB holes. Null when the system has no memory or no room for another mapping.
 std::byte* map_huge(size_t size) {
   const size_t wanted = round_up(size, kHugePage);
   const size_t mapped = wanted + kHugePage;
   void* const memory =
       mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  SCANT_CHECK(memory != MAP_FAILED, "out of memory");
+  if (memory == MAP_FAILED) return nullptr;
   auto* const first = static_cast<std::byte*>(memory);
   const size_t before =
       round_up(reinterpret_cast<uintptr_t>(first), kHugePage) - reinterpret_cast<uintptr_t>(first);
   const size_t after = mapped - before - wanted;
-  if (before > 0) SCANT_CHECK(munmap(first, before) == 0);
-  if (after > 0) SCANT_CHECK(munmap(first + before + wanted, after) == 0);
+  // An edge that cannot be cut off, at the limit of mappings, stays: nobody touches it.
+  if (before > 0) static_cast<void>(munmap(first, before));
+  if (after > 0) static_cast<void>(munmap(first + before + wanted, after));
   // A hint: without transparent huge pages the memory is merely slower.
   static_cast<void>(madvise(first + before, wanted, MADV_HUGEPAGE));
   return first + before;
 }
 
 void release(std::byte* data, size_t size) {
-  if (size >= kHugePage) {
-    SCANT_CHECK(munmap(data, round_up(size, kHugePage)) == 0);
-  } else {
+  if (size < kHugePage) {
     std::free(data);
+    return;
   }
+  const size_t mapped = round_up(size, kHugePage);
+  if (munmap(data, mapped) == 0) return;
+  // At the limit of mappings none can be cut in two: the pages go back all the same.
+  SCANT_CHECK(madvise(data, mapped, MADV_DONTNEED) == 0);
 }
+
+std::atomic<AllocationGate> allocation_gate{nullptr};  // set_allocation_gate() with allocate()
 
 }  // namespace
 
-Buffer::Buffer(size_t size) : size_(size) {
-  if (size == 0) return;
-  SCANT_CHECK(size <= PTRDIFF_MAX - 2 * kHugePage, "out of memory");
-  if (size >= kHugePage) {
-    data_ = map_huge(size);
-    return;
+Result<Buffer> Buffer::allocate(size_t size) {
+  if (size == 0) return Buffer();
+  const AllocationGate gate = allocation_gate.load(std::memory_order_acquire);
+  std::byte* data = nullptr;
+  if ((gate == nullptr || gate(size)) && size <= PTRDIFF_MAX - 2 * kHugePage) {
+    data =
+        size >= kHugePage
+            ? map_huge(size)
+            : static_cast<std::byte*>(std::aligned_alloc(kAlignment, round_up(size, kAlignment)));
   }
-  data_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, round_up(size, kAlignment)));
-  SCANT_CHECK(data_ != nullptr, "out of memory");
+  if (data == nullptr) {
+    return Error{.code = ErrorCode::resource,
+                 .message = "no memory for another " + std::to_string(size) +
+                            " bytes: free some, or ask for less"};
+  }
+  return Buffer(data, size);
+}
+
+void set_allocation_gate(AllocationGate gate) {
+  allocation_gate.store(gate, std::memory_order_release);
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
@@ -70,8 +89,8 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 Buffer::~Buffer() { release(data_, size_); }
 
-Buffer BufferPool::take() {
-  if (free_.empty()) return Buffer(buffer_bytes_);
+Result<Buffer> BufferPool::take() {
+  if (free_.empty()) return Buffer::allocate(buffer_bytes_);
   Buffer buffer = std::move(free_.back());
   free_.pop_back();
   return buffer;

@@ -27,6 +27,8 @@ const char* name(ErrorCode code) {
       return "closed";
     case ErrorCode::unsupported:
       return "unsupported";
+    case ErrorCode::failed:
+      return "failed";
   }
   return "unknown";
 }

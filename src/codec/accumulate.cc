@@ -333,6 +333,7 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
   const uint64_t tiles_before = (first - origin) / tile;
   const uint64_t tiles_end = (end - origin + tile - 1) / tile;
   if (out.empty()) return {};
+  if (Result<void> prepared = workspace.prepare(); !prepared) return prepared;
   // A worker takes neighbours: what is fetched ahead is then its own.
   const uint64_t stretch = std::max<uint64_t>(kSparseBlockElements / 2 / tile, 1);
   std::array<bool, base::WorkerPool::kWorkersMax> cleared{};

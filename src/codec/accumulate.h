@@ -12,6 +12,11 @@
 
 namespace scant::codec {
 
+// What each member's record counts in the mean of `members`; who sent none has zeros.
+[[nodiscard]] constexpr float mean_weight(uint32_t members) {
+  return 1.0f / static_cast<float>(members);
+}
+
 // out[i] = weight * (((0 + r0[i]) + r1[i]) + ...), for the tensor's elements [first, first +
 // out.size()): the whole or a slice. Every record is of this tensor and shape and covers the range;
 // else ErrorCode::mismatch, and `out` is untouched. `absent`: empty, or for each record the ranges

@@ -197,6 +197,16 @@ TEST(Conservation, EveryFieldOfASavedStateComesBack) {
   EXPECT_EQ(restored.value().range(), (Range{640, 1000}));
 }
 
+TEST(Conservation, StateOfANewerVersionIsRefusedByName) {
+  auto saved = make({3, 100}, {}).save();
+  saved[4] = std::byte{9};
+  const auto restored = Encoder::restore(saved);
+  ASSERT_FALSE(restored.ok());
+  EXPECT_EQ(restored.error().code, ErrorCode::unsupported);
+  EXPECT_EQ(restored.error().message,
+            "the saved encoder is of version 9; this scant reads up to 1: upgrade scant");
+}
+
 TEST(Conservation, DamagedStateIsRefused) {
   Encoder encoder = make({3, 100}, {.residual = ResidualKind::i8, .momentum = 0.5f});
   const auto saved = encoder.save();

@@ -51,22 +51,46 @@ std::optional<Error> check(Shape shape, const EncoderOptions& options, Range ran
   return std::nullopt;
 }
 
+// The most there is where no memory is large enough.
+size_t float_bytes(uint64_t elements) {
+  return elements > SIZE_MAX / sizeof(float) ? SIZE_MAX : elements * sizeof(float);
+}
+
 }  // namespace
+
+std::optional<std::string> point_fault(Point point) {
+  if (!(point.density > 0.0 && point.density <= 1.0))
+    return "density must lie above 0 and up to 1, got " + text(point.density);
+  if (static_cast<size_t>(point.values) >= kValueKindCount)
+    return "no such kind of value: " + std::to_string(static_cast<int>(point.values));
+  return std::nullopt;
+}
 
 Result<Encoder> Encoder::create(uint32_t tensor, Shape shape, const EncoderOptions& options,
                                 std::optional<Range> range) {
   const Range whole = range.value_or(Range{0, shape.rows * shape.columns});
   if (auto wrong = check(shape, options, whole)) return *std::move(wrong);
-  return Encoder(tensor, shape, options, whole);
+  Result<ResidualStore> residual =
+      ResidualStore::create(options.residual, whole.first, whole.elements);
+  if (!residual) return residual.error();
+  Result<base::Buffer> velocity =
+      base::Buffer::allocate(options.momentum > 0 ? float_bytes(whole.elements) : 0);
+  if (!velocity) return velocity.error();
+  return Encoder(tensor, shape, options, whole, std::move(residual).value(),
+                 std::move(velocity).value());
 }
 
-Encoder::Encoder(uint32_t tensor, Shape shape, const EncoderOptions& options, Range range)
+Encoder::Encoder(uint32_t tensor, Shape shape, const EncoderOptions& options, Range range,
+                 ResidualStore residual, base::Buffer velocity)
     : tensor_(tensor),
       shape_(shape),
       options_(options),
       range_(range),
-      residual_(options.residual, range.first, range.elements) {
-  if (options.momentum > 0) velocity_.assign(range.elements, 0.0f);
+      residual_(std::move(residual)),
+      velocity_memory_(std::move(velocity)),
+      velocity_(reinterpret_cast<float*>(velocity_memory_.data()),
+                velocity_memory_.size() / sizeof(float)) {
+  std::ranges::fill(velocity_, 0.0f);
 }
 
 DrawKey Encoder::draw_key(uint64_t block, uint32_t use) const {
@@ -86,14 +110,12 @@ Result<EncodeReport> Encoder::encode(std::span<const float> gradient, Point poin
     return invalid("gradient has " + std::to_string(gradient.size()) + " elements, the range has " +
                    std::to_string(range_.elements));
   }
-  if (!(point.density > 0.0 && point.density <= 1.0))
-    return invalid("density must lie above 0 and up to 1, got " + text(point.density));
-  if (static_cast<size_t>(point.values) >= kValueKindCount)
-    return invalid("no such kind of value: " + std::to_string(static_cast<int>(point.values)));
-  EncodeReport report = point.density == 1.0
-                            ? DenseStep(*this, gradient.data(), point, workspace).run(record)
-                            : SparseStep(*this, gradient.data(), point, workspace).run(record);
-  report.bytes = record.view().size();
+  if (auto fault = point_fault(point)) return invalid(*std::move(fault));
+  Result<EncodeReport> report =
+      point.density == 1.0 ? DenseStep(*this, gradient.data(), point, workspace).run(record)
+                           : SparseStep(*this, gradient.data(), point, workspace).run(record);
+  if (!report) return report;
+  report.value().bytes = record.view().size();
   ++step_;
   return report;
 }
@@ -128,7 +150,7 @@ Result<void> Encoder::add_residual(std::span<const float> addend) {
 }
 
 void Encoder::clear_residual() {
-  residual_ = ResidualStore(options_.residual, range_.first, range_.elements);
+  residual_.clear();
   std::fill(velocity_.begin(), velocity_.end(), 0.0f);
 }
 

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "codec/range.h"
@@ -40,13 +41,17 @@ struct EncodeReport {
   double energy_left = 0;
 };
 
+// What is wrong with a point of a step; nothing where it can be encoded at.
+[[nodiscard]] std::optional<std::string> point_fault(Point point);
+
 class Encoder {
  public:
-  // An error names the option, the shape or the range that is wrong.
+  // An error names the option, the shape or the range that is wrong, or the memory that is missing.
   static Result<Encoder> create(uint32_t tensor, Shape shape, const EncoderOptions& options,
                                 std::optional<Range> range = std::nullopt);
 
-  // One step. `gradient` covers the range. The point may differ from step to step.
+  // One step. `gradient` covers the range. The point may differ from step to step. After an error,
+  // one of memory too, nothing has changed.
   Result<EncodeReport> encode(std::span<const float> gradient, Point point, Workspace& workspace,
                               RecordBuffer& record);
 
@@ -91,7 +96,8 @@ class Encoder {
  private:
   friend class DenseStep;
   friend class SparseStep;
-  Encoder(uint32_t tensor, Shape shape, const EncoderOptions& options, Range range);
+  Encoder(uint32_t tensor, Shape shape, const EncoderOptions& options, Range range,
+          ResidualStore residual, base::Buffer velocity);
   // Draws for a block of this step; `use` tells codes from residuals.
   [[nodiscard]] DrawKey draw_key(uint64_t block, uint32_t use) const;
   // Adds decoded values, those from element `first` of the tensor on, where they were lost.
@@ -103,7 +109,8 @@ class Encoder {
   EncoderOptions options_;
   Range range_;
   ResidualStore residual_;
-  std::vector<float> velocity_;  // with momentum only
+  base::Buffer velocity_memory_;
+  std::span<float> velocity_;  // with momentum only
   ThresholdState threshold_;
   uint64_t step_ = 0;
 };

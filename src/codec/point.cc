@@ -22,4 +22,16 @@ std::optional<ValueKind> value_kind(std::string_view name) {
   return std::nullopt;
 }
 
+std::string values_text(Point point) {
+  return std::string(name(point.values)) + std::string(point.by_row ? kByRow : "");
+}
+
+std::optional<Point> point_of(double density, std::string_view values) {
+  const bool by_row = values.ends_with(kByRow);
+  if (by_row) values.remove_suffix(kByRow.size());
+  const auto kind = value_kind(values);
+  if (!kind) return std::nullopt;
+  return Point{density, *kind, by_row};
+}
+
 }  // namespace scant::codec

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 namespace scant::codec {
@@ -27,6 +28,11 @@ struct Point {
   bool by_row = false;  // below density 1: each row sends its share, not the tensor its largest
   friend bool operator==(const Point&, const Point&) = default;
 };
+// A point's values as text: "q4", and where each row sends its share, "q4 by row".
+inline constexpr std::string_view kByRow = " by row";
+[[nodiscard]] std::string values_text(Point point);
+// The point of a density and such a text; nothing where it names no kind of value.
+[[nodiscard]] std::optional<Point> point_of(double density, std::string_view values);
 
 // A tensor as rows of `columns` elements; one of one dimension is a single row.
 struct Shape {

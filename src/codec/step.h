@@ -13,7 +13,8 @@ class DenseStep {
  public:
   DenseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace)
       : encoder_(encoder), gradient_(gradient), point_(point), workspace_(workspace) {}
-  EncodeReport run(RecordBuffer& record);
+  // An error comes before anything has changed.
+  Result<EncodeReport> run(RecordBuffer& record);
 
  private:
   struct BlockResult {
@@ -44,7 +45,8 @@ class SparseStep {
   static constexpr uint64_t kWholeElements = uint64_t{1} << 22;
 
   SparseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace);
-  EncodeReport run(RecordBuffer& record);
+  // An error comes before anything has changed.
+  Result<EncodeReport> run(RecordBuffer& record);
 
  private:
   struct Block {
@@ -73,6 +75,7 @@ class SparseStep {
   // Lists what passes; with `add` after residual and gradient have been added up in `work`.
   void select(uint64_t number, size_t worker, bool add, float* work, float threshold);
 
+  Result<void> take_whole();
   void run_whole();
   uint64_t scan(float threshold, bool add);  // candidates found
   float calibrated_threshold();

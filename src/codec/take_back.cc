@@ -55,13 +55,15 @@ Result<void> Encoder::take_back(const RecordView& record, std::span<const Range>
   // Another call of this step may give back another part of a group: it has draws of its own.
   const DrawKey key = draw_key(kDrawsEnd - ranges.front().first, 1);
   const uint64_t range_end = range_.first + range_.elements;
+  const Result<float*> memory = workspace.whole(kPiece);  // before anything has changed
+  if (!memory) return memory.error();
   for (uint64_t begin = range_.first; begin < range_end; begin += kPiece) {
     const uint64_t end = std::min(range_end, begin + kPiece);
     const auto lost = ranges_within(ranges, begin, end);
     if (lost.empty()) continue;
     const uint64_t from = std::max(begin, lost.front().first);
     const uint64_t to = std::min(end, lost.back().first + lost.back().elements);
-    const std::span<float> decoded(workspace.whole(kPiece), to - from);
+    const std::span<float> decoded(memory.value(), to - from);
     auto done = accumulate({&record, 1}, tensor_, shape_, from, decoded, 1.0f, workspace);
     if (!done) return done;
     add_back(decoded, from, lost, key);

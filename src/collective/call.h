@@ -45,10 +45,10 @@ struct Call {
   uint32_t tag = 0;
   GroupId group = kWorldGroup;
   Duration timeout{};
-  int priority = 0;                   // of sending, among this rank's operations
-  std::vector<Bytes> inputs;          // one, or one part per group rank
-  std::vector<MutableBytes> outputs;  // one, or one part per group rank
-  std::span<uint64_t> received;       // exchange: bytes by group rank, set when it ends well
+  int priority = 0;                     // of sending, among this rank's operations
+  std::vector<Bytes> inputs{};          // one, or one part per group rank
+  std::vector<MutableBytes> outputs{};  // one, or one part per group rank
+  std::span<uint64_t> received{};       // exchange: bytes by group rank, set when it ends well
 };
 
 // The bytes that a part of an exchange may have: the size of the output parts, but that this rank's

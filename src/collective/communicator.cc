@@ -14,6 +14,7 @@
 #include "base/queue.h"
 #include "base/thread.h"
 #include "collective/engine/pump.h"
+#include "collective/transport_factory.h"
 #include "collective/work.h"
 #include "net/tcp/tcp_transport.h"
 
@@ -78,7 +79,8 @@ struct Communicator::Impl {
   // User threads.
   Work submit(collective::Call call, const CallOptions& how);
   Result<void> run_on_io_thread(std::function<void()> action, Duration limit);
-  void stop(Duration timeout, std::optional<std::string> abort_reason);
+  void stop(Duration timeout, std::optional<std::string> abort_reason,
+            std::optional<std::string> failure = std::nullopt);
 
   // The I/O thread.
   void loop();
@@ -102,6 +104,7 @@ struct Communicator::Impl {
 
   bool stopping = false;                    // I/O thread
   std::optional<std::string> abort_reason;  // I/O thread
+  std::optional<std::string> failure;       // I/O thread
   Time stop_deadline{};                     // I/O thread
 
   base::Mutex mutex;  // what user threads share besides the queue
@@ -185,6 +188,12 @@ void Communicator::Impl::close_down() {
   queue.close();
   refresh_peers();
   engine.set_now(transport->now());
+  if (failure) {
+    const Error told{ErrorCode::failed, 0, options.rank,
+                     "rank " + std::to_string(engine.rank()) + " failed: " + *failure};
+    engine.fail_all(told);
+    engine.tell_all(told);
+  }
   engine.fail_all(error);
   if (abort_reason) {
     // No goodbye: the peers are to see a loss.
@@ -222,15 +231,17 @@ void Communicator::Impl::refresh_peers() {
   last_peers = std::move(now);
 }
 
-void Communicator::Impl::stop(Duration timeout, std::optional<std::string> reason) {
+void Communicator::Impl::stop(Duration timeout, std::optional<std::string> reason,
+                              std::optional<std::string> failed) {
   if (in_child()) return;
   const base::MutexLock lock(stop_mutex);
   if (stopped) return;
   stopped = true;
   Command command;
-  command.action = [this, timeout, reason = std::move(reason)] {
+  command.action = [this, timeout, reason = std::move(reason), failed = std::move(failed)] {
     stopping = true;
     abort_reason = reason;
+    failure = failed;
     stop_deadline = transport->now() + timeout;
   };
   // The queue closes only in close_down, so this push succeeds.
@@ -243,6 +254,14 @@ Communicator::Communicator(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) 
 
 Result<std::unique_ptr<Communicator>> Communicator::create(Store& store,
                                                            const CommunicatorOptions& options) {
+  return CommunicatorFactory::create(store, options,
+                                     [](Store& from, const CommunicatorOptions& how) {
+                                       return net::TcpTransport::create(from, how);
+                                     });
+}
+
+Result<std::unique_ptr<Communicator>> CommunicatorFactory::create(
+    Store& store, const CommunicatorOptions& options, const collective::TransportFactory& factory) {
   const auto refuse = [](std::string message) {
     return Error{ErrorCode::invalid_argument, 0, kNoRank, std::move(message)};
   };
@@ -258,11 +277,11 @@ Result<std::unique_ptr<Communicator>> Communicator::create(Store& store,
     return refuse("timeouts must be above zero");
   }
   base::set_check_rank(options.rank);
-  Result<std::unique_ptr<net::Transport>> transport = net::TcpTransport::create(store, options);
+  Result<std::unique_ptr<net::Transport>> transport = factory(store, options);
   if (!transport) return transport.error();
-  auto impl = std::make_unique<Impl>(options, std::move(transport.value()));
+  auto impl = std::make_unique<Communicator::Impl>(options, std::move(transport.value()));
   impl->refresh_peers();
-  Impl* shared = impl.get();
+  Communicator::Impl* shared = impl.get();
   const Result<void> started = impl->thread.start(
       "scant-io", [shared] { shared->loop(); }, options.io_cpu);
   if (!started) return started.error();
@@ -354,6 +373,11 @@ Result<std::vector<Rank>> Communicator::shrink(Duration timeout) {
 
 Result<void> Communicator::shutdown(Duration timeout) {
   impl_->stop(timeout, std::nullopt);
+  return {};
+}
+
+Result<void> Communicator::fail(std::string_view reason, Duration timeout) {
+  impl_->stop(timeout, std::nullopt, std::string(reason));
   return {};
 }
 

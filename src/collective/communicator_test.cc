@@ -227,6 +227,36 @@ TEST(Communicator, AnAbortIsALossToTheOthers) {
   });
 }
 
+// Whatever the others do when it happens: what waits, what is submitted later, in any group, and a
+// message from the one that failed. Afterwards they can go on without it.
+TEST(Communicator, AFailureTellsItsReasonToTheOthers) {
+  on_ranks(3, [](Communicator& communicator) {
+    const auto all = communicator.make_group({2, 1, 0}, "all");
+    ASSERT_TRUE(all.ok());
+    ASSERT_TRUE(communicator.barrier().wait().ok());
+    if (communicator.rank() == 2) {
+      ASSERT_TRUE(communicator.fail("ValueError: no data").ok());
+      EXPECT_EQ(communicator.barrier().wait().error().code, ErrorCode::closed);
+      return;
+    }
+    int32_t value = 1;
+    const MutableBytes bytes = std::as_writable_bytes(std::span(&value, 1));
+    const auto expect_failed = [](const Result<void>& outcome) {
+      ASSERT_FALSE(outcome.ok());
+      EXPECT_EQ(outcome.error().code, ErrorCode::failed) << outcome.error().to_string();
+      EXPECT_EQ(outcome.error().peer, 2);
+      EXPECT_EQ(outcome.error().message, "rank 2 failed: ValueError: no data");
+    };
+    expect_failed(communicator.barrier().wait());
+    expect_failed(communicator.all_reduce(bytes, bytes, DType::i32, ReduceOp::sum).wait());
+    expect_failed(communicator.barrier({.group = all.value()}).wait());
+    expect_failed(communicator.recv(bytes, DType::i32, 2).wait());
+    ASSERT_TRUE(communicator.shrink(10s).ok());
+    EXPECT_EQ(communicator.size(), 2);
+    EXPECT_TRUE(communicator.barrier().wait().ok());
+  });
+}
+
 TEST(Communicator, AForkedChildLeavesItAlone) {
   on_ranks(2, [](Communicator& communicator) {
     ASSERT_TRUE(communicator.barrier().wait().ok());

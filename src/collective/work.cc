@@ -115,6 +115,8 @@ Result<void> Work::wait(Duration timeout) const {
   return state_->wait(timeout);
 }
 
+Duration Work::limit() const { return state_ == nullptr ? Duration::zero() : state_->limit(); }
+
 void Work::on_done(void (*callback)(void* context), void* context) const {
   SCANT_CHECK(state_ != nullptr, "on_done: this Work names no operation");
   state_->on_done(callback, context);

@@ -26,6 +26,7 @@ class Work::State {
   Result<void> wait(Duration timeout);
   void on_done(void (*callback)(void* context), void* context);
   [[nodiscard]] Rank source() const;
+  [[nodiscard]] Duration limit() const { return limit_; }
 
  private:
   ~State() = default;

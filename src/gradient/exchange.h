@@ -47,7 +47,7 @@ struct Missing {
   Rank sender = kNoRank;  // places
   Rank receiver = kNoRank;
   uint32_t slice = 0;
-  std::vector<codec::Range> elements;  // of the tensor; ascending, apart
+  std::vector<codec::Range> elements{};  // of the tensor; ascending, apart
 };
 
 // One operation of all members of a round. Its memory stays valid and untouched until `done`.
@@ -60,7 +60,7 @@ struct Operation {
     broadcast,   // span, from `root`
   };
   Kind kind = Kind::swap;
-  Lane lane;
+  Lane lane{};
   uint64_t round = 0;
   DType dtype = DType::u8;
   ReduceOp op = ReduceOp::sum;

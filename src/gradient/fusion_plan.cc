@@ -9,8 +9,10 @@
 #include "base/check.h"
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 #include "codec/rate/probe.h"
 #include "codec/record/record.h"
+#include "collective/schedules/cost_model.h"
 
 namespace scant::gradient {
 namespace {
@@ -124,9 +126,7 @@ std::optional<Error> frame_error(Bytes bytes, const Layout& layout) {
     return corrupt("it does not begin with SCPL");
   const auto version = base::load_little<uint16_t>(bytes.data() + 4);
   if (version != kFusionPlanVersion) {
-    return fault_error(ErrorCode::unsupported, "version " + std::to_string(version) +
-                                                   ", this build reads " +
-                                                   std::to_string(kFusionPlanVersion));
+    return base::other_version("the plan", version, kFusionPlanVersion);
   }
   const size_t body = bytes.size() - kCrcBytes;
   if (base::crc32c(bytes.first(body)) != base::load_little<uint32_t>(bytes.data() + body))
@@ -167,12 +167,12 @@ std::optional<std::string> take_buffer(Bytes& rest, uint64_t first_part, BufferP
   return std::nullopt;
 }
 
-double all_reduce_bytes(const BufferPlan& buffer, const Layout& layout) {
+double all_reduced_bytes(const BufferPlan& buffer, const Layout& layout) {
   const PartLayout& first = layout.parts()[buffer.first_part];
   const PartLayout& last = layout.parts()[buffer.first_part + buffer.parts - 1];
   const uint64_t begin = layout.arena_offset(first.tensor, first.range);
   const uint64_t end = layout.arena_offset(last.tensor, last.range) + last.range.elements;
-  return 2 * static_cast<double>(end - begin) * sizeof(float) / layout.ranks();
+  return static_cast<double>(end - begin) * sizeof(float);
 }
 
 }  // namespace
@@ -181,6 +181,12 @@ const char* name(Path path) {
   constexpr std::array<const char*, kPathCount> kNames = {"all_reduce", "split", "gather"};
   const auto index = static_cast<size_t>(path);
   return index < kNames.size() ? kNames[index] : "unknown";
+}
+
+std::optional<Path> path_of(std::string_view text) {
+  for (int i = 0; i < kPathCount; ++i)
+    if (text == name(static_cast<Path>(i))) return static_cast<Path>(i);
+  return std::nullopt;
 }
 
 Result<void> validate(const FusionPlan& plan, const Layout& layout) {
@@ -278,7 +284,7 @@ double sent_bytes(const FusionPlan& plan, const Layout& layout) {
   double sum = 0;
   for (const BufferPlan& buffer : plan.buffers) {
     if (buffer.path == Path::all_reduce) {
-      sum += others * all_reduce_bytes(buffer, layout);
+      sum += collective::all_reduce_sent_bytes(all_reduced_bytes(buffer, layout), layout.ranks());
       continue;
     }
     for (uint32_t i = 0; i < buffer.parts; ++i) {

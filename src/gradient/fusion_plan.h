@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "codec/point.h"
@@ -16,6 +18,7 @@ namespace scant::gradient {
 enum class Path : uint8_t { all_reduce = 0, split = 1, gather = 2 };
 inline constexpr int kPathCount = 3;
 [[nodiscard]] const char* name(Path path);
+[[nodiscard]] std::optional<Path> path_of(std::string_view name);
 
 inline constexpr codec::Point kNoSecondLeg{1.0, codec::ValueKind::f32};
 

@@ -189,7 +189,9 @@ TEST(FusionPlan, ParsingNamesWhatIsWrong) {
     return bytes;
   };
   expect_refused(changed(0, 0), layout, ErrorCode::corrupt, "SCPL");
-  expect_refused(changed(4, 1), layout, ErrorCode::unsupported, "version 1, this build reads 2");
+  expect_refused(changed(4, 1), layout, ErrorCode::unsupported, "version 1; this scant reads ver");
+  expect_refused(changed(4, 9), layout, ErrorCode::unsupported,
+                 "the plan is of version 9; this scant reads up to 2: upgrade scant");
   expect_refused(changed(6, 3), layout, ErrorCode::mismatch, "for 3 ranks and 5 parts");
   expect_refused(changed(8, 6), layout, ErrorCode::mismatch, "the layout has 4 and 5");
   expect_refused(changed(12, 2), layout, ErrorCode::corrupt, "32 bytes behind the last buffer");
@@ -295,6 +297,8 @@ TEST(FusionPlan, PathsHaveNames) {
   EXPECT_STREQ(name(Path::split), "split");
   EXPECT_STREQ(name(Path::gather), "gather");
   EXPECT_STREQ(name(static_cast<Path>(3)), "unknown");
+  EXPECT_EQ(path_of("gather"), Path::gather);
+  EXPECT_EQ(path_of("unknown"), std::nullopt);
 }
 
 }  // namespace

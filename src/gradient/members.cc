@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/rng.h"
+#include "codec/accumulate.h"
 #include "gradient/owners.h"
 
 namespace scant::gradient {
@@ -19,14 +20,15 @@ uint64_t Members::hash() const {
 }
 
 Members everyone(int size, Rank self) {
-  Members members{.epoch = 1, .stations = std::vector<Rank>(static_cast<size_t>(size)), .self = self};
+  Members members{
+      .epoch = 1, .stations = std::vector<Rank>(static_cast<size_t>(size)), .self = self};
   std::iota(members.stations.begin(), members.stations.end(), 0);
   return members;
 }
 
 std::vector<SliceDuty> duties_for(const Layout& layout, int members) {
   SCANT_CHECK(members > 0);
-  const float weight = 1.0f / static_cast<float>(members);
+  const float weight = codec::mean_weight(static_cast<uint32_t>(members));
   std::vector<SliceDuty> duties;
   duties.reserve(layout.slices().size());
   Owners owners(members);

@@ -11,9 +11,9 @@
 namespace scant::gradient {
 
 struct Members {
-  uint64_t epoch = 1;          // rises with every change
-  std::vector<Rank> stations;  // of the exchange; a member's place here is its rank in the round
-  Rank self = kNoRank;         // the place of this station; kNoRank: it does not take part
+  uint64_t epoch = 1;            // rises with every change
+  std::vector<Rank> stations{};  // of the exchange; a member's place here is its rank in the round
+  Rank self = kNoRank;           // the place of this station; kNoRank: it does not take part
 
   [[nodiscard]] int size() const { return static_cast<int>(stations.size()); }
   // Of epoch and stations: what the members compare. Never 0.

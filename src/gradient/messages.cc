@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "base/check.h"
 
 namespace scant::gradient {
 namespace {
-
-uint64_t ceil_divide(uint64_t a, uint64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
 Error corrupt(Rank from, const std::string& what) {
   return Error{.code = ErrorCode::corrupt,
@@ -32,16 +31,14 @@ bool is_of(const codec::RecordHeader& header, const Layout& layout, uint32_t sli
 
 }  // namespace
 
-// Positions take at most a bitmap, which the encoder counts too; values at most four bytes.
-uint64_t record_bytes_max(uint64_t elements) {
-  const uint64_t blocks = ceil_divide(elements, codec::kDenseBlockElements);
-  return codec::kRecordHeaderBytes + blocks * (codec::kBlockHeaderBytes + 1) + elements / 8 +
-         elements * sizeof(float);
-}
-
-void Message::reserve(size_t capacity) {
-  if (memory_.size() < capacity) memory_ = base::Buffer(capacity);
+Result<void> Message::reserve(size_t capacity) {
+  if (memory_.size() < capacity) {
+    Result<base::Buffer> larger = base::Buffer::allocate(capacity);
+    if (!larger) return larger.error();
+    memory_ = std::move(larger).value();
+  }
   size_ = 0;
+  return {};
 }
 
 void Message::append(Bytes record) {

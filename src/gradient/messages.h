@@ -13,9 +13,6 @@
 
 namespace scant::gradient {
 
-// No record of so many elements is longer, whatever its point and values.
-[[nodiscard]] uint64_t record_bytes_max(uint64_t elements);
-
 // Consecutive slices of a layout.
 struct SliceSpan {
   uint32_t first = 0;
@@ -24,8 +21,9 @@ struct SliceSpan {
 
 class Message {
  public:
-  // Room for `capacity` bytes; of memory only what is written is used.
-  void reserve(size_t capacity);
+  // Room for `capacity` bytes; of memory only what is written is used. After an error it is as it
+  // was.
+  Result<void> reserve(size_t capacity);
   void clear() { size_ = 0; }
   void append(Bytes record);
   [[nodiscard]] Bytes view() const { return memory_.view().first(size_); }

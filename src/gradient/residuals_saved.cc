@@ -6,6 +6,7 @@
 
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 #include "gradient/residuals.h"
 
 namespace scant::gradient {
@@ -76,9 +77,9 @@ std::vector<std::byte> Residuals::save(const Seat& seat) const {
 Result<void> Residuals::restore(Bytes saved, const Seat& seat) {
   if (saved.size() < kHeadBytes + kCrcBytes) return corrupt("too few bytes");
   if (base::load_little<uint32_t>(saved.data()) != kSavedMagic) return corrupt("not begun by SCGR");
-  if (base::load_little<uint32_t>(saved.data() + 4) != kSavedVersion) {
-    return Error{.code = ErrorCode::unsupported,
-                 .message = "saved residuals: another version than 1"};
+  const auto version = base::load_little<uint32_t>(saved.data() + 4);
+  if (version != kSavedVersion) {
+    return base::other_version("what was saved of the residuals", version, kSavedVersion);
   }
   const Bytes body = saved.first(saved.size() - kCrcBytes);
   if (base::crc32c(body) != base::load_little<uint32_t>(saved.data() + body.size())) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "codec/accumulate.h"
+
 namespace scant::gradient {
 namespace {
 
@@ -56,7 +58,7 @@ Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout, 
   const SliceSpan span = slices_of(buffer, layout);
   const auto ranks = static_cast<size_t>(seat.ranks());
   if (buffer.path == Path::all_reduce) {
-    const float mean = 1.0f / static_cast<float>(ranks);
+    const float mean = codec::mean_weight(static_cast<uint32_t>(ranks));
     for (const SliceDuty& duty : std::span(seat.duties).subspan(span.first, span.count)) {
       memory.mean = memory.mean && duty.weight == mean;
     }
@@ -76,12 +78,16 @@ Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout, 
   memory.outgoing_pieces.resize(memory.slices.size());
   memory.incoming.resize(ranks);
   memory.averages.resize(split ? ranks : 0);
-  for (Message& message : memory.outgoing) message.reserve(room);
-  if (split) memory.average.reserve(room);
+  std::vector<Message*> messages;
+  for (Message& message : memory.outgoing) messages.push_back(&message);
+  if (split) messages.push_back(&memory.average);
   for (size_t from = 0; from < ranks; ++from) {
     if (from == static_cast<size_t>(seat.rank())) continue;
-    memory.incoming[from].reserve(room);
-    if (split) memory.averages[from].reserve(room);
+    messages.push_back(&memory.incoming[from]);
+    if (split) messages.push_back(&memory.averages[from]);
+  }
+  for (Message* message : messages) {
+    if (Result<void> reserved = message->reserve(room); !reserved) return reserved.error();
   }
   return memory;
 }

@@ -4,16 +4,10 @@
 #include <utility>
 
 #include "base/check.h"
+#include "collective/schedules/cost_model.h"
 #include "gradient/gradient_step.h"
 
 namespace scant::gradient {
-namespace {
-
-uint64_t all_reduce_bytes(uint64_t bytes, int ranks) {
-  return 2 * static_cast<uint64_t>(ranks - 1) * bytes / static_cast<uint64_t>(ranks);
-}
-
-}  // namespace
 
 std::optional<Transmit> GradientStep::poll_transmit(Time now) {
   if (phase_ == Phase::idle) return std::nullopt;
@@ -66,7 +60,8 @@ Operation GradientStep::all_reduce(uint32_t index) {
   const uint64_t begin = layout_.arena_offset(first.tensor, first.range);
   const uint64_t end = layout_.arena_offset(last.tensor, last.range) + last.range.elements;
   const MutableBytes bytes = std::as_writable_bytes(arena_.subspan(begin, end - begin));
-  report_.buffers[index].first_bytes = all_reduce_bytes(bytes.size(), seat_.ranks());
+  report_.buffers[index].first_bytes = static_cast<uint64_t>(
+      collective::all_reduce_sent_bytes(static_cast<double>(bytes.size()), seat_.ranks()));
   return {.kind = Operation::Kind::all_reduce,
           .lane = {slot_, Leg::first},
           .round = report_.step,
@@ -153,20 +148,20 @@ Result<void> GradientStep::take_missing(const Ticket& ticket, const std::vector<
   const bool first = ticket.leg == Leg::first;
   const bool split = plan_.buffers[ticket.buffer].path == Path::split;
   const Delivery& delivery = first ? options_.first_leg : options_.second_leg;
-  const bool possible = std::ranges::all_of(
-      missing, [&](const Missing& one) { return is_possible(one, ticket); });
+  const bool possible =
+      std::ranges::all_of(missing, [&](const Missing& one) { return is_possible(one, ticket); });
   if (!split || delivery.exact || !possible) {
     const Missing& one = missing.front();
     return Error{.code = ErrorCode::corrupt,
                  .peer = one.sender,
                  .message = "the exchange says that elements of slice " +
-                            std::to_string(one.slice) + " from rank " +
-                            std::to_string(one.sender) + " to rank " +
-                            std::to_string(one.receiver) +
+                            std::to_string(one.slice) + " from rank " + std::to_string(one.sender) +
+                            " to rank " + std::to_string(one.receiver) +
                             " are missing, which cannot be in this leg of buffer " +
                             std::to_string(ticket.buffer)};
   }
-  auto& taken = first ? memory_[ticket.buffer].first_missing : memory_[ticket.buffer].second_missing;
+  auto& taken =
+      first ? memory_[ticket.buffer].first_missing : memory_[ticket.buffer].second_missing;
   taken = missing;
   std::ranges::stable_sort(taken, {}, &Missing::slice);
   return {};

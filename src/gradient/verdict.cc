@@ -94,7 +94,7 @@ std::optional<Error> first_failure(std::span<const Verdict> by_rank) {
   for (size_t rank = 0; rank < by_rank.size(); ++rank) {
     const uint64_t failure = by_rank[rank].failure;
     if (failure == 0 || (found && failure == kClosed)) continue;
-    const bool known = failure <= static_cast<uint64_t>(ErrorCode::unsupported) + 1;
+    const bool known = failure <= static_cast<uint64_t>(kErrorCodeCount);
     const ErrorCode code = known ? static_cast<ErrorCode>(failure - 1) : ErrorCode::corrupt;
     found = Error{.code = code,
                   .peer = static_cast<Rank>(rank),

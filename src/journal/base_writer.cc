@@ -38,20 +38,24 @@ std::vector<std::byte> head_of_bytes(const std::string& tensor, size_t bytes) {
   return head;
 }
 
+size_t chunks_of(const BaseWriterOptions& options) {
+  return std::max<uint64_t>(2, options.staging_bytes / options.chunk_bytes);
+}
+
 }  // namespace
 
 BaseWriter::BaseWriter(Disk& disk, const BaseWriterOptions& options)
-    : disk_(disk),
-      options_(options),
-      free_(std::max<uint64_t>(2, options.staging_bytes / options.chunk_bytes)) {
-  while (free_.try_push(base::Buffer(options.chunk_bytes))) {
-  }
-}
+    : disk_(disk), options_(options), free_(chunks_of(options)) {}
 
 Result<std::unique_ptr<BaseWriter>> BaseWriter::create(Disk& disk,
                                                        const BaseWriterOptions& options) {
   std::unique_ptr<BaseWriter> made(new BaseWriter(disk, options));
   BaseWriter* writer = made.get();
+  for (size_t i = 0; i < chunks_of(options); ++i) {
+    Result<base::Buffer> chunk = base::Buffer::allocate(options.chunk_bytes);
+    if (!chunk) return chunk.error();
+    SCANT_CHECK(writer->free_.try_push(std::move(chunk).value()));
+  }
   if (Result<void> started =
           writer->copy_thread_.start("scant-copy", [writer] { writer->copy_loop(); });
       !started) {
@@ -311,11 +315,7 @@ Result<void> BaseWriter::seal_if_all_done() {
     kept_.erase(kept_.begin(), kept_.end() - static_cast<std::ptrdiff_t>(options_.keep_bases));
   }
   if (Result<void> sealed = seal_base(disk_, all, kept_.front()); !sealed) return sealed;
-  const Manifest manifest{.identity = all.identity,
-                          .timeline = all.timeline,
-                          .base = all.step,
-                          .sequence = all.sequence,
-                          .oldest = kept_.front()};
+  const Manifest manifest = manifest_of(all, kept_.front());
   if (Result<void> cleared = clear_old(disk_, manifest, all.step + 1); !cleared) return cleared;
   sealing_ = false;
   now_.sealed = true;

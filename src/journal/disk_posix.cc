@@ -10,6 +10,7 @@
 
 #include "base/buffer.h"
 #include "base/crc.h"
+#include "base/descriptor.h"
 #include "journal/disk.h"
 
 namespace scant::journal {
@@ -25,19 +26,7 @@ Error io(const std::string& what, const std::string& path, int number = errno) {
           .message = "journal: cannot " + what + " " + path};
 }
 
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) ::close(number_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const { return number_; }
-
- private:
-  int number_;
-};
+using base::Descriptor;
 
 class PosixFile final : public File {
  public:
@@ -125,7 +114,9 @@ class PosixDisk final : public Disk {
     struct stat found {};
     if (file.get() < 0 || ::fstat(file.get(), &found) != 0) return io("open", at(name));
     if (!S_ISREG(found.st_mode)) return io("read", at(name), EISDIR);
-    base::Buffer room(kReadBytes);
+    Result<base::Buffer> memory = base::Buffer::allocate(kReadBytes);
+    if (!memory) return memory.error();
+    const MutableBytes room = memory.value().view();
     FileSum sum;
     for (;;) {
       const ssize_t got = ::read(file.get(), room.data(), room.size());
@@ -133,7 +124,7 @@ class PosixDisk final : public Disk {
       if (got < 0) return io("read", at(name));
       if (got == 0) return sum;
       sum.bytes += static_cast<uint64_t>(got);
-      sum.crc = base::crc32c(room.view().first(static_cast<size_t>(got)), sum.crc);
+      sum.crc = base::crc32c(room.first(static_cast<size_t>(got)), sum.crc);
     }
   }
 

@@ -190,6 +190,34 @@ Result<void> write_manifest_file(Disk& disk, const Manifest& manifest) {
   return disk.sync_folder("");
 }
 
+Result<void> replace_manifest(Disk& disk, const Manifest& manifest) {
+  Result<void> wrote = write_manifest_file(disk, manifest);
+  return wrote ? clear_old(disk, manifest) : wrote;
+}
+
+Result<void> clear_begun(Disk& disk, const Contents& contents) {
+  return clear_old(disk, contents.manifest.value_or(Manifest{.base = UINT64_MAX, .sequence = 0}));
+}
+
+Result<std::optional<State>> state_from(Disk& disk, std::optional<uint64_t> base_step,
+                                        bool check_files) {
+  auto contents = look(disk, check_files);
+  if (!contents) return contents.error();
+  if (base_step) {
+    std::erase_if(contents.value().bases,
+                  [&](const Base& base) { return base.index.step != *base_step; });
+  }
+  return newest_state(disk, contents.value());
+}
+
+Manifest manifest_of(const BaseIndex& index, uint64_t oldest) {
+  return {.identity = index.identity,
+          .timeline = index.timeline,
+          .base = index.step,
+          .sequence = index.sequence,
+          .oldest = std::min(oldest, index.step)};
+}
+
 namespace {
 
 // Whether a base of this name is there, whole, and of a past that counts.
@@ -217,11 +245,7 @@ Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest) {
     if (Result<void> named = disk.rename(part, name); !named) return named;
   }
   if (Result<void> synced = disk.sync_folder(""); !synced) return synced;
-  return write_manifest_file(disk, {.identity = index.identity,
-                                    .timeline = index.timeline,
-                                    .base = index.step,
-                                    .sequence = index.sequence,
-                                    .oldest = std::min(oldest, index.step)});
+  return write_manifest_file(disk, manifest_of(index, oldest));
 }
 
 namespace {

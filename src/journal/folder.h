@@ -53,6 +53,21 @@ Result<void> sync_state(Disk& disk, const State& state);
 
 Result<void> write_manifest_file(Disk& disk, const Manifest& manifest);
 
+// Names the base that a folder's newest state begins with, and goes by it: what is older than
+// `manifest.oldest` is removed.
+Result<void> replace_manifest(Disk& disk, const Manifest& manifest);
+
+// Before a job goes on there: removes what was begun and has no name. Where the manifest is missing
+// all bases and segments stay.
+Result<void> clear_begun(Disk& disk, const Contents& contents);
+
+// The newest state, or the newest that begins with the base of this step.
+Result<std::optional<State>> state_from(Disk& disk, std::optional<uint64_t> base_step,
+                                        bool check_files = true);
+
+// What a base says of itself, as the manifest that names it and keeps bases from `oldest` on.
+[[nodiscard]] Manifest manifest_of(const BaseIndex& index, uint64_t oldest);
+
 // All files of the part lie there, synced. Afterwards the base has its name and the manifest's. A
 // damaged base of the name gives way; a whole one stays, and the part goes.
 Result<void> seal_base(Disk& disk, const BaseIndex& index, uint64_t oldest);

@@ -273,6 +273,32 @@ TEST(Folder, ClearingKeepsWhatTheOldestBaseNeeds) {
   EXPECT_EQ(disk.operations(), operations) << "nothing to do, nothing done";
 }
 
+TEST(Folder, AStateMayBeginWithABaseOfItsStep) {
+  SimulatedDisk disk;
+  write_journal(disk);
+  const auto newest_of_all = state_from(disk, std::nullopt);
+  ASSERT_TRUE(newest_of_all.ok() && newest_of_all.value().has_value());
+  EXPECT_EQ(newest_of_all.value()->base.index.step, 20U);
+  const auto of_ten = state_from(disk, 10);
+  ASSERT_TRUE(of_ten.ok() && of_ten.value().has_value());
+  EXPECT_EQ(of_ten.value()->base.index.step, 10U);
+  const auto of_none = state_from(disk, 15);
+  ASSERT_FALSE(of_none.ok());
+  EXPECT_EQ(of_none.error().code, ErrorCode::corrupt);
+}
+
+TEST(Folder, AnotherManifestTakesWhatItLeavesOut) {
+  SimulatedDisk disk;
+  write_journal(disk);
+  const Manifest manifest = manifest_of(index_of(20, 20, 0), 30);
+  EXPECT_EQ(manifest.oldest, 20U) << "a base keeps itself";
+  ASSERT_TRUE(replace_manifest(disk, manifest).ok());
+  EXPECT_EQ(looked(disk).manifest, manifest);
+  EXPECT_EQ(looked(disk).bases.size(), 1U);
+  EXPECT_FALSE(has(disk, base_name(10)));
+  expect_state(disk, 20, 23);
+}
+
 TEST(Folder, ClearingKeepsAllSegmentsWhereABaseCannotBeRead) {
   SimulatedDisk disk;
   write_journal(disk);
@@ -289,7 +315,10 @@ TEST(Folder, ClearingWithoutAManifestRemovesOnlyWhatWasBegun) {
   write_journal(disk);
   ASSERT_TRUE(disk.remove(kManifestName).ok());
   begin_base(disk, 30);
-  ASSERT_TRUE(clear_old(disk, {.base = UINT64_MAX}).ok());
+  const auto contents = look(disk);
+  ASSERT_TRUE(contents.ok());
+  ASSERT_FALSE(contents.value().manifest.has_value());
+  ASSERT_TRUE(clear_begun(disk, contents.value()).ok());
   EXPECT_FALSE(has(disk, part_name(30)));
   EXPECT_EQ(looked(disk).bases.size(), 3U);
   for (const uint64_t step : {0U, 10U, 20U}) EXPECT_TRUE(has(disk, segment_name(step)));

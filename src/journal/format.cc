@@ -7,6 +7,7 @@
 
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 
 namespace scant::journal {
 namespace {
@@ -69,10 +70,10 @@ class Lines {
     text_ = text_.substr(0, at);
     const std::string_view begun = line();
     if (begun == first_line) return {};
-    if (begun.starts_with(first_line.substr(0, first_line.rfind(' ') + 1))) {
-      return Error{.code = ErrorCode::unsupported,
-                   .message = name_ + ": written by another version: '" + std::string(begun) +
-                              "', this one reads '" + std::string(first_line) + "'"};
+    const std::string_view kind = first_line.substr(0, first_line.rfind(' ') + 1);
+    if (begun.starts_with(kind)) {
+      const auto version = number<uint32_t>(begun.substr(kind.size()), 10);
+      if (version) return base::other_version(name_, *version, kVersion);
     }
     return corrupt(name_, "not begun by '" + std::string(first_line) + "'");
   }
@@ -165,9 +166,7 @@ Result<SegmentHeader> read_segment_header(Bytes bytes, const std::string& name) 
   }
   const auto version = base::load_little<uint16_t>(bytes.data() + 4);
   if (version != kVersion) {
-    return Error{.code = ErrorCode::unsupported,
-                 .message = name + ": version " + std::to_string(version) +
-                            ", this one reads version " + std::to_string(kVersion)};
+    return base::other_version(name, version, kVersion);
   }
   return SegmentHeader{.identity = {.job = base::load_little<uint64_t>(bytes.data() + 8),
                                     .model = base::load_little<uint64_t>(bytes.data() + 16)},

@@ -105,6 +105,8 @@ TEST(Format, ASegmentOfAnotherVersionIsUnsupported) {
   const auto header = read_segment_header(bytes, "log-x");
   ASSERT_FALSE(header.ok());
   EXPECT_EQ(header.error().code, ErrorCode::unsupported);
+  EXPECT_EQ(header.error().message,
+            "log-x is of version 2; this scant reads up to 1: upgrade scant");
 }
 
 Manifest a_manifest() {

@@ -33,6 +33,22 @@ bool is_records(PartKind kind) { return kind == PartKind::averages || kind == Pa
 
 }  // namespace
 
+const char* name(PartKind kind) {
+  switch (kind) {
+    case PartKind::averages:
+      return "averages";
+    case PartKind::gathered:
+      return "gathered";
+    case PartKind::raw:
+      return "raw";
+    case PartKind::bf16:
+      return "bf16";
+    case PartKind::state:
+      return "state";
+  }
+  return "unknown";
+}
+
 WrittenStep::WrittenStep(const Step& step) {
   const size_t bits = (step.present.size() + 7) / 8;
   const size_t head = kHeadBytes + bits + step.settings.size();
@@ -101,13 +117,17 @@ Result<Step> read_step(Bytes body) {
   return step;
 }
 
-Gradients::Gradients(std::vector<uint64_t> bytes) : bytes_(std::move(bytes)) {
+Result<std::unique_ptr<Gradients>> Gradients::create(std::vector<uint64_t> bytes) {
+  std::unique_ptr<Gradients> made(new Gradients(std::move(bytes)));
   uint64_t total = 0;
-  for (const uint64_t one : bytes_) {
-    offsets_.push_back(total);
+  for (const uint64_t one : made->bytes_) {
+    made->offsets_.push_back(total);
     total += (one + kAlignment - 1) / kAlignment * kAlignment;
   }
-  memory_ = base::Buffer(total);
+  Result<base::Buffer> memory = base::Buffer::allocate(total);
+  if (!memory) return memory.error();
+  made->memory_ = std::move(memory).value();
+  return made;
 }
 
 uint32_t Gradients::crc(const std::vector<bool>& present) {
@@ -185,7 +205,7 @@ Result<void> Gradients::add_buffer(std::span<const Part> messages, uint32_t rank
     if (!to) return to.error();
     if (records.size() > (averages ? 1 : ranks)) return corrupt("a record twice");
     auto* out = reinterpret_cast<float*>(to.value().data());
-    const float weight = averages ? 1.0f : 1.0f / static_cast<float>(ranks);
+    const float weight = averages ? 1.0f : codec::mean_weight(ranks);
     Result<void> added =
         codec::accumulate(records, header.tensor, header.shape, header.first,
                           {out, static_cast<size_t>(header.elements)}, weight, workspace_);

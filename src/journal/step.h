@@ -21,6 +21,8 @@ enum class PartKind : uint8_t {
   state = 5,     // bytes of a module's buffer; where: buffer
 };
 
+[[nodiscard]] const char* name(PartKind kind);
+
 struct Part {
   PartKind kind = PartKind::raw;
   uint32_t where = 0;
@@ -54,7 +56,8 @@ class WrittenStep {
 // Memory for the gradients of one step, tensor by tensor.
 class Gradients {
  public:
-  explicit Gradients(std::vector<uint64_t> bytes);  // by tensor
+  // Of so many bytes, by tensor. ErrorCode::resource when memory runs out.
+  [[nodiscard]] static Result<std::unique_ptr<Gradients>> create(std::vector<uint64_t> bytes);
   Gradients(const Gradients&) = delete;
   Gradients& operator=(const Gradients&) = delete;
 
@@ -78,6 +81,8 @@ class Gradients {
   Result<void> keep(Step& step);
 
  private:
+  explicit Gradients(std::vector<uint64_t> bytes) : bytes_(std::move(bytes)) {}
+
   struct Range {
     float* data = nullptr;
     uint64_t elements = 0;

@@ -56,7 +56,8 @@ TEST(HostileStep, ChangedAnywhereItIsRefusedOrReadWithinItsBounds) {
   const auto records = record(0, 100);
   const std::vector<std::byte> raw(8, std::byte{1});
   const auto body = body_of(small_step(records, raw));
-  Gradients gradients({400, 16, 16});
+  const auto memory = Gradients::create({400, 16, 16});
+  Gradients& gradients = *memory.value();
   base::Rng rng(kSeed);
   size_t refused = 0;
   for (size_t at = 0; at < body.size(); ++at) {
@@ -97,7 +98,8 @@ TEST(HostileStep, NumbersThatCannotBeAreRefused) {
 
 TEST(HostileStep, PartsThatFitNoTensorAreRefused) {
   const std::vector<std::byte> bytes(16);
-  Gradients gradients({16, 0, 6});
+  const auto memory = Gradients::create({16, 0, 6});
+  Gradients& gradients = *memory.value();
   const auto refused = [&](Part part) {
     Step step{.present = {true, true, true}};
     step.parts.push_back(part);
@@ -123,7 +125,8 @@ TEST(HostileStep, PartsThatFitNoTensorAreRefused) {
 }
 
 TEST(HostileStep, RecordsThatFitNoTensorAreRefused) {
-  Gradients gradients({400, 6});
+  const auto memory = Gradients::create({400, 6});
+  Gradients& gradients = *memory.value();
   const auto refused = [&](const std::vector<std::vector<std::byte>>& messages, PartKind kind) {
     Step step{.ranks = 2, .present = {true, true}};
     for (const auto& one : messages) step.parts.push_back({.kind = kind, .bytes = one});

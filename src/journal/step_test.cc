@@ -126,7 +126,8 @@ TEST(Step, GatheredRecordsAreAddedInRankOrder) {
     messages.push_back(message(kSeed, rank, workspace));
   }
   const Found found(expected(messages, 1.0f / kRanks, workspace));
-  Gradients gradients(sizes());
+  const auto memory = Gradients::create(sizes());
+  Gradients& gradients = *memory.value();
   Step step = step_of(PartKind::gathered, messages);
   step.crc = found.crc();
   ASSERT_TRUE(gradients.decode(step, true).ok());
@@ -169,7 +170,8 @@ TEST(Step, IsWrittenAndReadBack) {
   ASSERT_EQ(again.parts.size(), step.parts.size());
   EXPECT_EQ(again.parts.back().bytes.size(), state.size());
   EXPECT_EQ(again.parts.back().where, 9U);
-  Gradients gradients(sizes_now);
+  const auto memory = Gradients::create(sizes_now);
+  Gradients& gradients = *memory.value();
   ASSERT_TRUE(gradients.decode(again, false).ok());
   EXPECT_TRUE(equals(gradients, Found(values)));
   EXPECT_TRUE(std::ranges::equal(gradients.tensor(6), raw_bytes));
@@ -181,7 +183,8 @@ TEST(Step, IsWrittenAndReadBack) {
 }
 
 TEST(Step, WhatNoPartTellsOfIsZero) {
-  Gradients gradients({8, 16, 8});
+  const auto memory = Gradients::create({8, 16, 8});
+  Gradients& gradients = *memory.value();
   for (size_t t = 0; t < 3; ++t) std::ranges::fill(gradients.tensor(t), std::byte{0xff});
   const std::vector<std::byte> four(4, std::byte{1});
   Step step{.present = {true, true, false}};
@@ -211,7 +214,8 @@ TEST(Factor, IsFoundOrNothingIs) {
       auto scaled = values;
       scale(scaled, factor);
       const Found found(std::move(scaled));
-      Gradients gradients(sizes());
+      const auto memory = Gradients::create(sizes());
+      Gradients& gradients = *memory.value();
       Step step = step_of(PartKind::averages, messages);
       ASSERT_TRUE(gradients.decode(step, false).ok());
       ++tried;
@@ -241,7 +245,8 @@ TEST(Factor, OfSeveralTheOneThatExplainsAllIsTaken) {
     std::vector<std::vector<float>> scaled{stepped.decoded};
     scale(scaled, factor);
     const Found found(std::move(scaled));
-    Gradients gradients({shape.elements() * 4});
+    const auto memory = Gradients::create({shape.elements() * 4});
+    Gradients& gradients = *memory.value();
     Step step{.present = {true}};
     step.parts.push_back({.kind = PartKind::averages, .where = 0, .bytes = stepped.bytes});
     ASSERT_TRUE(gradients.decode(step, false).ok());
@@ -262,7 +267,8 @@ TEST(Factor, IsFoundWhereTheFrontOfATensorIsZero) {
   std::vector<std::vector<float>> scaled{stepped.decoded};
   scale(scaled, 0.7f);
   const Found found(std::move(scaled));
-  Gradients gradients({70000 * 4});
+  const auto memory = Gradients::create({70000 * 4});
+  Gradients& gradients = *memory.value();
   Step step{.present = {true}};
   step.parts.push_back({.kind = PartKind::averages, .where = 0, .bytes = stepped.bytes});
   ASSERT_TRUE(gradients.decode(step, false).ok());
@@ -275,7 +281,8 @@ TEST(Factor, IsNotFoundWhereThereIsNone) {
   codec::Workspace workspace;
   const std::vector<std::vector<std::byte>> messages{message(kSeed, 0, workspace)};
   const auto values = expected(messages, 1, workspace);
-  Gradients gradients(sizes());
+  const auto memory = Gradients::create(sizes());
+  Gradients& gradients = *memory.value();
   const Step step = step_of(PartKind::averages, messages);
   float factor = 0;
   auto changed = values;
@@ -301,7 +308,8 @@ TEST(Step, TheChecksumRefusesAnyChangedElement) {
   codec::Workspace workspace;
   const std::vector<std::vector<std::byte>> messages{message(kSeed, 0, workspace)};
   auto values = expected(messages, 1, workspace);
-  Gradients gradients(sizes());
+  const auto memory = Gradients::create(sizes());
+  Gradients& gradients = *memory.value();
   Step step = step_of(PartKind::averages, messages);
   step.crc = Found(values).crc();
   ASSERT_TRUE(gradients.decode(step, true).ok());
@@ -319,7 +327,8 @@ TEST(Step, TheChecksumRefusesAnyChangedElement) {
 
 TEST(Step, KeptPartsStayWhenTheirSourceChanges) {
   std::vector<std::byte> source(16, std::byte{1});
-  Gradients gradients({16, 8});
+  const auto memory = Gradients::create({16, 8});
+  Gradients& gradients = *memory.value();
   Step step{.present = {true, true}};
   step.parts.push_back({.kind = PartKind::raw, .where = 0, .first = 0, .bytes = source});
   ASSERT_TRUE(gradients.keep(step).ok());

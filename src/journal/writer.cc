@@ -21,8 +21,8 @@ double seconds_since(Clock::time_point begin) {
 
 }  // namespace
 
-Writer::Writer(Disk& disk, Identity identity, uint64_t sequence, std::vector<uint64_t> gradients,
-               const WriterOptions& options)
+Writer::Writer(Disk& disk, Identity identity, uint64_t sequence,
+               std::unique_ptr<Gradients> gradients, const WriterOptions& options)
     : disk_(disk),
       options_(options),
       gradients_(std::move(gradients)),
@@ -37,7 +37,10 @@ Result<std::unique_ptr<Writer>> Writer::create(Disk& disk, Identity identity, ui
     return Error{.code = ErrorCode::invalid_argument,
                  .message = "journal: unsynced_steps is at least 1"};
   }
-  std::unique_ptr<Writer> made(new Writer(disk, identity, sequence, std::move(gradients), options));
+  Result<std::unique_ptr<Gradients>> memory = Gradients::create(std::move(gradients));
+  if (!memory) return memory.error();
+  std::unique_ptr<Writer> made(
+      new Writer(disk, identity, sequence, std::move(memory).value(), options));
   Writer* writer = made.get();
   if (Result<void> started =
           writer->write_thread_.start("scant-journal", [writer] { writer->write_loop(); });
@@ -62,7 +65,7 @@ Writer::~Writer() {
 Result<void> Writer::begin(uint64_t step, std::vector<Bytes> found, std::vector<Part> parts,
                            uint32_t ranks, std::string settings) {
   const auto begun = Clock::now();
-  SCANT_CHECK(found.size() == gradients_.tensors());
+  SCANT_CHECK(found.size() == gradients_->tensors());
   abandon();
   if (error_) return *error_;
   StepJob job{.step = step,
@@ -71,11 +74,11 @@ Result<void> Writer::begin(uint64_t step, std::vector<Bytes> found, std::vector<
   for (size_t i = 0; i < job.found.size(); ++i) {
     const Bytes one = job.found[i];
     job.content.present.push_back(!one.empty());
-    if (!one.empty() && one.size() != gradients_.tensor(i).size()) {
+    if (!one.empty() && one.size() != gradients_->tensor(i).size()) {
       return Error{.code = ErrorCode::mismatch,
                    .message = "journal: the gradient of tensor " + std::to_string(i) + " has " +
                               std::to_string(one.size()) + " bytes, not " +
-                              std::to_string(gradients_.tensor(i).size())};
+                              std::to_string(gradients_->tensor(i).size())};
     }
     job.content.crc = base::crc32c(one, job.content.crc);
   }
@@ -85,7 +88,7 @@ Result<void> Writer::begin(uint64_t step, std::vector<Bytes> found, std::vector<
   });
   job.as_is = !records;
   if (!records) log_as_is(job);
-  if (Result<void> kept = gradients_.keep(job.content); !kept) return kept;
+  if (Result<void> kept = gradients_->keep(job.content); !kept) return kept;
   SCANT_CHECK(jobs_.push(std::move(job)));
   step_open_ = true;
   begin_s_ = seconds_since(begun);
@@ -158,7 +161,7 @@ Result<void> Writer::sync() {
 }
 
 size_t Writer::memory_bytes() const {
-  return gradients_.memory_bytes() + gradients_.memory_bytes() / 2;
+  return gradients_->memory_bytes() + gradients_->memory_bytes() / 2;
 }
 
 SyncCost Writer::sync_cost() const {
@@ -216,7 +219,7 @@ Writer::Outcome Writer::write(StepJob& job) {
     // The records do not tell what the optimizer sees: this step goes as it is.
     job.as_is = true;
     log_as_is(job);
-    if (Result<void> kept = gradients_.keep(job.content); !kept) {
+    if (Result<void> kept = gradients_->keep(job.content); !kept) {
       outcome.result = kept;
       return outcome;
     }
@@ -224,7 +227,7 @@ Writer::Outcome Writer::write(StepJob& job) {
   if (job.as_is) {
     job.content.factor = 1;
     // Copied by now; another checksum than before: the optimizer wrote into its gradients.
-    if (gradients_.crc(job.content.present) != job.content.crc) {
+    if (gradients_->crc(job.content.present) != job.content.crc) {
       logged.sequence = log_.next_sequence();
       log_.skip();
       return outcome;
@@ -249,14 +252,14 @@ Writer::Outcome Writer::write(StepJob& job) {
 
 bool Writer::prove(StepJob& job) {
   job.content.factor = 1;
-  if (!gradients_.decode(job.content, false)) return false;
+  if (!gradients_->decode(job.content, false)) return false;
   // Mostly nothing was changed; what is found need not be read then, which an optimizer may be
   // writing into by now.
-  if (gradients_.crc(job.content.present) == job.content.crc) return true;
+  if (gradients_->crc(job.content.present) == job.content.crc) return true;
   float factor = 1;
-  if (!gradients_.find_factor(job.found, factor)) return false;
+  if (!gradients_->find_factor(job.found, factor)) return false;
   job.content.factor = factor;
-  return gradients_.crc(job.content.present) == job.content.crc;
+  return gradients_->crc(job.content.present) == job.content.crc;
 }
 
 // Halves parts of which bf16 holds every value.
@@ -264,7 +267,11 @@ void Writer::to_bf16(Step& step) {
   uint64_t at = 0;
   for (Part& part : step.parts) {
     if (part.kind != PartKind::raw || part.bytes.size() % 4 != 0) continue;
-    if (bf16_.size() == 0) bf16_ = base::Buffer(gradients_.memory_bytes() / 2);
+    if (bf16_.size() == 0) {
+      Result<base::Buffer> memory = base::Buffer::allocate(gradients_->memory_bytes() / 2);
+      if (!memory) return;  // the parts stay as they are, twice as large
+      bf16_ = std::move(memory).value();
+    }
     const MutableBytes out = bf16_.view().subspan(at, part.bytes.size() / 2);
     if (!to_bf16_exactly(part.bytes, out)) continue;
     part.kind = PartKind::bf16;

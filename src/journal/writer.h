@@ -90,7 +90,7 @@ class Writer {
     Logged logged;
   };
 
-  Writer(Disk& disk, Identity identity, uint64_t sequence, std::vector<uint64_t> gradients,
+  Writer(Disk& disk, Identity identity, uint64_t sequence, std::unique_ptr<Gradients> gradients,
          const WriterOptions& options);
   void write_loop();
   void sync_loop();
@@ -105,7 +105,7 @@ class Writer {
 
   Disk& disk_;
   const WriterOptions options_;
-  Gradients gradients_;
+  std::unique_ptr<Gradients> gradients_;
   base::Buffer bf16_;           // of raw parts that bf16 holds
   LogWriter log_;               // the thread scant-journal's
   uint64_t waiting_bytes_ = 0;  // appended and not passed to scant-fsync: its thread's too

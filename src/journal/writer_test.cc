@@ -87,7 +87,8 @@ class WriterTest : public ::testing::Test {
     ASSERT_TRUE(step.ok());
     EXPECT_EQ(step.value().settings, "settings");
     EXPECT_EQ(step.value().present, (std::vector<bool>{true, true, false}));
-    Gradients gradients({kShape.elements() * sizeof(float), kOtherBytes, 12});
+    const auto memory = Gradients::create({kShape.elements() * sizeof(float), kOtherBytes, 12});
+    Gradients& gradients = *memory.value();
     const Result<void> decoded = gradients.decode(step.value(), true);
     ASSERT_TRUE(decoded.ok()) << decoded.error().to_string();
     EXPECT_TRUE(std::ranges::equal(Bytes(gradients.tensor(0)), given.found()[0]));

@@ -47,6 +47,18 @@ JobHash hash_job(std::string_view job) {
   return hash;
 }
 
+std::string fingerprint(const Secret& secret) {
+  initialise_sodium();
+  constexpr std::string_view kLabel = "scant fingerprint of a secret";
+  std::array<unsigned char, 16> hash{};
+  crypto_generichash(hash.data(), hash.size(),
+                     reinterpret_cast<const unsigned char*>(kLabel.data()), kLabel.size(),
+                     raw(secret.data()), secret.size());
+  std::array<char, 2 * hash.size() + 1> digits{};
+  sodium_bin2hex(digits.data(), digits.size(), hash.data(), hash.size());
+  return digits.data();
+}
+
 const char* name(Refusal refusal) {
   switch (refusal) {
     case Refusal::none:

@@ -29,6 +29,9 @@ using JobHash = std::array<std::byte, 32>;
 
 [[nodiscard]] Secret random_secret();
 [[nodiscard]] JobHash hash_job(std::string_view job);
+// Hexadecimal digits that differ for two secrets and say nothing else of them: what ranks compare
+// at the rendezvous.
+[[nodiscard]] std::string fingerprint(const Secret& secret);
 
 struct Identity {
   Rank source = kNoRank;       // the connecting rank

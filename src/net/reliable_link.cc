@@ -57,7 +57,7 @@ Duration ReliableSender::timeout() const {
 }
 
 bool ReliableSender::on_ack(Time now, const LinkAck& ack, std::vector<uint64_t>& acknowledged) {
-  if (ack.next > next_) return false;
+  if (ack.next > next_ || ack.end() > next_) return false;
   // An ack that overtook a newer one may still tell of packets; one wholly in the past cannot.
   Duration sample = Duration::min();
   const size_t before = acknowledged.size();

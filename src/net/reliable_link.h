@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -23,6 +24,14 @@ struct LinkAck {
     if (number <= next) return number < next;
     const uint64_t bit = number - next - 1;
     return bit < kLinkWindow && (beyond[bit / 64] >> (bit % 64) & 1) != 0;
+  }
+  // One more than the last that it has.
+  [[nodiscard]] uint64_t end() const {
+    for (size_t i = kAckWords; i-- > 0;) {
+      if (beyond[i] != 0)
+        return next + 1 + 64 * i + static_cast<uint64_t>(std::bit_width(beyond[i]));
+    }
+    return next;
   }
 };
 

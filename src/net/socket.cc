@@ -57,10 +57,6 @@ Result<Listener> listen_on(const SocketAddress& address, const std::string& what
 
 }  // namespace
 
-void Fd::close() {
-  if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-}
-
 Result<SocketAddress> ip_address(const std::string& host, uint16_t port) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;

@@ -3,35 +3,14 @@
 
 #include <string>
 #include <sys/socket.h>
-#include <utility>
 #include <vector>
 
+#include "base/descriptor.h"
 #include "scant/result.h"
 
 namespace scant::net {
 
-class Fd {
- public:
-  Fd() = default;
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Fd& operator=(Fd&& other) noexcept {
-    if (this != &other) {
-      close();
-      fd_ = std::exchange(other.fd_, -1);
-    }
-    return *this;
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  ~Fd() { close(); }
-  void close();
-  [[nodiscard]] int get() const { return fd_; }
-  [[nodiscard]] bool open() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;
-};
+using Fd = base::Descriptor;
 
 struct SocketAddress {
   sockaddr_storage storage{};

@@ -1,31 +1,29 @@
-// Plans that follow what is measured: the agreements of docs/planner.md between the ranks of an
-// averager. Owner: the user thread that runs the steps. The communicator and the averager must
-// outlive this object.
+// Plans that follow what is measured: the user's handle on the agreements of docs/planner.md
+// between the members of an averager. Owner: the user thread that runs the steps. The exchange and
+// the averager must outlive this object.
 #pragma once
 
 #include <memory>
 #include <optional>
-#include <string>
-#include <vector>
 
 #include "gradient/averager.h"
-#include "plan/tuner.h"
-#include "scant/communicator.h"
+#include "gradient/exchange.h"
+#include "plan/agreement.h"
 
 namespace scant::plan {
 
 struct AutoPlanOptions {
-  std::string key = "plans";    // of its group: equal on all ranks
-  std::vector<Rank> members{};  // as the averager's
   TunerOptions tuning{};
-  Duration timeout = Duration::zero();  // of each operation; zero: the communicator's
+  // Of this machine; empty: measured, once in a process, which takes about 0.1 s.
+  std::optional<WorkRates> work{};
+  Duration timeout = Duration::zero();  // of each operation; zero: the exchange's
 };
 
 class AutoPlan {
  public:
-  // Every member calls it with equal options; sets the averager's first plan. The first in a
-  // process takes about 0.1 s.
-  static Result<std::unique_ptr<AutoPlan>> create(Communicator& communicator,
+  // Every member of the exchange calls it with equal options; sets the averager's first plan.
+  // The exchange calls `done` on a thread of its own.
+  static Result<std::unique_ptr<AutoPlan>> create(gradient::Exchange& exchange,
                                                   gradient::Averager& averager,
                                                   const AutoPlanOptions& options);
   ~AutoPlan();

@@ -1,7 +1,6 @@
 #include "plan/calibrate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <vector>
 
@@ -34,11 +33,13 @@ std::vector<float> values(uint64_t elements) {
   return result;
 }
 
+using Clock = std::function<Time()>;
+
 template <typename F>
-double seconds(const F& body) {
-  const auto begin = std::chrono::steady_clock::now();
+double seconds(const Clock& now, const F& body) {
+  const Time begin = now();
   body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return std::chrono::duration<double>(now() - begin).count();
 }
 
 struct Trial {
@@ -47,7 +48,8 @@ struct Trial {
 };
 
 // The fastest of a few, after the thresholds have settled.
-Trial trial(const std::vector<float>& gradient, Point point, codec::Workspace& workspace) {
+Trial trial(const Clock& now, const std::vector<float>& gradient, Point point,
+            codec::Workspace& workspace) {
   auto encoder = Encoder::create(0, {1, gradient.size()}, {});
   SCANT_CHECK(encoder.ok());
   codec::RecordBuffer record;
@@ -55,10 +57,10 @@ Trial trial(const std::vector<float>& gradient, Point point, codec::Workspace& w
   Trial best{1e9, 1e9};
   for (int i = 0; i <= kTrials; ++i) {
     const double encoded = seconds(
-        [&] { SCANT_CHECK(encoder.value().encode(gradient, point, workspace, record).ok()); });
+        now, [&] { SCANT_CHECK(encoder.value().encode(gradient, point, workspace, record).ok()); });
     const auto view = codec::RecordView::parse(std::as_const(record).view());
     SCANT_CHECK(view.ok());
-    const double decoded = seconds([&] {
+    const double decoded = seconds(now, [&] {
       SCANT_CHECK(
           codec::accumulate({&view.value(), 1}, 0, {1, gradient.size()}, 0, sum, 1.0f, workspace)
               .ok());
@@ -71,19 +73,19 @@ Trial trial(const std::vector<float>& gradient, Point point, codec::Workspace& w
 
 }  // namespace
 
-WorkRates calibrate() {
+WorkRates calibrate(const Clock& now) {
   codec::Workspace workspace;
   WorkRates rates;
   const std::vector<float> all = values(kElements);
   const std::vector<float> few(all.begin(), all.begin() + 64);
   constexpr double kCount = kElements;
-  rates.record_s = trial(few, {1, ValueKind::f32}, workspace).encode_s;
+  rates.record_s = trial(now, few, {1, ValueKind::f32}, workspace).encode_s;
   for (int i = 0; i < codec::kValueKindCount; ++i) {
     const auto kind = static_cast<ValueKind>(i);
     const auto index = static_cast<size_t>(i);
-    const Trial dense = trial(all, {1, kind}, workspace);
-    const Trial low = trial(all, {kLow, kind}, workspace);
-    const Trial high = trial(all, {kHigh, kind}, workspace);
+    const Trial dense = trial(now, all, {1, kind}, workspace);
+    const Trial low = trial(now, all, {kLow, kind}, workspace);
+    const Trial high = trial(now, all, {kHigh, kind}, workspace);
     const double entries = (kHigh - kLow) * kCount;
     rates.encode[index] = {dense.encode_s / kCount,
                            std::max(0.0, high.encode_s - low.encode_s) / entries};

@@ -2,10 +2,14 @@
 // any thread, and nothing else should run on its core.
 #pragma once
 
+#include <functional>
+
 #include "plan/predict.h"
+#include "scant/types.h"
 
 namespace scant::plan {
 
-[[nodiscard]] WorkRates calibrate();
+// `now`: the clock that times the trials.
+[[nodiscard]] WorkRates calibrate(const std::function<Time()>& now);
 
 }  // namespace scant::plan

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 
 namespace scant::plan {
 namespace {
@@ -53,9 +54,8 @@ std::vector<std::byte> serialise(const Decision& decision, const gradient::Layou
 Result<Decision> parse_decision(Bytes bytes, const gradient::Layout& layout) {
   if (bytes.size() != decision_bytes(layout)) return damaged("another length");
   if (base::load_little<uint32_t>(bytes.data()) != kDecisionMagic) return damaged("no such thing");
-  if (base::load_little<uint16_t>(bytes.data() + 4) != kVersion) {
-    return Error{.code = ErrorCode::unsupported, .message = "decision: another version"};
-  }
+  const auto version = base::load_little<uint16_t>(bytes.data() + 4);
+  if (version != kVersion) return base::other_version("the decision", version, kVersion);
   const size_t end = bytes.size() - kCrcBytes;
   if (base::load_little<uint32_t>(bytes.data() + end) != base::crc32c(bytes.first(end))) {
     return damaged("its checksum is wrong");

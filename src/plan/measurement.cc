@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 
 namespace scant::plan {
 namespace {
@@ -219,8 +220,9 @@ Result<Measurement> read_measurement(Bytes from, const gradient::Layout& layout,
   if (from.size() != measurement_bytes(parts, curves)) return damaged("another length");
   if (base::load_little<uint32_t>(from.data()) != kMeasurementMagic)
     return damaged("no such thing");
-  if (base::load_little<uint16_t>(from.data() + 4) != kMeasurementVersion) {
-    return Error{.code = ErrorCode::unsupported, .message = "measurement: another version"};
+  const auto version = base::load_little<uint16_t>(from.data() + 4);
+  if (version != kMeasurementVersion) {
+    return base::other_version("the measurement", version, kMeasurementVersion);
   }
   const size_t end = from.size() - sizeof(uint32_t);
   if (base::load_little<uint32_t>(from.data() + end) != base::crc32c(from.first(end))) {

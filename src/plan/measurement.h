@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "codec/rate/probe.h"
-#include "gradient/averager.h"
+#include "gradient/step_report.h"
 #include "plan/predict.h"
 #include "plan/sounding.h"
 #include "scant/result.h"

@@ -63,6 +63,32 @@ TEST(MeasurementBytes, NumbersThatNobodyMeasuresAreRefused) {
   EXPECT_TRUE(refused(&Measurement::sent_bytes, INFINITY));
 }
 
+TEST(MeasurementBytes, ANewerVersionIsRefusedByName) {
+  World world(kSizes);
+  const Measurement one = world.measure(Tuner::first(world.layout(), {.fidelity_min = 1})).front();
+  std::vector<std::byte> bytes(measurement_bytes(one.ready_s.size(), false));
+  write_measurement(one, bytes);
+  bytes[4] = std::byte{99};
+  const auto read = read_measurement(bytes, world.layout(), false);
+  ASSERT_FALSE(read.ok());
+  EXPECT_EQ(read.error().code, ErrorCode::unsupported);
+  EXPECT_EQ(read.error().message.find("the measurement is of version 99; this scant reads up to"),
+            0U)
+      << read.error().message;
+}
+
+TEST(DecisionBytes, ANewerVersionIsRefusedByName) {
+  World world(kSizes);
+  std::vector<std::byte> bytes =
+      serialise(Tuner::first(world.layout(), {.fidelity_min = 1}), world.layout());
+  bytes[4] = std::byte{99};
+  const auto read = parse_decision(bytes, world.layout());
+  ASSERT_FALSE(read.ok());
+  EXPECT_EQ(read.error().code, ErrorCode::unsupported);
+  EXPECT_EQ(read.error().message.find("the decision is of version 99; this scant reads up to"), 0U)
+      << read.error().message;
+}
+
 TEST(DecisionBytes, ComeBackAndAreGuarded) {
   World world(kSizes);
   for (const double floor : {0.0, 1.0}) {

@@ -13,12 +13,16 @@ namespace scant::plan {
 namespace {
 
 constexpr size_t kBufferCounts[] = {1, 2, 3, 4, 6, 8, 12, 16};
-constexpr double kEqualWorth = 0.01;
+constexpr double kEqualWorth = 0.003;
 // In worth: what is exact loses nothing by a wrong prediction, and what ran needs none.
 constexpr double kSurer = 1.03;
 constexpr double kBudgetMost = 2.2;     // bytes an element: bf16 and its headers
 constexpr double kBudgetLeast = 0.004;  // below, a step is worth next to nothing
 constexpr double kBudgetRatio = 0.8;
+constexpr double kFineRatio = 0.965;  // between two budgets around the best
+constexpr size_t kFineCounts = 3;     // of buffers, those of the best
+// What a byte of the part that is ready last is priced at, beyond one of the first: it hides least.
+constexpr double kLateSurcharges[] = {0, 2};
 constexpr double kNoEnergy = 1e-100;  // the least square of an f32 is 2e-90
 
 Error invalid(std::string message) {
@@ -54,11 +58,13 @@ gradient::FusionPlan plain_plan(const gradient::Layout& layout, size_t buffers) 
 // Between two ranks a gather costs as many bytes as a split, loses nothing of the average, and is
 // over after one leg.
 gradient::FusionPlan compressed_plan(const gradient::Layout& layout,
-                                     std::span<const codec::Point> points, size_t buffers) {
+                                     std::span<const codec::Point> points,
+                                     std::span<const double> prices, size_t buffers) {
   const gradient::Path path = compressed_path(layout);
   std::vector<double> bytes;
   for (size_t p = 0; p < points.size(); ++p) {
-    bytes.push_back(codec::expected_record_bytes(layout.parts()[p].range.elements, points[p]));
+    const uint64_t elements = layout.parts()[p].range.elements;
+    bytes.push_back(prices[p] * codec::expected_record_bytes(elements, points[p]));
   }
   gradient::FusionPlan plan;
   uint32_t first = 0;
@@ -197,13 +203,19 @@ class Ranking {
     candidate.worth = progress(candidate.kept) / prediction.step_s;
     return candidate;
   }
-  void look_at(gradient::FusionPlan plan) {
+  // What it is worth; 0 below the floor.
+  double look_at(gradient::FusionPlan plan) {
+    const auto known = std::ranges::find(candidates_, plan, &Candidate::plan);
+    if (known != candidates_.end()) return known->worth;
     Candidate candidate = weigh(std::move(plan));
-    if (candidate.kept >= options_.fidelity_min) candidates_.push_back(std::move(candidate));
+    const double worth = candidate.worth;
+    if (candidate.kept < options_.fidelity_min) return 0;
+    candidates_.push_back(std::move(candidate));
+    return worth;
   }
   // In order too, where the next forward does not wait for everything at once: what is left to send
   // after backward may then go in the order in which forward needs it.
-  void look_at_orders(gradient::FusionPlan plan) {
+  double look_at_orders(gradient::FusionPlan plan) {
     const bool one_by_one = std::ranges::any_of(profile_.needed_s, [](double s) { return s > 0; });
     const auto all = static_cast<uint32_t>(plan.buffers.size());
     gradient::FusionPlan turned = plan;
@@ -220,8 +232,8 @@ class Ranking {
         turned.reversed = more.reversed;
       }
     }
-    if (turned.reversed > 0) look_at(std::move(turned));
-    look_at(std::move(plan));
+    const double worth = turned.reversed > 0 ? look_at(std::move(turned)) : 0;
+    return std::max(worth, look_at(std::move(plan)));
   }
 
   // The most worth first; of those nearly equal to the best, the one that keeps most leads, and of
@@ -247,6 +259,85 @@ class Ranking {
   const std::span<const codec::Curve> even_;
   const PlannerOptions& options_;
   std::vector<Candidate> candidates_;
+};
+
+// Compressed plans for budgets of bytes: far apart first, then close to the best of these, also
+// with bytes of late parts priced higher.
+class Budgets {
+ public:
+  Budgets(const gradient::Layout& layout, const Profile& profile,
+          std::span<const codec::Curve> even, Ranking& ranking)
+      : layout_(layout), profile_(profile), even_(even), ranking_(ranking) {
+    price(0);
+  }
+
+  void look_around() {
+    for (double budget = kBudgetMost; budget >= kBudgetLeast; budget *= kBudgetRatio) {
+      if (!look_at(budget, kBufferCounts)) break;
+    }
+    std::ranges::stable_sort(found_, std::greater<>{}, &Found::worth);
+  }
+  void look_closer() {
+    if (found_.empty()) return;
+    const double best = found_.front().budget;
+    std::vector<size_t> counts;
+    for (const Found& one : found_) {
+      if (one.budget == best && counts.size() < kFineCounts) counts.push_back(one.buffers);
+    }
+    for (const double surcharge : kLateSurcharges) {
+      price(surcharge);
+      const double least = best * kBudgetRatio;
+      for (double budget = best / kBudgetRatio; budget > least; budget *= kFineRatio) {
+        if (!look_at(budget, counts)) break;
+      }
+    }
+  }
+
+ private:
+  struct Found {
+    double worth = 0;
+    double budget = 0;
+    size_t buffers = 0;
+  };
+
+  void price(double late_surcharge) {
+    priced_.assign(even_.begin(), even_.end());
+    prices_.clear();
+    elements_ = 0;
+    for (size_t p = 0; p < priced_.size(); ++p) {
+      const double late = profile_.ready_s[p] / std::max(profile_.backward_s, 1e-12);
+      prices_.push_back(1 + late_surcharge * std::clamp(late, 0.0, 1.0));
+      for (codec::CurvePoint& point : priced_[p].points) point.bytes *= prices_[p];
+      elements_ += prices_[p] * static_cast<double>(layout_.parts()[p].range.elements);
+    }
+    before_.clear();
+  }
+  // False: the cheapest points cost more.
+  bool look_at(double budget, std::span<const size_t> counts) {
+    const auto allocated = codec::allocate(priced_, budget * elements_);
+    if (!allocated) return false;
+    if (allocated.value().choice == before_) return true;
+    before_ = allocated.value().choice;
+    std::vector<codec::Point> points;
+    for (size_t p = 0; p < even_.size(); ++p) points.push_back(even_[p].points[before_[p]].point);
+    for (const size_t buffers : counts) {
+      if (buffers > points.size()) continue;
+      const double worth =
+          ranking_.look_at_orders(compressed_plan(layout_, points, prices_, buffers));
+      found_.push_back({worth, budget, buffers});
+    }
+    return true;
+  }
+
+  const gradient::Layout& layout_;
+  const Profile& profile_;
+  const std::span<const codec::Curve> even_;
+  Ranking& ranking_;
+  std::vector<double> prices_;          // of a byte, by part
+  std::vector<codec::Curve> priced_;    // with bytes at these prices
+  double elements_ = 0;                 // each at the price of its part
+  std::vector<size_t> before_;          // the choice that was looked at last
+  std::vector<Found> found_;
 };
 
 }  // namespace
@@ -283,6 +374,19 @@ bool is_plain(const gradient::FusionPlan& plan) {
   });
 }
 
+LastBuffer last_buffer(const gradient::FusionPlan& plan, const gradient::Layout& layout) {
+  const gradient::BufferPlan& last = plan.buffers.back();
+  double elements = 0;
+  for (uint32_t i = 0; i < last.parts; ++i) {
+    elements += static_cast<double>(layout.parts()[last.first_part + i].range.elements);
+  }
+  // A rank sends so many bytes for each that an element takes in a leg.
+  const double ranks = layout.ranks();
+  const double legs = 2 * std::max(ranks - 1, 1.0) / ranks;
+  return {elements / static_cast<double>(layout.elements()),
+          gradient::sent_bytes({.buffers = {last}}, layout) / (legs * elements)};
+}
+
 Candidate weigh(gradient::FusionPlan plan, const gradient::Layout& layout, const Profile& profile,
                 std::span<const codec::Curve> curves, const PlannerOptions& options) {
   const std::vector<codec::Curve> even = by_elements(curves, layout);
@@ -304,19 +408,9 @@ Result<std::vector<Candidate>> rank_plans(const gradient::Layout& layout, const 
   for (const TriedPlan& one : options.tried) {
     if (!is_plain(one.plan)) ranking.look_at(one.plan);
   }
-  const auto elements = static_cast<double>(layout.elements());
-  std::vector<size_t> before;
-  for (double budget = kBudgetMost; budget >= kBudgetLeast; budget *= kBudgetRatio) {
-    const auto allocated = codec::allocate(even, budget * elements);
-    if (!allocated) break;  // the cheapest points cost more
-    if (allocated.value().choice == before) continue;
-    before = allocated.value().choice;
-    std::vector<codec::Point> points;
-    for (size_t p = 0; p < parts; ++p) points.push_back(even[p].points[before[p]].point);
-    for (const size_t buffers : kBufferCounts) {
-      if (buffers <= parts) ranking.look_at_orders(compressed_plan(layout, points, buffers));
-    }
-  }
+  Budgets budgets(layout, profile, even, ranking);
+  budgets.look_around();
+  budgets.look_closer();
   return std::move(ranking).ranked();
 }
 

@@ -44,6 +44,15 @@ struct PlannerOptions {
 // Of the plans that compress: what gives the most for its bytes between so many ranks.
 [[nodiscard]] gradient::Path compressed_path(const gradient::Layout& layout);
 
+// What the law of exposed time rests on: docs/planner.md, "Names". The buffer that backward makes
+// last; what it sends in both legs, in bytes an element of a leg: 4 where nothing is compressed.
+struct LastBuffer {
+  double share = 0;  // of the elements
+  double bytes = 0;
+};
+[[nodiscard]] LastBuffer last_buffer(const gradient::FusionPlan& plan,
+                                     const gradient::Layout& layout);
+
 // One plan, looked at alone. `curves` as below.
 [[nodiscard]] Candidate weigh(gradient::FusionPlan plan, const gradient::Layout& layout,
                               const Profile& profile, std::span<const codec::Curve> curves,

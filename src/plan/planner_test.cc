@@ -137,8 +137,7 @@ TEST(Predict, TheLastFirstHidesMoreUnderForward) {
 TEST(RankPlans, TurnsTheOrderWhereForwardWaitsForOnePartAfterTheOther) {
   base::Rng rng(8);
   for (int i = 0; i < 30; ++i) {
-    const gradient::Layout layout =
-        layout_of(std::vector<uint64_t>(4 + rng.below(12), 300'000));
+    const gradient::Layout layout = layout_of(std::vector<uint64_t>(4 + rng.below(12), 300'000));
     const Profile at_once = free_work(layout, 0.2, 1e7 * static_cast<double>(1 + rng.below(20)));
     const Profile later = needed_in_forward(at_once);
     const auto in_order = rank_plans(layout, at_once, {}, {});
@@ -371,8 +370,66 @@ TEST(Planner, RegretAgainstAllPlansOfASmallModelIsSmall) {
   std::printf("worst regret: %.2f %%\n", 100 * worst);
 }
 
+// A model of equal layers: the choice against all plans with one kind up to some part and another
+// from there on, each part in a buffer of its own.
+TEST(Planner, FindsBudgetsBetweenThoseThatLieFarApart) {
+  const gradient::Layout layout = layout_of(std::vector<uint64_t>(16, 200'000));
+  const auto curves = curves_of(layout);
+  constexpr ValueKind kKinds[] = {ValueKind::bf16, ValueKind::q8, ValueKind::q4, ValueKind::q3,
+                                  ValueKind::q2};
+  for (const double rate : {1e6, 3e6, 6e6, 9e6, 1.2e7, 1.5e7, 2e7, 4e7, 8e7}) {
+    const Profile profile = free_work(layout, 0.21, rate);
+    double most = 0;
+    for (const ValueKind early : kKinds) {
+      for (const ValueKind late : kKinds) {
+        for (uint32_t change = 0; change < 16; ++change) {
+          gradient::FusionPlan plan = gradient::uniform_plan(
+              {.path = gradient::Path::split, .buffer_bytes = 1, .first_buffer_bytes = 1}, layout);
+          for (uint32_t part = 0; part < 16; ++part) {
+            const Point point{1, part < change ? early : late};
+            plan.buffers[part].points = {{point, point}};
+          }
+          most = std::max(most, weigh(plan, layout, profile, curves, {}).worth);
+        }
+      }
+    }
+    EXPECT_GE(best(ranked(layout, profile)).worth, 0.99 * most) << rate;
+  }
+}
+
+// docs/planner.md: exposed = rho / 4 * share * bytes * compute, where all but the last buffer hides.
+TEST(Planner, TheLastBufferTellsWhatCannotHide) {
+  const gradient::Layout layout = layout_of({400'000, 400'000, 400'000, 200'000});
+  Profile profile = free_work(layout, 0.2, 2e8);
+  profile.link.alpha_s = 0;
+  const double compute_s = profile.backward_s + profile.rest_s;
+  const double rho = 1.5 * 4 * 1'400'000 / 2e8 / compute_s;
+  for (const ValueKind values : {ValueKind::f32, ValueKind::bf16, ValueKind::q4}) {
+    const gradient::Path path =
+        values == ValueKind::f32 ? gradient::Path::all_reduce : gradient::Path::split;
+    const gradient::FusionPlan plan = gradient::uniform_plan(
+        {.path = path, .point = {1, values}, .buffer_bytes = 1, .first_buffer_bytes = 1}, layout);
+    const LastBuffer last = last_buffer(plan, layout);
+    EXPECT_DOUBLE_EQ(last.share, 1.0 / 7);
+    EXPECT_NEAR(last.bytes, codec::bits(values) / 8.0, 0.05 * last.bytes);
+    const double law_s = rho / 4 * last.share * last.bytes * compute_s;
+    EXPECT_NEAR(predict(plan, layout, profile).exposed_s, law_s, 1e-9);
+  }
+}
+
+TEST(Planner, TheLawCountsTheOneLegBetweenTwoRanks) {
+  const gradient::Layout layout = layout_of({400'000, 400'000}, 2);
+  const gradient::FusionPlan plan = gradient::uniform_plan({.path = gradient::Path::gather,
+                                                            .point = {1, ValueKind::q8},
+                                                            .first_buffer_bytes = 1 << 30},
+                                                           layout);
+  const LastBuffer last = last_buffer(plan, layout);
+  EXPECT_NEAR(last.bytes, 1, 0.05);
+  EXPECT_DOUBLE_EQ(last.share, 1);
+}
+
 TEST(Calibrate, GivesRatesThatMakeSense) {
-  const WorkRates rates = calibrate();
+  const WorkRates rates = calibrate([] { return std::chrono::steady_clock::now(); });
   for (int i = 0; i < codec::kValueKindCount; ++i) {
     EXPECT_GT(rates.encode[static_cast<size_t>(i)].dense_s, 0);
     EXPECT_GT(rates.decode[static_cast<size_t>(i)].dense_s, 0);

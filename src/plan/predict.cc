@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "codec/rate/probe.h"
+#include "collective/schedules/cost_model.h"
 #include "gradient/step_core.h"
 
 namespace scant::plan {
@@ -49,7 +50,7 @@ BufferCost cost_of(const gradient::BufferPlan& buffer, const gradient::Layout& l
     }
   }
   if (buffer.path == gradient::Path::all_reduce) {
-    cost.first_bytes = 2 * others / ranks * elements * sizeof(float);
+    cost.first_bytes = collective::all_reduce_sent_bytes(elements * sizeof(float), ranks);
     cost.first_messages = messages_in_a_row(buffer.path, ranks, cost.first_bytes);
   }
   return cost;
@@ -196,7 +197,7 @@ class Simulation {
 double messages_in_a_row(gradient::Path path, int ranks, double bytes_sent) {
   constexpr double kRingFrom = 256.0 * 1024;
   if (path != gradient::Path::all_reduce || ranks <= 2) return 1;
-  const double whole = bytes_sent * ranks / (2.0 * (ranks - 1));
+  const double whole = bytes_sent / collective::all_reduce_sent_bytes(1, ranks);
   return whole >= kRingFrom ? 2.0 * (ranks - 1) : std::ceil(std::log2(ranks));
 }
 

@@ -1,15 +1,15 @@
 // How long the link takes, asked of the link itself: small and large exchanges and an all_reduce
 // while no gradients travel. What passes in training does not tell, for there ranks wait for one
-// another. Owner: the user thread. docs/planner.md, "Soundings".
+// another. A protocol core: it makes operations, and is told when each begins and ends. Its memory
+// is theirs until they are over. docs/planner.md, "Soundings".
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
-#include "scant/communicator.h"
-#include "scant/result.h"
+#include "gradient/exchange.h"
+#include "scant/types.h"
 
 namespace scant::plan {
 
@@ -25,36 +25,35 @@ struct SoundingTimes {
   double exchange_cpu_s = 0;
 };
 
+struct Moment {
+  Time now{};
+  double cpu_s = 0;  // that the cores have worked for this process so far
+};
+
 class Sounding {
  public:
-  // The group's members call begin() and poll() alike. The communicator outlives this object, and
-  // the group is released before its end.
-  Sounding(Communicator& communicator, GroupId group, int size, Duration timeout);
-  ~Sounding();
+  // Of so many members, of which this is the one at place `self`.
+  Sounding(int size, Rank self);
   Sounding(const Sounding&) = delete;
   Sounding& operator=(const Sounding&) = delete;
 
-  // `bytes`: that a rank sends in each of the large ones.
-  void begin(uint64_t bytes);
-  // Nothing when it is not over within `limit`.
-  std::optional<Result<void>> poll(Duration limit);
+  // `bytes`: that a rank sends in each of the large ones. All members take the same. The operation
+  // lacks its lane, and begins at this moment.
+  [[nodiscard]] gradient::Operation begin(uint64_t bytes, const Moment& at);
+  // The operation ended well, and the next one begins; nothing when that was the last.
+  [[nodiscard]] std::optional<gradient::Operation> done(const Moment& at);
   [[nodiscard]] const SoundingTimes& times() const { return times_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-  void submit();
+  [[nodiscard]] gradient::Operation operation();
   void note(double seconds, double cpu_s);
 
-  Communicator& communicator_;
-  const GroupId group_;
   const size_t size_;
-  const Duration timeout_;
+  const size_t self_;
   uint64_t part_bytes_ = 0;
   size_t reduced_ = 0;
   int turn_ = 0;
-  Clock::time_point begun_;
-  double cpu_begun_s_ = 0;
-  Work work_;
+  Moment begun_;
   std::vector<std::byte> out_;
   std::vector<std::byte> in_;
   std::vector<uint64_t> received_;

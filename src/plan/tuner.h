@@ -57,6 +57,8 @@ class Tuner {
   // agreement took.
   [[nodiscard]] Decision decide(const std::vector<Measurement>& by_rank, double agreement_s);
   [[nodiscard]] const Findings& findings() const { return findings_; }
+  // Of rank 0's machine, as the steps have corrected it.
+  [[nodiscard]] const WorkRates& work() const { return profile_.work; }
 
  private:
   enum class Phase : uint8_t { measuring, running, comparing };

@@ -76,6 +76,38 @@ TEST(Tuner, OnASlowLinkItSendsAsMuchAsHides) {
   EXPECT_GT(step_s(world, plain.plan), 2 * compute);
 }
 
+// An accelerator computes while the cores are idle: 3.2 million elements in 16 tensors, a step of
+// 321 ms.
+TEST(Tuner, OnAHostWithIdleCoresNearlyAllHides) {
+  for (const auto& [bytes_per_s, share] : {std::pair{1.16e8, 0.96}, std::pair{1.19e7, 0.93}}) {
+    World world(std::vector<uint64_t>(16, 200'000));
+    world.truth.backward_s = 0.212;
+    world.truth.rest_s = 0.109;
+    for (double p = 0; p < 16; ++p) world.truth.ready_s[static_cast<size_t>(p)] = world.truth.backward_s * (p + 1) / 16;
+    world.truth.contention = 0;
+    world.truth.work = rates();
+    world.set_link(2.5e-4, bytes_per_s);
+    const TunerOptions options{.bytes_per_s = bytes_per_s};
+    Tuner tuner(world.layout(), rates(), options);
+    const Decision last = run(world, tuner, Tuner::first(world.layout(), options), 20);
+    EXPECT_GE(0.321 / step_s(world, last.plan), share);
+  }
+}
+
+// At such a rate plain would be exposed, and what loses nothing hides.
+TEST(Tuner, WhatHidesAndLosesNothingIsWorthMoreThanPlain) {
+  World world(std::vector<uint64_t>(16, 200'000));
+  world.truth.contention = 0;
+  world.truth.work = rates();
+  world.set_link(2.5e-4, 1.16e8);
+  world.truth.link.reduced_bytes_per_s = 0.8e8;
+  Tuner tuner(world.layout(), rates(), {});
+  const Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 20);
+  EXPECT_FALSE(is_plain(last.plan));
+  EXPECT_GT(tuner.findings().kept, 0.995);
+  EXPECT_LT(step_s(world, last.plan), 1.02 * (world.truth.backward_s + world.truth.rest_s));
+}
+
 TEST(Tuner, LearnsTheRatesOfTheWorld) {
   World world(kSizes);
   world.set_link(2e-3, 3e7);

@@ -125,8 +125,9 @@ void check_stream(Bytes stream, uint8_t mode, size_t piece, size_t budget) {
   SCANT_CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends.data()) == 0);
   net::Fd writer(ends[0]);
   const Parsed expected = parse_whole(stream, mode);
-  net::Connection connection(net::Fd(ends[1]), (mode & kCrossesWire) != 0 ? AF_INET : AF_UNIX, kJob,
-                             false);
+  const auto made = net::Connection::create(
+      net::Fd(ends[1]), (mode & kCrossesWire) != 0 ? AF_INET : AF_UNIX, kJob, false);
+  net::Connection& connection = *made.value();
   Sink sink(mode);
   const auto read_all = [&] {
     for (;;) {

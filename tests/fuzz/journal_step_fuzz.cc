@@ -69,7 +69,8 @@ std::vector<std::vector<std::byte>> values(Gradients& gradients) {
 }
 
 void check_decoding(Step step) {
-  Gradients gradients(kTensors);
+  const auto memory = Gradients::create(kTensors);
+  Gradients& gradients = *memory.value();
   for (size_t i = 0; i < kTensors.size(); ++i) std::ranges::fill(gradients.tensor(i), std::byte{0});
   const Result<void> decoded = gradients.decode(step, false);
   if (!decoded) {

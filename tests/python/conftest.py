@@ -31,6 +31,33 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
+def folders() -> list[str]:
+    """The folders of tests, each a plane or a part of the package; also marks of their tests."""
+    return sorted({path.parent.name for path in HERE.glob("*/test_*.py")})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--name``: what ``./dev test --only`` asks for; unlike ``-k`` it looks at no folder."""
+    parser.addoption("--name", help="pattern in the names of a file, a test or its parameters")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for folder in folders():
+        config.addinivalue_line("markers", f"{folder}: tests of tests/python/{folder}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks each test by its folder; drops those that ``--name`` does not mean."""
+    for item in items:
+        item.add_marker(item.path.parent.name)
+    name = config.getoption("--name")
+    if name is None:
+        return
+    kept = [item for item in items if re.search(name, item.path.stem) or re.search(name, item.name)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as probe:
@@ -157,12 +184,17 @@ def case_names(worker: str) -> list[str]:
 _launches: dict[tuple[str, int], Launch] = {}
 
 
-def check_case(worker: str, size: int, case: str, timeout_s: float = 240.0) -> None:
-    """Launch the worker unless that was done before, then judge one of its cases."""
+def launch_of(worker: str, size: int, timeout_s: float = 240.0) -> Launch:
+    """The one launch of this worker on so many ranks."""
     key = (worker, size)
     if key not in _launches:
         _launches[key] = launch_ranks([str(worker_path(worker))], size, timeout_s)
-    launch = _launches[key]
+    return _launches[key]
+
+
+def check_case(worker: str, size: int, case: str, timeout_s: float = 240.0) -> None:
+    """Judges one case of the worker."""
+    launch = launch_of(worker, size, timeout_s)
     skipped = []
     for rank in range(size):
         outcome = launch.case_results(rank).get(case)
@@ -177,8 +209,8 @@ def check_case(worker: str, size: int, case: str, timeout_s: float = 240.0) -> N
 
 
 def check_exit(worker: str, size: int) -> None:
-    """All ranks of an earlier launch left with status 0, in time."""
-    launch = _launches[(worker, size)]
+    """All ranks left with status 0, in time."""
+    launch = launch_of(worker, size)
     assert launch.returncodes == [0] * size and not launch.timed_out, launch.text()
 
 

@@ -38,50 +38,63 @@ check_types() {
 }
 
 check_gcc() { cmake --preset dev && cmake --build --preset dev -j "$jobs"; }
-check_tidy() { cmake --preset clang && .venv/bin/python tools/run_tidy.py --build build/clang --jobs "$jobs"; }
+check_tidy() {
+  local options=()
+  [ "$long" = 0 ] || options+=(--all)
+  cmake --preset clang && .venv/bin/python tools/run_tidy.py --build build/clang --jobs "$jobs" "${options[@]}"
+}
 check_includes() {
   cmake --preset dev >/dev/null &&
     ctest --test-dir build/dev -R '^include_order' --no-tests=error --output-on-failure
 }
 check_links() { .venv/bin/python tools/check_docs.py links; }
+check_figures() { .venv/bin/python bench/measured.py --check; }
 check_commands() { .venv/bin/python tools/check_docs.py commands; }
 
 run_checks() {
-  local only=${SCANT_CHECK_ONLY:-} failed=() begin=$SECONDS
+  local only=${SCANT_CHECK_ONLY:-} long=0 failed=() begin=$SECONDS
   while [ $# -gt 0 ]; do
     case $1 in
-      --only) only=${2:?--only needs a name}; shift ;;
-      *) die "check: no option '$1'" ;;
+      --long) long=1 ;;
+      --only)
+        only=${2:-}
+        [ -n "$only" ] || die "check: --only needs a name"
+        shift
+        ;;
+      *) die "check: no option '$1'; there are: --long, --only NAME" ;;
     esac
     shift
   done
-  export SCANT_STRICT=ON  # as in the presets: the wheel and the library take the same objects
-  setup_packages build test lab check
-  setup_venv
-  mkdir -p build
   local rows=(
     "format|clang-format and ruff format"
     "lint|ruff, shellcheck, file and function sizes"
     "gcc|no warnings with GCC"
-    "tidy|no warnings with Clang, clang-tidy"
+    "tidy|no warnings with Clang, clang-tidy (what changed last)"
     "includes|no include upwards"
     "types|mypy --strict"
     "links|links and anchors of the documents"
+    "figures|figures in the documents are those of bench/results"
     "commands|every command shown in the documents"
   )
-  local row name words ran=0
+  local row name words names=() ran=0
+  for row in "${rows[@]}"; do names+=("${row%%|*}"); done
+  [ -z "$only" ] || [[ " ${names[*]} " == *" $only "* ]] || die "check: no '$only'; there are: ${names[*]}"
+  export SCANT_STRICT=ON  # as in the presets: the wheel and the library take the same objects
+  setup_packages build test lab check
+  setup_venv
+  mkdir -p build
   for row in "${rows[@]}"; do
     name=${row%%|*} words=${row#*|}
+    [ $long = 0 ] || words=${words/what changed last/all sources}
     if [ -n "$only" ] && [ "$only" != "$name" ]; then continue; fi
     ran=$((ran + 1))
-    if [ "$name" = commands ]; then setup_scant; fi
+    case $name in figures | commands) setup_scant ;; esac
     case $name in
       commands) say "$words"; check_commands || failed+=("$name") ;;  # each command is a line of progress
       gcc | tidy) locked step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
       *) step "check-$name" "$words" "check_$name" || failed+=("$name") ;;
     esac
   done
-  [ $ran -gt 0 ] || die "check: no check '$only'"
   say "$ran checks in $((SECONDS - begin)) s, ${#failed[@]} failed${failed[*]:+: ${failed[*]}}"
   [ ${#failed[@]} -eq 0 ]
 }

@@ -114,13 +114,33 @@ install_scant() {
   fi
 }
 
+preset_names() {
+  "$python" -c '
+import json
+presets = json.load(open("CMakePresets.json"))["configurePresets"]
+print(*(preset["name"] for preset in presets if not preset.get("hidden")))'
+}
+
+# configure_preset PRESET: its build files say what CMakeLists.txt says now.
+configure_preset() {
+  local preset=$1
+  if [ -f "build/$preset/build.ninja" ]; then
+    locked step "configure-$preset" "configure $preset" cmake --build "build/$preset" --target build.ninja || exit 1
+  else
+    locked step "configure-$preset" "configure $preset" cmake --preset "$preset" || exit 1
+  fi
+}
+
+# build_preset PRESET [TARGET...]: all of it, or these targets.
 build_preset() {
-  locked configure_and_build "$1"
+  locked configure_and_build "$@"
 }
 
 configure_and_build() {
-  local preset=$1
+  local preset=$1 targets=()
+  shift
+  [ $# -eq 0 ] || targets=(--target "$@")
   [ -f "build/$preset/build.ninja" ] ||
     step "configure-$preset" "configure $preset" cmake --preset "$preset" || exit 1
-  step "build-$preset" "build $preset" cmake --build --preset "$preset" -j "$jobs" || exit 1
+  step "build-$preset" "build $preset" cmake --build --preset "$preset" -j "$jobs" "${targets[@]}" || exit 1
 }

@@ -1,71 +1,109 @@
 # Sourced by ./dev: ./dev test.
 
+# What a test preset of CMakePresets.json sets, NAME=VALUE a line: the sanitizers' options.
+preset_environment() {
+  "$python" - "$1" <<'END'
+import json, sys
+presets = json.load(open("CMakePresets.json"))["testPresets"]
+for preset in presets:
+    if preset["name"] == sys.argv[1]:
+        for name, value in preset.get("environment", {}).items():
+            print(f"{name}={value}")
+END
+}
+
 # One preset's C++ tests, one line a test; details in build/logs and, as XML, in build/results.
 run_ctest() {
   local preset=$1 status=0
   shift
   local results=$root/build/results/$preset
-  rm -rf "$results"
   mkdir -p "$results"
-  local environment=(GTEST_OUTPUT="xml:$results/")
-  case $preset in
-    asan) environment+=(ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1) ;;
-    tsan) environment+=(TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1) ;;
-  esac
+  local environment=(GTEST_OUTPUT="xml:$results/") given
+  given=$(preset_environment "$preset") || return 1
+  [ -z "$given" ] || mapfile -t -O 1 environment <<<"$given"
   env "${environment[@]}" ctest --test-dir "build/$preset" --output-on-failure --no-tests=ignore -j "$jobs" \
     --output-junit "$results/ctest.xml" "$@" || status=1
   return $status
 }
 
 run_pytest() {
-  local results=$root/build/results/python
-  rm -rf "$results"
+  local results=$root/build/results/python status=0
   mkdir -p "$results"
-  local status=0
-  .venv/bin/python -m pytest tests/python -o cache_dir=build/pytest-cache --junitxml="$results/pytest.xml" "$@" ||
-    status=$?
+  .venv/bin/python -m pytest -o cache_dir=build/pytest-cache --junitxml="$results/pytest.xml" "$@" || status=$?
   [ $status -eq 5 ] && [ -n "$only" ] && return 0  # 5: no test has such a name
   return $status
 }
 
+# select_tests PRESET: what $only names there, as programs (a pattern for CTest), targets,
+# python_files and python_options. False, with one line on the screen, when it names nothing.
+select_tests() {
+  local preset=$1 key words lines options=()
+  programs='.' targets=() python_files=(tests/python) python_options=()
+  [ -n "$only" ] || return 0
+  [ $long = 0 ] || options+=(--long)
+  configure_preset "$preset"
+  lines=$("$python" tools/select_tests.py "$only" --build "build/$preset" "${options[@]}") || return 1
+  programs='' python_files=()
+  while read -r key words; do
+    case $key in
+      ctest) programs=$words ;;
+      targets) read -ra targets <<<"$words" ;;
+      python) read -ra python_files <<<"$words" ;;
+      name) python_options+=(--name "$words") ;;
+    esac
+  done <<<"$lines"
+}
+
+# test_programs PRESET CTEST_OPTION...: builds what was selected there, and runs it.
+test_programs() {
+  local preset=$1
+  shift
+  [ -n "$programs" ] || return 0
+  if [ -z "$only" ] || [ ${#targets[@]} -gt 0 ]; then build_preset "$preset" "${targets[@]}"; fi
+  say "C++ tests, $preset"
+  run_ctest "$preset" -R "$programs" "$@"
+}
+
+test_python() {
+  [ ${#python_files[@]} -gt 0 ] || return 0
+  setup_packages build lab
+  setup_venv
+  setup_scant
+  say "Python tests"
+  run_pytest -q -rfE "${python_options[@]}" "$@" "${python_files[@]}"
+}
+
 run_tests() {
   local long=0 only=${SCANT_TEST_ONLY:-} status=0 preset begin=$SECONDS
+  local programs targets python_files python_options
   while [ $# -gt 0 ]; do
     case $1 in
       --long) long=1 ;;
-      --only) only=${2:?--only needs a name}; shift ;;
-      *) die "test: no option '$1'" ;;
+      --only)
+        only=${2:-}
+        [ -n "$only" ] || die "test: --only needs a name"
+        shift
+        ;;
+      *) die "test: no option '$1'; there are: --long, --only NAME" ;;
     esac
     shift
   done
   export SCANT_STRICT=ON  # as in the presets: the wheel and the library take the same objects
-  setup_packages build test lab
-  setup_venv
-  build_preset dev
-  setup_scant
-
-  local ctest_options=() pytest_options=(-q -rfE) sanitizers=()
-  if [ -n "$only" ]; then
-    ctest_options+=(-R "$only")
-    pytest_options+=(-k "$only")
-  fi
-  if [ $long = 1 ]; then
-    pytest_options+=(-m '')
-    sanitizers=(asan tsan)
-  else
-    ctest_options+=(-LE long)
-  fi
+  setup_packages build test
   rm -rf build/results
-  say "C++ tests"
-  run_ctest dev "${ctest_options[@]}" || status=1
-  say "Python tests"
-  run_pytest "${pytest_options[@]}" || status=1
-  for preset in "${sanitizers[@]}"; do
-    build_preset "$preset"
-    say "C++ tests under $preset"
-    run_ctest "$preset" "${ctest_options[@]}" -LE long || status=1
-  done
+  mkdir -p build/results
+  local ctest_options=(-LE long) pytest_options=()
+  if [ $long = 1 ]; then ctest_options=() pytest_options=(-m ''); fi
+  select_tests dev || exit 1
+  test_programs dev "${ctest_options[@]}" || status=1
+  test_python "${pytest_options[@]}" || status=1
+  if [ $long = 1 ]; then
+    for preset in asan tsan; do
+      select_tests "$preset" || continue  # golden_test is not built there
+      test_programs "$preset" -LE long || status=1
+    done
+  fi
   say "all tests took $((SECONDS - begin)) s"
-  .venv/bin/python tools/test_summary.py --allowed-skips tests/allowed_skips.txt build/results || status=1
+  "$python" tools/test_summary.py --allowed-skips tests/allowed_skips.txt build/results || status=1
   return $status
 }

@@ -20,6 +20,10 @@ void raise(const Error& error, Rank rank) {
   throw nb::python_error();
 }
 
+void refuse(std::string message) {
+  raise({.code = ErrorCode::invalid_argument, .message = std::move(message)}, kNoRank);
+}
+
 Error from_exception(const nb::python_error& exception) {
   Error error;
   error.code = ErrorCode::io;

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <string>
+#include <type_traits>
+#include <utility>
 
 #include "scant/result.h"
 
@@ -14,6 +17,14 @@ namespace nb = nanobind;
 // reports.
 [[nodiscard]] nb::object to_exception(const Error& error, Rank rank);
 [[noreturn]] void raise(const Error& error, Rank rank);
+// ErrorCode::invalid_argument.
+[[noreturn]] void refuse(std::string message);
+// The value, or the error raised.
+template <typename T>
+T unwrap(Result<T> result, Rank rank = kNoRank) {
+  if (!result) raise(result.error(), rank);
+  if constexpr (!std::is_void_v<T>) return std::move(result).value();
+}
 
 // The error that a Python exception stands for: scant.Error keeps its code, TimeoutError becomes
 // timeout, OSError io.

@@ -4,13 +4,13 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "bindings/base/errors.h"
 #include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
+#include "bindings/base/options.h"
 #include "bindings/codec/plane.h"
 #include "bindings/codec/record.h"
 #include "bindings/codec/workspaces.h"
@@ -25,16 +25,6 @@ using codec::Encoder;
 using codec::Point;
 using codec::RecordView;
 using codec::Shape;
-
-template <typename T>
-T unwrap(Result<T> result) {
-  if (!result) raise(result.error(), kNoRank);
-  if constexpr (!std::is_void_v<T>) return std::move(result).value();
-}
-
-[[noreturn]] void refuse(std::string message) {
-  raise({.code = ErrorCode::invalid_argument, .message = std::move(message)}, kNoRank);
-}
 
 std::span<const float> input(uintptr_t address, size_t elements) {
   return {reinterpret_cast<const float*>(address), elements};
@@ -82,23 +72,6 @@ class PythonEncoder {
   uint32_t generation_ = fork_generation();
 };
 
-// Buffers of the codec abort when memory runs out; a notebook deserves an error.
-void check_memory(double elements, codec::ResidualKind kind, bool momentum) {
-  constexpr double kBytes[codec::kResidualKindCount] = {0, 4, 2, 1 + 2.0 / codec::kGroupElements};
-  const double wanted =
-      elements * (kBytes[static_cast<size_t>(kind)] + (momentum ? sizeof(float) : 0));
-  const bool possible = wanted < 0x1p62;
-  void* const trial =
-      possible ? ::operator new(static_cast<size_t>(wanted) + 1, std::nothrow) : nullptr;
-  ::operator delete(trial);
-  if (trial == nullptr) {
-    raise({.code = ErrorCode::resource,
-           .message = "no memory for a residual of " +
-                      std::to_string(static_cast<uint64_t>(elements)) + " elements"},
-          kNoRank);
-  }
-}
-
 struct EncoderFields {
   uint32_t tensor;
   Shape shape;
@@ -107,40 +80,41 @@ struct EncoderFields {
 };
 
 EncoderFields fields_from(const nb::dict& given) {
-  const auto get = [&given]<typename T>(const char* key, T) { return nb::cast<T>(given[key]); };
-  const auto number = [&](const char* key) { return static_cast<float>(get(key, double{})); };
-  const auto residual = codec::residual_kind(get("residual", std::string{}));
-  if (!residual) refuse("residual: no kind '" + get("residual", std::string{}) + "'");
-  EncoderFields fields{.tensor = get("tensor", uint32_t{}),
-                       .shape = {get("rows", uint64_t{}), get("columns", uint64_t{})},
-                       .options = {.residual = *residual,
-                                   .decay = number("decay"),
-                                   .momentum = number("momentum"),
-                                   .mask_momentum = get("mask_momentum", bool{}),
-                                   .stochastic = get("stochastic", bool{}),
-                                   .evenness = number("evenness"),
-                                   .seed = get("seed", uint64_t{})},
-                       .range = std::nullopt};
-  if (!given["range"].is_none()) {
-    const auto range = nb::cast<nb::tuple>(given["range"]);
-    fields.range = {nb::cast<uint64_t>(range[0]), nb::cast<uint64_t>(range[1])};
+  EncoderFields fields{};
+  std::string residual;
+  nb::object range;
+  Options options("Encoder", given);
+  options.need("tensor", fields.tensor);
+  options.need("rows", fields.shape.rows);
+  options.need("columns", fields.shape.columns);
+  options.need("residual", residual);
+  options.need("decay", fields.options.decay);
+  options.need("momentum", fields.options.momentum);
+  options.need("mask_momentum", fields.options.mask_momentum);
+  options.need("stochastic", fields.options.stochastic);
+  options.need("evenness", fields.options.evenness);
+  options.need("seed", fields.options.seed);
+  options.need("range", range);
+  options.done();
+  const auto kind = codec::residual_kind(residual);
+  if (!kind) refuse("residual: no kind '" + residual + "'");
+  fields.options.residual = *kind;
+  if (!range.is_none()) {
+    const auto pair = nb::cast<nb::tuple>(range);
+    fields.range = {nb::cast<uint64_t>(pair[0]), nb::cast<uint64_t>(pair[1])};
   }
   return fields;
 }
 
 PythonEncoder* make_encoder(const nb::dict& given) {
   const EncoderFields fields = fields_from(given);
-  const double elements = fields.range ? static_cast<double>(fields.range->elements)
-                                       : static_cast<double>(fields.shape.rows) *
-                                             static_cast<double>(fields.shape.columns);
-  check_memory(elements, fields.options.residual, fields.options.momentum > 0);
   return new PythonEncoder(
       unwrap(Encoder::create(fields.tensor, fields.shape, fields.options, fields.range)));
 }
 
 PythonRecord* encode(PythonEncoder& self, uintptr_t address, size_t elements, double density,
                      const std::string& values, size_t threads) {
-  const Point point = point_of(density, values);
+  const Point point = point_from(density, values);
   const WorkspaceLease lease(threads);
   codec::RecordBuffer buffer = take_record_buffer();
   const auto report = self.locked([&](Encoder& encoder) {
@@ -158,7 +132,7 @@ nb::tuple probe(PythonEncoder& self, uintptr_t address, size_t elements,
   if (given) {
     for (nb::handle item : *given) {
       const auto pair = nb::cast<nb::tuple>(item);
-      own.push_back(point_of(nb::cast<double>(pair[0]), nb::cast<std::string>(pair[1])));
+      own.push_back(point_from(nb::cast<double>(pair[0]), nb::cast<std::string>(pair[1])));
     }
     points = own;
   }
@@ -266,6 +240,7 @@ void bind_encoder(nb::module_& module) {
 }  // namespace
 
 void bind_codec(nb::module_& module) {
+  module.attr("by_row") = std::string(codec::kByRow);
   module.attr("value_kind_names") = names<codec::ValueKind>(codec::kValueKindCount);
   module.attr("residual_kind_names") = names<codec::ResidualKind>(codec::kResidualKindCount);
   module.attr("codec_kernels") = codec::kernels().name;

@@ -23,7 +23,7 @@ codec::Curve from_python(nb::handle given) {
   for (nb::handle item : nb::cast<nb::list>(pair[1])) {
     const auto row = nb::cast<nb::tuple>(item);
     curve.points.push_back(
-        {.point = point_of(nb::cast<double>(row[0]), nb::cast<std::string>(row[1])),
+        {.point = point_from(nb::cast<double>(row[0]), nb::cast<std::string>(row[1])),
          .bytes = nb::cast<double>(row[2]),
          .energy = nb::cast<double>(row[3])});
   }
@@ -74,13 +74,10 @@ void bind_selections(nb::module_& module) {
 
 }  // namespace
 
-codec::Point point_of(double density, const std::string& values) {
-  const auto kind = codec::value_kind(values);
-  if (!kind) {
-    raise({.code = ErrorCode::invalid_argument, .message = "values: no kind '" + values + "'"},
-          kNoRank);
-  }
-  return {density, *kind};
+codec::Point point_from(double density, const std::string& values) {
+  const auto point = codec::point_of(density, values);
+  if (!point) refuse("values: no kind '" + values + "'");
+  return *point;
 }
 
 nb::tuple to_python(const codec::Curve& curve) {

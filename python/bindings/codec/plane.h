@@ -12,7 +12,7 @@ namespace scant::python {
 namespace nb = nanobind;
 
 // (density, name of the kind of value); raises where there is no such kind.
-[[nodiscard]] codec::Point point_of(double density, const std::string& values);
+[[nodiscard]] codec::Point point_from(double density, const std::string& values);
 
 // (energy, [(density, values, bytes, share of the energy kept), ...])
 [[nodiscard]] nb::tuple to_python(const codec::Curve& curve);

@@ -12,34 +12,35 @@ namespace scant::python {
 
 #if SCANT_WITH_SYNC
 
-using journal::Part;
-using journal::PartKind;
+using From = journal::AveragedTogether::From;
 
-std::vector<Part> parts_of(const nanobind::object& object, const std::vector<Bytes>& found) {
-  std::vector<Part> parts;
+namespace {
+
+From from_of(gradient::Path path) {
+  switch (path) {
+    case gradient::Path::split:
+      return From::owners;
+    case gradient::Path::gather:
+      return From::ranks;
+    case gradient::Path::all_reduce:
+      break;
+  }
+  return From::memory;
+}
+
+}  // namespace
+
+std::vector<journal::AveragedTogether> averages_of(const nanobind::object& object) {
   const std::shared_ptr<gradient::Averager> averager = native_averager(object);
   const gradient::Layout& layout = averager->layout();
-  uint32_t number = 0;
+  std::vector<journal::AveragedTogether> all;
   for (const gradient::AveragedBuffer& buffer : averager->averaged()) {
-    const PartKind kind =
-        buffer.path == gradient::Path::split ? PartKind::averages : PartKind::gathered;
-    for (const Bytes message : buffer.messages) {
-      parts.push_back({.kind = kind, .where = number, .bytes = message});
-    }
-    ++number;
-    if (buffer.path != gradient::Path::all_reduce) continue;
-    for (const auto& part : layout.parts().subspan(buffer.first_part, buffer.parts)) {
-      const Bytes of = found[part.tensor];
-      const uint64_t first = part.range.first * sizeof(float);
-      const uint64_t bytes = part.range.elements * sizeof(float);
-      if (of.size() < first + bytes) continue;  // no gradient
-      parts.push_back({.kind = PartKind::raw,
-                       .where = part.tensor,
-                       .first = first,
-                       .bytes = of.subspan(first, bytes)});
-    }
+    journal::AveragedTogether together{.from = from_of(buffer.path), .messages = buffer.messages};
+    for (const auto& part : layout.parts().subspan(buffer.first_part, buffer.parts))
+      together.places.push_back({.tensor = part.tensor, .range = part.range});
+    all.push_back(std::move(together));
   }
-  return parts;
+  return all;
 }
 
 journal::BaseSource residuals_of(const nanobind::object& averager, const std::string& name) {
@@ -56,19 +57,15 @@ journal::BaseSource residuals_of(const nanobind::object& averager, const std::st
 
 namespace {
 
-[[noreturn]] void refuse() {
-  raise({.code = ErrorCode::invalid_argument,
-         .message = "journal: an averager comes of the plane 'sync', which this build lacks"},
-        kNoRank);
+[[noreturn]] void no_averager() {
+  refuse("journal: an averager comes of the plane 'sync', which this build lacks");
 }
 
 }  // namespace
 
-std::vector<journal::Part> parts_of(const nanobind::object&, const std::vector<Bytes>&) {
-  refuse();
-}
+std::vector<journal::AveragedTogether> averages_of(const nanobind::object&) { no_averager(); }
 
-journal::BaseSource residuals_of(const nanobind::object&, const std::string&) { refuse(); }
+journal::BaseSource residuals_of(const nanobind::object&, const std::string&) { no_averager(); }
 
 #endif
 

@@ -6,14 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "journal/averages.h"
 #include "journal/base_writer.h"
-#include "journal/step.h"
 
 namespace scant::python {
 
-// What the averager's last step gives; what went as it is lies in the gradients themselves.
-[[nodiscard]] std::vector<journal::Part> parts_of(const nanobind::object& averager,
-                                                  const std::vector<Bytes>& found);
+// What the averages of the averager's last step were made from.
+[[nodiscard]] std::vector<journal::AveragedTogether> averages_of(const nanobind::object& averager);
 
 // The file of a base that holds the averager's residuals as they are now: asked for here, before
 // the next step changes them; waited for by the journal's thread.

@@ -15,6 +15,7 @@
 #include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
 #include "bindings/journal/averaged.h"
+#include "journal/averages.h"
 #include "journal/base_writer.h"
 #include "journal/folder.h"
 #include "journal/step.h"
@@ -35,12 +36,6 @@ using journal::PartKind;
 using journal::State;
 
 using Memory = std::tuple<uintptr_t, uint64_t>;  // address and bytes
-
-template <typename T>
-T unwrap(Result<T> result) {
-  if (!result) raise(result.error(), kNoRank);
-  if constexpr (!std::is_void_v<T>) return std::move(result).value();
-}
 
 Bytes bytes_at(const Memory& memory) {
   return {reinterpret_cast<const std::byte*>(std::get<0>(memory)), std::get<1>(memory)};
@@ -157,15 +152,8 @@ struct Folder {
     return dict_of(unwrap(without_gil([&] { return journal::look(*disk, check_files); })));
   }
   [[nodiscard]] nb::object state(std::optional<uint64_t> of_base, bool check_files) const {
-    auto found = unwrap(without_gil([&]() -> Result<std::optional<State>> {
-      auto contents = journal::look(*disk, check_files);
-      if (!contents) return contents.error();
-      if (of_base) {
-        std::erase_if(contents.value().bases,
-                      [&](const Base& base) { return base.index.step != *of_base; });
-      }
-      return journal::newest_state(*disk, contents.value());
-    }));
+    const auto found =
+        unwrap(without_gil([&] { return journal::state_from(*disk, of_base, check_files); }));
     return found ? nb::object(dict_of(*found)) : nb::none();
   }
   [[nodiscard]] uint64_t fresh_sequence() const {
@@ -177,11 +165,7 @@ struct Folder {
   }
   void sync_state(uint64_t of_base) const {
     unwrap(without_gil([&]() -> Result<void> {
-      auto contents = journal::look(*disk, false);
-      if (!contents) return contents.error();
-      std::erase_if(contents.value().bases,
-                    [&](const Base& base) { return base.index.step != of_base; });
-      auto state = journal::newest_state(*disk, contents.value());
+      auto state = journal::state_from(*disk, of_base, false);
       if (!state) return state.error();
       return state.value() ? journal::sync_state(*disk, *state.value()) : Result<void>{};
     }));
@@ -193,18 +177,13 @@ struct Folder {
                             .base = base,
                             .sequence = sequence,
                             .oldest = oldest};
-    unwrap(without_gil([&]() -> Result<void> {
-      Result<void> wrote = journal::write_manifest_file(*disk, manifest);
-      return wrote ? journal::clear_old(*disk, manifest) : wrote;
-    }));
+    unwrap(without_gil([&] { return journal::replace_manifest(*disk, manifest); }));
   }
   void clear_begun() const {
     unwrap(without_gil([&]() -> Result<void> {
       auto contents = journal::look(*disk, false);
       if (!contents) return contents.error();
-      Manifest manifest = contents.value().manifest.value_or(Manifest{.base = UINT64_MAX});
-      if (!contents.value().manifest) manifest.sequence = 0;  // keeps all segments and bases
-      return journal::clear_old(*disk, manifest);
+      return journal::clear_begun(*disk, contents.value());
     }));
   }
 };
@@ -213,7 +192,9 @@ struct Folder {
 class Replay {
  public:
   Replay(const Folder& folder, std::vector<uint64_t> bytes)
-      : disk_(folder.disk), reader_(*disk_), gradients_(std::move(bytes)) {}
+      : disk_(folder.disk),
+        reader_(*disk_),
+        gradients_(unwrap(journal::Gradients::create(std::move(bytes)))) {}
 
   nb::dict read(uint64_t sequence, const std::string& segment, uint64_t offset) {
     const LogEntry entry{.header = {.sequence = sequence}, .segment = segment, .offset = offset};
@@ -222,7 +203,7 @@ class Replay {
       if (!body) return body.error();
       auto read = journal::read_step(body.value());
       if (!read) return read.error();
-      if (Result<void> decoded = gradients_.decode(read.value(), true); !decoded) {
+      if (Result<void> decoded = gradients_->decode(read.value(), true); !decoded) {
         return decoded.error();
       }
       return read;
@@ -242,14 +223,14 @@ class Replay {
     return out;
   }
   [[nodiscard]] uintptr_t address(size_t tensor) {
-    if (tensor >= gradients_.tensors()) throw nb::index_error("no such tensor");
-    return reinterpret_cast<uintptr_t>(gradients_.tensor(tensor).data());
+    if (tensor >= gradients_->tensors()) throw nb::index_error("no such tensor");
+    return reinterpret_cast<uintptr_t>(gradients_->tensor(tensor).data());
   }
 
  private:
   std::shared_ptr<Disk> disk_;
   journal::LogReader reader_;
-  journal::Gradients gradients_;
+  std::unique_ptr<journal::Gradients> gradients_;
 };
 
 // Of an entry, without memory for gradients.
@@ -265,11 +246,9 @@ nb::dict summary_of(const Folder& folder, uint64_t sequence, const std::string& 
   out["tensors"] = step.present.size();
   out["present"] = std::ranges::count(step.present, true);
   out["settings"] = step.settings;
-  static constexpr const char* kNames[] = {"", "averages", "gathered", "raw", "bf16", "state"};
   nb::list parts;
   for (const Part& part : step.parts) {
-    parts.append(
-        nb::make_tuple(kNames[static_cast<size_t>(part.kind)], part.where, part.bytes.size()));
+    parts.append(nb::make_tuple(journal::name(part.kind), part.where, part.bytes.size()));
   }
   out["parts"] = parts;
   return out;
@@ -293,7 +272,7 @@ class PythonWriter {
     gradients.reserve(found.size());
     for (const Memory& one : found) gradients.push_back(bytes_at(one));
     std::vector<Part> parts;
-    if (!averager.is_none()) parts = parts_of(averager, gradients);
+    if (!averager.is_none()) parts = journal::parts_of(averages_of(averager), gradients);
     for (uint32_t i = 0; i < state.size(); ++i) {
       parts.push_back({.kind = PartKind::state, .where = i, .bytes = bytes_at(state[i])});
     }

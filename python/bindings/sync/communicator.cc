@@ -12,6 +12,7 @@
 #include "bindings/base/errors.h"
 #include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
+#include "bindings/base/options.h"
 #include "bindings/sync/executor.h"
 #include "bindings/sync/store.h"
 #include "bindings/sync/work.h"
@@ -22,10 +23,6 @@ namespace {
 Duration from_seconds(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
 }
-
-// An operation reports by its deadline plus the time that a frame in progress may take; Work::wait
-// allows 30 s for it.
-constexpr Duration kReportGrace = std::chrono::seconds(60);
 
 Bytes input(uintptr_t address, size_t size) {
   return {reinterpret_cast<const std::byte*>(address), size};
@@ -67,41 +64,34 @@ struct How {
 
 DType dtype_from(int dtype) {
   if (!is_dtype(dtype)) {
-    raise({.code = ErrorCode::invalid_argument, .message = "dtype: no such code"}, kNoRank);
+    refuse("dtype: no such code");
   }
   return static_cast<DType>(dtype);
 }
 
 ReduceOp reduce_op(int op) {
   if (op < 0 || op >= kReduceOpCount) {
-    raise({.code = ErrorCode::invalid_argument, .message = "op: no such code"}, kNoRank);
+    refuse("op: no such code");
   }
   return static_cast<ReduceOp>(op);
 }
 
 CommunicatorOptions options_from(const nb::dict& fields) {
   CommunicatorOptions options;
-  const auto get = [&fields](const char* key, auto& field) {
-    using Field = std::remove_reference_t<decltype(field)>;
-    if (!fields.contains(key)) return;
-    if constexpr (std::is_same_v<Field, Duration>) {
-      field = from_seconds(nb::cast<double>(fields[key]));
-    } else {
-      field = nb::cast<Field>(fields[key]);
-    }
-  };
-  get("rank", options.rank);
-  get("size", options.size);
-  get("job", options.job);
-  get("address", options.address);
-  get("port", options.port);
-  get("connect_timeout", options.connect_timeout);
-  get("operation_timeout", options.operation_timeout);
-  get("peer_timeout", options.peer_timeout);
-  get("connections_per_pair", options.connections_per_pair);
-  get("same_host_sockets", options.same_host_sockets);
-  get("io_cpu", options.io_cpu);
-  get("rate_limit_bytes_per_second", options.rate_limit_bytes_per_second);
+  Options reader("Communicator", fields);
+  reader.get("rank", options.rank);
+  reader.get("size", options.size);
+  reader.get("job", options.job);
+  reader.get("address", options.address);
+  reader.get("port", options.port);
+  reader.get("connect_timeout", options.connect_timeout);
+  reader.get("operation_timeout", options.operation_timeout);
+  reader.get("peer_timeout", options.peer_timeout);
+  reader.get("connections_per_pair", options.connections_per_pair);
+  reader.get("same_host_sockets", options.same_host_sockets);
+  reader.get("io_cpu", options.io_cpu);
+  reader.get("rate_limit_bytes_per_second", options.rate_limit_bytes_per_second);
+  reader.done();
   return options;
 }
 
@@ -113,7 +103,6 @@ class PythonCommunicator {
     auto created = without_gil([&] { return Communicator::create(python_store, options); });
     python_store.rethrow_interrupt();
     rank_ = options.rank;
-    operation_timeout_ = options.operation_timeout;
     if (!created) raise(created.error(), rank_);
     communicator_ = std::move(created).value();
     add_callback_groups();
@@ -179,16 +168,14 @@ class PythonCommunicator {
     add_callback_groups();
   }
 
-  PythonWork wrap(Work work, double timeout_s, nb::object keep) const {
+  PythonWork wrap(Work work, nb::object keep) const {
     sweep_orphans();
-    const Duration timeout = timeout_s > 0 ? from_seconds(timeout_s) : operation_timeout_;
-    return {std::move(work), rank_, timeout + kReportGrace, std::move(keep)};
+    return {std::move(work), rank_, std::move(keep)};
   }
 
   template <typename T>
   T unwrap(Result<T> result) const {
-    if (!result) raise(result.error(), rank_);
-    if constexpr (!std::is_void_v<T>) return std::move(result).value();
+    return python::unwrap(std::move(result), rank_);
   }
 
  private:
@@ -200,7 +187,6 @@ class PythonCommunicator {
 
   std::unique_ptr<Communicator> communicator_;
   std::map<GroupId, GroupId> callback_groups_;
-  Duration operation_timeout_{};
   Rank rank_ = kNoRank;
   uint32_t generation_ = fork_generation();
 };
@@ -250,6 +236,15 @@ void bind_life(Class& cls) {
       },
       nb::arg("timeout_s"));
   cls.def(
+      "fail",
+      [](const PythonCommunicator& self, const std::string& reason, double timeout_s) {
+        Communicator& native = self.get();
+        auto done = without_gil([&] { return native.fail(reason, from_seconds(timeout_s)); });
+        sweep_orphans();
+        self.unwrap(std::move(done));
+      },
+      nb::arg("reason"), nb::arg("timeout_s"));
+  cls.def(
       "abort",
       [](const PythonCommunicator& self, const std::string& reason) {
         Communicator& native = self.get();
@@ -266,7 +261,7 @@ void bind_reductions(Class& cls) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(
         self.get().all_reduce(input(in, bytes), output(out, bytes), type, reduce_op(op), options),
-        timeout_s, std::move(keep));
+        std::move(keep));
   });
   cls.def("reduce",
           [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t bytes, int dtype,
@@ -275,7 +270,7 @@ void bind_reductions(Class& cls) {
             // Address 0: this rank is not the root and gets no output.
             return self.wrap(self.get().reduce(input(in, bytes), output(out, out == 0 ? 0 : bytes),
                                                type, reduce_op(op), root, options),
-                             timeout_s, std::move(keep));
+                             std::move(keep));
           });
   cls.def("reduce_scatter",
           [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,
@@ -283,7 +278,7 @@ void bind_reductions(Class& cls) {
             const auto [type, options] = self.how(dtype, group, timeout_s);
             return self.wrap(self.get().reduce_scatter(part_list<Bytes>(in), output(out, bytes),
                                                        type, reduce_op(op), options),
-                             timeout_s, std::move(keep));
+                             std::move(keep));
           });
   cls.def("reduce_scatter_equal",
           [](const PythonCommunicator& self, uintptr_t in, uintptr_t out, size_t part_bytes,
@@ -292,7 +287,7 @@ void bind_reductions(Class& cls) {
             return self.wrap(
                 self.get().reduce_scatter(equal_parts<Bytes>(in, part_bytes, parts),
                                           output(out, part_bytes), type, reduce_op(op), options),
-                timeout_s, std::move(keep));
+                std::move(keep));
           });
 }
 
@@ -303,7 +298,7 @@ void bind_moves(Class& cls) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(
         self.get().all_gather(input(in, bytes), part_list<MutableBytes>(out), type, options),
-        timeout_s, std::move(keep));
+        std::move(keep));
   });
   cls.def("all_gather_equal", [](const PythonCommunicator& self, uintptr_t in, uintptr_t out,
                                  size_t part_bytes, size_t parts, int dtype, GroupId group,
@@ -312,12 +307,12 @@ void bind_moves(Class& cls) {
     return self.wrap(
         self.get().all_gather(input(in, part_bytes),
                               equal_parts<MutableBytes>(out, part_bytes, parts), type, options),
-        timeout_s, std::move(keep));
+        std::move(keep));
   });
   cls.def("broadcast", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype,
                           Rank root, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
-    return self.wrap(self.get().broadcast(output(data, bytes), type, root, options), timeout_s,
+    return self.wrap(self.get().broadcast(output(data, bytes), type, root, options),
                      std::move(keep));
   });
   cls.def(
@@ -326,7 +321,7 @@ void bind_moves(Class& cls) {
         const auto [type, options] = self.how(dtype, group, timeout_s);
         return self.wrap(
             self.get().gather(input(in, bytes), part_list<MutableBytes>(out), type, root, options),
-            timeout_s, std::move(keep));
+            std::move(keep));
       });
   cls.def("scatter",
           [](const PythonCommunicator& self, const nb::list& in, uintptr_t out, size_t bytes,
@@ -334,14 +329,14 @@ void bind_moves(Class& cls) {
             const auto [type, options] = self.how(dtype, group, timeout_s);
             return self.wrap(
                 self.get().scatter(part_list<Bytes>(in), output(out, bytes), type, root, options),
-                timeout_s, std::move(keep));
+                std::move(keep));
           });
   cls.def("all_to_all", [](const PythonCommunicator& self, const nb::list& in, const nb::list& out,
                            int dtype, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.how(dtype, group, timeout_s);
     return self.wrap(
         self.get().all_to_all(part_list<Bytes>(in), part_list<MutableBytes>(out), type, options),
-        timeout_s, std::move(keep));
+        std::move(keep));
   });
   // `received`: the address of one 64-bit number for each rank.
   cls.def("exchange", [](const PythonCommunicator& self, const nb::list& in, const nb::list& out,
@@ -352,7 +347,7 @@ void bind_moves(Class& cls) {
     const std::span<uint64_t> told(reinterpret_cast<uint64_t*>(received), ranks);
     return self.wrap(
         self.get().exchange(part_list<Bytes>(in), part_list<MutableBytes>(out), told, options),
-        timeout_s, std::move(keep));
+        std::move(keep));
   });
 }
 
@@ -360,17 +355,17 @@ void bind_pairs(Class& cls) {
   cls.def("send", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype,
                      Rank peer, uint32_t tag, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.pair_how(dtype, group, timeout_s);
-    return self.wrap(self.get().send(input(data, bytes), type, peer, tag, options), timeout_s,
+    return self.wrap(self.get().send(input(data, bytes), type, peer, tag, options),
                      std::move(keep));
   });
   cls.def("recv", [](const PythonCommunicator& self, uintptr_t data, size_t bytes, int dtype,
                      Rank peer, uint32_t tag, GroupId group, double timeout_s, nb::object keep) {
     const auto [type, options] = self.pair_how(dtype, group, timeout_s);
-    return self.wrap(self.get().recv(output(data, bytes), type, peer, tag, options), timeout_s,
+    return self.wrap(self.get().recv(output(data, bytes), type, peer, tag, options),
                      std::move(keep));
   });
   cls.def("barrier", [](const PythonCommunicator& self, GroupId group, double timeout_s) {
-    return self.wrap(self.get().barrier(self.options(group, timeout_s)), timeout_s, nb::none());
+    return self.wrap(self.get().barrier(self.options(group, timeout_s)), nb::none());
   });
 }
 

@@ -1,19 +1,18 @@
 #include "bindings/sync/findings.h"
 
-#include <cstdio>
-#include <map>
 #include <nanobind/stl/string.h>
 #include <string>
+
+#include "plan/point_shares.h"
 
 namespace scant::python {
 namespace {
 
 namespace nb = nanobind;
-using gradient::BufferPlan;
 using plan::Candidate;
 using plan::Findings;
 
-nb::dict row_of(const Candidate& candidate) {
+nb::dict row_of(const Candidate& candidate, const gradient::Layout& layout) {
   nb::dict row;
   row["text"] = candidate.text;
   row["step_s"] = candidate.prediction.step_s;
@@ -21,31 +20,10 @@ nb::dict row_of(const Candidate& candidate) {
   row["sent_bytes"] = candidate.prediction.sent_bytes;
   row["kept"] = candidate.kept;
   row["worth"] = candidate.worth;
+  const plan::LastBuffer last = plan::last_buffer(candidate.plan, layout);
+  row["last_share"] = last.share;
+  row["last_bytes"] = last.bytes;
   return row;
-}
-
-std::string name_of(codec::Point point) {
-  if (point.density >= 1) return codec::name(point.values);
-  char text[48];
-  std::snprintf(text, sizeof text, "%g%% %s%s", 100 * point.density, codec::name(point.values),
-                point.by_row ? " by row" : "");
-  return text;
-}
-
-// Point of the first leg -> share of the elements.
-nb::dict points_of(const Candidate& candidate, const gradient::Layout& layout) {
-  std::map<std::string, double> shares;
-  for (const BufferPlan& buffer : candidate.plan.buffers) {
-    for (uint32_t i = 0; i < buffer.parts; ++i) {
-      const auto n = static_cast<double>(layout.parts()[buffer.first_part + i].range.elements);
-      const bool exact = buffer.path == gradient::Path::all_reduce;
-      shares[exact ? "plain" : name_of(buffer.points[i].first)] +=
-          n / static_cast<double>(layout.elements());
-    }
-  }
-  nb::dict out;
-  for (const auto& [name, share] : shares) out[name.c_str()] = share;
-  return out;
 }
 
 nb::dict steps_line(const Findings& findings) {
@@ -91,11 +69,14 @@ nb::dict plan_line(const Findings::Choice& choice, const gradient::Layout& layou
   line["kind"] = "plan";
   line["why"] = choice.why;
   line["changed"] = choice.changed;
-  line["chosen"] = row_of(choice.chosen);
+  line["chosen"] = row_of(choice.chosen, layout);
   nb::list others;
-  for (const Candidate& candidate : choice.others) others.append(row_of(candidate));
+  for (const Candidate& candidate : choice.others) others.append(row_of(candidate, layout));
   line["others"] = others;
-  line["points"] = points_of(choice.chosen, layout);
+  nb::dict points;
+  for (const auto& [name, share] : plan::point_shares(choice.chosen.plan, layout))
+    points[name.c_str()] = share;
+  line["points"] = points;
   return line;
 }
 

@@ -14,9 +14,12 @@
 #include "bindings/base/errors.h"
 #include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
+#include "bindings/base/options.h"
+#include "bindings/codec/plane.h"
 #include "bindings/sync/communicator.h"
 #include "bindings/sync/findings.h"
 #include "gradient/averager.h"
+#include "gradient/communicator_exchange.h"
 #include "plan/auto_plan.h"
 
 namespace scant::python {
@@ -25,21 +28,12 @@ namespace {
 using gradient::Averager;
 using gradient::AveragerOptions;
 using gradient::BufferPlan;
+using gradient::CommunicatorExchange;
 using gradient::FusionPlan;
 using gradient::Layout;
 using gradient::Path;
 using plan::AutoPlan;
 using plan::AutoPlanOptions;
-
-template <typename T>
-T unwrap(Result<T> result, Rank rank = kNoRank) {
-  if (!result) raise(result.error(), rank);
-  if constexpr (!std::is_void_v<T>) return std::move(result).value();
-}
-
-[[noreturn]] void refuse(std::string message) {
-  raise({.code = ErrorCode::invalid_argument, .message = std::move(message)}, kNoRank);
-}
 
 nb::bytes to_bytes(const std::vector<std::byte>& bytes) {
   return nb::bytes(bytes.data(), bytes.size());
@@ -48,25 +42,10 @@ Bytes from_bytes(const nb::bytes& bytes) {
   return {reinterpret_cast<const std::byte*>(bytes.c_str()), bytes.size()};
 }
 
-Path path_of(const std::string& text) {
-  for (int i = 0; i < gradient::kPathCount; ++i) {
-    if (text == collective::name(static_cast<Path>(i))) return static_cast<Path>(i);
-  }
-  refuse("path: no '" + text + "'; there are all_reduce, split and gather");
-}
-
-// Values with these words behind them: each row sends its share.
-constexpr std::string_view kByRow = " by row";
-
-codec::Point point_of(double density, std::string_view values) {
-  const bool by_row = values.ends_with(kByRow);
-  const std::string_view kind_text = values.substr(0, values.size() - (by_row ? kByRow.size() : 0));
-  const auto kind = codec::value_kind(kind_text);
-  if (!kind) refuse("values: no kind '" + std::string(values) + "'");
-  return {density, *kind, by_row};
-}
-std::string values_text(codec::Point point) {
-  return std::string(codec::name(point.values)) + std::string(point.by_row ? kByRow : "");
+Path path_from(const std::string& text) {
+  const auto path = gradient::path_of(text);
+  if (!path) refuse("path: no '" + text + "'; there are all_reduce, split and gather");
+  return *path;
 }
 
 Layout* make_layout(const std::vector<std::tuple<uint64_t, uint64_t>>& shapes, int ranks) {
@@ -83,10 +62,10 @@ std::vector<PythonBuffer> buffers_of(const FusionPlan& plan) {
   for (const BufferPlan& buffer : plan.buffers) {
     std::vector<PythonPoint> points;
     for (const gradient::PartPlan& point : buffer.points) {
-      points.emplace_back(point.first.density, values_text(point.first), point.second.density,
-                          values_text(point.second));
+      points.emplace_back(point.first.density, codec::values_text(point.first),
+                          point.second.density, codec::values_text(point.second));
     }
-    all.emplace_back(collective::name(buffer.path), buffer.first_part, buffer.parts,
+    all.emplace_back(gradient::name(buffer.path), buffer.first_part, buffer.parts,
                      std::move(points));
   }
   return all;
@@ -101,28 +80,28 @@ FusionPlan* make_plan(
   plan.reversed = reversed;
   uint32_t part = 0;
   for (const auto& [path, parts, points] : buffers) {
-    BufferPlan buffer{part, parts, path_of(path), {}};
+    BufferPlan buffer{part, parts, path_from(path), {}};
     for (const auto& [first_density, first_values, second_density, second_values] : points) {
       buffer.points.push_back(
-          {point_of(first_density, first_values), point_of(second_density, second_values)});
+          {point_from(first_density, first_values), point_from(second_density, second_values)});
     }
     part += parts;
     plan.buffers.push_back(std::move(buffer));
   }
-  unwrap(collective::validate(plan, layout));
+  unwrap(gradient::validate(plan, layout));
   return new FusionPlan(std::move(plan));
 }
 
 FusionPlan* make_uniform(const Layout& layout, const std::string& path, double density,
                          const std::string& values, uint64_t buffer_bytes,
                          uint64_t first_buffer_bytes, uint64_t small_elements) {
-  FusionPlan plan = gradient::uniform_plan({.path = path_of(path),
-                                            .point = point_of(density, values),
+  FusionPlan plan = gradient::uniform_plan({.path = path_from(path),
+                                            .point = point_from(density, values),
                                             .buffer_bytes = buffer_bytes,
                                             .first_buffer_bytes = first_buffer_bytes,
                                             .small_elements = small_elements},
                                            layout);
-  unwrap(collective::validate(plan, layout));
+  unwrap(gradient::validate(plan, layout));
   return new FusionPlan(std::move(plan));
 }
 
@@ -176,6 +155,11 @@ nb::dict dict_of(const gradient::StepReport& report) {
   return out;
 }
 
+struct AutomaticPlans {
+  std::unique_ptr<gradient::Exchange> exchange;
+  std::unique_ptr<AutoPlan> plans;
+};
+
 class PythonAverager {
  public:
   // `keep` owns communicator and arena.
@@ -183,25 +167,21 @@ class PythonAverager {
                  const nb::dict& given, nb::object keep)
       : keep_(std::move(keep)), communicator_(communicator), rank_(communicator.rank()) {
     AveragerOptions options;
-    const auto get = [&given](const char* key, auto& field) {
-      if (given.contains(key)) field = nb::cast<std::decay_t<decltype(field)>>(given[key]);
-    };
     std::string residual = codec::name(options.residual);
-    double timeout_s = 0;
-    get("key", options.key);
-    get("members", options.members);
-    get("names", options.names);
-    get("residual", residual);
-    get("decay", options.decay);
-    get("seed", options.seed);
-    get("workers", options.workers);
-    get("missing_as_zeros", options.missing_as_zeros);
-    get("timeout_s", timeout_s);
+    Options reader("Averager", given);
+    reader.get("key", options.key);
+    reader.get("members", options.members);
+    reader.get("names", options.names);
+    reader.get("residual", residual);
+    reader.get("decay", options.decay);
+    reader.get("seed", options.seed);
+    reader.get("workers", options.workers);
+    reader.get("missing_as_zeros", options.missing_as_zeros);
+    reader.get("timeout_s", options.timeout);
+    reader.done();
     const auto kind = codec::residual_kind(residual);
     if (!kind) refuse("residual: no kind '" + residual + "'");
     options.residual = *kind;
-    options.timeout =
-        std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_s));
     key_ = options.key;
     members_ = options.members;
     timeout_ = options.timeout;
@@ -218,7 +198,7 @@ class PythonAverager {
     if (generation_ != fork_generation()) {
       // The parent's; its threads do not exist here.
       static_cast<void>(new std::shared_ptr<Averager>(std::move(averager_)));
-      static_cast<void>(new std::shared_ptr<AutoPlan>(std::move(auto_plan_)));
+      static_cast<void>(new std::shared_ptr<AutomaticPlans>(std::move(auto_plan_)));
       return;
     }
     close();
@@ -246,13 +226,16 @@ class PythonAverager {
   }
 
   void start_auto_plan(double fidelity_min, const FusionPlan* pinned) {
-    AutoPlanOptions options{.key = key_ + ".plans", .members = members_, .timeout = timeout_};
+    AutoPlanOptions options{.timeout = timeout_};
     options.tuning.fidelity_min = fidelity_min;
     if (pinned != nullptr) options.tuning.pinned = *pinned;
     static_cast<void>(get());
     const std::shared_ptr<Averager> averager = averager_;  // while another thread closes
-    std::shared_ptr<AutoPlan> next = unwrap(
-        without_gil([&] { return AutoPlan::create(communicator_, *averager, options); }), rank_);
+    auto next = std::make_shared<AutomaticPlans>();
+    next->exchange = unwrap(
+        CommunicatorExchange::create(communicator_, {.key = key_, .ranks = members_}), rank_);
+    next->plans = unwrap(
+        without_gil([&] { return AutoPlan::create(*next->exchange, *averager, options); }), rank_);
     without_gil([&] { std::swap(auto_plan_, next); });
   }
   // Asks until there is an outcome, and lets signal handlers run meanwhile.
@@ -280,13 +263,14 @@ class PythonAverager {
   nb::dict wait() {
     static_cast<void>(get());
     const std::shared_ptr<Averager> averager = averager_;
-    const std::shared_ptr<AutoPlan> plans = auto_plan_;
+    const std::shared_ptr<AutomaticPlans> automatic = auto_plan_;
     const gradient::StepReport report =
         interruptible([&](Duration limit) { return averager->wait(limit); });
     nb::dict out = dict_of(report);
-    if (plans && plans->step_done(report)) {
-      interruptible([&](Duration limit) { return plans->agree(limit); });
-      const plan::Findings* findings = plans->findings();
+    if (automatic && automatic->plans->step_done(report)) {
+      AutoPlan& plans = *automatic->plans;
+      interruptible([&](Duration limit) { return plans.agree(limit); });
+      const plan::Findings* findings = plans.findings();
       out["agreement"] = findings != nullptr ? lines_of(*findings, averager->layout()) : nb::list();
     }
     return out;
@@ -297,8 +281,8 @@ class PythonAverager {
  private:
   nb::object keep_;
   Communicator& communicator_;
-  std::shared_ptr<Averager> averager_;   // kept by a wait() while another thread closes
-  std::shared_ptr<AutoPlan> auto_plan_;  // likewise; its end comes before the averager's
+  std::shared_ptr<Averager> averager_;         // kept by a wait() while another thread closes
+  std::shared_ptr<AutomaticPlans> auto_plan_;  // likewise; its end comes before the averager's
   std::string key_;
   std::vector<Rank> members_;
   Duration timeout_ = Duration::zero();
@@ -352,7 +336,7 @@ void bind_plan(nb::module_& module) {
           nb::rv_policy::take_ownership)
       .def("serialise",
            [](const FusionPlan& self, const Layout& layout) {
-             return to_bytes(collective::serialise(self, layout));
+             return to_bytes(gradient::serialise(self, layout));
            })
       .def("sent_bytes", [](const FusionPlan& self,
                             const Layout& layout) { return gradient::sent_bytes(self, layout); })

@@ -40,10 +40,11 @@ class Watch {
 
 class PythonWork {
  public:
-  // `limit`: the operation ends by itself before that much time has passed; waiting longer is
-  // pointless.
-  PythonWork(Work work, Rank rank, Duration limit, nb::object keep)
-      : work_(std::move(work)), keep_(std::move(keep)), limit_(Clock::now() + limit), rank_(rank) {}
+  PythonWork(Work work, Rank rank, nb::object keep)
+      : work_(std::move(work)),
+        keep_(std::move(keep)),
+        limit_(Clock::now() + work_.limit()),
+        rank_(rank) {}
   PythonWork(PythonWork&& other) noexcept
       : work_(std::move(other.work_)),
         keep_(std::move(other.keep_)),

@@ -8,11 +8,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from scant.report import Page, Series, bar_plot, line_plot
+from scant.report import Page, Racer, Series, bar_plot, line_plot, race_plot
+from scant.report.losses import TARGET_AT, WINDOW, smoothed, steps_to, target_loss
 
 WARM_UP_STEPS = 3  # the first steps build buckets and connections
-WINDOW = 10  # steps whose mean loss is looked at
-TARGET_AT = 0.8  # of the first way's steps: its loss there is what all have to reach
 STEPS_LEAST = 20  # a shorter training has no target worth the name
 FASTER_SHOWN = 0.95  # of the steps, in the plot of their times
 
@@ -28,18 +27,9 @@ MEANS = {
 }
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Means of the last WINDOW steps, of fewer at the beginning."""
-    return [
-        statistics.fmean(losses[max(0, end - WINDOW) : end]) for end in range(1, len(losses) + 1)
-    ]
-
-
-def target_loss(losses: Sequence[float]) -> float | None:
-    """The smoothed loss after TARGET_AT of the steps; None of too few."""
-    if len(losses) < STEPS_LEAST:
-        return None
-    return smoothed(losses)[math.ceil(TARGET_AT * len(losses)) - 1]
+def target_of(losses: Sequence[float]) -> float | None:
+    """What every way has to reach, from the losses of the first; None where they are too few."""
+    return target_loss(losses) if len(losses) >= STEPS_LEAST else None
 
 
 @dataclasses.dataclass
@@ -103,8 +93,8 @@ class Run:
         """From the start of the first step to the end of the one whose smoothed loss is there."""
         if target is None:
             return None
-        reached = zip(self.rows, smoothed(self.losses), strict=True)
-        return next((row["wall_s"] for row, loss in reached if loss <= target), None)
+        steps = steps_to(self.losses, target)
+        return None if steps is None else self.rows[steps - 1]["wall_s"]
 
     @property
     def mb_per_step(self) -> float | None:
@@ -146,7 +136,7 @@ class Demo:
     @property
     def target(self) -> float | None:
         """The loss that every way has to reach."""
-        return target_loss(self.runs[0].losses)
+        return target_of(self.runs[0].losses)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -158,6 +148,47 @@ def _ratios(values: Sequence[float | None]) -> list[str]:
     return [f"{first / value:.2f}×" if first and value else "–" for value in values]
 
 
+def _times(demo: Demo) -> list[tuple[float, Run]]:
+    """The ways that came to the target, the first one there first."""
+    found = [(run.seconds_to(demo.target), run) for run in demo.runs]
+    there = [(seconds, run) for seconds, run in found if seconds is not None]
+    return sorted(there, key=lambda pair: pair[0])
+
+
+def _tuned_name(run: Run) -> str:
+    return f"{run.backend} ({run.size})" if run.size.startswith("rank") else run.backend
+
+
+def headline(demo: Demo) -> str:
+    """Who was there first, in a sentence; whoever it was."""
+    times = _times(demo)
+    if demo.target is None or len(demo.runs) < 2 or not times:
+        return f"Below {STEPS_LEAST} steps, or of one way alone, nothing is compared."
+    base = demo.runs[0].backend
+    base_s = demo.runs[0].seconds_to(demo.target)
+    (best_s, best), *rest = times
+    text = f"{_tuned_name(best)} is first at the same loss ({demo.target:.2f}): {best_s:.0f} s"
+    if base_s and best.backend != base:
+        text += f", {base_s / best_s:.1f} times as fast as {base} ({base_s:.0f} s)"
+    others = [f"{_tuned_name(run)} {seconds:.0f} s" for seconds, run in rest if run.backend != base]
+    return text + (f"; {', '.join(others)}." if others else ".")
+
+
+def _race(demo: Demo) -> str:
+    base = demo.runs[0].backend
+    base_s = demo.runs[0].seconds_to(demo.target)
+    racers = []
+    for number, run in enumerate(demo.runs):
+        seconds = run.seconds_to(demo.target)
+        text = f"not there after {len(run.rows)} steps"
+        if seconds is not None:
+            text = f"{seconds:.1f} s"
+            if base_s and run.backend != base:
+                text += f", {base_s / seconds:.2f}× as fast as {base}"
+        racers.append(Racer(run.backend, seconds, text, number))
+    return race_plot("Time to the same loss", racers)
+
+
 def table(demo: Demo) -> tuple[list[str], list[list[str]]]:
     """Ratios to the first run, then absolutes."""
     runs, target = demo.runs, demo.target
@@ -166,20 +197,21 @@ def table(demo: Demo) -> tuple[list[str], list[list[str]]]:
     quartiles = [run.quartiles() for run in runs]
     middle = [found[1] if found else None for found in quartiles]
     spread = [f"{1e3 * q[0]:.0f}–{1e3 * q[2]:.0f}" if q else "–" for q in quartiles]
+    cpu = [run.cpu_s / len(run.rows) if run.rows else None for run in runs]
     limit = demo.limit_mb_per_s
     link = "no limit" if limit is None else f"limit {limit:.4g}"
     rates = [run.link_mb_per_s if len(run.rows) >= STEPS_LEAST else None for run in runs]
     rows = [
         [f"time to the same loss, {base} ÷ this", *_ratios(seconds)],
         [f"step time, {base} ÷ this", *_ratios(middle)],
-        [f"CPU, {base} ÷ this", *_ratios([run.cpu_s for run in runs])],
+        [f"CPU a step, {base} ÷ this", *_ratios(cpu)],
         [f"seconds to a loss of {_number(target, 3)}", *(_number(s, 1) for s in seconds)],
         ["step, median, ms", *(_number(s and 1e3 * s, 0) for s in middle)],
         ["step, quartiles, ms", *spread],
         ["sent by a host, MB a step", *(_number(run.mb_per_step, 2) for run in runs)],
         [f"a host sends, MB/s ({link})", *(_number(rate, 1) for rate in rates)],
-        ["CPU of all ranks, s", *(f"{run.cpu_s:.1f}" for run in runs)],
-        ["loss, mean of the last 10 steps", *(f"{run.final_loss:.3f}" for run in runs)],
+        ["CPU of all ranks, s a step", *(_number(seconds, 2) for seconds in cpu)],
+        [f"loss, mean of the last {WINDOW} steps", *(f"{run.final_loss:.3f}" for run in runs)],
         ["steps", *(str(len(run.rows)) for run in runs)],
         ["buckets, or PowerSGD's rank", *(run.size for run in runs)],
     ]
@@ -218,8 +250,8 @@ def _explained(demo: Demo) -> list[str]:
     else:
         lines.append(
             f"The same loss: what {base} has after {TARGET_AT:.0%} of its steps, as the mean of "
-            f"{WINDOW} steps. The time to it ends where this mean is there for the first time, "
-            "which may be earlier; – is a way that did not come that far."
+            f"{WINDOW} steps. The others stop as soon as they have it; – is a way that did not "
+            f"come that far in half as many steps again as {base} took."
         )
     lines.append(
         f"Step times leave out the first {WARM_UP_STEPS} steps. MB a step are those of the whole "
@@ -230,21 +262,18 @@ def _explained(demo: Demo) -> list[str]:
 
 
 def build_page(demo: Demo) -> Page:
-    """The report: table, tunings, loss over time, step times, bytes, and the numbers themselves."""
+    """The report: who was first, then all that shows why, and the numbers themselves."""
     runs = demo.runs
     names = [run.backend for run in runs]
     page = Page("Scant demo: " + ", ".join(names), demo.setting)
-    page.table(*table(demo))
-    page.points(_explained(demo))
-    if demo.untuned or demo.tunings:
-        page.heading("Tuned before, in short trainings in the same lab")
-        page.points([tuning.sentence() for tuning in demo.tunings] or [f"Nothing: {demo.untuned}."])
-    page.heading(f"Loss against time, mean of {WINDOW} steps")
-    page.plot(_loss_plot(demo))
+    page.headline(headline(demo))
     if demo.target is not None:
         page.heading(f"Time to a loss of {demo.target:.3f}")
-        seconds = [run.seconds_to(demo.target) for run in runs]
-        page.plot(bar_plot("Time to the same loss", names, seconds, "seconds"))
+        page.plot(_race(demo))
+    page.heading(f"Loss against time, mean of {WINDOW} steps")
+    page.plot(_loss_plot(demo))
+    page.heading("All figures")
+    page.table(*table(demo))
     timed = [_ecdf(run) for run in runs]
     if any(series.x for series in timed):
         page.heading(f"Step time, share of steps that are faster, up to {FASTER_SHOWN:.0%}")
@@ -253,5 +282,10 @@ def build_page(demo: Demo) -> Page:
     if any(value is not None for value in sent):
         page.heading("Bytes that a host sent, as its kernel counted them")
         page.plot(bar_plot("Bytes", names, sent, "MB a step"))
+    page.heading("How it was compared")
+    page.points(_explained(demo))
+    if demo.untuned or demo.tunings:
+        page.heading("Tuned before, in short trainings in the same lab")
+        page.points([tuning.sentence() for tuning in demo.tunings] or [f"Nothing: {demo.untuned}."])
     page.data("demo", demo.to_json())
     return page

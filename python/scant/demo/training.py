@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
-import shutil
 import statistics
 import sys
 import tempfile
@@ -15,6 +15,7 @@ from typing import IO
 from scant.demo.summary import Run
 from scant.lab import Lab
 from scant.lab.lab import RankProcess
+from scant.report.losses import WINDOW
 
 PATIENCE_S = 120.0  # without a step, before the run is given up
 # gloo keeps its threads beyond destroy_process_group: rarely one of them aborts an interpreter that
@@ -23,21 +24,45 @@ LEAVE_S = 20.0  # for a rank to leave, after rank 0's last line
 LAST_LINE_S = 2.0  # for rank 0's last line, after a rank failed
 
 
+def columns() -> int:
+    """Of the terminal behind standard error."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def fitting(parts: Sequence[tuple[int, str]], room: int) -> str:
+    """The parts in their order, without as many of the least important ones as have no room.
+
+    Each has its importance in front; the most important one is cut only where it stands alone.
+    """
+    kept = list(parts)
+    while len(kept) > 1 and len("  ".join(text for _, text in kept)) > room:
+        kept.remove(min(kept, key=lambda part: part[0]))
+    return "  ".join(text for _, text in kept)[:room]
+
+
 class Progress:
-    """One line that is written anew on a terminal, a line every few seconds elsewhere."""
+    """One line that is written anew on a terminal; elsewhere a line every few seconds."""
 
     def __init__(self) -> None:
         self._tty = sys.stderr.isatty()
         self._next = 0.0
+        self._shown = ""
 
-    def show(self, text: str, last: bool = False) -> None:
+    def show(self, parts: Sequence[tuple[int, str]], last: bool = False) -> None:
         now = time.monotonic()
         if not last and now < self._next:
             return
         self._next = now + (0.2 if self._tty else 5.0)
-        width = shutil.get_terminal_size().columns - 1
-        start, end = ("\r\x1b[K", "\n" if last else "") if self._tty else ("", "\n")
-        print(start + text[:width], end=end, file=sys.stderr, flush=True)
+        # One column stays free: a full line would go on in the next one, and be left behind there.
+        text = fitting(parts, columns() - 1 if self._tty else 1000)
+        if self._tty:
+            print("\r\x1b[K" + text, end="\n" if last else "", file=sys.stderr, flush=True)
+        elif text != self._shown:
+            print(text, file=sys.stderr, flush=True)
+        self._shown = text
 
 
 class Counters:
@@ -83,15 +108,25 @@ def read_rows(log: pathlib.Path, run: Run, offset: int) -> int:
     return offset + len(whole)
 
 
-def progress_text(run: Run, steps: int, sent: Sequence[int]) -> str:
+def progress_parts(
+    run: Run, steps: int, sent: Sequence[int], until: float | None = None
+) -> list[tuple[int, str]]:
+    """What is known of a training that runs, each with its importance."""
+    name = (5, f"{run.backend:>10}")
     if not run.rows:
-        return f"{run.backend:>10}  starting"
+        return [name, (4, "starting")]
     row = run.rows[-1]
-    wire = f"  {statistics.mean(sent) / 1e6:8.1f} MB sent by a host" if sent else ""
-    return (
-        f"{run.backend:>10}  step {int(row['step']) + 1}/{steps}  loss {row['loss']:.3f}  "
-        f"{1e3 * row['step_s']:5.0f} ms a step{wire}"
-    )
+    taken = int(row["step"]) + 1
+    goal = "" if until is None else f" of {until:.3f}"
+    parts = [
+        name,
+        (4, f"step {taken}" if until is not None else f"step {taken}/{steps}"),
+        (3, f"loss {row['loss']:.3f}{goal}"),
+        (2, f"{1e3 * row['step_s']:5.0f} ms a step"),
+    ]
+    if sent:
+        parts.append((1, f"{statistics.mean(sent) / 1e6:8.1f} MB sent by a host"))
+    return parts
 
 
 def check(run: Run, processes: Sequence[RankProcess], errors: IO[bytes]) -> None:
@@ -109,15 +144,24 @@ def check(run: Run, processes: Sequence[RankProcess], errors: IO[bytes]) -> None
     raise RuntimeError("\n".join([f"{run.backend}: {what}", *tail]))
 
 
-def train(lab: Lab, name: str, command: Sequence[str], steps: int, folder: pathlib.Path) -> Run:
-    """One run of ``command`` (script and options) in the lab; raises RuntimeError when a rank
-    fails."""
+def train(
+    lab: Lab,
+    name: str,
+    command: Sequence[str],
+    steps: int,
+    folder: pathlib.Path,
+    until: float | None = None,
+) -> Run:
+    """One run of ``command`` (script and options) in the lab, over when its smoothed loss is at
+    ``until`` or after ``steps``; raises RuntimeError when a rank fails."""
     run = Run(name)
     log = folder / f"{name.replace(' ', '-')}.jsonl"
     log.unlink(missing_ok=True)
     counters = Counters(lab)
     errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
     whole = [sys.executable, *command, "--steps", str(steps), "--log", str(log)]
+    if until is not None:
+        whole += ["--until", repr(until), "--window", str(WINDOW)]
     processes = lab.run(whole, stdout=errors, stderr=errors)
     progress = Progress()
     offset, heard, failed = 0, time.monotonic(), 0.0
@@ -130,7 +174,7 @@ def train(lab: Lab, name: str, command: Sequence[str], steps: int, folder: pathl
             heard = now if offset != seen else heard
             if len(run.rows) > stepped:
                 counters.mark(now, sent)
-            progress.show(progress_text(run, steps, sent))
+            progress.show(progress_parts(run, steps, sent, until))
             if not failed and any(process.poll() for process in processes):
                 failed = now
             if now - heard > (LEAVE_S if run.whole else PATIENCE_S):
@@ -146,5 +190,5 @@ def train(lab: Lab, name: str, command: Sequence[str], steps: int, folder: pathl
             process.close()
         errors.close()
     run.sent_bytes, run.link_mb_per_s = counters.sent(), counters.mb_per_s()
-    progress.show(progress_text(run, steps, run.sent_bytes), True)
+    progress.show(progress_parts(run, steps, run.sent_bytes, until), True)
     return run

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from scant import _scant, planes
+from scant import _scant, amounts, planes
 from scant.errors import Corrupt, Error
 from scant.journal import tensor_files
+from scant.journal.damage import damage_of
 
 __all__ = ["main"]
 
@@ -56,13 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _bytes_text(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
-
-
 def _contents(path: pathlib.Path) -> tuple[_scant.JournalFolder, dict[str, Any]]:
     folder = _scant.JournalFolder(str(path), False)
     contents = folder.look()
@@ -98,7 +92,7 @@ def _ls(arguments: argparse.Namespace) -> int:
         size = sum(bytes_ for _, bytes_, _ in base["files"])
         how = f"damaged: {base['problem']}" if base["problem"] else "whole"
         print(
-            f"base {base['step']:>10}  {_bytes_text(size):>10}  {len(base['files'])} files of "
+            f"base {base['step']:>10}  {amounts.size(size):>10}  {len(base['files'])} files of "
             f"{base['ranks']} ranks  {how}"
         )
     if state is None:
@@ -107,8 +101,8 @@ def _ls(arguments: argparse.Namespace) -> int:
     if entries:
         total = sum(length for _, _, length, _, _ in entries)
         print(
-            f"log  {entries[0][1]:>10} to {entries[-1][1]}  {_bytes_text(total)}, "
-            f"{_bytes_text(total // len(entries))} a step"
+            f"log  {entries[0][1]:>10} to {entries[-1][1]}  {amounts.size(total)}, "
+            f"{amounts.size(total // len(entries))} a step"
         )
     if arguments.entries:
         for sequence, step, length, segment, offset in entries:
@@ -126,10 +120,10 @@ def _entry_line(
     by_kind: dict[str, int] = {}
     for kind, _, size in summary["parts"]:
         by_kind[kind] = by_kind.get(kind, 0) + size
-    parts = ", ".join(f"{_bytes_text(size)} {kind}" for kind, size in by_kind.items())
+    parts = ", ".join(f"{amounts.size(size)} {kind}" for kind, size in by_kind.items())
     factor = "" if summary["factor"] == 1 else f", times {summary['factor']:.6g}"
     return (
-        f"  step {step}  entry {sequence}  {_bytes_text(length)}: {parts}{factor}  "
+        f"  step {step}  entry {sequence}  {amounts.size(length)}: {parts}{factor}  "
         f"({segment} at {offset})"
     )
 
@@ -137,11 +131,8 @@ def _entry_line(
 def _problems(contents: dict[str, Any], state: dict[str, Any] | None) -> list[str]:
     lines = [f"damaged: {one}" for one in contents["problems"]]
     end = state["end"] if state is not None else None
-    if end is not None and end["damaged"]:
-        lines.append(
-            f"damaged: {end['segment']} at byte {end['offset']}: entry {end['sequence']}; whole "
-            f"until step {state['step'] if state is not None else 0}"
-        )
+    if damage := damage_of(state):
+        lines.append(f"damaged: {damage}")
     elif end is not None:
         lines.append(
             f"the last write was not finished ({end['segment']} at byte {end['offset']}): nothing "
@@ -171,7 +162,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(f"log behind base {base['step']}: {entries} entries, to step {state['step']}")
         for line in _problems({"problems": []}, state):
             print(line)
-        damaged = damaged or (state["end"] is not None and state["end"]["damaged"])
+        damaged = damaged or damage_of(state) is not None
     for problem in contents["problems"]:
         print(f"damaged: {problem}")
     if whole:
@@ -201,7 +192,7 @@ def _export(arguments: argparse.Namespace) -> int:
         shutil.copyfile(path, arguments.out / path.name)
     total = sum(path.stat().st_size for path in paths)
     print(
-        f"base {base['step']}: {len(paths)} safetensors files, {_bytes_text(total)}, in "
+        f"base {base['step']}: {len(paths)} safetensors files, {amounts.size(total)}, in "
         f"{arguments.out}"
     )
     return 0

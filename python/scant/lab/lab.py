@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
+from scant.closing import Closing
 from scant.lab import agent, relay
 from scant.lab.errors import LabError, UsageError
 from scant.lab.loss import LossCounters
@@ -123,7 +123,7 @@ class RankProcess:
                 stream.close()
 
 
-class Lab:
+class Lab(Closing):
     """N hosts with shaped links: ``with Lab(hosts=4, link=LinkOptions(...)) as lab: …``."""
 
     def __init__(
@@ -163,17 +163,6 @@ class Lab:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def world_size(self) -> int:

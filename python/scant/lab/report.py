@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scant import amounts
 from scant.lab.errors import UsageError
 from scant.lab.lab import Lab, RankProcess
 from scant.lab.network import LinkCounters
 from scant.lab.options import LinkOptions
-from scant.lab.units import format_bytes, format_duration, format_rate
+from scant.lab.units import format_duration, format_rate
 
 SCHEMA = "scant-lab-report/1"
 _RESERVED_BYTES = 1 << 20  # more than the report of the largest lab with many events
@@ -232,7 +233,7 @@ def end_table(report: dict[str, Any]) -> str:
         for way in ("up", "down"):
             if way in link:
                 count = link[way]["bytes"]
-                row += [format_bytes(count), format_rate(count * 8 / seconds)]
+                row += [amounts.size(count), format_rate(count * 8 / seconds)]
             else:
                 row += ["—", "—"]
         drops = sum(link[way]["dropped_packets"] for way in ("up", "down") if way in link)

@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
+from scant import amounts
 from scant.lab.errors import LabError
 from scant.lab.events import Event
 from scant.lab.lab import Lab, RankProcess
 from scant.lab.network import LinkCounters
-from scant.lab.units import format_bytes, format_duration, format_rate
+from scant.lab.units import format_duration, format_rate
 
 EXIT_TIMEOUT = 124
 _LINE_BYTES_MAX = 1 << 16
@@ -337,7 +338,7 @@ class Runner:
             up = (link.up.bytes - before[host].up.bytes) * 8 / seconds
             down = (link.down.bytes - before[host].down.bytes) * 8 / seconds
             total = link.up.bytes + link.down.bytes
-            parts.append(f"{host} ↑{format_rate(up)} ↓{format_rate(down)} {format_bytes(total)}")
+            parts.append(f"{host} ↑{format_rate(up)} ↓{format_rate(down)} {amounts.size(total)}")
         text = f"{at:.1f} s  " + " | ".join(parts or [f"{len(self._alive)} ranks run"])
         if self._options.stats_seconds is None:
             self._terminal.status(text)

@@ -112,10 +112,6 @@ def format_rate(bits_per_second: float) -> str:
     return _with_unit(bits_per_second, steps)
 
 
-def format_bytes(count: float) -> str:
-    return _with_unit(count, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")))
-
-
 def format_duration(seconds: float) -> str:
     return _with_unit(seconds, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")))
 

@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 from scant.report.page import Page
-from scant.report.plot import Series, bar_plot, bytes_label, line_plot, point_plot, ratio_plot
+from scant.report.plot import (
+    Racer,
+    Series,
+    bar_plot,
+    bytes_label,
+    line_plot,
+    point_plot,
+    race_plot,
+    ratio_plot,
+)
 
-__all__ = ["Page", "Series", "bar_plot", "bytes_label", "line_plot", "point_plot", "ratio_plot"]
+__all__ = [
+    "Page",
+    "Racer",
+    "Series",
+    "bar_plot",
+    "bytes_label",
+    "line_plot",
+    "point_plot",
+    "race_plot",
+    "ratio_plot",
+]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from scant.errors import reason
 from scant.report.page import Page
 
 # What indexing, arithmetic and formatting raise on values of the wrong shape.
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         at = arguments.output
         page.write(at)
     except OSError as error:
-        print(f"scant report: {at}: {error.strerror or error}", file=sys.stderr)
+        print(f"scant report: {at}: {reason(error)}", file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"scant report: {error}", file=sys.stderr)

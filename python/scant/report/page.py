@@ -32,6 +32,9 @@ th { color:var(--soft); font-weight:600; }
 .scroll td,.scroll th { white-space:nowrap; }
 svg { width:100%; height:auto; }
 svg text { font:12px system-ui,sans-serif; fill:var(--soft); }
+.race text { font-size:15px; }
+svg text.first { font-weight:700; fill:var(--ink); }
+.headline { font-size:1.15rem; font-weight:600; }
 .grid { stroke:var(--line); }
 .axis { stroke:var(--soft); }
 .one { stroke:var(--ink); stroke-width:1.5; stroke-dasharray:6 4; }
@@ -61,6 +64,10 @@ class Page:
 
     def text(self, text: str) -> None:
         self._parts.append(f"<p>{escape(text)}</p>")
+
+    def headline(self, text: str) -> None:
+        """What the page says, in one sentence."""
+        self._parts.append(f'<p class="headline">{escape(text)}</p>')
 
     def points(self, lines: Sequence[str]) -> None:
         """A list of sentences."""

@@ -321,3 +321,49 @@ def bar_plot(title: str, names: Sequence[str], values: Sequence[float | None], y
         for y, shown in ((top - 6, text), (bottom + 18.0, escape(name))):
             parts.append(f'<text x="{middle:.1f}" y="{y:.1f}" text-anchor="middle">{shown}</text>')
     return _svg(title, parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Racer:
+    """One bar of a race: its colour is that of the series with this number in other plots."""
+
+    name: str
+    value: float | None  # the less, the better
+    text: str
+    number: int
+
+
+_RACE_ROW, _RACE_BAR = 40, 26
+_RACE_LEFT, _RACE_TEXT = 110, 250
+
+
+def race_plot(title: str, racers: Sequence[Racer]) -> str:
+    """Lying bars, the shortest above and in bold, each with its text at its end."""
+    known = [racer.value for racer in racers if racer.value is not None]
+    if not known:
+        return f"<p>{escape(title)}: no data.</p>"
+    ranked = sorted(racers, key=lambda racer: math.inf if racer.value is None else racer.value)
+    scale = (WIDTH - _RACE_LEFT - _RACE_TEXT) / (max(known) or 1.0)
+    parts = []
+    for row, racer in enumerate(ranked):
+        top, length = row * _RACE_ROW + 6, scale * (racer.value or 0.0)
+        style = ' class="first"' if row == 0 else ""
+        middle = top + _RACE_BAR / 2 + 5
+        parts.append(
+            f'<text{style} x="{_RACE_LEFT - 10}" y="{middle:.0f}" text-anchor="end">'
+            f"{escape(racer.name)}</text>"
+        )
+        if racer.value is not None:
+            parts.append(
+                f'<rect class="fill{racer.number}" x="{_RACE_LEFT}" y="{top}" '
+                f'width="{length:.1f}" height="{_RACE_BAR}" rx="3"/>'
+            )
+        parts.append(
+            f'<text{style} x="{_RACE_LEFT + length + 8:.1f}" y="{middle:.0f}">'
+            f"{escape(racer.text)}</text>"
+        )
+    body = "\n".join(parts)
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {len(ranked) * _RACE_ROW + 6}" role="img" class="race" '
+        f'aria-label="{escape(title, quote=True)}">\n{body}\n</svg>'
+    )

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+from scant.errors import reason
 from scant.runlog.history import History
 from scant.runlog.reader import BadLogError, read
 from scant.runlog.words import tell
@@ -41,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"scant explain: {error}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print(f"scant explain: {at}: {why}", file=sys.stderr)
+        print(f"scant explain: {at}: {reason(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -16,6 +16,7 @@ __all__ = [
     "VERSION",
     "Guard",
     "Line",
+    "NewerVersionError",
     "Note",
     "Plan",
     "Profile",
@@ -45,6 +46,8 @@ class Row:
     sent_bytes: float | None = None
     kept: float | None = None
     worth: float | None = None
+    last_share: float | None = None
+    last_bytes: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +162,10 @@ _KINDS: dict[str, type[Line]] = {
 }
 
 
+class NewerVersionError(ValueError):
+    """A run log all right, but of a version that is to come."""
+
+
 def parse(text: bytes) -> Line:
     """A line without its end; ValueError says what is wrong with it."""
     try:
@@ -187,8 +194,13 @@ def parse(text: bytes) -> Line:
 def _check_version(version: object) -> None:
     if isinstance(version, bool) or not isinstance(version, int):
         raise ValueError(f"version must be a whole number, got {_short(version)}")
-    if version != VERSION:
-        raise ValueError(f"of version {_short(version)}, and this Scant reads version {VERSION}")
+    if version > VERSION:
+        raise NewerVersionError(
+            f"this log is of version {_short(version)}; this scant reads up to {VERSION}: "
+            "upgrade scant"
+        )
+    if version < 1:
+        raise ValueError(f"there is no version {_short(version)}; the first is 1")
 
 
 def _build(kind: type[Any], value: dict[str, Any]) -> Any:

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from scant import amounts
 from scant.report import Page, Series, line_plot, point_plot
-from scant.runlog import amounts, words
+from scant.runlog import words
 from scant.runlog.history import History
 from scant.runlog.lines import Guard, Plan, Profile, Steps
 

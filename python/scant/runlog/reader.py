@@ -9,8 +9,9 @@ import os
 import stat
 from typing import NoReturn
 
+from scant.closing import Closing
 from scant.errors import Error
-from scant.runlog.lines import Line, Run, parse
+from scant.runlog.lines import Line, NewerVersionError, Run, parse
 
 __all__ = ["BadLogError", "Follower", "read"]
 
@@ -25,7 +26,7 @@ class BadLogError(Error, ValueError):
     code = "corrupt"
 
 
-class Follower:
+class Follower(Closing):
     """Gives the lines of a file as they come: ``poll`` whenever you like, from one thread.
 
     A last line without its end waits for the rest. A file that is not there yet has no lines; one
@@ -38,12 +39,6 @@ class Follower:
         self._rest = b""
         self._number = 0
         self._offset = 0
-
-    def __enter__(self) -> Follower:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         if self._file is not None:
@@ -99,15 +94,17 @@ class Follower:
         self._number += 1
         try:
             line = parse(text)
+        except NewerVersionError as error:
+            self._refuse(str(error), "")
         except ValueError as error:
             self._refuse(str(error))
         if isinstance(line, Run) != (self._number == 1):
             self._refuse("a second run begins" if self._number > 1 else "no run begins here")
         return line
 
-    def _refuse(self, what: str) -> NoReturn:
-        expected = f"; {_EXPECTED}" if self._number == 1 else ""
-        raise BadLogError(f"{self.path}: line {self._number}: {what}{expected}")
+    def _refuse(self, what: str, expected: str = f"; {_EXPECTED}") -> NoReturn:
+        said = expected if self._number == 1 else ""
+        raise BadLogError(f"{self.path}: line {self._number}: {what}{said}")
 
 
 def read(path: str | os.PathLike[str]) -> list[Line]:

@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from scant import amounts
+from scant.errors import reason
 from scant.report.text import sparkline
-from scant.runlog import amounts
 from scant.runlog.explain import terminal
 from scant.runlog.history import History
 from scant.runlog.lines import Guard, Line, Note, Plan, Run, Steps
@@ -48,8 +49,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"scant top: {error}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print(f"scant top: {arguments.log}: {why}", file=sys.stderr)
+        print(f"scant top: {arguments.log}: {reason(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0
@@ -128,7 +128,7 @@ def one_line(line: Line, history: History) -> str:
             f"{step}: {amounts.duration(line.step_s)} (predicted "
             f"{amounts.duration(line.predicted_s)}, plain {amounts.duration(history.plain_s)}), "
             f"exposed {amounts.duration(line.exposed_s)}, "
-            f"{amounts.megabytes(line.sent_bytes)} of {amounts.megabytes(line.dense_bytes)}, "
+            f"{amounts.size(line.sent_bytes)} of {amounts.size(line.dense_bytes)}, "
             f"kept {amounts.share(line.kept)}, ρ {amounts.number(line.rho)}, "
             f"{amounts.rate(line.bytes_per_s)}, {line.plan or '?'}"
         )
@@ -175,8 +175,8 @@ def _rows(history: History) -> list[tuple[str, str]]:
         ("exposed", f"{amounts.duration(one.exposed_s)}, {amounts.share(waiting)} of a step"),
         (
             "sent",
-            f"{amounts.megabytes(one.sent_bytes)} a step, dense "
-            f"{amounts.megabytes(one.dense_bytes)} ({amounts.times(less)})",
+            f"{amounts.size(one.sent_bytes)} a step, dense "
+            f"{amounts.size(one.dense_bytes)} ({amounts.times(less)})",
         ),
         (
             "kept",

@@ -11,9 +11,9 @@ import importlib
 import math
 import os
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Protocol
 
+from scant.closing import Closing
 from scant.errors import InvalidArgument
 from scant.runlog.lines import UNKNOWN_AT_0
 from scant.runlog.writer import RunLog, warn
@@ -43,7 +43,7 @@ class _Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Watch:
+class Watch(Closing):
     """Where the lines of a run go::
 
         watch = Watch(log="run.jsonl", metrics_port=9400, tensorboard="runs/a")
@@ -100,17 +100,6 @@ class Watch:
                 sink.close()
             except Exception as error:
                 warn(f"{name}: {error}")
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _known(line: Mapping[str, Any], field: str) -> float | None:

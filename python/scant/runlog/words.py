@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from scant import amounts
 from scant.report.text import render
-from scant.runlog import amounts
 from scant.runlog.history import Choice, History
 from scant.runlog.lines import Plan, Profile, Row, Run, Steps
 
@@ -67,7 +67,7 @@ def run_line(run: Run) -> str:
     size = None if run.elements is None else 4.0 * run.elements
     return (
         f"{amounts.whole(run.ranks)} ranks, {amounts.whole(run.tensors)} tensors, "
-        f"{amounts.whole(run.elements)} elements ({amounts.megabytes(size)} of f32 gradients)"
+        f"{amounts.whole(run.elements)} elements ({amounts.size(size)} of f32 gradients)"
     )
 
 
@@ -138,10 +138,11 @@ def choice_lines(choice: Choice) -> list[str]:
     lines = [f"why: {plan.why}"] if plan.why else []
     lines.append(
         f"predicted: {amounts.duration(row.step_s)} a step, of which "
-        f"{amounts.duration(row.exposed_s)} wait for the link; {amounts.megabytes(row.sent_bytes)} "
+        f"{amounts.duration(row.exposed_s)} wait for the link; {amounts.size(row.sent_bytes)} "
         f"sent by a rank; {amounts.share(row.kept)} of the energy kept; worth "
         f"{amounts.number(row.worth)} plain steps a second"
     )
+    lines += _last_buffer(choice)
     if plan.points:
         most = sorted(plan.points.items(), key=lambda one: -one[1])
         told = [f"{amounts.share(part)} as {name}" for name, part in most[:_POINTS_MAX]]
@@ -152,6 +153,21 @@ def choice_lines(choice: Choice) -> list[str]:
     if plan.others:
         lines.append(_next_best(row, plan.others[0]))
     return lines
+
+
+def _last_buffer(choice: Choice) -> list[str]:
+    """The law of exposed time; nothing of logs that were written without it."""
+    row, profile = choice.plan.chosen, choice.profile
+    if profile is None or row.last_share is None or row.last_bytes is None:
+        return []
+    if profile.rho is None or profile.compute_s is None:
+        return []
+    law_s = profile.rho / 4 * row.last_share * row.last_bytes * profile.compute_s
+    return [
+        f"the last buffer has {amounts.share(row.last_share)} of the elements, at "
+        f"{amounts.number(row.last_bytes, 2)} bytes each: nothing but what comes after backward "
+        f"hides its transfer of {amounts.duration(law_s)} (ρ ÷ 4 × share × bytes × compute)"
+    ]
 
 
 def _next_best(chosen: Row, other: Row) -> str:
@@ -181,7 +197,7 @@ def candidates(plan: Plan) -> list[list[str]]:
             row.text,
             amounts.duration(row.step_s),
             amounts.duration(row.exposed_s),
-            amounts.megabytes(row.sent_bytes),
+            amounts.size(row.sent_bytes),
             amounts.share(row.kept),
             amounts.share(amounts.fold(row.worth, plan.chosen.worth)),
         ]
@@ -265,8 +281,8 @@ def now_lines(history: History) -> list[str]:
         f"a step takes {amounts.duration(one.step_s)}, predicted "
         f"{amounts.duration(one.predicted_s)} ({amounts.error(one.error)}); plain "
         f"{amounts.duration(history.plain_s)}, that is {amounts.times(faster)} this",
-        f"{amounts.megabytes(one.sent_bytes)} a step instead of "
-        f"{amounts.megabytes(one.dense_bytes)}, {amounts.times(less)} less",
+        f"{amounts.size(one.sent_bytes)} a step instead of "
+        f"{amounts.size(one.dense_bytes)}, {amounts.times(less)} less",
         f"{amounts.duration(one.exposed_s)} wait for the link, {amounts.share(waiting)} of a step",
         f"{amounts.share(one.kept)} of the energy kept; the residual is "
         f"{amounts.times(one.residual)} the gradient",

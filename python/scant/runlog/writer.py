@@ -10,17 +10,17 @@ import pathlib
 import stat
 import sys
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
-from scant.errors import InvalidArgument
+from scant.closing import Closing
+from scant.errors import InvalidArgument, reason
 
 __all__ = ["RunLog"]
 
 _MODE = 0o666  # less what the umask takes
 
 
-class RunLog:
+class RunLog(Closing):
     """The file that ``scant explain`` and ``scant top`` read.
 
     Opening raises :class:`scant.InvalidArgument` for a path that cannot be written. After that
@@ -36,8 +36,8 @@ class RunLog:
         try:
             self._fd: int | None = self._open()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            raise InvalidArgument(f"log: {self.path!r} cannot be written: {why}") from error
+            text = f"log: {self.path!r} cannot be written: {reason(error)}"
+            raise InvalidArgument(text) from error
 
     def _open(self) -> int:
         target = pathlib.Path(self.path).resolve()  # what a link leads to is replaced
@@ -62,8 +62,7 @@ class RunLog:
             text = json.dumps(_finite(line), allow_nan=False, default=_plain, ensure_ascii=False)
             self._append(text.encode("utf-8", "replace") + b"\n")
         except Exception as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            warn(f"the run log {self.path} ends here, training goes on: {why}")
+            warn(f"the run log {self.path} ends here, training goes on: {reason(error)}")
             self._cut()
             self.close()
 
@@ -93,17 +92,6 @@ class RunLog:
             with contextlib.suppress(OSError):
                 self._partial.unlink()
             self._partial = None
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def warn(text: str) -> None:

@@ -32,14 +32,20 @@ uint32_t DenseStep::elements_of(uint64_t block) const {
       std::min<uint64_t>(kBlock, encoder_.range_.elements - block * kBlock));
 }
 
-EncodeReport DenseStep::run(RecordBuffer& record) {
+Result<EncodeReport> DenseStep::run(RecordBuffer& record) {
   const RecordHeader shape{.tensor = encoder_.tensor_,
                            .block_elements = kBlock,
                            .shape = encoder_.shape_,
                            .first = encoder_.range_.first,
                            .elements = encoder_.range_.elements};
   const uint64_t blocks = shape.block_count();
-  const MutableBytes out = record.resize(dense_record_bytes(shape.elements, point_.values));
+  const Result<void> prepared =
+      workspace_.prepare(dense_record_bytes(shape.elements, ValueKind::f32));
+  if (!prepared) return prepared.error();
+  const Result<MutableBytes> made =
+      record.resize(dense_record_bytes(shape.elements, point_.values));
+  if (!made) return made.error();
+  const MutableBytes out = made.value();
   results_.assign(blocks, {});
   wide_.assign(blocks, {});
   workspace_.pool().for_each((blocks + kStretch - 1) / kStretch,
@@ -134,7 +140,7 @@ void DenseStep::widen_blocks(RecordBuffer& record) const {
   uint64_t bytes = kRecordHeaderBytes + blocks * kBlockHeaderBytes;
   for (uint64_t b = 0; b < blocks; ++b)
     bytes += value_bytes(wide_[b].empty() ? point_.values : ValueKind::f32, elements_of(b));
-  const MutableBytes to = wider.resize(bytes);
+  const MutableBytes to = workspace_.room(wider, bytes);
   const Bytes from = record.view();
   uint64_t read = kRecordHeaderBytes + blocks * kBlockHeaderBytes;
   uint64_t write = read;

@@ -107,13 +107,16 @@ double mean_value_bytes(ValueKind kind, double entries, bool varies) {
 // Works in a workspace's memory for the length of one call.
 class Probe {
  public:
-  Probe(const Encoder& encoder, const float* gradient, Workspace& workspace)
-      : encoder_(encoder), scratch_(workspace.scratch(0)), elements_(encoder.range().elements) {
+  static constexpr size_t kList = kSampleElementsMax + kListSlack;
+  static constexpr size_t kWorkFloats = kSampleElementsMax + kList + kList / 2 + 2 * kQuantisedMax;
+
+  // `memory`: kWorkFloats of them.
+  Probe(const Encoder& encoder, const float* gradient, Workspace::Scratch& scratch, float* memory)
+      : encoder_(encoder), scratch_(scratch), elements_(encoder.range().elements) {
     const uint64_t share = std::max(kSampleElementsMin, elements_ / kSampleShare);
     const uint64_t wanted = std::min(share, kSampleElementsMax) / kPieceElements * kPieceElements;
     size_ = static_cast<size_t>(std::min(elements_, wanted));
-    constexpr size_t kList = kSampleElementsMax + kListSlack;
-    sample_ = workspace.whole(kSampleElementsMax + kList + kList / 2 + 2 * kQuantisedMax);
+    sample_ = memory;
     lists_ = {scratch_.values(), sample_ + kSampleElementsMax};
     indices_ = reinterpret_cast<uint16_t*>(lists_[1] + kList);
     picked_ = lists_[1] + kList + kList / 2;
@@ -393,7 +396,10 @@ Curve Probe::run(std::span<const Point> points) {
 Result<Curve> probe(const Encoder& encoder, std::span<const float> gradient,
                     std::span<const Point> points, Workspace& workspace) {
   if (auto wrong = check(encoder, gradient, points)) return *std::move(wrong);
-  return Probe(encoder, gradient.data(), workspace).run(points);
+  if (Result<void> prepared = workspace.prepare(); !prepared) return prepared.error();
+  const Result<float*> memory = workspace.whole(Probe::kWorkFloats);
+  if (!memory) return memory.error();
+  return Probe(encoder, gradient.data(), workspace.scratch(0), memory.value()).run(points);
 }
 
 double expected_record_bytes(uint64_t elements, Point point) {

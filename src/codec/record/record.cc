@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 #include "codec/quantise/levels.h"
 #include "codec/record/positions.h"
 
@@ -179,6 +180,14 @@ uint64_t dense_record_bytes(uint64_t elements, ValueKind kind) {
          value_bytes(kind, elements);
 }
 
+// Positions take at most a bitmap, which the encoder counts too; values at most four bytes.
+uint64_t record_bytes_max(uint64_t elements) {
+  const uint64_t blocks =
+      elements / kDenseBlockElements + (elements % kDenseBlockElements != 0 ? 1 : 0);
+  return kRecordHeaderBytes + blocks * (kBlockHeaderBytes + 1) + elements / 8 +
+         elements * sizeof(float);
+}
+
 void write_block_header(MutableBytes record, uint64_t index, const BlockHeader& header) {
   SCANT_CHECK(record.size() >= kRecordHeaderBytes &&
               index < (record.size() - kRecordHeaderBytes) / kBlockHeaderBytes);
@@ -278,11 +287,7 @@ Result<RecordView> RecordView::parse(Bytes bytes) {
   if (base::load_little<uint32_t>(bytes.data()) != kRecordMagic)
     return corrupt("no record begins here: wrong magic");
   const auto version = std::to_integer<uint32_t>(bytes[kVersionAt]);
-  if (version != kRecordVersion) {
-    return Error{.code = ErrorCode::unsupported,
-                 .message = "record of version " + std::to_string(version) +
-                            "; this build reads version " + std::to_string(kRecordVersion)};
-  }
+  if (version != kRecordVersion) return base::other_version("the record", version, kRecordVersion);
   const auto length = base::load_little<uint64_t>(bytes.data() + kBytesAt);
   if (length < kRecordHeaderBytes || length > bytes.size())
     return corrupt("record of " + std::to_string(length) + " bytes, " +

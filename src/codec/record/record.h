@@ -59,6 +59,8 @@ struct BlockHeader {
 }
 // Of a dense record with every block of one kind.
 [[nodiscard]] uint64_t dense_record_bytes(uint64_t elements, ValueKind kind);
+// No record of so many elements is longer, whatever its point and values.
+[[nodiscard]] uint64_t record_bytes_max(uint64_t elements);
 
 struct BlockView {
   BlockHeader header;

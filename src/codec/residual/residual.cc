@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <string>
+#include <utility>
 
 #include "base/check.h"
 #include "codec/kernels/kernels.h"
@@ -21,6 +23,12 @@ constexpr uint64_t groups(uint64_t elements) {
   return (elements + kGroupElements - 1) / kGroupElements;
 }
 
+Error no_memory_for(uint64_t elements) {
+  return Error{.code = ErrorCode::resource,
+               .message = "no memory for a residual of " + std::to_string(elements) +
+                          " elements: free some, or keep the residual as bf16 or i8"};
+}
+
 }  // namespace
 
 const char* name(ResidualKind kind) {
@@ -34,11 +42,34 @@ std::optional<ResidualKind> residual_kind(std::string_view text) {
   return std::nullopt;
 }
 
-ResidualStore::ResidualStore(ResidualKind kind, uint64_t first, uint64_t count)
-    : kind_(kind), first_(first), count_(count), data_(count * bytes_of_element(kind)) {
+Result<ResidualStore> ResidualStore::create(ResidualKind kind, uint64_t first, uint64_t count) {
   SCANT_CHECK(first % kGroupElements == 0);
-  if (data_.size() > 0) std::memset(data_.data(), 0, data_.size());
-  if (kind == ResidualKind::i8) scales_.resize(groups(count));
+  const size_t element = bytes_of_element(kind);
+  if (element > 0 && count > SIZE_MAX / element) return no_memory_for(count);
+  Result<base::Buffer> data = base::Buffer::allocate(count * element);
+  if (!data) return no_memory_for(count);
+  const uint64_t scales = kind == ResidualKind::i8 ? groups(count) : 0;
+  Result<base::Buffer> scale_memory = base::Buffer::allocate(scales * sizeof(uint16_t));
+  if (!scale_memory) return no_memory_for(count);
+  return ResidualStore(kind, first, count, std::move(data).value(),
+                       std::move(scale_memory).value());
+}
+
+ResidualStore::ResidualStore(ResidualKind kind, uint64_t first, uint64_t count, base::Buffer data,
+                             base::Buffer scales)
+    : kind_(kind),
+      first_(first),
+      count_(count),
+      data_(std::move(data)),
+      scale_memory_(std::move(scales)),
+      scales_(reinterpret_cast<uint16_t*>(scale_memory_.data()),
+              scale_memory_.size() / sizeof(uint16_t)) {
+  clear();
+}
+
+void ResidualStore::clear() {
+  std::ranges::fill(data_.view(), std::byte{0});
+  std::ranges::fill(scales_, uint16_t{0});
 }
 
 size_t ResidualStore::element_bytes() const { return bytes_of_element(kind_); }

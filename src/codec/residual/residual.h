@@ -7,7 +7,6 @@
 
 #include <optional>
 #include <span>
-#include <vector>
 
 #include "base/buffer.h"
 #include "codec/quantise/rounding.h"
@@ -24,13 +23,15 @@ inline constexpr int kResidualKindCount = 4;
 class ResidualStore {
  public:
   // For elements [first, first + count) of a tensor, all zero.
-  ResidualStore(ResidualKind kind, uint64_t first, uint64_t count);
+  [[nodiscard]] static Result<ResidualStore> create(ResidualKind kind, uint64_t first,
+                                                    uint64_t count);
+  void clear();  // all zero again
 
   [[nodiscard]] ResidualKind kind() const { return kind_; }
   [[nodiscard]] uint64_t first() const { return first_; }
   [[nodiscard]] uint64_t count() const { return count_; }
   [[nodiscard]] size_t element_bytes() const;  // without scales
-  [[nodiscard]] size_t memory_bytes() const { return data_.size() + scales_.size() * 2; }
+  [[nodiscard]] size_t memory_bytes() const { return data_.size() + scale_memory_.size(); }
 
   // f32: the residual itself, element 0 being first(); null otherwise.
   [[nodiscard]] float* in_place();
@@ -58,6 +59,8 @@ class ResidualStore {
   [[nodiscard]] std::span<const uint16_t> scales() const { return scales_; }
 
  private:
+  ResidualStore(ResidualKind kind, uint64_t first, uint64_t count, base::Buffer data,
+                base::Buffer scales);
   [[nodiscard]] bool is_zero(uint64_t begin, uint64_t end) const;
   void copy_group(const ResidualStore& other, uint64_t begin, uint64_t end);
 
@@ -65,7 +68,8 @@ class ResidualStore {
   uint64_t first_;
   uint64_t count_;
   base::Buffer data_;
-  std::vector<uint16_t> scales_;  // i8: bf16 bits, one a group of the tensor's grid
+  base::Buffer scale_memory_;
+  std::span<uint16_t> scales_;  // i8: bf16 bits, one a group of the tensor's grid
 };
 
 }  // namespace scant::codec

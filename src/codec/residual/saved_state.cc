@@ -9,6 +9,7 @@
 
 #include "base/crc.h"
 #include "base/little_endian.h"
+#include "base/version.h"
 #include "codec/encoder.h"
 
 namespace scant::codec {
@@ -28,7 +29,7 @@ Bytes bytes_of(std::span<T> values) {
   return std::as_bytes(values);
 }
 
-bool finite(const std::vector<float>& values) {
+bool finite(std::span<const float> values) {
   return std::all_of(values.begin(), values.end(), is_finite);
 }
 
@@ -38,11 +39,9 @@ std::optional<Error> frame_error(Bytes saved) {
     return corrupt(std::to_string(saved.size()) + " bytes are too few");
   if (base::load_little<uint32_t>(saved.data() + 0) != kStateMagic)
     return corrupt("it does not begin with SCRS");
-  if (base::load_little<uint8_t>(saved.data() + 4) != kStateVersion) {
-    return Error{.code = ErrorCode::unsupported,
-                 .message = "saved encoder: version " +
-                            std::to_string(base::load_little<uint8_t>(saved.data() + 4)) +
-                            ", this build reads 1"};
+  const auto version = base::load_little<uint8_t>(saved.data() + 4);
+  if (version != kStateVersion) {
+    return base::other_version("the saved encoder", version, kStateVersion);
   }
   const Bytes body = saved.first(saved.size() - kCrcBytes);
   if (base::crc32c(body) != base::load_little<uint32_t>(saved.data() + body.size()))

@@ -55,10 +55,17 @@ uint64_t SparseStep::scan(float threshold, bool add) {
   return count;
 }
 
+Result<void> SparseStep::take_whole() {
+  whole_ = encoder_.residual_.in_place();
+  if (whole_ != nullptr) return {};
+  const Result<float*> taken = workspace_.whole(encoder_.range_.elements);
+  if (!taken) return taken.error();
+  whole_ = taken.value();
+  return {};
+}
+
 void SparseStep::run_whole() {
   const uint64_t elements = encoder_.range_.elements;
-  float* in_place = encoder_.residual_.in_place();
-  whole_ = in_place != nullptr ? in_place : workspace_.whole(elements);
   ThresholdState& state = encoder_.threshold_;
   float threshold = elements <= kSmallElements ? kSmallestMagnitude : state.threshold;
   uint64_t count = scan(threshold > 0 ? threshold : HUGE_VALF, true);
@@ -78,8 +85,6 @@ void SparseStep::run_whole() {
 }
 
 void SparseStep::run_by_row() {
-  float* in_place = encoder_.residual_.in_place();
-  whole_ = in_place != nullptr ? in_place : workspace_.whole(encoder_.range_.elements);
   scan(HUGE_VALF, true);
   encoder_.threshold_.threshold = 0;  // a step that is not by row finds one anew
   workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t) {

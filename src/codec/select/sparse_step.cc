@@ -27,7 +27,14 @@ size_t SparseStep::elements_of(uint64_t block) const {
   return std::min<uint64_t>(kBlock, encoder_.range_.elements - block * kBlock);
 }
 
-EncodeReport SparseStep::run(RecordBuffer& record) {
+Result<EncodeReport> SparseStep::run(RecordBuffer& record) {
+  const Result<void> prepared = workspace_.prepare(record_bytes_max(encoder_.range_.elements));
+  if (!prepared) return prepared.error();
+  const bool streamed = !point_.by_row && encoder_.range_.elements > kWholeElements;
+  if (!streamed) {
+    const Result<void> taken = take_whole();
+    if (!taken) return taken.error();
+  }
   ThresholdState& state = encoder_.threshold_;
   if (encoder_.options_.evenness > 0 && state.level.size() != blocks_.size())
     state.level.assign(blocks_.size(), 1.0f);
@@ -37,10 +44,10 @@ EncodeReport SparseStep::run(RecordBuffer& record) {
   choose_turns();
   if (point_.by_row) {
     run_by_row();
-  } else if (encoder_.range_.elements <= kWholeElements) {
-    run_whole();
-  } else {
+  } else if (streamed) {
     run_streamed();
+  } else {
+    run_whole();
   }
   return assemble(record);
 }
@@ -245,7 +252,7 @@ EncodeReport SparseStep::assemble(RecordBuffer& record) {
   EncodeReport report;
   uint64_t bytes = kRecordHeaderBytes + blocks_.size() * kBlockHeaderBytes;
   for (const Block& block : blocks_) bytes += block.payload.size();
-  const MutableBytes out = record.resize(bytes);
+  const MutableBytes out = workspace_.room(record, bytes);
   uint64_t at = kRecordHeaderBytes + blocks_.size() * kBlockHeaderBytes;
   for (uint64_t b = 0; b < blocks_.size(); ++b) {
     const Block& block = blocks_[b];

@@ -5,6 +5,11 @@
 namespace scant::collective {
 namespace {
 
+// Version 0.1.0 knows codes up to this one, and takes another for damage. So `failed` travels as
+// `closed` with a mark at the end of its text, which that version shows as a space.
+constexpr ErrorCode kLastCancelCode = ErrorCode::unsupported;
+constexpr auto kFailedMark = std::byte{1};
+
 void put_u32(std::vector<std::byte>& out, uint32_t value) {
   for (int shift = 0; shift < 32; shift += 8) {
     out.push_back(static_cast<std::byte>((value >> shift) & 0xFF));
@@ -31,13 +36,15 @@ bool has_root(OpKind kind) {
 }  // namespace
 
 std::vector<std::byte> encode_cancel(const Error& error) {
+  const bool failed = error.code == ErrorCode::failed;
   std::vector<std::byte> out;
-  const size_t text = std::min(error.message.size(), kCancelTextBytesMax);
-  out.reserve(12 + text);
-  put_u32(out, static_cast<uint32_t>(error.code));
+  const size_t text = std::min(error.message.size(), kCancelTextBytesMax - (failed ? 1 : 0));
+  out.reserve(12 + text + 1);
+  put_u32(out, static_cast<uint32_t>(failed ? ErrorCode::closed : error.code));
   put_u32(out, static_cast<uint32_t>(error.peer));
   put_u32(out, static_cast<uint32_t>(error.sys_errno));
   for (size_t i = 0; i < text; ++i) out.push_back(static_cast<std::byte>(error.message[i]));
+  if (failed) out.push_back(kFailedMark);
   return out;
 }
 
@@ -46,14 +53,19 @@ Result<Cancel> decode_cancel(Bytes payload) {
     return corrupt("a cancel frame has a payload of the wrong size");
   }
   const uint32_t code = get_u32(payload, 0);
-  if (code > static_cast<uint32_t>(ErrorCode::unsupported)) {
+  if (code > static_cast<uint32_t>(kLastCancelCode)) {
     return corrupt("a cancel frame has an unknown error code");
   }
   Error error;
   error.code = static_cast<ErrorCode>(code);
   error.peer = static_cast<Rank>(get_u32(payload, 4));
   error.sys_errno = static_cast<int>(get_u32(payload, 8));
-  for (std::byte byte : payload.subspan(12)) {
+  Bytes text = payload.subspan(12);
+  if (error.code == ErrorCode::closed && !text.empty() && text.back() == kFailedMark) {
+    error.code = ErrorCode::failed;
+    text = text.first(text.size() - 1);
+  }
+  for (std::byte byte : text) {
     const auto c = std::to_integer<unsigned char>(byte);
     error.message.push_back(c < 0x20 || c == 0x7F ? ' ' : static_cast<char>(c));
   }

@@ -29,7 +29,7 @@ bool held(const Group& group, uint32_t sequence) {
 
 base::Counter& outcome_counter(OpKind kind, const std::optional<Error>& error) {
   constexpr size_t kKinds = static_cast<size_t>(kLastOpKind) + 1;
-  constexpr size_t kOutcomes = static_cast<size_t>(ErrorCode::unsupported) + 2;
+  constexpr size_t kOutcomes = size_t{kErrorCodeCount} + 1;
   static std::array<std::array<std::atomic<base::Counter*>, kOutcomes>, kKinds> counters{};
   const size_t outcome = error ? static_cast<size_t>(error->code) + 1 : 0;
   std::atomic<base::Counter*>& slot = counters[static_cast<size_t>(kind)][outcome];
@@ -269,7 +269,16 @@ void Engine::Impl::begin(Operation& op) {
   }
   choose_algorithm(op, group);
   op.prepare(plans.get(schedule_input(op, group.rank, group.size(), options.segment_bytes)));
-  if (op.plan->scratch_bytes > 0) op.scratch = pool.take(op.plan->scratch_bytes);
+  if (op.plan->scratch_bytes > 0) {
+    Result<base::Buffer> scratch = pool.take(op.plan->scratch_bytes);
+    if (!scratch) {
+      if (heard) {
+        for (HeldFrame& frame : heard->frames) release(frame);
+      }
+      return fail(op, no_memory(scratch.error()), Notify::group);
+    }
+    op.scratch = std::move(scratch).value();
+  }
   for (uint32_t i = 0; i < op.plan->peers.size(); ++i) {
     const PeerPlan& peer_plan = op.plan->peers[i];
     op.channels[i].reset(&op, i, group.stations[static_cast<size_t>(peer_plan.rank)], peer_plan);

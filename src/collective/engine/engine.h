@@ -78,6 +78,9 @@ class Engine final : public net::TransportSink {
 
   // Ends every pending operation with this error.
   void fail_all(const Error& error);
+  // This rank leaves, for a reason that its peers learn before they hear of its goodbye: whatever
+  // needs it there then ends with this error.
+  void tell_all(const Error& error);
   // The transport is closed and touches no memory any more: what still drains ends now.
   void on_transport_closed(const Error& error);
   [[nodiscard]] size_t operations_in_flight() const;

@@ -180,6 +180,8 @@ struct Engine::Impl {
   bool take(Rank station, const net::FrameHeader& header, Bytes payload);
   void on_frame(Rank station, const net::FrameHeader& header, Bytes payload);
   MutableBytes receive_into_pool(Rank station, const net::FrameHeader& header);
+  [[nodiscard]] Error no_memory(const Error& why) const;
+  void refuse_for_memory(Rank station, const net::FrameHeader& header, const Error& why);
   MutableBytes admit_data(Rank station, const net::FrameHeader& header, bool& accepted);
   [[nodiscard]] bool charge(Rank station, const net::FrameHeader& header);
   void deliver(Rank station, const net::FrameHeader& header, base::Buffer buffer);
@@ -227,6 +229,7 @@ struct Engine::Impl {
   void drop_work(Operation& op);
   void mismatch(Operation& op, Rank station, const net::FrameHeader& theirs, const char* detail);
   void refuse_late(Rank station, const net::FrameHeader& theirs, const HistoryRecord& mine);
+  void tell_all(const Error& error);
   void cancel_late(Rank station, const HistoryRecord& mine, GroupId group, const Error& error);
   void on_late_mismatch(Group& group, const Error& error);
   void expire(Operation& op);

@@ -195,6 +195,11 @@ void Engine::Impl::enter_epoch() {
   for (HeldFrame& frame : held) {
     const Rank station = frame.station;
     const net::FrameHeader header = frame.header;
+    if (frame.lost) {
+      refuse_for_memory(station, header,
+                        Error{ErrorCode::resource, 0, kNoRank, "no memory for a payload"});
+      continue;
+    }
     deliver(station, header, std::move(frame.payload));
   }
 }

@@ -22,10 +22,12 @@ class FramePool {
   }
 
   // At least `bytes` large.
-  [[nodiscard]] base::Buffer take(size_t bytes) {
-    ++out_;
+  [[nodiscard]] Result<base::Buffer> take(size_t bytes) {
     const size_t index = index_of(bytes);
-    return index < pools_.size() ? pools_[index].take() : base::Buffer(bytes);
+    Result<base::Buffer> buffer =
+        index < pools_.size() ? pools_[index].take() : base::Buffer::allocate(bytes);
+    if (buffer) ++out_;
+    return buffer;
   }
 
   void give(base::Buffer buffer) {

@@ -36,6 +36,7 @@ struct HeldFrame {
   Rank station = kNoRank;
   net::FrameHeader header;
   base::Buffer payload;  // empty when header.length is 0
+  bool lost = false;     // there was no memory for the payload
 };
 
 // Everything heard of one operation before it began.

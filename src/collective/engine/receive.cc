@@ -64,7 +64,12 @@ bool Engine::Impl::take(Rank station, const FrameHeader& header, Bytes payload) 
     release(frame);
     arrived(*op, step, header);
   } else {
-    frame.payload = pool.take(payload.size());
+    Result<base::Buffer> buffer = pool.take(payload.size());
+    if (!buffer) {
+      refuse_for_memory(station, header, buffer.error());
+      return true;
+    }
+    frame.payload = std::move(buffer).value();
     std::memcpy(frame.payload.data(), payload.data(), payload.size());
     deliver_data(*op, std::move(frame));
   }
@@ -73,11 +78,53 @@ bool Engine::Impl::take(Rank station, const FrameHeader& header, Bytes payload) 
 
 MutableBytes Engine::Impl::receive_into_pool(Rank station, const FrameHeader& header) {
   if (header.length == 0) return {};
-  Incoming incoming{nullptr, nullptr, 0, pool.take(header.length)};
+  Result<base::Buffer> buffer = pool.take(header.length);
+  if (!buffer) {
+    refuse_for_memory(station, header, buffer.error());
+    return {};
+  }
+  Incoming incoming{nullptr, nullptr, 0, std::move(buffer).value()};
   const MutableBytes view = incoming.buffer.view().first(header.length);
   incoming.target = view.data();
   peer(station).incoming.push_back(std::move(incoming));
   return view;
+}
+
+Error Engine::Impl::no_memory(const Error& why) const {
+  return Error{why.code, why.sys_errno, self, rank_name(self) + ": " + why.message};
+}
+
+// A frame that is dropped because there is no memory for it: its operation ends, for all its ranks.
+void Engine::Impl::refuse_for_memory(Rank station, const FrameHeader& header, const Error& why) {
+  if (header.type == FrameType::propose) {
+    counters.stale.add();  // the shrink goes on until its deadline
+    return;
+  }
+  HeldFrame frame{station, header, {}, true};
+  if (header.epoch > epoch_now()) {
+    future.push_back(std::move(frame));
+    return;
+  }
+  release(frame);
+  if (header.epoch < epoch_now() || !is_member(station)) return;
+  const OpKey key = key_of(station, header);
+  Operation* op = nullptr;
+  switch (age_of(key, op)) {
+    case Age::running:
+      return fail(*op, no_memory(why), Notify::group);
+    case Age::waiting:
+      for (Operation* deferred : find_group(key.group)->deferred) {
+        if (deferred != nullptr && deferred->key == key) {
+          return fail(*deferred, no_memory(why), Notify::group);
+        }
+      }
+      return;
+    case Age::early:
+      if (Early& heard = early.at(key); !heard.cancelled) heard.cancelled = no_memory(why);
+      return heard_of(key);
+    case Age::late:
+      return;
+  }
 }
 
 // Charges an eager frame to its sender's window; false when the sender is beyond it.
@@ -365,7 +412,8 @@ void Engine::Impl::deliver_cancel(Rank station, const FrameHeader& header, Bytes
 
 // Whatever operation the cancel is about: who told leaves soon, and then this is why.
 void Engine::Impl::remember_loss(GroupId group, const Error& error) {
-  if (error.code != ErrorCode::peer_lost || error.peer == self) return;
+  const bool leaves = error.code == ErrorCode::peer_lost || error.code == ErrorCode::failed;
+  if (!leaves || error.peer == self) return;
   Group* told = find_group(group);
   if (told != nullptr && !told->told_lost) told->told_lost = error;
 }

@@ -147,6 +147,11 @@ void Engine::fail_all(const Error& error) {
   for (Operation* op : impl_->by_age()) impl_->fail(*op, error, Notify::group);
 }
 
+void Engine::tell_all(const Error& error) {
+  Impl::Scope scope(*impl_);
+  impl_->tell_all(error);
+}
+
 void Engine::on_transport_closed(const Error& error) {
   Impl::Scope scope(*impl_);
   impl_->on_transport_closed(error);

@@ -52,7 +52,7 @@ Coefficients all_reduce(Algorithm algorithm, double p, int size, double n) {
               (share + (folds ? 1 : 0)) * n};
     }
     default:
-      return {2 * (p - 1), 2 * (p - 1) / p * n, (p - 1) / p * n};
+      return {2 * (p - 1), all_reduce_sent_bytes(n, size), (p - 1) / p * n};
   }
 }
 

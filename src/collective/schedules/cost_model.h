@@ -17,6 +17,12 @@ struct CostParameters {
   double gamma_s_per_byte = 1.0 / 8e9;   // one byte combined
 };
 
+// What each of `size` ranks sends in an all_reduce of a large vector (ring, halving-doubling);
+// whole where that is a number of bytes.
+[[nodiscard]] constexpr double all_reduce_sent_bytes(double bytes, int size) {
+  return 2.0 * (size - 1) * bytes / size;
+}
+
 class CostModel {
  public:
   CostModel() = default;

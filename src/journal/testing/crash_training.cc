@@ -109,10 +109,7 @@ Result<void> Training::begin(size_t exact) {
   auto looked = look(disk_);
   if (!looked) return looked.error();
   Contents& contents = looked.value();
-  // As the bindings' clear_begun().
-  Manifest kept = contents.manifest.value_or(Manifest{.base = UINT64_MAX});
-  if (!contents.manifest) kept.sequence = 0;
-  if (Result<void> cleared = clear_old(disk_, kept); !cleared) return cleared;
+  if (Result<void> cleared = clear_begun(disk_, contents); !cleared) return cleared;
   const auto sequence = fresh_sequence(disk_, contents);
   if (!sequence) return sequence.error();
   if (exact > 0 && contents.bases.size() >= exact) {

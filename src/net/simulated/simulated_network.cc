@@ -1,4 +1,4 @@
-// The event queue and the links of a simulated network.
+// What happens on a simulated network, and its links.
 #include <algorithm>
 #include <utility>
 
@@ -15,7 +15,7 @@ constexpr Time kStart{std::chrono::hours(1)};  // so that "some time ago" exists
 SimulatedNetwork::SimulatedNetwork(const SimulatedOptions& options)
     : options_(options),
       rng_(options.seed, 0x6E6574),
-      now_(kStart),
+      events_(kStart),
       hosts_(static_cast<size_t>(options.size)) {
   SCANT_CHECK(options.size >= 1 && options.size <= 65535);
   SCANT_CHECK(options.datagram_bytes >= kDatagramOverheadBytes + kFrameHeaderBytes &&
@@ -32,57 +32,44 @@ SimulatedTransport& SimulatedNetwork::endpoint(Rank rank) {
   return *endpoints_[static_cast<size_t>(rank)];
 }
 
-void SimulatedNetwork::push(Time at, Event::Kind kind, Rank from, Rank to, uint64_t content) {
-  events_.push(Event{std::max(at, now_), next_order_++, kind, from, to, content});
-}
-
 bool SimulatedNetwork::advance(Time limit) {
   if (wakes_.exchange(0, std::memory_order_acquire) > 0) {
     for (Rank r = 0; r < size(); ++r) {
       if (endpoint(r).woken_.load(std::memory_order_relaxed)) make_runnable(r);
     }
   }
-  while (runnable_.empty() && !events_.empty() && events_.top().at <= limit) {
-    now_ = events_.top().at;
-    while (!events_.empty() && events_.top().at == now_) {
-      const Event event = events_.top();
-      events_.pop();
-      run(event);
+  while (runnable_.empty()) {
+    std::optional<Event> event = events_.pop(limit);
+    if (!event) break;
+    // All that happens at this time, before anybody is polled.
+    for (; event; event = events_.pop(now())) {
+      std::visit([this](auto& what) { run(std::move(what)); }, *event);
     }
   }
   if (!runnable_.empty()) return true;
-  if (limit != kNever) now_ = std::max(now_, limit);
+  if (limit != kNever) events_.advance(limit);
   return false;
 }
 
-void SimulatedNetwork::run(const Event& event) {
-  switch (event.kind) {
-    case Event::Kind::datagram: {
-      auto node = datagrams_.extract(event.content);
-      if (host(event.to).dead) return;
-      if (!reachable(event.from, event.to)) {
-        ++link(event.from, event.to).statistics.dropped;
-        return;
-      }
-      endpoint(event.to).receive(event.from, std::move(node.mapped()));
-      make_runnable(event.to);
-      return;
-    }
-    case Event::Kind::timer:
-      if (host(event.to).timer == event.at) host(event.to).timer = kNever;
-      make_runnable(event.to);
-      return;
-    case Event::Kind::notice:
-      if (host(event.to).dead || !reachable(event.from, event.to)) return;
-      endpoint(event.to).notices_.push_back(event.from);
-      make_runnable(event.to);
-      return;
-    case Event::Kind::action: {
-      auto node = actions_.extract(event.content);
-      node.mapped()();
-      return;
-    }
+void SimulatedNetwork::run(Arrival arrival) {
+  if (host(arrival.to).dead) return;
+  if (!reachable(arrival.from, arrival.to)) {
+    ++link(arrival.from, arrival.to).statistics.dropped;
+    return;
   }
+  endpoint(arrival.to).receive(arrival.from, std::move(arrival.bytes));
+  make_runnable(arrival.to);
+}
+
+void SimulatedNetwork::run(Timer timer) {
+  if (host(timer.rank).timer == now()) host(timer.rank).timer = kNever;
+  make_runnable(timer.rank);
+}
+
+void SimulatedNetwork::run(Notice notice) {
+  if (host(notice.to).dead || !reachable(notice.from, notice.to)) return;
+  endpoint(notice.to).notices_.push_back(notice.from);
+  make_runnable(notice.to);
 }
 
 std::vector<Rank> SimulatedNetwork::take_runnable() {
@@ -110,13 +97,11 @@ void SimulatedNetwork::make_runnable(Rank rank) {
 void SimulatedNetwork::schedule(Rank rank, Time at) {
   if (host(rank).timer <= at) return;
   host(rank).timer = at;
-  push(at, Event::Kind::timer, rank, rank, 0);
+  events_.schedule(at, Timer{rank});
 }
 
 void SimulatedNetwork::at(Time time, std::function<void()> action) {
-  const uint64_t content = next_content_++;
-  actions_.emplace(content, std::move(action));
-  push(time, Event::Kind::action, kNoRank, kNoRank, content);
+  events_.schedule(time, std::move(action));
 }
 
 void SimulatedNetwork::transmit(Rank from, Rank to, std::vector<std::byte> bytes) {
@@ -124,8 +109,8 @@ void SimulatedNetwork::transmit(Rank from, Rank to, std::vector<std::byte> bytes
   const LinkModel& model = model_of(on);
   ++on.statistics.datagrams;
   on.statistics.bytes += bytes.size();
-  const Time begin = std::max(now_, on.free_at);
-  if (!reachable(from, to) || begin - now_ > model.queue_max) {
+  const Time begin = std::max(now(), on.free_at);
+  if (!reachable(from, to) || begin - now() > model.queue_max) {
     ++on.statistics.dropped;
     return;
   }
@@ -161,15 +146,13 @@ void SimulatedNetwork::transmit(Rank from, Rank to, std::vector<std::byte> bytes
 }
 
 void SimulatedNetwork::deliver_at(Time at, Rank from, Rank to, std::vector<std::byte> bytes) {
-  const uint64_t content = next_content_++;
-  datagrams_.emplace(content, std::move(bytes));
-  push(at, Event::Kind::datagram, from, to, content);
+  events_.schedule(at, Arrival{from, to, std::move(bytes)});
 }
 
 void SimulatedNetwork::notice(Rank from, Rank to) {
   const auto found = links_.find(key(from, to));
   const LinkModel& model = found == links_.end() ? options_.link : model_of(found->second);
-  push(now_ + model.latency, Event::Kind::notice, from, to, 0);
+  events_.schedule(now() + model.latency, Notice{from, to});
 }
 
 void SimulatedNetwork::set_link(Rank from, Rank to, const LinkModel& model) {
@@ -185,7 +168,7 @@ void SimulatedNetwork::set_all_links(const LinkModel& model) {
 void SimulatedNetwork::cut(Rank from, Rank to) {
   Link& on = link(from, to);
   if (std::exchange(on.cut, true)) return;
-  on.cut_since = now_;
+  on.cut_since = now();
   judge_later(to);
 }
 
@@ -197,7 +180,7 @@ void SimulatedNetwork::mend(Rank from, Rank to) {
 void SimulatedNetwork::partition(std::vector<int> side_of_rank) {
   SCANT_CHECK(side_of_rank.empty() || side_of_rank.size() == hosts_.size());
   side_ = std::move(side_of_rank);
-  side_since_ = now_;
+  side_since_ = now();
   judge_all_later();
 }
 
@@ -224,8 +207,8 @@ Time SimulatedNetwork::silent_since(Rank from, Rank to) const {
 void SimulatedNetwork::judge_later(Rank rank) {
   if (options_.heartbeat_traffic || host(rank).dead) return;
   // Now, to note from when on somebody is silent; the endpoint asks to be woken for the verdict.
-  endpoint(rank).judge_at_ = now_;
-  schedule(rank, now_);
+  endpoint(rank).judge_at_ = now();
+  schedule(rank, now());
 }
 
 void SimulatedNetwork::judge_all_later() {
@@ -235,7 +218,7 @@ void SimulatedNetwork::judge_all_later() {
 void SimulatedNetwork::kill(Rank rank, Death death) {
   Host& of = host(rank);
   if (of.dead) return;
-  if (!of.stopped) of.silent_since = now_;
+  if (!of.stopped) of.silent_since = now();
   of.dead = true;
   of.stopped = false;
   if (death == Death::process) endpoint(rank).reset_all();
@@ -245,7 +228,7 @@ void SimulatedNetwork::kill(Rank rank, Death death) {
 void SimulatedNetwork::stop(Rank rank) {
   Host& of = host(rank);
   if (of.dead || std::exchange(of.stopped, true)) return;
-  of.silent_since = now_;
+  of.silent_since = now();
   judge_all_later();
 }
 
@@ -257,7 +240,7 @@ void SimulatedNetwork::resume(Rank rank) {
 
 void SimulatedNetwork::leave(Rank rank) {
   host(rank).dead = true;
-  host(rank).silent_since = now_;
+  host(rank).silent_since = now();
   // Peers that its goodbye did not reach will find it silent; the others have it down already.
   if (!endpoint(rank).delivered_all()) judge_all_later();
 }

@@ -11,10 +11,11 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <queue>
 #include <unordered_map>
+#include <variant>
 #include <vector>
 
+#include "base/event_queue.h"
 #include "base/rng.h"
 #include "net/transport.h"
 
@@ -71,7 +72,7 @@ class SimulatedNetwork {
 
   [[nodiscard]] SimulatedTransport& endpoint(Rank rank);
   [[nodiscard]] int size() const { return options_.size; }
-  [[nodiscard]] Time now() const { return now_; }
+  [[nodiscard]] Time now() const { return events_.now(); }
   [[nodiscard]] uint64_t seed() const { return options_.seed; }
   [[nodiscard]] const SimulatedOptions& options() const { return options_; }
 
@@ -106,17 +107,20 @@ class SimulatedNetwork {
 
  private:
   friend class SimulatedTransport;
-  struct Event {
-    Time at;
-    uint64_t order = 0;  // ties keep the order of creation
-    enum class Kind : uint8_t { datagram, timer, notice, action } kind = Kind::timer;
+  struct Arrival {
     Rank from = kNoRank;
     Rank to = kNoRank;
-    uint64_t content = 0;  // key into datagrams_ or actions_
-    bool operator>(const Event& other) const {
-      return at != other.at ? at > other.at : order > other.order;
-    }
+    std::vector<std::byte> bytes;
   };
+  struct Timer {
+    Rank rank = kNoRank;
+  };
+  struct Notice {
+    Rank from = kNoRank;
+    Rank to = kNoRank;
+  };
+  using Action = std::function<void()>;
+  using Event = std::variant<Arrival, Timer, Notice, Action>;
   struct Link {
     bool own_model = false;
     LinkModel model;
@@ -142,8 +146,10 @@ class SimulatedNetwork {
   [[nodiscard]] const LinkModel& model_of(const Link& of) const {
     return of.own_model ? of.model : options_.link;
   }
-  void push(Time at, Event::Kind kind, Rank from, Rank to, uint64_t content);
-  void run(const Event& event);
+  void run(Arrival arrival);
+  void run(Timer timer);
+  void run(Notice notice);
+  static void run(const Action& action) { action(); }
   [[nodiscard]] bool reachable(Rank from, Rank to) const;
   // Since when nothing of `from` reaches `to`; kNever: it does.
   [[nodiscard]] Time silent_since(Rank from, Rank to) const;
@@ -160,12 +166,7 @@ class SimulatedNetwork {
 
   SimulatedOptions options_;
   base::Rng rng_;
-  Time now_;
-  uint64_t next_order_ = 0;
-  uint64_t next_content_ = 0;
-  std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
-  std::unordered_map<uint64_t, std::vector<std::byte>> datagrams_;
-  std::unordered_map<uint64_t, std::function<void()>> actions_;
+  base::EventQueue<Event> events_;
   std::unordered_map<uint64_t, Link> links_;
   std::vector<Host> hosts_;
   std::vector<int> side_;

@@ -30,14 +30,22 @@ Content content_of(FrameType type) {
 
 }  // namespace
 
-Connection::Connection(Fd fd, int family, uint32_t job, bool shares)
+Result<std::unique_ptr<Connection>> Connection::create(Fd fd, int family, uint32_t job,
+                                                       bool shares) {
+  Result<base::Buffer> buffer = base::Buffer::allocate(kBufferBytes);
+  if (!buffer) return buffer.error();
+  return std::unique_ptr<Connection>(
+      new Connection(std::move(fd), family, job, shares, std::move(buffer).value()));
+}
+
+Connection::Connection(Fd fd, int family, uint32_t job, bool shares, base::Buffer buffer)
     : fd_(std::move(fd)),
       family_(family),
       crosses_wire_(family != AF_UNIX),
       kind_(family == AF_UNIX ? PathKind::unix_socket : PathKind::tcp),
       job_(job),
       shares_(shares && family == AF_UNIX),
-      buffer_(kBufferBytes) {}
+      buffer_(std::move(buffer)) {}
 
 void Connection::enqueue(FrameHeader header, Bytes payload, uint64_t token) {
   SCANT_CHECK(payload.size() <= kFramePayloadBytesMax, "a frame's payload is too long");

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <deque>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "base/buffer.h"
+#include "base/event_loop.h"
 #include "net/net_counters.h"
 #include "net/socket.h"
 #include "net/tcp/shared_blocks.h"
@@ -17,7 +19,9 @@ namespace scant::net {
 class Connection {
  public:
   // `shares`: large payloads may go through memory shared with the peer; unix sockets only.
-  Connection(Fd fd, int family, uint32_t job, bool shares);
+  // ErrorCode::resource when memory runs out.
+  [[nodiscard]] static Result<std::unique_ptr<Connection>> create(Fd fd, int family, uint32_t job,
+                                                                  bool shares);
 
   // Fills in job, sequence, length and checksums; `payload` stays the caller's until its token
   // comes back.
@@ -47,9 +51,11 @@ class Connection {
 
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] int family() const { return family_; }
-  bool watches_output = false;  // the transport's note of what epoll was told
+  std::optional<base::EventLoop::Watch> watch;  // the transport's note: the loop has it
 
  private:
+  Connection(Fd fd, int family, uint32_t job, bool shares, base::Buffer buffer);
+
   struct Out {
     EncodedHeader header;
     Bytes payload;  // empty when it lies in shared memory

@@ -24,6 +24,8 @@ constexpr Duration kStrangerTimeout = 5s;
 constexpr Duration kAttemptTimeout = 3s;
 constexpr Duration kRetryPauseFirst = 20ms;
 constexpr Duration kRetryPauseMax = 1s;
+// Between two questions to the rendezvous about one rank, whoever knocks in its name.
+constexpr Duration kSecretPause = 1s;
 // Connections that have not proven themselves, at most; the oldest stranger makes room.
 constexpr size_t kStrangersMax = 256;
 // Then a line on stderr says who is missing; the next one when the wait has doubled.
@@ -63,7 +65,8 @@ Mesh::Mesh(const MeshOptions& options, std::vector<Fd> listeners,
     : options_(options),
       listeners_(std::move(listeners)),
       peers_(std::move(peers)),
-      last_failure_(peers_.size()) {}
+      last_failure_(peers_.size()),
+      secret_asked_(peers_.size()) {}
 
 Result<std::vector<Established::Peer>> Mesh::build() {
   for (size_t r = 0; r < world(); ++r) {
@@ -272,9 +275,9 @@ Result<void> Mesh::feed(Candidate& candidate) {
       if (candidate.outgoing) {
         retry(candidate,
               "it closed the connection during the handshake, as it does to another secret");
-      } else {
-        refuse(candidate, "closed early");
+        return check_secret(candidate.peer);
       }
+      refuse(candidate, "closed early");
       return {};
     }
     bytes_counter(Direction::received, kind_of(candidate.family), Content::handshake)
@@ -287,11 +290,11 @@ Result<void> Mesh::feed(Candidate& candidate) {
       // Only who holds the secret can refuse this rank; anybody can answer at an old address.
       if (candidate.handshake->refused_by_peer()) return fed.error();
       retry(candidate, fed.error().message);
-      return {};
+      return check_secret(candidate.peer);
     }
     if (!fed) {
       refuse(candidate, candidate.handshake->failure());
-      return {};
+      return check_secret(candidate.handshake->identity().source);
     }
     candidate.proven_once = true;
     if (candidate.handshake->awaits_decision()) decide(candidate);
@@ -304,6 +307,23 @@ Result<void> Mesh::feed(Candidate& candidate) {
     refuse(candidate, candidate.handshake->failure());
   }
   return {};
+}
+
+// A handshake that fails is that of a stranger, or of a rank with another secret. Only the
+// rendezvous can tell: who cannot write there ends nobody's start.
+Result<void> Mesh::check_secret(Rank rank) {
+  const bool known = rank >= 0 && static_cast<size_t>(rank) < world() && rank != options_.rank;
+  if (!known || !options_.holds_another_secret) return {};
+  Time& asked = secret_asked_[static_cast<size_t>(rank)];
+  if (clock_.now() < asked) return {};
+  asked = clock_.now() + kSecretPause;
+  if (!options_.holds_another_secret(rank)) return {};
+  const AddressRecord& of = record(rank);
+  return Error{ErrorCode::refused, 0, rank,
+               "rank " + std::to_string(options_.rank) + " and rank " + std::to_string(rank) +
+                   " (host " + of.host + ", pid " + std::to_string(of.pid) +
+                   ") hold different secrets of the job: start all ranks with one rendezvous "
+                   "(SCANT_STORE), and let nobody change its key 'secret'"};
 }
 
 void Mesh::refuse(Candidate& candidate, const char* reason) {

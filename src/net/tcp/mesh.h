@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -38,6 +39,8 @@ struct MeshOptions {
   Secret secret{};
   JobHash job{};
   Time deadline{};
+  // Whether a rank has published that it holds another secret; asks the rendezvous.
+  std::function<bool(Rank)> holds_another_secret{};
 };
 
 class Mesh {
@@ -83,6 +86,7 @@ class Mesh {
   Result<void> advance(Candidate& candidate);
   Result<void> feed(Candidate& candidate);
   void refuse(Candidate& candidate, const char* reason);
+  [[nodiscard]] Result<void> check_secret(Rank rank);
   void decide(Candidate& candidate);
   [[nodiscard]] bool taken(const Identity& who);
   void drop_ended();
@@ -96,6 +100,7 @@ class Mesh {
   std::vector<Established::Peer> peers_;
   std::vector<Candidate> candidates_;
   std::vector<std::string> last_failure_;  // by rank, for the message when time is up
+  std::vector<Time> secret_asked_;         // by rank, when it may be asked for again
   size_t refused_ = 0;                     // accepted connections, and the last one's address and
   std::string last_refused_;               // reason, for the same message
   size_t missing_lanes_ = 0;

@@ -3,8 +3,6 @@
 #include <array>
 #include <gtest/gtest.h>
 #include <poll.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include "base/rng.h"
@@ -69,7 +67,9 @@ size_t trickle(RawPeer& writer, Connection& connection, RecordingSink& sink, Byt
 
 TEST(SlowPeer, APayloadInManyPiecesWakesSeldom) {
   Pair pair;
-  Connection connection(std::move(pair.reader), AF_INET, job_number(), false);
+  const auto made = Connection::create(std::move(pair.reader), AF_INET, job_number(), false);
+  ASSERT_TRUE(made.ok());
+  Connection& connection = *made.value();
   RecordingSink sink(0);
   const auto payload = payload_of(1, 0, 7, 300'000);
   const auto bytes = frame_bytes(data(7), payload, kJob, 0);
@@ -81,7 +81,9 @@ TEST(SlowPeer, APayloadInManyPiecesWakesSeldom) {
 
 TEST(SlowPeer, WhateverTheSizesEveryFrameArrives) {
   Pair pair;
-  Connection connection(std::move(pair.reader), AF_INET, job_number(), false);
+  const auto made = Connection::create(std::move(pair.reader), AF_INET, job_number(), false);
+  ASSERT_TRUE(made.ok());
+  Connection& connection = *made.value();
   base::Rng rng(5);
   uint64_t sequence = 0;
   for (const size_t size : {size_t{1}, size_t{8191}, size_t{8192}, size_t{8193}, size_t{131'071},
@@ -106,7 +108,9 @@ TEST(SlowPeer, WhateverTheSizesEveryFrameArrives) {
 
 TEST(SlowPeer, TheEndIsSeenInTheMiddleOfAPayload) {
   Pair pair;
-  Connection connection(std::move(pair.reader), AF_INET, job_number(), false);
+  const auto made = Connection::create(std::move(pair.reader), AF_INET, job_number(), false);
+  ASSERT_TRUE(made.ok());
+  Connection& connection = *made.value();
   RecordingSink sink(0);
   const auto bytes = frame_bytes(data(7), payload_of(1, 0, 7, 100'000), kJob, 0);
   pair.writer->write(Bytes(bytes).first(50'000));
@@ -138,8 +142,9 @@ TEST(SlowPeer, IsNotTakenForSilent) {
   established.job = job_number();
   established.peers.resize(2);
   established.peers[1].lanes.push_back({std::move(pair.reader), AF_INET});
-  TcpTransport transport(options, std::move(established), Fd(epoll_create1(EPOLL_CLOEXEC)),
-                         Fd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)), clock);
+  const auto made = TcpTransport::over(options, std::move(established), clock);
+  ASSERT_TRUE(made.ok());
+  TcpTransport& transport = *made.value();
   RecordingSink sink(0);
   const auto bytes = frame_bytes(data(7), payload_of(1, 0, 7, 100'000), kJob, 0);
   pair.writer->write(Bytes(bytes).first(10'000));

@@ -422,6 +422,52 @@ TEST(Impostors, AnAcceptorWithoutTheSecretIsNotBelieved) {
       << made.error().to_string();
 }
 
+// A rendezvous of which one rank sees another secret than the others.
+class Exchanged final : public Store {
+ public:
+  explicit Exchanged(Store& store) : store_(store) {}
+  Result<void> set(std::string_view key, std::string_view value) override {
+    return store_.set(key, value);
+  }
+  Result<bool> set_if_absent(std::string_view key, std::string_view value) override {
+    return store_.set_if_absent(key, value);
+  }
+  Result<std::string> get(std::string_view key, Duration timeout) override {
+    auto found = store_.get(key, timeout);
+    if (found.ok() && key.ends_with("/secret")) return std::string(kSecretBytes, 's');
+    return found;
+  }
+
+ private:
+  Store& store_;
+};
+
+// Long before connect_timeout: the start ends by the refusal, and not by the clock.
+TEST(WrongSecret, EndsTheStartOfBothRanksAndNamesTheSecret) {
+  for (const Rank odd : {0, 1}) {
+    MemoryStore store;
+    Exchanged exchanged(store);
+    std::array<std::optional<Error>, 2> errors;
+    std::vector<std::thread> ranks;
+    for (const Rank rank : {0, 1}) {
+      ranks.emplace_back([&, rank] {
+        Store& seen = rank == odd ? static_cast<Store&>(exchanged) : store;
+        const auto made = TcpTransport::create(seen, options_for(rank, 2));
+        if (!made.ok()) errors[static_cast<size_t>(rank)] = made.error();
+      });
+    }
+    for (auto& rank : ranks) rank.join();
+    for (const Rank rank : {0, 1}) {
+      const auto& error = errors[static_cast<size_t>(rank)];
+      ASSERT_TRUE(error.has_value()) << rank;
+      EXPECT_EQ(error->code, ErrorCode::refused) << error->to_string();
+      EXPECT_EQ(error->peer, 1 - rank);
+      EXPECT_NE(error->message.find("hold different secrets of the job"), std::string::npos)
+          << error->message;
+    }
+  }
+}
+
 TEST(WrongSecret, IsNamedWithItsAddressWhenTheStartTimesOut) {
   MemoryStore store;
   Foretold foretold(store, 2);

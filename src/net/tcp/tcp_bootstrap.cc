@@ -187,7 +187,12 @@ class Bootstrap {
     }
     std::transform(secret.value().begin(), secret.value().end(), secret_.begin(),
                    [](char c) { return static_cast<std::byte>(c); });
-    return {};
+    const auto set = store_.set_if_absent(check_key(options_.rank), fingerprint(secret_));
+    return set ? Result<void>() : store_failed(set.error());
+  }
+
+  [[nodiscard]] std::string check_key(Rank rank) const {
+    return key("check/" + std::to_string(rank));
   }
 
   Result<void> take_record(Rank rank, std::string_view text) {
@@ -218,6 +223,10 @@ class Bootstrap {
     mesh.secret = secret_;
     mesh.job = job_;
     mesh.deadline = deadline_;
+    mesh.holds_another_secret = [this](Rank rank) {
+      const auto check = store_.get(check_key(rank), Duration::zero());
+      return check.ok() && check.value() != fingerprint(secret_);
+    };
     auto built = Mesh(mesh, std::move(listeners_), std::move(established_.peers)).build();
     if (!built) return built.error();
     established_.peers = std::move(built).value();

@@ -1,13 +1,8 @@
-// The event loop: flush what was queued, wait, read, write, keep peers alive and judge the silent
-// ones.
+// Flush what was queued, wait, read, write, keep peers alive and judge the silent ones.
 #include "net/tcp/tcp_transport.h"
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
+#include <sys/socket.h>
 #include <utility>
 
 #include "base/check.h"
@@ -20,10 +15,6 @@ namespace {
 constexpr size_t kReadBudget = size_t{2}
                                << 20;  // of one connection in one round, so that nobody starves
 constexpr size_t kUnlimited = SIZE_MAX;
-constexpr uint64_t kEventKey = UINT64_MAX;
-constexpr int kEventsMax = 64;
-
-uint64_t key_of(Rank peer, size_t lane) { return static_cast<uint64_t>(peer) << 8 | lane; }
 
 }  // namespace
 
@@ -35,65 +26,84 @@ const base::Clock& TcpTransport::monotonic_clock() {
 Result<std::unique_ptr<Transport>> TcpTransport::create(Store& store,
                                                         const CommunicatorOptions& options,
                                                         const base::Clock& clock) {
-  Fd epoll(epoll_create1(EPOLL_CLOEXEC));
-  Fd event(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  if (!epoll.open() || !event.open()) {
-    return Error{ErrorCode::resource, errno, kNoRank, "cannot create an event loop"};
-  }
+  auto loop = base::EventLoop::create(clock);
+  if (!loop) return loop.error();
   auto established = bootstrap_tcp(store, options);
   if (!established) return established.error();
-  return std::unique_ptr<Transport>(std::make_unique<TcpTransport>(
-      options, std::move(established).value(), std::move(epoll), std::move(event), clock));
+  auto made = make(options, std::move(established).value(), std::move(loop).value(), clock);
+  if (!made) return made.error();
+  return std::unique_ptr<Transport>(std::move(made).value());
 }
 
-TcpTransport::TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll,
-                           Fd event, const base::Clock& clock)
+Result<std::unique_ptr<TcpTransport>> TcpTransport::over(const CommunicatorOptions& options,
+                                                         Established established,
+                                                         const base::Clock& clock) {
+  auto loop = base::EventLoop::create(clock);
+  if (!loop) return loop.error();
+  return make(options, std::move(established), std::move(loop).value(), clock);
+}
+
+Result<std::unique_ptr<TcpTransport>> TcpTransport::make(const CommunicatorOptions& options,
+                                                         Established established,
+                                                         std::unique_ptr<base::EventLoop> loop,
+                                                         const base::Clock& clock) {
+  std::unique_ptr<TcpTransport> made(
+      new TcpTransport(options, established.job, established.peers.size(), std::move(loop), clock));
+  for (size_t r = 0; r < established.peers.size(); ++r) {
+    Result<void> added = made->add_peer(static_cast<Rank>(r), std::move(established.peers[r]),
+                                        options.connect_timeout);
+    if (!added) return added.error();
+  }
+  return made;
+}
+
+TcpTransport::TcpTransport(const CommunicatorOptions& options, uint32_t job, size_t size,
+                           std::unique_ptr<base::EventLoop> loop, const base::Clock& clock)
     : clock_(&clock),
       rank_(options.rank),
-      job_(established.job),
+      job_(job),
       peer_timeout_(options.peer_timeout),
       rate_limit_(options.rate_limit_bytes_per_second),
-      epoll_(std::move(epoll)),
-      event_(std::move(event)),
-      peers_(established.peers.size()) {
-  const Time started = now();
-  rate_filled_ = last_tick_ = next_tick_ = started;
-  for (size_t r = 0; r < peers_.size(); ++r) {
-    Peer& peer = peers_[r];
-    Established::Peer& from = established.peers[r];
-    peer.info = {static_cast<Rank>(r), from.record.host, from.record.pid, from.address, true,
-                 Duration::zero()};
-    peer.liveness = Liveness(peer_timeout_,
-                             std::max<Duration>(options.connect_timeout, peer_timeout_), started);
-    for (Established::Lane& lane : from.lanes) {
-      // What a rate limit bounds must pass through the socket, where it is counted.
-      peer.lanes.push_back(
-          std::make_unique<Connection>(std::move(lane.fd), lane.family, job_, rate_limit_ == 0));
-      watch(*peer.lanes.back(), static_cast<Rank>(r), peer.lanes.size() - 1, true);
-    }
-    peer.up = !peer.lanes.empty();
-    // The first word: everyone is connected here. An error is found again by the first poll.
-    if (!peer.up) continue;
-    peer.lanes.front()->enqueue(FrameHeader{}, {}, 0);
-    static_cast<void>(peer.lanes.front()->flush(kUnlimited, sent_));
+      loop_(std::move(loop)),
+      peers_(size) {
+  rate_filled_ = last_tick_ = next_tick_ = now();
+}
+
+Result<void> TcpTransport::add_peer(Rank rank, Established::Peer from, Duration connect_timeout) {
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  peer.info = {rank, from.record.host, from.record.pid, from.address, true, Duration::zero()};
+  peer.liveness =
+      Liveness(peer_timeout_, std::max<Duration>(connect_timeout, peer_timeout_), now());
+  for (Established::Lane& lane : from.lanes) {
+    // What a rate limit bounds must pass through the socket, where it is counted.
+    auto made = Connection::create(std::move(lane.fd), lane.family, job_, rate_limit_ == 0);
+    if (!made) return made.error();
+    peer.lanes.push_back(std::move(made).value());
+    const auto watched = loop_->watch(peer.lanes.back()->fd(), {.readable = true},
+                                      [this, rank, index = peer.lanes.size() - 1](
+                                          base::Readiness ready) { on_ready(rank, index, ready); });
+    if (!watched) return watched.error();
+    peer.lanes.back()->watch = watched.value();
   }
-  epoll_event interest{};
-  interest.events = EPOLLIN;
-  interest.data.u64 = kEventKey;
-  SCANT_CHECK(epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, event_.get(), &interest) == 0);
+  peer.up = !peer.lanes.empty();
+  if (!peer.up) return {};
+  // The first word: everyone is connected here. An error is found again by the first poll.
+  peer.lanes.front()->enqueue(FrameHeader{}, {}, 0);
+  static_cast<void>(peer.lanes.front()->flush(kUnlimited, sent_));
+  return {};
 }
 
 TcpTransport::~TcpTransport() = default;
 
-void TcpTransport::watch(Connection& connection, Rank peer, size_t lane, bool first) {
-  const bool output = connection.blocked();
-  if (!first && output == connection.watches_output) return;
-  epoll_event interest{};
-  interest.events = output ? EPOLLIN | EPOLLOUT : EPOLLIN;
-  interest.data.u64 = key_of(peer, lane);
-  SCANT_CHECK(epoll_ctl(epoll_.get(), first ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, connection.fd(),
-                        &interest) == 0);
-  connection.watches_output = output;
+void TcpTransport::update_watch(const Connection& connection) {
+  if (!connection.watch) return;  // its peer will send nothing more
+  loop_->change(*connection.watch, {.readable = true, .writable = connection.blocked()});
+}
+
+void TcpTransport::unwatch(Connection& connection) {
+  if (!connection.watch) return;
+  loop_->unwatch(*connection.watch);
+  connection.watch.reset();
 }
 
 Connection& TcpTransport::lane_for(Peer& peer) {
@@ -149,7 +159,7 @@ void TcpTransport::flush_peer(Rank rank, TransportSink& sink) {
     if (!written) return peer_failed(rank, written.error(), sink);
     if (rate_limit_ != 0) rate_tokens_ -= static_cast<double>(written.value());
     if (written.value() > 0) peer.liveness.on_sent(now());
-    watch(lane, rank, i, false);
+    update_watch(lane);
   }
 }
 
@@ -187,62 +197,40 @@ bool TcpTransport::deliver_sent(TransportSink& sink) {
 void TcpTransport::poll(Time deadline, TransportSink& sink) {
   SCANT_CHECK(!polling_, "poll() from within the sink");
   polling_ = true;
-  bool handled = false;
+  sink_ = &sink;
+  handled_ = false;
   for (;;) {
-    handled = flush_dirty(sink) || handled;
-    handled = deliver_sent(sink) || handled;
-    const Time at = now();
+    handled_ = flush_dirty(sink) || handled_;
+    handled_ = deliver_sent(sink) || handled_;
     Time until = std::min(deadline, next_tick_);
     if (!dirty_.empty() && rate_limit_ != 0)
-      until = std::min<Time>(until, at + std::chrono::milliseconds(1));
-    sleeping_.store(true, std::memory_order_seq_cst);
-    const bool woken = wake_pending_.exchange(false, std::memory_order_seq_cst);
-    int timeout_ms = 0;
-    if (!handled && !woken && until > at) {
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - at).count();
-      timeout_ms = static_cast<int>(std::min<int64_t>(left, 60'000));
+      until = std::min<Time>(until, now() + std::chrono::milliseconds(1));
+    const base::EventLoop::Turn turn = loop_->turn(handled_ ? Time::min() : until);
+    handled_ = handled_ || turn.woken;
+    // Last: why they left may have come from others.
+    for (const Rank rank : std::exchange(left_, {})) {
+      const Peer& peer = peers_[static_cast<size_t>(rank)];
+      if (peer.up) peer_down(rank, peer_left(peer.info), sink);
     }
-    handled = handle_events(timeout_ms, sink) || handled || woken;
-    if (now() >= next_tick_) handled = tick(sink) || handled;
-    handled = deliver_sent(sink) || handled;
-    if (handled || now() >= deadline) break;
+    if (now() >= next_tick_) handled_ = tick(sink) || handled_;
+    handled_ = deliver_sent(sink) || handled_;
+    if (handled_ || now() >= deadline) break;
   }
+  sink_ = nullptr;
   polling_ = false;
 }
 
-bool TcpTransport::handle_events(int timeout_ms, TransportSink& sink) {
-  std::array<epoll_event, kEventsMax> events;
-  const int count = epoll_wait(epoll_.get(), events.data(), kEventsMax, timeout_ms);
-  sleeping_.store(false, std::memory_order_relaxed);
-  bool handled = false;
-  for (int i = 0; i < count; ++i) {
-    const epoll_event& event = events[static_cast<size_t>(i)];
-    if (event.data.u64 == kEventKey) {
-      uint64_t value = 0;
-      static_cast<void>(::read(event_.get(), &value, sizeof(value)));
-      wake_pending_.store(false, std::memory_order_seq_cst);
-      handled = true;
-      continue;
-    }
-    const auto rank = static_cast<Rank>(event.data.u64 >> 8);
-    const auto lane = static_cast<size_t>(event.data.u64 & 0xFF);
-    Peer& peer = peers_[static_cast<size_t>(rank)];
-    if (!peer.up) continue;
-    if ((event.events & EPOLLOUT) != 0) {
-      peer.lanes[lane]->set_unblocked();
-      flush_peer(rank, sink);
-      handled = true;
-    }
-    if (peer.up && (event.events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0) {
-      handled = read_peer(rank, lane, sink) || handled;
-    }
+void TcpTransport::on_ready(Rank rank, size_t lane, base::Readiness ready) {
+  Peer& peer = peers_[static_cast<size_t>(rank)];
+  if (ready.writable) peer.lanes[lane]->set_unblocked();
+  if (sink_ == nullptr) return;  // drain_goodbyes() reads and writes
+  if (ready.writable) {
+    flush_peer(rank, *sink_);
+    handled_ = true;
   }
-  // Last: why they left may have come from others.
-  for (const Rank rank : std::exchange(left_, {})) {
-    const Peer& peer = peers_[static_cast<size_t>(rank)];
-    if (peer.up) peer_down(rank, peer_left(peer.info), sink);
+  if (peer.up && (ready.readable || ready.failed)) {
+    handled_ = read_peer(rank, lane, *sink_) || handled_;
   }
-  return handled;
 }
 
 // True when a frame was delivered or the peer went down.
@@ -265,7 +253,7 @@ bool TcpTransport::read_peer(Rank rank, size_t index, TransportSink& sink) {
       peer_failed(rank, Error{ErrorCode::peer_lost, 0, rank, "it closed without goodbye"}, sink);
       return true;
     }
-    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, lane.fd(), nullptr);
+    unwatch(lane);
   }
   return progress.value().frames > 0;
 }
@@ -321,8 +309,11 @@ bool TcpTransport::tick(TransportSink& sink) {
 }
 
 void TcpTransport::close_lanes(Peer& peer) {
-  for (const auto& lane : peer.lanes) lane->drop_queue(sent_);
-  peer.lanes.clear();  // closing a descriptor takes it out of epoll
+  for (const auto& lane : peer.lanes) {
+    lane->drop_queue(sent_);
+    unwatch(*lane);
+  }
+  peer.lanes.clear();
   peer.up = false;
   peer.info.alive = false;
 }
@@ -337,12 +328,7 @@ void TcpTransport::peer_down(Rank rank, const Error& error, TransportSink& sink)
   sink.on_peer_down(rank, error);
 }
 
-void TcpTransport::wake() {
-  if (wake_pending_.exchange(true, std::memory_order_seq_cst)) return;
-  if (!sleeping_.load(std::memory_order_seq_cst)) return;
-  const uint64_t one = 1;
-  static_cast<void>(::write(event_.get(), &one, sizeof(one)));
-}
+void TcpTransport::wake() { loop_->wake(); }
 
 void TcpTransport::forget(Rank rank) {
   SCANT_CHECK(!polling_, "forget() from within the sink");
@@ -381,8 +367,8 @@ void TcpTransport::drain_goodbyes(Time deadline) {
     void on_sent(uint64_t) override {}
     void on_peer_down(Rank, const Error&) override {}
   } discard;
-  const int64_t judge_ms = std::clamp<int64_t>(
-      std::chrono::ceil<std::chrono::milliseconds>(peer_timeout_).count() / 10, 1, 1000);
+  const Duration judge_every = std::clamp<Duration>(
+      peer_timeout_ / 10, std::chrono::milliseconds(1), std::chrono::seconds(1));
   for (;;) {
     bool open = false;
     for (size_t r = 0; r < peers_.size(); ++r) {
@@ -398,27 +384,13 @@ void TcpTransport::drain_goodbyes(Time deadline) {
           close_lanes(peer);
           break;
         }
-        watch(lane, static_cast<Rank>(r), i, false);
+        update_watch(lane);
         open = true;
       }
     }
     const Time at = now();
     if (!open || at >= deadline) return;
-    std::array<epoll_event, kEventsMax> events;
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - at).count();
-    const int count = epoll_wait(epoll_.get(), events.data(), kEventsMax,
-                                 static_cast<int>(std::min<int64_t>(left, judge_ms)));
-    for (int i = 0; i < count; ++i) {
-      const uint64_t key = events[static_cast<size_t>(i)].data.u64;
-      if (key == kEventKey) {
-        uint64_t value = 0;
-        static_cast<void>(::read(event_.get(), &value, sizeof(value)));
-        continue;
-      }
-      Peer& peer = peers_[key >> 8];
-      if (peer.up && (events[static_cast<size_t>(i)].events & EPOLLOUT) != 0)
-        peer.lanes[key & 0xFF]->set_unblocked();
-    }
+    loop_->turn(std::min<Time>(deadline, at + judge_every));
   }
 }
 

@@ -1,15 +1,14 @@
 // The transport over stream sockets: TCP between hosts, unix sockets between ranks of one network
-// namespace. One epoll loop, level-triggered. Owner: one thread; only wake() may be called from
-// others.
+// namespace, on one event loop. Owner: one thread; only wake() may be called from others.
 #pragma once
 
-#include <atomic>
 #include <deque>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/event_loop.h"
 #include "net/liveness.h"
 #include "net/tcp/connection.h"
 #include "net/tcp/mesh.h"
@@ -28,8 +27,10 @@ class TcpTransport final : public Transport {
   // bootstrap always waits in real time. It must outlive the transport.
   static Result<std::unique_ptr<Transport>> create(Store& store, const CommunicatorOptions& options,
                                                    const base::Clock& clock = monotonic_clock());
-  TcpTransport(const CommunicatorOptions& options, Established established, Fd epoll, Fd event,
-               const base::Clock& clock);
+  // Over sockets that are authenticated already.
+  static Result<std::unique_ptr<TcpTransport>> over(const CommunicatorOptions& options,
+                                                    Established established,
+                                                    const base::Clock& clock);
   ~TcpTransport() override;
 
   [[nodiscard]] Rank rank() const override { return rank_; }
@@ -53,11 +54,19 @@ class TcpTransport final : public Transport {
     bool dirty = false;  // has unflushed frames
   };
 
-  void watch(Connection& connection, Rank peer, size_t lane, bool first);
+  TcpTransport(const CommunicatorOptions& options, uint32_t job, size_t size,
+               std::unique_ptr<base::EventLoop> loop, const base::Clock& clock);
+  static Result<std::unique_ptr<TcpTransport>> make(const CommunicatorOptions& options,
+                                                    Established established,
+                                                    std::unique_ptr<base::EventLoop> loop,
+                                                    const base::Clock& clock);
+  Result<void> add_peer(Rank peer, Established::Peer from, Duration connect_timeout);
+  void update_watch(const Connection& connection);
+  void unwatch(Connection& connection);
   bool flush_dirty(TransportSink& sink);
   void flush_peer(Rank peer, TransportSink& sink);
   bool deliver_sent(TransportSink& sink);
-  bool handle_events(int timeout_ms, TransportSink& sink);
+  void on_ready(Rank peer, size_t lane, base::Readiness ready);
   bool read_peer(Rank peer, size_t lane, TransportSink& sink);
   bool tick(TransportSink& sink);
   void peer_failed(Rank peer, const Error& cause, TransportSink& sink);
@@ -74,8 +83,7 @@ class TcpTransport final : public Transport {
   uint64_t rate_limit_;
   double rate_tokens_ = 0;
   Time rate_filled_;
-  Fd epoll_;
-  Fd event_;
+  std::unique_ptr<base::EventLoop> loop_;
   std::vector<Peer> peers_;
   std::vector<Rank> dirty_;
   std::vector<uint64_t> sent_;
@@ -83,8 +91,8 @@ class TcpTransport final : public Transport {
   Time next_tick_;
   Time last_tick_;
   bool polling_ = false;
-  std::atomic<bool> wake_pending_{false};  // set by wake(), cleared by poll(); pairs with sleeping_
-  std::atomic<bool> sleeping_{false};      // set by poll() before it looks at wake_pending_
+  TransportSink* sink_ = nullptr;  // of the poll() in progress; null: the transport closes
+  bool handled_ = false;           // something, in this poll()
 };
 
 }  // namespace scant::net

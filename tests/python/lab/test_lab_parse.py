@@ -23,7 +23,6 @@ from scant.lab.options import (
 )
 from scant.lab.report import end_table
 from scant.lab.units import (
-    format_bytes,
     format_duration,
     format_rate,
     parse_delay,
@@ -128,7 +127,6 @@ def test_size_and_formats() -> None:
     assert parse_size("1MiB", "--queue") == 1 << 20
     assert format_rate(9.5e8) == "950 Mb/s"
     assert format_rate(0) == "0 b/s"
-    assert format_bytes(1_234_567) == "1.235 MB"
     assert format_duration(0.0021) == "2.1 ms"
 
 

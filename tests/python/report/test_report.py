@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from scant.demo.summary import Demo, Run, Tuning, build_page, table, target_loss
+from scant.demo.summary import Demo, Run, Tuning, build_page, table, target_of
 from scant.report import Page, Series, bar_plot, bytes_label, line_plot, ratio_plot
 from scant.report.cli import main as report_main
 from scant.report.plot import log_ticks, ticks
@@ -153,19 +153,19 @@ def descent(backend: str, slope: float, step_s: float, steps: int = 40) -> Run:
 
 def test_time_to_the_loss_that_the_first_way_has_after_four_fifths_of_its_steps() -> None:
     gloo = descent("gloo", 0.1, 0.5)
-    target = target_loss(gloo.losses)
-    # The mean of steps 23 to 32, counted from 1; losses of 2.8 to 1.9.
-    assert target == pytest.approx(2.35)
+    target = target_of(gloo.losses)
+    # The mean of steps 13 to 32, counted from 1; losses of 3.8 to 1.9.
+    assert target == pytest.approx(2.85)
     assert gloo.seconds_to(target) == pytest.approx(1.0 + 0.5 * 32)
-    # Half the slope never comes there; twice the slope after 19 steps, slower ones.
+    # Half the slope never comes there; twice the slope after 22 steps, slower ones.
     assert descent("slow", 0.05, 0.1).seconds_to(target) is None
     fast = descent("fast", 0.2, 0.6)
-    assert fast.seconds_to(target) == pytest.approx(1.0 + 0.6 * 19)
+    assert fast.seconds_to(target) == pytest.approx(1.0 + 0.6 * 22)
     runs = [gloo, descent("slow", 0.05, 0.1), fast]
     gloo.link_mb_per_s = 60.0
     shown = {row[0]: row[1:] for row in table(Demo(runs=runs))[1]}
-    assert shown["seconds to a loss of 2.350"] == ["17.0", "–", "12.4"]
-    assert shown["time to the same loss, gloo ÷ this"] == ["1.00×", "–", "1.37×"]
+    assert shown["seconds to a loss of 2.850"] == ["17.0", "–", "14.2"]
+    assert shown["time to the same loss, gloo ÷ this"] == ["1.00×", "–", "1.20×"]
     assert shown["a host sends, MB/s (no limit)"] == ["60.0", "–", "–"]
     page = build_page(Demo(runs=runs)).html()
     bars = re.search(r'aria-label="Time to the same loss">(.*?)</svg>', page, re.DOTALL)
@@ -174,10 +174,10 @@ def test_time_to_the_loss_that_the_first_way_has_after_four_fifths_of_its_steps(
 
 
 def test_a_short_training_has_no_target() -> None:
-    assert target_loss([3.0] * 19) is None
-    assert target_loss([3.0] * 20) == 3.0
+    assert target_of([3.0] * 19) is None
+    assert target_of([3.0] * 20) == 3.0
     run = descent("gloo", 0.1, 0.5, steps=19)
-    assert run.seconds_to(target_loss(run.losses)) is None
+    assert run.seconds_to(target_of(run.losses)) is None
     assert "Time to" not in build_page(Demo(runs=[run])).html()
 
 

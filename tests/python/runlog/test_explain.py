@@ -21,10 +21,10 @@ import made_up_run
 import pytest
 from run_lines import RUN, STEPS, write_lines
 
+from scant.amounts import duration, number, rate, share, size, span
 from scant.report import point_plot
 from scant.report.text import sparkline
 from scant.runlog import BadLogError, History, Profile, RunLog, Steps, read
-from scant.runlog.amounts import duration, megabytes, number, rate, share, span
 from scant.runlog.explain import main as explain_main
 from scant.runlog.picture import draw
 from scant.runlog.top import main as top_main
@@ -60,7 +60,11 @@ HOSTILE = [
     (b'{"runs": [], "setting": "s"}\n', "line 1: no kind"),
     (b"[1]\n", "line 1: a JSON object is expected, got [1]"),
     (json.dumps(STEPS).encode() + b"\n", "line 1: no run begins here"),
-    (json.dumps({**RUN, "version": 2}).encode() + b"\n", "line 1: of version 2, and this Scant re"),
+    (
+        json.dumps({**RUN, "version": 9}).encode() + b"\n",
+        "line 1: this log is of version 9; this scant reads up to 1: upgrade scant",
+    ),
+    (json.dumps({**RUN, "version": 0}).encode() + b"\n", "line 1: there is no version 0"),
     (json.dumps({**RUN, "version": "1"}).encode() + b"\n", "line 1: version must be a whole num"),
     (json.dumps({**RUN, "version": True}).encode() + b"\n", "line 1: version must be a whole"),
     (json.dumps({**RUN, "options": [1]}).encode() + b"\n", "line 1: options must be an object"),
@@ -337,6 +341,23 @@ def test_explain_tells_what_was_chosen_and_why(
     assert row.split()[4:] == ["344", "ms", "4.40", "ms", "19.5", "MB", "100", "%", "99.5", "%"]
 
 
+def test_the_law_of_exposed_time_is_told_where_the_log_has_what_it_needs(
+    tmp_path: pathlib.Path,
+) -> None:
+    at = {"step": 5, "at_s": 1.0}
+    profile = {"kind": "profile", "rho": 5.0, "backward_s": 0.2, "rest_s": 0.121, **at}
+    chosen = {"text": "a plan", "last_share": 1 / 16, "last_bytes": 0.52}
+    plan = {"kind": "plan", "changed": True, "chosen": chosen, **at}
+    text = " ".join(tell(History.of(read(write_lines(tmp_path / "r", RUN, profile, plan)))).split())
+    assert "the last buffer has 6.25 % of the elements, at 0.52 bytes each" in text
+    assert "its transfer of 13.0 ms" in text  # 1.25 · 1/16 · 0.52 · 321 ms
+    for missing in ("last_share", "last_bytes"):
+        old = {**plan, "chosen": {**chosen, missing: None}}
+        told = tell(History.of(read(write_lines(tmp_path / "r", RUN, profile, old))))
+        assert "At step 5: a plan" in told
+        assert "last buffer" not in told
+
+
 def test_a_run_that_has_just_begun_is_told_too(tmp_path: pathlib.Path) -> None:
     history = History.of(read(write_lines(tmp_path / "r", RUN)))
     text = tell(history)
@@ -433,8 +454,13 @@ def test_sparkline_goes_from_the_least_to_the_most() -> None:
         (duration(0), "0 ms"),
         (duration(None), "–"),
         (duration(0.99996), "1.00 s"),
-        (megabytes(860_000), "0.860 MB"),
-        (megabytes(512), "512 B"),
+        (size(860_000), "860 kB"),
+        (size(1_234_567), "1.23 MB"),
+        (size(2.5e9), "2.50 GB"),
+        (size(999_700), "1.00 MB"),
+        (size(999.4), "999 B"),
+        (size(0), "0 B"),
+        (size(None), "–"),
         (rate(12.5e6), "100 Mb/s"),
         (rate(1.25e8), "1.00 Gb/s"),
         (rate(0), "0 b/s"),

@@ -14,7 +14,7 @@ import pytest
 from programs import ROOT, run
 
 from scant.demo import training
-from scant.demo.summary import Demo, Run, build_page, table
+from scant.demo.summary import Demo, Run, build_page, headline, table
 from scant.demo.tuning import fastest, most_faithful
 from scant.lab import Lab, LinkOptions
 
@@ -27,11 +27,14 @@ def needs_root() -> None:
 
 def test_demo_trains_every_way_to_the_same_loss(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "out"
-    done = run("-m", "scant.demo", "--ranks", "2", "--steps", "6", "--out", str(out))
+    names = ["gloo", "gloo fp16", "PowerSGD", "scant", "scant.wrap"]
+    done = run(
+        *("-m", "scant.demo", "--ranks", "2", "--steps", "6", "--rate", "1gbit"),
+        *("--ways", *names, "--out", str(out)),
+    )
     assert done.returncode == 0, done.stderr
     assert "no tuning: --steps 6 is below 20" in done.stderr
     recorded = json.loads((out / "demo.json").read_text())
-    names = ["gloo", "gloo fp16", "PowerSGD", "scant", "scant.wrap"]
     runs = dict(zip(names, recorded["runs"], strict=True))
     assert [entry["backend"] for entry in recorded["runs"]] == names
     assert (recorded["bucket"], recorded["rank"]) == (None, None)
@@ -54,23 +57,29 @@ def test_demo_trains_every_way_to_the_same_loss(tmp_path: pathlib.Path) -> None:
 
 # Takes the script's options; a step's time follows from them alone.
 STEPPER = """
-import argparse, json, os
+import argparse, json, os, statistics
 parser = argparse.ArgumentParser()
 for name in ("backend", "average", "log", "run-log"):
     parser.add_argument("--" + name)
 parser.add_argument("--bucket-mb", type=int, default=0)
-parser.add_argument("--steps", type=int)
+for name in ("steps", "window"):
+    parser.add_argument("--" + name, type=int)
+parser.add_argument("--until", type=float, default=0.0)
 options = parser.parse_args()
 step_s = {0: 0.5, 1: 0.6, 5: 0.3, 25: 0.4}[options.bucket_mb]
-ranks = {"powersgd-1": 0.105, "powersgd-2": 0.1, "powersgd-4": 0.12, "powersgd-8": 0.109,
+ranks = {"powersgd-2": 0.1, "powersgd-4": 0.12, "powersgd-8": 0.109,
          "powersgd-16": 0.2}
 step_s = ranks.get(options.average, step_s)
 if os.environ["RANK"] == "0":
     with open(options.log, "w") as log:
+        losses = []
         for step in range(options.steps):
-            row = {"step": step, "loss": 5 - step / 50, "wall_s": step_s * (step + 1)}
+            losses.append(5 - step / 50)
+            row = {"step": step, "loss": losses[-1], "wall_s": step_s * (step + 1)}
             row["step_s"] = 9.0 if step < 3 else step_s
             print(json.dumps(row), file=log)
+            if statistics.fmean(losses[-(options.window or 1):]) <= options.until:
+                break
         print(json.dumps({"cpu_s": 1.0}), file=log)
 """
 
@@ -84,10 +93,13 @@ def test_demo_tunes_buckets_and_rank_in_the_lab(
     out = tmp_path / "out"
     done = run(
         *("-m", "scant.demo", "--ranks", "2", "--steps", "20", *options),
+        *("--ways", "gloo", "gloo fp16", "PowerSGD", "scant", "scant.wrap"),
         *("--script", str(script), "--out", str(out)),
     )
     assert done.returncode == 0, done.stderr
     recorded = json.loads((out / "demo.json").read_text())
+    # The loss that gloo has after 16 of its steps ends the others.
+    assert [len(entry["rows"]) for entry in recorded["runs"]] == [20, 16, 16, 16, 16]
     steps_s = [entry["rows"][-1]["step_s"] for entry in recorded["runs"]]
     sizes = [entry["size"] for entry in recorded["runs"]]
     if options:
@@ -96,11 +108,11 @@ def test_demo_tunes_buckets_and_rank_in_the_lab(
         assert sizes == ["torch's", "torch's", "rank 4", "torch's", "–"]
         assert "no tuning: --no-tuning" in done.stderr
         return
-    assert recorded["bucket"]["step_s"] == [[1, 0.6], [5, 0.3], [25, 0.4]]
-    assert recorded["rank"]["step_s"] == [[1, 0.105], [2, 0.1], [4, 0.12], [8, 0.109], [16, 0.2]]
+    assert recorded["bucket"]["step_s"] == [[5, 0.3], [25, 0.4]]
+    assert recorded["rank"]["step_s"] == [[2, 0.1], [4, 0.12], [8, 0.109], [16, 0.2]]
     assert steps_s == [0.3, 0.3, 0.109, 0.3, 0.5]
     assert sizes == ["5 MB", "5 MB", "rank 8", "5 MB", "–"]
-    assert "Rank of PowerSGD – 1: 105 ms" in (out / "report.html").read_text()
+    assert "Rank of PowerSGD – 2: 100 ms" in (out / "report.html").read_text()
 
 
 def test_the_largest_rank_within_a_tenth_of_the_fastest_is_taken() -> None:
@@ -108,6 +120,46 @@ def test_the_largest_rank_within_a_tenth_of_the_fastest_is_taken() -> None:
     assert most_faithful({1: 1.0, 2: 1.09, 4: 1.2, 8: 1.09, 16: 1.11}) == 8
     assert most_faithful({1: 1.0, 16: 0.5}) == 16
     assert fastest({1: 0.6, 5: 0.59, 25: 0.7}) == 5
+
+
+def test_a_line_of_progress_fits_and_keeps_its_end() -> None:
+    row = {"step": 6, "loss": 3.25, "step_s": 0.4, "wall_s": 3.0}
+    parts = training.progress_parts(Run("scant.wrap", [row]), 40, [90_000_000], 2.5)
+    whole = "scant.wrap  step 7  loss 3.250 of 2.500    400 ms a step      90.0 MB sent by a host"
+    assert training.fitting(parts, len(whole)) == whole
+    assert training.fitting(parts, len(whole) - 1).endswith("ms a step")
+    assert training.fitting(parts, 45).endswith("loss 3.250 of 2.500")
+    assert training.fitting(parts, 20) == "scant.wrap  step 7"
+    assert training.fitting(parts, 5) == "scant"
+    assert training.fitting(parts[:1] + parts[4:], 14) == "scant.wrap"
+
+
+def test_progress_says_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = training.Progress()
+    for last in (False, False, True):
+        progress.show([(1, "starting")], last)
+    assert capsys.readouterr().err == "starting\n"
+
+
+@pytest.mark.parametrize("first", ["gloo", "PowerSGD", "scant.wrap"])
+def test_the_headline_names_whoever_is_first(first: str) -> None:
+    def descent(name: str) -> Run:
+        step_s = 0.5 if name == first else 1.0
+        rows = [
+            {"step": i, "loss": 5 - i / 50, "step_s": step_s, "wall_s": step_s * (i + 1)}
+            for i in range(20)
+        ]
+        return Run(name, rows, [], 1.0, size="rank 4" if name == "PowerSGD" else "–")
+
+    demo = Demo(runs=[descent(name) for name in ("gloo", "PowerSGD", "scant.wrap")])
+    said = headline(demo)
+    assert said.startswith(f"{first} ")
+    assert ("2.0 times as fast as gloo (16 s)" in said) == (first != "gloo")
+    page = build_page(demo).html()
+    assert said in page
+    bold = re.findall(r'<text class="first"[^>]*>([^<]*)<', page)
+    assert bold[0] == first
+    assert headline(Demo(runs=demo.runs[:1])).startswith("Below 20 steps, or of one way alone")
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -119,7 +171,7 @@ def test_demo_of_few_steps_claims_no_step_time(steps: int) -> None:
     shown = {row[0]: row[1:] for row in table(Demo(runs=runs))[1]}
     assert shown["step, median, ms"] == shown["step, quartiles, ms"] == ["–", "–"]
     assert shown["step time, gloo ÷ this"] == ["–", "–"]
-    assert shown["CPU, gloo ÷ this"] == ["1.00×", "2.00×"]
+    assert shown["CPU a step, gloo ÷ this"] == ["1.00×", "2.00×"]
     build_page(Demo("two hosts", runs=runs))
     runs[1].rows = rows[:1] * 4  # a fourth step counts
     shown = {row[0]: row[1:] for row in table(Demo(runs=runs))[1]}

@@ -15,6 +15,7 @@ import torch
 from scant import _scant
 from scant.errors import Corrupt, Error
 from scant.journal import tensor_files
+from scant.journal.damage import damage_of
 from scant.torch.checkpoint.base import load, set_random_states, set_settings
 from scant.torch.checkpoint.extra import load_extra, take_step_along
 from scant.torch.checkpoint.members import Members
@@ -70,14 +71,9 @@ def newest(folder: _scant.JournalFolder, path: pathlib.Path) -> dict[str, Any]:
         found["last"][step] = state["step"]
         found["job"], found["model"] = base["job"], base["model"]
         found["timeline"] = max(found["timeline"], base["timeline"])
-        end = state["end"]
-        if end is not None and end["damaged"]:
-            problem = (
-                f"{end['segment']}: damaged at byte {end['offset']}: entry {end['sequence']} and "
-                f"what follows cannot be used; whole until step {state['step']}"
-            )
-            if problem not in found["problems"]:  # another base's log goes through the same place
-                found["problems"].append(problem)
+        problem = damage_of(state)
+        if problem and problem not in found["problems"]:  # bases may share a damaged log
+            found["problems"].append(problem)
     if not bases and (contents["manifest"] is not None or contents["problems"]):
         raise Corrupt(f"journal: {path}: no base is whole: " + "; ".join(contents["problems"]))
     return found

@@ -15,8 +15,8 @@ from scant.errors import InvalidArgument
 from scant.torch.backend.compiler import not_compiled
 from scant.torch.backend.process_group import ProcessGroup
 from scant.torch.gradient.averaging import Averaging, process_group_of
-from scant.torch.gradient.same_model import check_same, describe
-from scant.torch.gradient.wrap_options import WrapOptions
+from scant.torch.gradient.same_model import Row, agreed, check_same, describe
+from scant.torch.gradient.wrap_options import WrapOptions, given
 
 __all__ = ["HookState", "ddp_hook"]
 
@@ -42,12 +42,12 @@ class HookState:
     def __init__(self, group: Any, options: WrapOptions | None = None, **more: Any) -> None:
         self.group = group
         self._process_group = process_group_of(group)
-        self.options, mistake = WrapOptions(), None
-        try:
-            self.options = _checked(options, more)
-        except Exception as error:
-            mistake = error  # the others would wait for this rank
-        check_same(describe((), self.options.described()), group, mistake)
+
+        def look() -> tuple[WrapOptions, list[Row]]:
+            chosen = _checked(options, more)
+            return chosen, describe((), chosen.described())
+
+        self.options, _ = agreed(look, lambda: group)
         self.last_step: dict[str, Any] | None = None
         self._steps = 0
         self._seen: list[torch.Tensor] = []
@@ -142,9 +142,7 @@ class HookState:
 
 def _checked(options: WrapOptions | None, more: dict[str, Any]) -> WrapOptions:
     """The options, once this rank has found nothing wrong by itself."""
-    if options is not None and more:
-        raise InvalidArgument("HookState: give options= or single options by name, not both")
-    chosen = replace(options or WrapOptions(**more), unused="zeros")
+    chosen = replace(given("HookState", options, more), unused="zeros")
     if chosen.step_in_forward:
         raise InvalidArgument("HookState: step_in_forward is for scant.torch.wrap()")
     return chosen

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,11 +11,12 @@ import torch.distributed as dist
 from scant import _scant
 from scant.errors import Error, InvalidArgument, Mismatch, make_error
 
-__all__ = ["Row", "broadcast_from_first", "check_same", "describe", "hash_of"]
+__all__ = ["Row", "agreed", "broadcast_from_first", "check_same", "describe", "hash_of"]
 
 _CHUNK_BYTES = 64 << 20
 
 Row = tuple[str, str]
+Found = TypeVar("Found")
 
 
 def describe(parameters: Iterable[tuple[str, torch.Tensor]], options: dict[str, str]) -> list[Row]:
@@ -52,6 +53,24 @@ def _difference(first: Sequence[Row], other: Sequence[Row]) -> tuple[str, str, s
             return a[0], a[1], "missing"
         return a[0], "here", f"{b[0]} in its place"
     return None
+
+
+def agreed(
+    look: Callable[[], tuple[Found, list[Row]]], group_of: Callable[[], Any]
+) -> tuple[Found, Any]:
+    """What ``look`` finds on this rank, and the group in which all ranks found the same.
+
+    The others would wait for a rank that raises alone: its mistake is raised on every rank.
+    """
+    try:
+        found, rows = look()
+    except Exception as mistake:
+        if dist.is_initialized():
+            check_same((), group_of(), mistake)
+        raise
+    group = group_of()
+    check_same(rows, group)
+    return found, group
 
 
 def check_same(rows: Sequence[Row], group: Any, mistake: Exception | None = None) -> None:

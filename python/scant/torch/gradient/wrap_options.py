@@ -11,7 +11,7 @@ from scant import _scant, planes
 from scant.errors import InvalidArgument
 from scant.torch.gradient.ssfusion import ssfusion
 
-__all__ = ["PLANS", "WrapOptions", "plan_from", "with_plan"]
+__all__ = ["PLANS", "WrapOptions", "given", "plan_from", "with_plan"]
 
 PLANS = (
     "auto, plain, bf16, fp16, q8, q4, q3, q2, q1, a density with one of them, such as '1% q4' or "
@@ -159,6 +159,19 @@ class WrapOptions:
         return rows
 
 
+def given(who: str, options: WrapOptions | None, more: dict[str, Any]) -> WrapOptions:
+    """What a call was told, as an object or by name."""
+    if options is not None and more:
+        raise InvalidArgument(f"{who}: give options= or single options by name, not both")
+    if options is not None and not isinstance(options, WrapOptions):
+        raise InvalidArgument(f"{who}: options: WrapOptions are needed, got {options!r}")
+    known = [field.name for field in fields(WrapOptions)]
+    for name in more:
+        if name not in known:
+            raise InvalidArgument(f"{who}: no option {name!r}; there are: {', '.join(known)}")
+    return options or WrapOptions(**more)
+
+
 class _Named(NamedTuple):
     """What a plan's name says."""
 
@@ -208,5 +221,5 @@ def plan_from(options: WrapOptions, layout: _scant.GradientLayout) -> _scant.Fus
     if rule == "ssfusion":
         return ssfusion(layout, density, values, *sizes)
     if rule == "adtopk":
-        values += " by row"
+        values += _scant.by_row
     return _scant.FusionPlan.uniform(layout, path, density, values, *sizes, 2048)

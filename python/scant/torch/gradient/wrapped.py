@@ -17,9 +17,9 @@ from scant import _scant
 from scant.errors import Closed, Error, InvalidArgument, Unsupported
 from scant.torch.gradient.averaging import Averaging, check_device, process_group_of
 from scant.torch.gradient.late_step import LateStep, check_steps_all
-from scant.torch.gradient.same_model import Row, broadcast_from_first, check_same, describe
+from scant.torch.gradient.same_model import Row, agreed, broadcast_from_first, describe
 from scant.torch.gradient.unreached import Unreached
-from scant.torch.gradient.wrap_options import WrapOptions, with_plan
+from scant.torch.gradient.wrap_options import WrapOptions, given, with_plan
 
 __all__ = ["Wrapped", "wrap"]
 
@@ -64,17 +64,13 @@ def wrap(
         group: a process group of the backend ``scant``; default: the default group, or, where
             that is of another backend, a new group of all ranks.
     """
-    chosen, rows, mistake = WrapOptions(), list[Row](), None
-    try:
+
+    def look() -> tuple[WrapOptions, list[Row]]:
         chosen = _checked(model, optimizer, options, more)
-        rows = describe(model.named_parameters(), chosen.described())
-    except Exception as error:
-        if not dist.is_initialized():
-            raise
-        mistake = error  # the others would wait for this rank
-    group = _scant_group(group)
-    check_same(rows, group, mistake)
-    return Wrapped(model, chosen, group, optimizer)
+        return chosen, describe(model.named_parameters(), chosen.described())
+
+    chosen, its_group = agreed(look, lambda: _scant_group(group))
+    return Wrapped(model, chosen, its_group, optimizer)
 
 
 class Wrapped(torch.nn.Module):
@@ -403,9 +399,7 @@ def _checked(
     more: dict[str, Any],
 ) -> WrapOptions:
     """The options, once this rank has found nothing wrong by itself."""
-    if options is not None and more:
-        raise InvalidArgument("wrap: give options= or single options by name, not both")
-    chosen = options or WrapOptions(**more)
+    chosen = given("wrap", options, more)
     _check_model(model)
     if optimizer is not None:
         _check_optimizer(optimizer, model)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -168,9 +170,22 @@ def case_async_operations_overlap() -> None:
 
 
 def case_dropped_work_keeps_its_buffer() -> None:
-    for _ in range(20):
-        comm.all_reduce(np.ones(10_000), async_op=True)  # neither kept nor waited for
-    comm.barrier()
+    """A receive that nobody keeps or waits for: what it writes to is there until it has."""
+    if SIZE == 1:
+        return
+    right, left = (RANK + 1) % SIZE, (RANK - 1) % SIZE
+    incoming = np.zeros(10_000)
+    there = weakref.ref(incoming)
+    comm.recv(incoming, left, tag=9, async_op=True)
+    del incoming
+    gc.collect()
+    comm.barrier()  # nobody has sent yet, so it cannot be done
+    array = there()
+    assert array is not None, "freed while the operation may still write to it"
+    comm.send(np.full(10_000, RANK + 1.0), right, tag=9)
+    comm.send(np.ones(1), right, tag=9)
+    comm.recv(np.zeros(1), left, tag=9)  # of one sender and tag messages come in order
+    assert (array == left + 1).all()
 
 
 def case_threads_share_the_communicator() -> None:

@@ -230,7 +230,13 @@ def case_ddp_on_a_subgroup() -> None:
     group = dist.new_group([0, SIZE - 1])
     if RANK in (0, SIZE - 1):
         model = DDP(network(), process_group=group)
+        before = flat(model)
         train(model, 2, True)
+        after = flat(model)
+        assert not torch.equal(before, after)
+        copies = [torch.empty_like(after) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(copies, after, group=group)
+        assert all(torch.equal(one, after) for one in copies)
 
 
 def case_sampler_loop() -> None:

@@ -1,4 +1,4 @@
-"""Numbers of a run as people read them; what is not known is a dash."""
+"""Numbers as people read them; what is not known is a dash."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = [
     "error",
     "fold",
     "median",
-    "megabytes",
     "number",
     "rate",
     "share",
+    "size",
     "span",
     "times",
     "whole",
@@ -60,11 +60,14 @@ def span(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def megabytes(size: float | None) -> str:
-    """``0.86 MB``: of 10⁶ bytes, as links count them."""
-    if size is None:
+def size(count: float | None) -> str:
+    """``860 kB``, ``1.23 MB``: bytes in powers of ten, as links count them."""
+    if count is None:
         return UNKNOWN
-    return f"{number(size / 1e6)} MB" if abs(size) >= 1e4 else f"{number(size)} B"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= 0.9995 * factor:  # what is shown as 1.00
+            return f"{number(count / factor)} {unit}"
+    return f"{count:.0f} B"
 
 
 def rate(bytes_per_s: float | None) -> str:

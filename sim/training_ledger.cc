@@ -1,0 +1,152 @@
+#include "sim/training_ledger.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace scant::sim {
+namespace {
+
+std::string text_of(const char* what, uint64_t element, double have, double want, double bound) {
+  char text[200];
+  std::snprintf(text, sizeof text, "%s: element %llu has %.9g, should have %.9g, bound %.3g", what,
+                static_cast<unsigned long long>(element), have, want, bound);
+  return text;
+}
+
+void read(const codec::Encoder* encoder, uint64_t offset, std::vector<float>& scratch,
+          std::vector<double>& to) {
+  if (encoder == nullptr) return;
+  scratch.resize(encoder->range().elements);
+  encoder->read_residual(scratch);
+  for (size_t i = 0; i < scratch.size(); ++i) to[offset + i] = scratch[i];
+}
+
+}  // namespace
+
+Held held_by(const gradient::GradientStep& step) {
+  const gradient::Layout& layout = step.layout();
+  Held held{std::vector<double>(layout.arena_elements()),
+            std::vector<double>(layout.arena_elements())};
+  std::vector<float> scratch;
+  for (uint32_t i = 0; i < layout.slices().size(); ++i) {
+    const gradient::SliceLayout& slice = layout.slices()[i];
+    const uint64_t offset = layout.arena_offset(layout.parts()[slice.part].tensor, slice.range);
+    read(step.residuals().worker_if_made(i), offset, scratch, held.worker);
+    read(step.residuals().owner_if_made(i), offset, scratch, held.owner);
+  }
+  return held;
+}
+
+Roundings roundings_of(codec::ResidualKind kind) {
+  return {.residual = kind == codec::ResidualKind::bf16 ? 0x1p-7 : 0};
+}
+
+RoundLedger::RoundLedger(const gradient::Layout& layout, const gradient::Seat& seat,
+                         Roundings roundings)
+    : layout_(layout),
+      members_(seat.ranks()),
+      roundings_(roundings),
+      times_(layout.arena_elements(), 1.0f),
+      before_(layout.arena_elements()),
+      after_(layout.arena_elements()),
+      magnitude_(layout.arena_elements()) {
+  for (uint32_t i = 0; i < layout.slices().size(); ++i) {
+    const gradient::SliceLayout& slice = layout.slices()[i];
+    const uint64_t offset = layout.arena_offset(layout.parts()[slice.part].tensor, slice.range);
+    std::fill_n(times_.begin() + static_cast<std::ptrdiff_t>(offset), slice.range.elements,
+                seat.times(i));
+  }
+}
+
+void RoundLedger::add(const Held& held, std::vector<double>& sum) {
+  for (size_t i = 0; i < sum.size(); ++i) {
+    const double owned = times(i) * held.owner[i];
+    sum[i] += held.worker[i] + owned;
+    magnitude_[i] += std::abs(held.worker[i]) + std::abs(owned);
+  }
+}
+
+void RoundLedger::begin(const Held& held, std::span<const float> fed) {
+  add(held, before_);
+  for (size_t i = 0; i < before_.size(); ++i) {
+    before_[i] += fed[i];
+    magnitude_[i] += std::abs(static_cast<double>(fed[i]));
+  }
+}
+
+std::string RoundLedger::end(const Held& held, std::span<const float> average) {
+  add(held, after_);
+  if (ended_++ == 0) {
+    average_.assign(average.begin(), average.end());
+    for (size_t i = 0; i < average_.size(); ++i) {
+      magnitude_[i] += std::abs(times(i) * static_cast<double>(average_[i]));
+    }
+    return {};
+  }
+  if (std::memcmp(average_.data(), average.data(), average.size_bytes()) == 0) return {};
+  for (size_t i = 0; i < average_.size(); ++i) {
+    if (std::memcmp(&average_[i], &average[i], sizeof(float)) == 0) continue;
+    return text_of("bits differ from another member's", i, average[i], average_[i], 0);
+  }
+  return {};
+}
+
+void RoundLedger::keep(const Held& held) { add(held, after_); }
+
+// Each of at most 2 P + 16 roundings is of a value below `magnitude`.
+double RoundLedger::bound(uint64_t element) const {
+  const double steps = (2 * members_ + 16) * roundings_.f32 + 4 * roundings_.residual;
+  return steps * magnitude_[element] + 1e-40;
+}
+
+std::string RoundLedger::check() const {
+  for (size_t i = 0; i < before_.size(); ++i) {
+    const double applied = times(i) * static_cast<double>(average_[i]);
+    const double have = applied + after_[i];
+    if (!(std::abs(have - before_[i]) <= bound(i))) {
+      return text_of("mass is not conserved", i, have, before_[i], bound(i));
+    }
+  }
+  return {};
+}
+
+std::string RoundLedger::check_adopted(const Held& before, const Held& after) const {
+  for (size_t i = 0; i < before_.size(); ++i) {
+    const double owned = times(i) * before.owner[i];
+    const double want = before.worker[i] + owned;
+    const double have = after.worker[i] + times(i) * after.owner[i];
+    const double allowed = (4 * roundings_.f32 + 2 * roundings_.residual) *
+                               (std::abs(before.worker[i]) + std::abs(owned)) +
+                           1e-40;
+    if (!(std::abs(have - want) <= allowed)) {
+      return text_of("a change of members loses mass", i, have, want, allowed);
+    }
+  }
+  return {};
+}
+
+std::string RoundLedger::check_returned(const Held& before, const Held& after,
+                                        std::span<const float> fed,
+                                        const gradient::FusionPlan& plan) const {
+  for (const gradient::BufferPlan& buffer : plan.buffers) {
+    if (buffer.path == gradient::Path::all_reduce) continue;
+    for (uint32_t part = buffer.first_part; part < buffer.first_part + buffer.parts; ++part) {
+      const gradient::PartLayout& known = layout_.parts()[part];
+      const uint64_t offset = layout_.arena_offset(known.tensor, known.range);
+      for (uint64_t i = offset; i < offset + known.range.elements; ++i) {
+        // Where the owner's goes along with a gathered gradient, it is with the worker's.
+        const double owned = times(i) * before.owner[i];
+        const double have = after.worker[i] + times(i) * after.owner[i];
+        const double held = before.worker[i] + owned;
+        const bool without = std::abs(have - held) <= bound(i);
+        const bool with = std::abs(have - held - fed[i]) <= bound(i);
+        if (!without && !with) {
+          return text_of("a failed round keeps what it sent", i, have, held + fed[i], bound(i));
+        }
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace scant::sim

@@ -1,0 +1,9 @@
+#include "gradient/testing/exchanges.h"
+
+namespace scant::gradient {
+
+std::vector<Backend> backends() {
+  return {{"simulated", simulated_exchanges}, {"nested", nested_exchanges}};
+}
+
+}  // namespace scant::gradient
