@@ -10,8 +10,12 @@ namespace scant::gradient {
 namespace {
 
 std::vector<Verdict> alike(size_t ranks, size_t tensors) {
-  return std::vector<Verdict>(
-      ranks, Verdict{7, 99, 0, 5, 0, std::vector<bool>(tensors, true), std::vector<bool>(tensors)});
+  return std::vector<Verdict>(ranks, Verdict{.step = 7,
+                                             .plan_hash = 99,
+                                             .parameters_hash = 5,
+                                             .members_hash = 3,
+                                             .present = std::vector<bool>(tensors, true),
+                                             .not_finite = std::vector<bool>(tensors)});
 }
 
 TEST(Verdict, BytesGiveBackWhatWasWritten) {
@@ -19,13 +23,17 @@ TEST(Verdict, BytesGiveBackWhatWasWritten) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     base::Rng rng(seed);
     const size_t tensors = rng.below(40);
-    Verdict verdict{rng.next(),
-                    rng.next(),
-                    rng.next(),
-                    rng.next(),
-                    rng.next(),
-                    std::vector<bool>(tensors),
-                    std::vector<bool>(tensors)};
+    Verdict verdict{.version = rng.next(),
+                    .step = rng.next(),
+                    .plan_hash = rng.next(),
+                    .nonfinite = rng.next(),
+                    .parameters_hash = rng.next(),
+                    .failure = rng.next(),
+                    .members_hash = rng.next(),
+                    .samples = rng.next(),
+                    .residual_energy = rng.uniform() * 1e300,
+                    .present = std::vector<bool>(tensors),
+                    .not_finite = std::vector<bool>(tensors)};
     for (size_t i = 0; i < tensors; ++i) {
       verdict.present[i] = rng.chance(0.5);
       verdict.not_finite[i] = rng.chance(0.5);
@@ -33,6 +41,10 @@ TEST(Verdict, BytesGiveBackWhatWasWritten) {
     std::vector<std::byte> bytes(verdict_bytes(verdict.present.size()), std::byte{0xff});
     write_verdict(verdict, bytes);
     const Verdict read = read_verdict(bytes, verdict.present.size());
+    EXPECT_EQ(read.version, verdict.version);
+    EXPECT_EQ(read.members_hash, verdict.members_hash);
+    EXPECT_EQ(read.samples, verdict.samples);
+    EXPECT_EQ(read.residual_energy, verdict.residual_energy);
     EXPECT_EQ(read.step, verdict.step);
     EXPECT_EQ(read.plan_hash, verdict.plan_hash);
     EXPECT_EQ(read.nonfinite, verdict.nonfinite);
@@ -75,6 +87,43 @@ TEST(Verdict, StepsAndPlansMustAgree) {
   plans[1].plan_hash = 1;
   EXPECT_EQ(judge(plans, {}).error().message, "rank 1 and rank 0 use different plans in step 7");
   EXPECT_EQ(judge(plans, {}).error().code, ErrorCode::mismatch);
+}
+
+TEST(Verdict, VersionsAreComparedBeforeAllElse) {
+  EXPECT_EQ(alike(1, 1)[0].version, 2u);
+  auto verdicts = alike(3, 1);
+  verdicts[2].version = 3;
+  verdicts[1].step = 99;  // may mean something else there
+  const auto judged = judge(verdicts, {});
+  ASSERT_FALSE(judged.ok());
+  EXPECT_EQ(judged.error().code, ErrorCode::mismatch);
+  EXPECT_EQ(judged.error().peer, 2);
+  EXPECT_EQ(judged.error().message,
+            "rank 2 sends verdicts of version 3, rank 0 of version 2: install one version of Scant "
+            "on all ranks");
+}
+
+TEST(Verdict, DifferentMembersAreNamed) {
+  auto verdicts = alike(4, 1);
+  verdicts[3].members_hash = 4;
+  const auto judged = judge(verdicts, {});
+  ASSERT_FALSE(judged.ok());
+  EXPECT_EQ(judged.error().code, ErrorCode::mismatch);
+  EXPECT_EQ(judged.error().peer, 3);
+  EXPECT_EQ(judged.error().message, "rank 3 and rank 0 have different members in step 7");
+}
+
+TEST(Verdict, EveryRankLearnsWhatEachKeepsAndCounted) {
+  auto verdicts = alike(3, 1);
+  for (size_t rank = 0; rank < 3; ++rank) {
+    verdicts[rank].residual_energy = 0.5 * static_cast<double>(rank);
+    verdicts[rank].samples = 10 * rank;
+  }
+  const auto judged = judge(verdicts, {});
+  ASSERT_TRUE(judged.ok());
+  ASSERT_EQ(judged.value().accounts.size(), 3u);
+  EXPECT_EQ(judged.value().accounts[2].residual_energy, 1.0);
+  EXPECT_EQ(judged.value().accounts[2].samples, 20u);
 }
 
 TEST(Verdict, TheRanksThatDifferFromTheMostAreNamed) {
@@ -127,8 +176,9 @@ TEST(Verdict, AnyBytesAreReadAndJudged) {
     for (int rank = 0; rank < 3; ++rank) {
       std::vector<std::byte> bytes(verdict_bytes(tensors));
       for (std::byte& byte : bytes) byte = static_cast<std::byte>(rng.below(256));
-      std::fill_n(bytes.begin(), 16, std::byte{1});  // one step, one plan
-      if (rng.chance(0.5)) std::fill_n(bytes.begin() + 24, 16, std::byte{0});
+      std::fill_n(bytes.begin(), 24, std::byte{1});  // one version, one step, one plan
+      std::fill_n(bytes.begin() + 48, 8, std::byte{1});
+      if (rng.chance(0.5)) std::fill_n(bytes.begin() + 32, 16, std::byte{0});
       verdicts.push_back(read_verdict(bytes, tensors));
       EXPECT_EQ(verdicts.back().present.size(), tensors);
       EXPECT_EQ(verdicts.back().not_finite.size(), tensors);
