@@ -68,7 +68,7 @@ Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout, 
   for (uint32_t slice = span.first; slice < span.first + span.count; ++slice) {
     const size_t of = split ? static_cast<size_t>(seat.duties[slice].owner) : 0;
     memory.slices[of].push_back(slice);
-    bytes[of] += record_bytes_max(layout.slices()[slice].range.elements);
+    bytes[of] += codec::record_bytes_max(layout.slices()[slice].range.elements);
   }
   const uint64_t room = *std::ranges::max_element(bytes);
   memory.received.assign(ranks, 0);
