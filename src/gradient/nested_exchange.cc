@@ -77,7 +77,8 @@ size_t NestedExchange::operations_in_flight() const {
 }
 
 NestedExchange::Channel& NestedExchange::channel_of(const Members& among, Lane lane) {
-  const Key key{among.hash(), uint64_t{lane.slot} << 8 | static_cast<uint64_t>(lane.leg)};
+  const Key key = key_of(among, lane);
+  newest_epoch_ = std::max(newest_epoch_, among.epoch);
   const auto found = channels_.find(key);
   if (found != channels_.end()) return *found->second;
   // What is left of earlier epochs is over, unless something of it is still under way.
@@ -122,6 +123,9 @@ void NestedExchange::submit(const Members& among, Operation operation, Done done
 
 void NestedExchange::cancel(const Members& among, Lane lane) {
   if (among.self < 0) return;
+  // Of an earlier epoch nothing is under way but what is known.
+  const bool known = channels_.contains(key_of(among, lane));
+  if (!known && among.epoch < newest_epoch_) return;
   Channel& channel = channel_of(among, lane);
   channel.cause_known = true;
   fail(channel, closed("the lane was cancelled; use it again under a later epoch"));

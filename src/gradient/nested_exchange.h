@@ -64,6 +64,9 @@ class NestedExchange final : public Exchange {
   };
   using Key = std::pair<uint64_t, uint64_t>;  // hash of the members; slot and leg
 
+  [[nodiscard]] static Key key_of(const Members& among, Lane lane) {
+    return {among.hash(), uint64_t{lane.slot} << 8 | static_cast<uint64_t>(lane.leg)};
+  }
   [[nodiscard]] Channel& channel_of(const Members& among, Lane lane);
   void work(Channel& channel);
   void begin_stage(Channel& channel, Moving& moving);
@@ -82,6 +85,7 @@ class NestedExchange final : public Exchange {
   const std::vector<HostPlace> hosts_;
   Members members_;
   std::map<Key, std::unique_ptr<Channel>> channels_;
+  uint64_t newest_epoch_ = 0;
 };
 
 }  // namespace scant::gradient
