@@ -10,6 +10,7 @@
 #include "base/crc.h"
 #include "base/little_endian.h"
 #include "base/version.h"
+#include "codec/encoder.h"
 #include "codec/rate/probe.h"
 #include "codec/record/record.h"
 #include "collective/schedules/cost_model.h"
@@ -29,19 +30,9 @@ constexpr size_t kCrcBytes = 4;
 
 std::string buffer_text(size_t buffer) { return "buffer " + std::to_string(buffer); }
 
-// What is wrong with a point; nothing when it is one.
-std::optional<std::string> point_fault(const Point& point) {
-  if (!(point.density > 0.0 && point.density <= 1.0)) {  // NaN is neither
-    return "density must lie above 0 and up to 1, got " + std::to_string(point.density);
-  }
-  if (static_cast<int>(point.values) >= codec::kValueKindCount)
-    return "no such kind of value: " + std::to_string(static_cast<int>(point.values));
-  return std::nullopt;
-}
-
 std::optional<std::string> part_fault(const PartPlan& part, Path path) {
-  if (auto fault = point_fault(part.first)) return "first leg: " + *fault;
-  if (auto fault = point_fault(part.second)) return "second leg: " + *fault;
+  if (auto fault = codec::point_fault(part.first)) return "first leg: " + *fault;
+  if (auto fault = codec::point_fault(part.second)) return "second leg: " + *fault;
   if (path == Path::gather && !(part.second == kNoSecondLeg))
     return "gather has no second leg, whose point must be density 1 and f32";
   return std::nullopt;

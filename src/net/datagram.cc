@@ -3,9 +3,9 @@
 
 #include <string>
 
+#include "base/bytes.h"
 #include "base/crc.h"
 #include "net/frame.h"
-#include "net/wire.h"
 
 namespace scant::net {
 namespace {
@@ -27,7 +27,7 @@ size_t body_bytes(const Datagram& datagram) {
   return 0;
 }
 
-Result<void> decode_data(WireReader& r, size_t length, Datagram& datagram) {
+Result<void> decode_data(base::ByteReader& r, size_t length, Datagram& datagram) {
   if (length <= kDatagramDataBytes) return corrupt("data without a piece");
   datagram.number = r.get<uint64_t>();
   datagram.frame = r.get<uint64_t>();
@@ -56,7 +56,7 @@ std::vector<std::byte> encode(const Datagram& datagram) {
   const size_t body = body_bytes(datagram);
   std::vector<std::byte> out(kDatagramHeadBytes + body + kDatagramCrcBytes);
   SCANT_CHECK(out.size() <= kDatagramBytesMax);
-  WireWriter w(out);
+  base::ByteWriter w(out);
   w.put(kDatagramMagic);
   w.put(kDatagramVersion);
   w.put(static_cast<uint8_t>(datagram.kind));
@@ -82,13 +82,13 @@ Result<Datagram> decode_datagram(Bytes bytes) {
   if (bytes.size() < kDatagramHeadBytes + kDatagramCrcBytes || bytes.size() > kDatagramBytesMax) {
     return corrupt("has " + std::to_string(bytes.size()) + " bytes");
   }
-  WireReader r(bytes);
+  base::ByteReader r(bytes);
   if (r.get<uint32_t>() != kDatagramMagic) return corrupt("wrong magic");
   const auto version = r.get<uint8_t>();
   if (version != kDatagramVersion)
     return corrupt("version " + std::to_string(version) + " is not understood");
   const size_t covered = bytes.size() - kDatagramCrcBytes;
-  WireReader checksum(bytes.subspan(covered));
+  base::ByteReader checksum(bytes.subspan(covered));
   if (checksum.get<uint32_t>() != base::crc32c(bytes.first(covered)))
     return corrupt("wrong checksum");
   Datagram datagram;

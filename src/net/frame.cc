@@ -3,8 +3,8 @@
 
 #include <string>
 
+#include "base/bytes.h"
 #include "base/crc.h"
-#include "net/wire.h"
 
 namespace scant::net {
 namespace {
@@ -34,7 +34,7 @@ Error corrupt(const std::string& what) {
 
 EncodedHeader encode(const FrameHeader& header) {
   EncodedHeader out{};
-  WireWriter w(out);
+  base::ByteWriter w(out);
   w.put(kFrameMagic);
   w.put(kWireVersion);
   w.put(static_cast<uint8_t>(header.type));
@@ -64,12 +64,12 @@ EncodedHeader encode(const FrameHeader& header) {
 Result<FrameHeader> decode(Bytes bytes) {
   if (bytes.size() != kFrameHeaderBytes)
     return corrupt("has " + std::to_string(bytes.size()) + " bytes");
-  WireReader r(bytes);
+  base::ByteReader r(bytes);
   if (r.get<uint32_t>() != kFrameMagic) return corrupt("wrong magic");
   const auto version = r.get<uint8_t>();
   if (version != kWireVersion)
     return corrupt("version " + std::to_string(version) + " is not understood");
-  WireReader checksum(bytes.subspan(kChecksumOffset));
+  base::ByteReader checksum(bytes.subspan(kChecksumOffset));
   if (checksum.get<uint32_t>() != base::crc32c(bytes.first(kChecksumOffset)))
     return corrupt("wrong checksum");
   const auto type = r.get<uint8_t>();

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <sodium.h>
 
+#include "base/bytes.h"
 #include "base/check.h"
-#include "net/wire.h"
 
 namespace scant::net {
 namespace {
@@ -119,7 +119,7 @@ size_t Handshake::wanted() const {
 // the code.
 Handshake::Mac Handshake::mac(std::string_view label, uint32_t code) const {
   std::array<std::byte, 16 + 20 + sizeof(JobHash) + 2 * kNonceBytes + 4> text{};
-  WireWriter w(text);
+  base::ByteWriter w(text);
   SCANT_CHECK(label.size() <= 16);
   std::array<std::byte, 16> padded{};
   std::transform(label.begin(), label.end(), padded.begin(),
@@ -152,7 +152,7 @@ Error Handshake::fail(const char* why) {
 std::vector<std::byte> Handshake::start() {
   SCANT_CHECK(state_ == State::wants_challenge);
   std::vector<std::byte> out(kHelloBytes);
-  WireWriter w(out);
+  base::ByteWriter w(out);
   w.put(kHelloMagic);
   w.put(kHandshakeVersion);
   w.put(identity_.lane);
@@ -184,7 +184,7 @@ Result<void> Handshake::feed(Bytes message, std::vector<std::byte>& out) {
 }
 
 Result<void> Handshake::on_hello(Bytes message, std::vector<std::byte>& out) {
-  WireReader r(message);
+  base::ByteReader r(message);
   if (r.get<uint32_t>() != kHelloMagic) return fail("not a hello");
   const auto version = r.get<uint16_t>();
   if (version != kHandshakeVersion) return fail("hello of another version");
@@ -200,7 +200,7 @@ Result<void> Handshake::on_hello(Bytes message, std::vector<std::byte>& out) {
   std::copy(nonce.begin(), nonce.end(), connector_nonce_.begin());
   if (!equal(claimed, mac("hello"))) return fail("hello without the job's secret");
   std::vector<std::byte> reply(kChallengeBytes);
-  WireWriter w(reply);
+  base::ByteWriter w(reply);
   w.put(kChallengeMagic);
   w.put_bytes(acceptor_nonce_);
   w.put_bytes(mac("challenge"));
@@ -210,14 +210,14 @@ Result<void> Handshake::on_hello(Bytes message, std::vector<std::byte>& out) {
 }
 
 Result<void> Handshake::on_challenge(Bytes message, std::vector<std::byte>& out) {
-  WireReader r(message);
+  base::ByteReader r(message);
   if (r.get<uint32_t>() != kChallengeMagic) return fail("not a challenge");
   const Bytes nonce = r.get_bytes(kNonceBytes);
   const Bytes claimed = r.get_bytes(kMacBytes);
   std::copy(nonce.begin(), nonce.end(), acceptor_nonce_.begin());
   if (!equal(claimed, mac("challenge"))) return fail("challenge without the job's secret");
   std::vector<std::byte> reply(kProofBytes);
-  WireWriter w(reply);
+  base::ByteWriter w(reply);
   w.put(kProofMagic);
   w.put_bytes(mac("proof"));
   out.insert(out.end(), reply.begin(), reply.end());
@@ -226,7 +226,7 @@ Result<void> Handshake::on_challenge(Bytes message, std::vector<std::byte>& out)
 }
 
 Result<void> Handshake::on_proof(Bytes message) {
-  WireReader r(message);
+  base::ByteReader r(message);
   if (r.get<uint32_t>() != kProofMagic) return fail("not a proof");
   if (!equal(r.get_bytes(kMacBytes), mac("proof")))
     return fail("proof that does not answer the challenge");
@@ -241,7 +241,7 @@ Result<void> Handshake::decide(Refusal refusal, std::vector<std::byte>& out) {
   if (refusal == Refusal::none && identity_.destination != self_) refusal = Refusal::destination;
   const auto code = static_cast<uint32_t>(refusal);
   std::vector<std::byte> reply(kVerdictBytes);
-  WireWriter w(reply);
+  base::ByteWriter w(reply);
   w.put(kVerdictMagic);
   w.put(code);
   w.put_bytes(mac("verdict", code));
@@ -254,7 +254,7 @@ Result<void> Handshake::decide(Refusal refusal, std::vector<std::byte>& out) {
 }
 
 Result<void> Handshake::on_verdict(Bytes message) {
-  WireReader r(message);
+  base::ByteReader r(message);
   if (r.get<uint32_t>() != kVerdictMagic) return fail("not a verdict");
   const auto code = r.get<uint32_t>();
   if (!equal(r.get_bytes(kMacBytes), mac("verdict", code)))

@@ -1,7 +1,5 @@
 // The bytes that docs/wire.md shows and describes, held against the code, so that the document
 // cannot go stale.
-#include "net/wire.h"
-
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -14,6 +12,7 @@
 #include <sstream>
 #include <sys/socket.h>
 
+#include "base/bytes.h"
 #include "base/crc.h"
 #include "net/address_record.h"
 #include "net/frame.h"
@@ -150,7 +149,7 @@ TEST(Wire, TheAddressRecordOfTheDocumentIsThatOfTheCode) {
 std::vector<std::byte> mac_of(const Secret& secret, const std::string& label, Bytes hello,
                               Bytes acceptor_nonce, uint32_t code) {
   std::vector<std::byte> text(136);
-  WireWriter w(text);
+  base::ByteWriter w(text);
   std::array<std::byte, 16> padded{};
   std::transform(label.begin(), label.end(), padded.begin(),
                  [](char c) { return static_cast<std::byte>(c); });
@@ -211,7 +210,9 @@ TEST(Wire, DescriptorsThatComeAlongDoNotStayOpen) {
   std::array<int, 2> ends{};
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()), 0);
   const Fd writer(ends[0]);
-  Connection connection(Fd(ends[1]), AF_UNIX, 0, true);
+  const auto made = Connection::create(Fd(ends[1]), AF_UNIX, 0, true);
+  ASSERT_TRUE(made.ok());
+  Connection& connection = *made.value();
   const std::array<int, 2> passed = {writer.get(), writer.get()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(passed))> control{};
   auto heartbeat = encode(FrameHeader{});

@@ -2,10 +2,10 @@
 // byte that says whether the checksum is put right, then the datagram.
 #include <vector>
 
+#include "base/bytes.h"
 #include "base/crc.h"
 #include "fuzz_input.h"
 #include "net/datagram.h"
-#include "net/wire.h"
 
 using namespace scant;
 
@@ -15,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<std::byte> bytes(input.rest().begin(), input.rest().end());
   if (seals && bytes.size() >= net::kDatagramCrcBytes) {
     const size_t covered = bytes.size() - net::kDatagramCrcBytes;
-    net::WireWriter(MutableBytes(bytes).subspan(covered))
+    base::ByteWriter(MutableBytes(bytes).subspan(covered))
         .put(base::crc32c(Bytes(bytes).first(covered)));
   }
   const auto decoded = net::decode_datagram(bytes);

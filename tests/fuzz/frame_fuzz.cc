@@ -5,10 +5,10 @@
 #include <sys/socket.h>
 #include <vector>
 
+#include "base/bytes.h"
 #include "base/crc.h"
 #include "fuzz_input.h"
 #include "net/tcp/connection.h"
-#include "net/wire.h"
 
 using namespace scant;
 using net::FrameHeader;
@@ -53,10 +53,10 @@ void seal(std::vector<std::byte>& stream, uint8_t mode) {
   for (uint64_t sequence = 0; stream.size() - at >= kFrameHeaderBytes; ++sequence) {
     const MutableBytes header = MutableBytes(stream).subspan(at, kFrameHeaderBytes);
     const auto put = [&](size_t offset, auto value) {
-      net::WireWriter(header.subspan(offset)).put(value);
+      base::ByteWriter(header.subspan(offset)).put(value);
     };
     const size_t left = stream.size() - at - kFrameHeaderBytes;
-    uint32_t length = net::WireReader(header.subspan(24)).get<uint32_t>();
+    uint32_t length = base::ByteReader(header.subspan(24)).get<uint32_t>();
     if (length > net::kFramePayloadBytesMax) length %= 512;
     const Bytes payload =
         Bytes(stream).subspan(at + kFrameHeaderBytes, std::min<size_t>(length, left));

@@ -8,12 +8,12 @@
 #include <sys/socket.h>
 #include <thread>
 
+#include "base/bytes.h"
 #include "base/crc.h"
 #include "base/rng.h"
 #include "net/net_counters.h"
 #include "net/testing/conformance_world.h"
 #include "net/testing/raw_peer.h"
-#include "net/wire.h"
 
 namespace scant::net {
 namespace {
@@ -313,7 +313,7 @@ class BadFrames : public testing::Test {
   static std::vector<std::byte> resealed(size_t offset, std::byte value) {
     auto bytes = frame_bytes(data(6), {}, kJob, 1);
     bytes[offset] = value;
-    WireWriter(MutableBytes(bytes).subspan(kFrameHeaderBytes - 4, 4))
+    base::ByteWriter(MutableBytes(bytes).subspan(kFrameHeaderBytes - 4, 4))
         .put(base::crc32c(Bytes(bytes).first(kFrameHeaderBytes - 4)));
     return bytes;
   }
@@ -406,7 +406,7 @@ TEST(Impostors, AnAcceptorWithoutTheSecretIsNotBelieved) {
       open.emplace_back(std::move(fd));
       const auto hello = open.back().read(kHelloBytes, 1000);
       std::vector<std::byte> challenge(kChallengeBytes, std::byte{1});
-      WireWriter(challenge).put(uint32_t{0x48434353});
+      base::ByteWriter(challenge).put(uint32_t{0x48434353});
       open.back().write(challenge);
     }
   });
