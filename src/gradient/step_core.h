@@ -27,16 +27,19 @@ class StepCore {
     friend bool operator==(const Job&, const Job&) = default;
   };
 
-  // Reversed buffers that are under way at a time, no more than one of them in its first leg: what
-  // is urgent waits for no more than this, and shares the link with none as urgent.
+  // Reversed buffers that are under way at a time: what is urgent waits for no more than this.
   static constexpr uint32_t kCredit = 2;
 
   // The plan is valid and outlives the steps that use it.
   void begin(const FusionPlan& plan);
 
   void part_ready(uint32_t part);
-  // The next thing to do, if there is one; it is under way until finished() is told.
+  // The next thing to do, if there is one; it is under way until finished() is told. Legs go before
+  // work.
   [[nodiscard]] std::optional<Job> next();
+  // The same of legs alone, and of work alone.
+  [[nodiscard]] std::optional<Job> next_leg();
+  [[nodiscard]] std::optional<Job> next_work();
   // begin_first, begin_second: the operation has ended. The others: the work is done.
   void finished(const Job& job);
 
@@ -66,7 +69,6 @@ class StepCore {
     std::vector<uint32_t> to_encode;  // ready; taken from the back
   };
 
-  [[nodiscard]] std::optional<Job> submission();
   [[nodiscard]] bool may_begin() const;
   [[nodiscard]] bool is_reversed(uint32_t buffer) const {
     return buffer >= buffers_.size() - plan_->reversed;
@@ -82,7 +84,6 @@ class StepCore {
   uint32_t next_first_ = 0;          // turn of the buffer whose first leg is the next to begin
   uint32_t next_second_ = 0;         // the same of second legs; of split buffers only
   uint32_t reversed_under_way_ = 0;
-  uint32_t reversed_first_legs_ = 0;  // of them
   uint32_t buffers_left_ = 0;
 };
 

@@ -137,8 +137,7 @@ TEST(Predict, TheLastFirstHidesMoreUnderForward) {
 TEST(RankPlans, TurnsTheOrderWhereForwardWaitsForOnePartAfterTheOther) {
   base::Rng rng(8);
   for (int i = 0; i < 30; ++i) {
-    const gradient::Layout layout =
-        layout_of(std::vector<uint64_t>(4 + rng.below(12), 300'000));
+    const gradient::Layout layout = layout_of(std::vector<uint64_t>(4 + rng.below(12), 300'000));
     const Profile at_once = free_work(layout, 0.2, 1e7 * static_cast<double>(1 + rng.below(20)));
     const Profile later = needed_in_forward(at_once);
     const auto in_order = rank_plans(layout, at_once, {}, {});
@@ -398,7 +397,8 @@ TEST(Planner, FindsBudgetsBetweenThoseThatLieFarApart) {
   }
 }
 
-// docs/planner.md: exposed = rho / 4 * share * bytes * compute, where all but the last buffer hides.
+// docs/planner.md: exposed = rho / 4 * share * bytes * compute, where all but the last buffer
+// hides.
 TEST(Planner, TheLastBufferTellsWhatCannotHide) {
   const gradient::Layout layout = layout_of({400'000, 400'000, 400'000, 200'000});
   Profile profile = free_work(layout, 0.2, 2e8);
@@ -420,10 +420,9 @@ TEST(Planner, TheLastBufferTellsWhatCannotHide) {
 
 TEST(Planner, TheLawCountsTheOneLegBetweenTwoRanks) {
   const gradient::Layout layout = layout_of({400'000, 400'000}, 2);
-  const gradient::FusionPlan plan = gradient::uniform_plan({.path = gradient::Path::gather,
-                                                            .point = {1, ValueKind::q8},
-                                                            .first_buffer_bytes = 1 << 30},
-                                                           layout);
+  const gradient::FusionPlan plan = gradient::uniform_plan(
+      {.path = gradient::Path::gather, .point = {1, ValueKind::q8}, .first_buffer_bytes = 1 << 30},
+      layout);
   const LastBuffer last = last_buffer(plan, layout);
   EXPECT_NEAR(last.bytes, 1, 0.05);
   EXPECT_DOUBLE_EQ(last.share, 1);
