@@ -201,10 +201,14 @@ void GradientStep::ready(uint32_t tensor, Time now) {
 }
 
 void GradientStep::tensor_there(uint32_t tensor, Time now) {
-  if (error_) return;
   const TensorLayout& known = layout_.tensors()[tensor];
   for (uint32_t part = known.first_part; part < known.first_part + known.parts; ++part) {
-    core_.part_ready(part);
+    if (error_) return;
+    try {
+      core_.part_ready(part);
+    } catch (const std::bad_alloc&) {
+      return fail_for_memory();
+    }
     report_.parts[part].ready = seconds(now);
     BufferTimes& times = report_.buffers[core_.buffer_of(part)];
     times.ready = std::max(times.ready, report_.parts[part].ready);
@@ -234,6 +238,16 @@ void GradientStep::fail(Error error) {
 
 // Its text was made beforehand.
 void GradientStep::fail_for_memory() { fail(std::move(no_memory_)); }
+
+// An error without a text is that of memory that ran out.
+void GradientStep::fail_with(const Error& error) {
+  if (error.message.empty()) return fail_for_memory();
+  try {
+    fail(error);
+  } catch (const std::bad_alloc&) {
+    fail_for_memory();
+  }
+}
 
 void GradientStep::abort(Error error) {
   if (phase_ == Phase::idle) return;
@@ -281,8 +295,12 @@ std::optional<Error> GradientStep::check_presence() const {
 
 std::optional<Result<StepReport>> GradientStep::take_outcome(Time now) {
   if (!is_over()) return std::nullopt;
-  if (!error_) error_ = check_presence();
-  if (Result<void> settled = settle(); !settled && !error_) error_ = settled.error();
+  try {
+    if (!error_) error_ = check_presence();
+  } catch (const std::bad_alloc&) {
+    fail_for_memory();
+  }
+  if (const Result<void> settled = settle(); !settled) fail_with(settled.error());
   phase_ = Phase::idle;
   report_.end_s = seconds(now);
   report_.exposed_s = report_.end_s - finish_at_;

@@ -143,6 +143,7 @@ class GradientStep {
   void tensor_there(uint32_t tensor, Time now);
   void fail(Error error);
   void fail_for_memory();
+  void fail_with(const Error& error);
   [[nodiscard]] bool is_over() const;
   [[nodiscard]] std::optional<Error> check_presence() const;
   [[nodiscard]] double seconds(Time now) const;  // since the round began

@@ -55,7 +55,7 @@ Effort GradientStep::run(const Job& job) {
   try {
     job_outcome_ = do_job(job, effort);
   } catch (const std::bad_alloc&) {
-    job_outcome_ = std::move(no_memory_);
+    job_outcome_ = Error{.code = ErrorCode::resource, .message = {}};
   }
   return effort;
 }
@@ -81,8 +81,8 @@ void GradientStep::finished(const Job& job, Time begin, Time end) {
     (adds ? report_.add_s : report_.decode_s) += spent;
     if (!adds || plan_.buffers[job.buffer].path == Path::gather) times.done = seconds(end);
   }
-  Result<void> outcome = std::exchange(job_outcome_, {});
-  if (!outcome) return fail(outcome.error());
+  const Result<void> outcome = std::exchange(job_outcome_, {});
+  if (!outcome) return fail_with(outcome.error());
   if (error_) return;
   core_.finished(job);
   note_arrival(job.buffer);

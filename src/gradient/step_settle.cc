@@ -39,7 +39,7 @@ Result<void> GradientStep::settle() {
         if (!done) outcome = std::move(done);
       }
     } catch (const std::bad_alloc&) {
-      outcome = std::move(no_memory_);
+      outcome = Error{.code = ErrorCode::resource, .message = {}};
     }
   }
   return outcome;

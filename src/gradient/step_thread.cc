@@ -108,7 +108,6 @@ void StepThread::begin_step(const Begin& event) {
   const RoundSpec spec{.round = steps_begun_,
                        .arena = arena_,
                        .members = step_->seat().members,
-                       .duties = step_->seat().duties,
                        .curves = event.curves};
   Result<void> begun = step_->begin(spec, exchange_.now());
   if (begun) return;
