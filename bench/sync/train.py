@@ -64,10 +64,12 @@ REPLAYED: harness.Defaults = {
     "buckets_mb": ([25], [25]),
     "powersgd": ([16, 4], [1]),
     "plans": ([], []),
-    "repeats": (3, 1),
+    "steps": (5, 2),
+    "block_s": (2.0, 0.1),
 }
 IN_WORKER = ("compute", "quick", "parts", "train", "seeds", "train_steps", "buckets_mb",
-             "powersgd", "plans", "steps", "block_s", "repeats", "warm_up_steps", "warm_up_s")  # fmt: skip
+             "powersgd", "plans", "steps", "block_s", "repeats", "warm_up_steps",
+             "warm_up_s")  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

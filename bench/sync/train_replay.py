@@ -134,7 +134,10 @@ def _record_step(
     began = time.monotonic()
 
     def arrives(name: str) -> Callable[..., None]:
-        return lambda *_: ready.setdefault(name, time.monotonic() - began) and None
+        def hook(*_: Any) -> None:
+            ready[name] = time.monotonic() - began
+
+        return hook
 
     def enters(names: Sequence[str]) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -144,7 +147,8 @@ def _record_step(
         return hook
 
     for name, parameter in model.named_parameters():
-        hooks.append(parameter.register_post_accumulate_grad_hook(arrives(name)))
+        untyped: Any = parameter
+        hooks.append(untyped.register_post_accumulate_grad_hook(arrives(name)))
     for prefix, module in model.named_modules():
         own = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
         if own:

@@ -18,7 +18,6 @@ void StepCore::begin(const FusionPlan& plan) {
   next_first_ = 0;
   next_second_ = 0;
   reversed_under_way_ = 0;
-  reversed_first_legs_ = 0;
   buffers_left_ = static_cast<uint32_t>(buffers_.size());
 }
 
@@ -32,7 +31,7 @@ bool StepCore::may_begin() const {
   if (next_first_ == turns_.size()) return false;
   const uint32_t buffer = turns_[next_first_];
   if (buffers_[buffer].state != State::waiting) return false;
-  return !is_reversed(buffer) || (reversed_under_way_ < kCredit && reversed_first_legs_ == 0);
+  return !is_reversed(buffer) || reversed_under_way_ < kCredit;
 }
 
 std::optional<StepCore::Job> StepCore::next_leg() {
@@ -40,10 +39,7 @@ std::optional<StepCore::Job> StepCore::next_leg() {
   if (may_begin()) {
     const uint32_t buffer = turns_[next_first_++];
     buffers_[buffer].state = State::first_leg;
-    if (is_reversed(buffer)) {
-      ++reversed_under_way_;
-      ++reversed_first_legs_;
-    }
+    if (is_reversed(buffer)) ++reversed_under_way_;
     return Job{Kind::begin_first, buffer, 0};
   }
   while (next_second_ < all && plan_->buffers[turns_[next_second_]].path != Path::split) {
@@ -98,7 +94,6 @@ void StepCore::finished(const Job& job) {
       return;
     case Kind::begin_first:
       SCANT_CHECK(buffer.state == State::first_leg);
-      if (is_reversed(job.buffer)) --reversed_first_legs_;
       if (path == Path::all_reduce) return finish_buffer(job.buffer);
       buffer.state = State::to_add;
       return;

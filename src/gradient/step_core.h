@@ -27,8 +27,7 @@ class StepCore {
     friend bool operator==(const Job&, const Job&) = default;
   };
 
-  // Reversed buffers that are under way at a time, no more than one of them in its first leg: what
-  // is urgent waits for no more than this, and shares the link with none as urgent.
+  // Reversed buffers that are under way at a time: what is urgent waits for no more than this.
   static constexpr uint32_t kCredit = 2;
 
   // The plan is valid and outlives the steps that use it.
@@ -85,7 +84,6 @@ class StepCore {
   uint32_t next_first_ = 0;          // turn of the buffer whose first leg is the next to begin
   uint32_t next_second_ = 0;         // the same of second legs; of split buffers only
   uint32_t reversed_under_way_ = 0;
-  uint32_t reversed_first_legs_ = 0;  // of them
   uint32_t buffers_left_ = 0;
 };
 

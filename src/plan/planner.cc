@@ -220,32 +220,41 @@ class Ranking {
     const auto all = static_cast<uint32_t>(plan.buffers.size());
     gradient::FusionPlan turned = plan;
     if (one_by_one) {
-      // From those that have not begun by the end of backward on, as long as more are better.
+      // From those that have not begun by the end of backward on, as long as more or fewer are
+      // better.
       const Prediction in_order = predict(plan, layout_, profile_);
       double best_s = in_order.step_s;
-      gradient::FusionPlan more = plan;
-      more.reversed = std::max(2u, all - std::min(all, in_order.begun_in_backward));
-      for (; more.reversed <= all; ++more.reversed) {
-        const double step_s = predict(more, layout_, profile_).step_s;
-        if (step_s >= best_s) break;
+      gradient::FusionPlan other = plan;
+      const auto is_better = [&](uint32_t reversed) {
+        other.reversed = reversed;
+        const double step_s = predict(other, layout_, profile_).step_s;
+        if (step_s >= best_s) return false;
         best_s = step_s;
-        turned.reversed = more.reversed;
-      }
+        turned.reversed = reversed;
+        return true;
+      };
+      const uint32_t first = std::max(2u, all - std::min(all, in_order.begun_in_backward));
+      uint32_t more = first;
+      while (more <= all && is_better(more)) ++more;
+      uint32_t fewer = first - 1;
+      while (fewer >= 2 && is_better(fewer)) --fewer;
     }
     const double worth = turned.reversed > 0 ? look_at(std::move(turned)) : 0;
     return std::max(worth, look_at(std::move(plan)));
   }
 
-  // The most worth first; of those nearly equal to the best, the one that keeps most leads, and of
-  // several such that of the fewest buffers.
+  // The most worth first; of those nearly equal to the best, and hardly slower, the one that keeps
+  // most leads, and of several such that of the fewest buffers.
   std::vector<Candidate> ranked() && {
     const auto value = [](const Candidate& one) {
       return one.worth * (is_plain(one.plan) || one.tried ? kSurer : 1);
     };
     std::ranges::stable_sort(candidates_, std::greater<>{}, value);
     const double enough = value(candidates_.front()) * (1 - kEqualWorth);
+    const double most_s = candidates_.front().prediction.step_s * (1 + kEqualWorth);
     auto best = candidates_.begin();
     for (auto other = best; other != candidates_.end() && value(*other) >= enough; ++other) {
+      if (other->prediction.step_s > most_s) continue;
       const bool fewer = other->plan.buffers.size() < best->plan.buffers.size();
       if (other->kept > best->kept || (other->kept == best->kept && fewer)) best = other;
     }
@@ -333,10 +342,10 @@ class Budgets {
   const Profile& profile_;
   const std::span<const codec::Curve> even_;
   Ranking& ranking_;
-  std::vector<double> prices_;          // of a byte, by part
-  std::vector<codec::Curve> priced_;    // with bytes at these prices
-  double elements_ = 0;                 // each at the price of its part
-  std::vector<size_t> before_;          // the choice that was looked at last
+  std::vector<double> prices_;        // of a byte, by part
+  std::vector<codec::Curve> priced_;  // with bytes at these prices
+  double elements_ = 0;               // each at the price of its part
+  std::vector<size_t> before_;        // the choice that was looked at last
   std::vector<Found> found_;
 };
 

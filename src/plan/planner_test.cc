@@ -397,7 +397,8 @@ TEST(Planner, FindsBudgetsBetweenThoseThatLieFarApart) {
   }
 }
 
-// docs/planner.md: exposed = rho / 4 * share * bytes * compute, where all but the last buffer hides.
+// docs/planner.md: exposed = rho / 4 * share * bytes * compute, where all but the last buffer
+// hides.
 TEST(Planner, TheLastBufferTellsWhatCannotHide) {
   const gradient::Layout layout = layout_of({400'000, 400'000, 400'000, 200'000});
   Profile profile = free_work(layout, 0.2, 2e8);
@@ -419,10 +420,9 @@ TEST(Planner, TheLastBufferTellsWhatCannotHide) {
 
 TEST(Planner, TheLawCountsTheOneLegBetweenTwoRanks) {
   const gradient::Layout layout = layout_of({400'000, 400'000}, 2);
-  const gradient::FusionPlan plan = gradient::uniform_plan({.path = gradient::Path::gather,
-                                                            .point = {1, ValueKind::q8},
-                                                            .first_buffer_bytes = 1 << 30},
-                                                           layout);
+  const gradient::FusionPlan plan = gradient::uniform_plan(
+      {.path = gradient::Path::gather, .point = {1, ValueKind::q8}, .first_buffer_bytes = 1 << 30},
+      layout);
   const LastBuffer last = last_buffer(plan, layout);
   EXPECT_NEAR(last.bytes, 1, 0.05);
   EXPECT_DOUBLE_EQ(last.share, 1);

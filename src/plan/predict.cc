@@ -148,8 +148,9 @@ class Simulation {
     const bool first = job.kind == gradient::StepCore::Kind::begin_first;
     const double bytes = first ? cost.first_bytes : cost.second_bytes;
     const bool reduces = plan_.buffers[job.buffer].path == gradient::Path::all_reduce;
+    const double slower = reduces ? 1 : profile_.in_steps;
     const double seconds =
-        bytes / (reduces ? profile_.link.reduced_bytes_per_s : profile_.link.bytes_per_s);
+        slower * bytes / (reduces ? profile_.link.reduced_bytes_per_s : profile_.link.bytes_per_s);
     const double begins = std::max(link_free_, now_);
     if (first && begins < profile_.backward_s) ++begun_in_backward_;
     link_free_ = begins + seconds;
@@ -159,7 +160,7 @@ class Simulation {
     // In a ring each message has one receiver, in an exchange one for each other rank.
     const double exchanges = reduces ? messages / std::max(layout_.ranks() - 1, 1) : 1;
     sending_s_ += exchanges * profile_.link.cpu_s + bytes * profile_.link.cpu_s_per_byte;
-    push({link_free_ + profile_.link.alpha_s * messages, 0, false, job});
+    push({link_free_ + slower * profile_.link.alpha_s * messages, 0, false, job});
   }
   [[nodiscard]] double work_of(const gradient::StepCore::Job& job) const {
     if (job.kind == gradient::StepCore::Kind::add) return costs_[job.buffer].add_s;

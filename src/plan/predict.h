@@ -45,16 +45,17 @@ struct Profile {
   double sending_s_per_byte = 0;  // seconds of computing for a byte sent
   WorkRates work;
   LinkRate link;
+  double in_steps = 1;  // exchanges take so much longer in steps than between them
 };
 
 struct Prediction {
   double step_s = 0;
   double exposed_s = 0;
-  double backward_s = 0;            // with what contention adds
-  double end_s = 0;                 // of the last buffer, since the first part was ready
-  double work_s = 0;                // of the worker
-  double sending_s = 0;             // of the cores, for messages
-  double link_s = 0;                // of the link
+  double backward_s = 0;  // with what contention adds
+  double end_s = 0;       // of the last buffer, since the first part was ready
+  double work_s = 0;      // of the worker
+  double sending_s = 0;   // of the cores, for messages
+  double link_s = 0;      // of the link
   double sent_bytes = 0;  // by a rank
   // Buffers of whose first legs the link carries something before the end of backward.
   uint32_t begun_in_backward = 0;

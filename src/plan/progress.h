@@ -4,7 +4,7 @@
 
 namespace scant::plan {
 
-// kept in 0 to 1; 1 from 0.995 on, never rising when kept falls.
+// kept in 0 to 1; 1 from 0.999 on, never rising when kept falls.
 [[nodiscard]] double progress(double kept);
 
 }  // namespace scant::plan

@@ -49,6 +49,8 @@ constexpr double kFallsTo = 0.5;     // of what was kept
 constexpr double kFloorStep = 0.02;  // above what the plan keeps by its curves
 constexpr double kOtherRegime = 0.3;
 constexpr double kErrorMost = 2;
+constexpr double kInStepsMost = 1.1;  // the rest is an error of the prediction as a whole
+constexpr int kHalvings = 20;
 constexpr double kOptimismMost = 1.1;
 constexpr double kForgetOptimism = 0.8;
 constexpr double kFactorMost = 100;
@@ -229,9 +231,28 @@ void Tuner::fit_all(const std::vector<Measurement>& by_rank) {
   findings_.contention = fitted;
 }
 
+// Exchanges of a step meet others on their link and ranks that come late, which a sounding does
+// not: as much slower as makes the prediction what was measured. By halves too.
+void Tuner::learn_exchanges() {
+  const double before = profile_.in_steps;
+  const auto predicted_by = [&](double factor) {
+    profile_.in_steps = factor;
+    return predict(plan_, layout_, profile_).step_s;
+  };
+  double low = 1;
+  double high = kInStepsMost;
+  for (int i = 0; i < kHalvings; ++i) {
+    const double middle = (low + high) / 2;
+    (predicted_by(middle) < findings_.slowest.step_s ? low : high) = middle;
+  }
+  const bool same_plan = phase_ == Phase::running && !new_plan_;
+  profile_.in_steps = same_plan ? std::sqrt(before * low) : low;
+}
+
 // What the model does not know of this kind of plan: by halves, so that one odd period does not
 // decide.
 void Tuner::learn_error() {
+  if (!is_plain(plan_)) learn_exchanges();
   const double predicted = predict(plan_, layout_, profile_).step_s;
   if (!(predicted > 0) || !(findings_.slowest.step_s > 0)) return;
   const double now = std::clamp(findings_.slowest.step_s / predicted, 1 / kErrorMost, kErrorMost);

@@ -75,6 +75,7 @@ class Tuner {
   void take_curves(std::vector<codec::Curve> fresh);
   void fit_work(double measured_s);
   void learn_error();
+  void learn_exchanges();
   void count_bytes();
   void remember();
   void watch();  // the guard

@@ -83,7 +83,8 @@ TEST(Tuner, OnAHostWithIdleCoresNearlyAllHides) {
     World world(std::vector<uint64_t>(16, 200'000));
     world.truth.backward_s = 0.212;
     world.truth.rest_s = 0.109;
-    for (double p = 0; p < 16; ++p) world.truth.ready_s[static_cast<size_t>(p)] = world.truth.backward_s * (p + 1) / 16;
+    for (double p = 0; p < 16; ++p)
+      world.truth.ready_s[static_cast<size_t>(p)] = world.truth.backward_s * (p + 1) / 16;
     world.truth.contention = 0;
     world.truth.work = rates();
     world.set_link(2.5e-4, bytes_per_s);
@@ -106,6 +107,25 @@ TEST(Tuner, WhatHidesAndLosesNothingIsWorthMoreThanPlain) {
   EXPECT_FALSE(is_plain(last.plan));
   EXPECT_GT(tuner.findings().kept, 0.995);
   EXPECT_LT(step_s(world, last.plan), 1.02 * (world.truth.backward_s + world.truth.rest_s));
+}
+
+// A sounding does not tell it; a plan of fewer bytes gains more by it than in proportion.
+TEST(Tuner, LearnsHowMuchSlowerExchangesAreInSteps) {
+  for (const double in_steps : {1.0, 1.05, 1.09}) {
+    World world(std::vector<uint64_t>(16, 200'000));
+    world.truth.contention = 0;
+    world.truth.work = rates();
+    world.truth.in_steps = in_steps;
+    world.set_link(2.5e-4, 1.19e7);
+    Tuner tuner(world.layout(), rates(), {});
+    run(world, tuner, Tuner::first(world.layout(), {}), 1);
+    ASSERT_TRUE(tuner.findings().choice.has_value());
+    const Profile& profile = tuner.findings().choice->profile;
+    EXPECT_NEAR(profile.in_steps, in_steps, 0.02);
+    const Candidate& chosen = tuner.findings().choice->chosen;
+    EXPECT_NEAR(chosen.prediction.step_s, step_s(world, chosen.plan),
+                0.02 * chosen.prediction.step_s);
+  }
 }
 
 TEST(Tuner, LearnsTheRatesOfTheWorld) {

@@ -349,7 +349,7 @@ def test_the_law_of_exposed_time_is_told_where_the_log_has_what_it_needs(
     chosen = {"text": "a plan", "last_share": 1 / 16, "last_bytes": 0.52}
     plan = {"kind": "plan", "changed": True, "chosen": chosen, **at}
     text = " ".join(tell(History.of(read(write_lines(tmp_path / "r", RUN, profile, plan)))).split())
-    assert "the last buffer has 6.25 % of the elements, at 0.52 bytes each" in text
+    assert "the last buffer has 6.2 % of the elements, at 0.52 bytes each" in text
     assert "its transfer of 13.0 ms" in text  # 1.25 · 1/16 · 0.52 · 321 ms
     for missing in ("last_share", "last_bytes"):
         old = {**plan, "chosen": {**chosen, missing: None}}

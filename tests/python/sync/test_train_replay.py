@@ -82,7 +82,8 @@ def arrivals(clock: FakeClock, task: ReplayTask, busy_s: float = 0.0) -> list[fl
         clock.at += busy_s
 
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(arrived)
+        untyped: Any = parameter
+        untyped.register_post_accumulate_grad_hook(arrived)
     one_step(task, model)
     return at
 
@@ -168,15 +169,8 @@ class TwoLayers:
     def loss(self, model: torch.nn.Module, draw: torch.Generator) -> torch.Tensor:
         loss: torch.Tensor = model(torch.randn(5, 3, generator=draw)).square().mean()
         names = [name for name, _ in model.named_parameters()]
-        self.seen.append(
-            dict(
-                zip(
-                    names,
-                    torch.autograd.grad(loss, model.parameters(), retain_graph=True),
-                    strict=True,
-                )
-            )
-        )
+        gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        self.seen.append(dict(zip(names, gradients, strict=True)))
         return loss
 
     def held_out_loss(self, model: torch.nn.Module) -> float:
