@@ -124,7 +124,9 @@ void try_places(Path path, double density, bool verdict_last, int places) {
     ++failed;
     ASSERT_FALSE(trial.rounds.at(victim).outcome->ok());
     EXPECT_EQ(trial.rounds.at(victim).outcome->error().code, ErrorCode::resource);
-    if (verdict_last && errors == kRanks) ASSERT_NO_FATAL_FAILURE(expect_whole(trial));
+    if (verdict_last && errors == kRanks) {
+      ASSERT_NO_FATAL_FAILURE(expect_whole(trial));
+    }
     // All can go on, as members of a later epoch.
     trial.rounds.run(3, kAll, 2, seed);
     ASSERT_EQ(count_of(true, trial.rounds), size_t{kRanks});
