@@ -110,7 +110,8 @@ std::string Training::to_string() const {
   std::string text = std::to_string(ranks) + " ranks, " + std::to_string(streams) + " streams of " +
                      std::to_string(rounds) + " rounds, tensors";
   for (const codec::Shape& shape : shapes) {
-    text += " " + std::to_string(shape.rows) + "x" + std::to_string(shape.columns);
+    text += ' ';
+    text += std::to_string(shape.rows) + "x" + std::to_string(shape.columns);
   }
   const net::LinkModel& link = network.link;
   text += ", slices from " + std::to_string(slice_elements_min) + ", latency " +
@@ -124,7 +125,8 @@ std::string Training::to_string() const {
   if (verdict_last) text += ", verdict last";
   if (missing_as_zeros) text += ", missing as zeros";
   for (size_t i = 0; i < site_of.size(); ++i) {
-    text += (i == 0 ? ", sites " : " ") + std::to_string(site_of[i]);
+    text += i == 0 ? ", sites " : " ";
+    text += std::to_string(site_of[i]);
   }
   if (deviant_round > 0) {
     text += "\n  rank " + std::to_string(deviant) + " has another plan in round " +
