@@ -139,9 +139,7 @@ TEST(Allocation, AFailureBeforeTheVerdictIsAnErrorOnEveryRank) {
 }
 TEST(Allocation, LikewiseOfSparseRecords) { try_places(Path::split, 0.1, true, 150); }
 TEST(Allocation, LikewiseWhereAllGatherAll) { try_places(Path::gather, 1.0, true, 150); }
-TEST(Allocation, LikewiseWithTheVerdictInTheMiddle) {
-  try_places(Path::split, 1.0, false, 200);
-}
+TEST(Allocation, LikewiseWithTheVerdictInTheMiddle) { try_places(Path::split, 1.0, false, 200); }
 
 }  // namespace
 }  // namespace scant::gradient

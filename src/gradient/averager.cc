@@ -48,8 +48,7 @@ Result<void> Averager::start(Members members, std::span<float> arena,
 Result<std::unique_ptr<Averager>> Averager::create(Exchange& exchange, Members members,
                                                    Layout layout, std::span<float> arena,
                                                    const AveragerOptions& options) {
-  std::unique_ptr<Averager> averager(
-      new Averager(nullptr, exchange, std::move(layout), options));
+  std::unique_ptr<Averager> averager(new Averager(nullptr, exchange, std::move(layout), options));
   Result<void> started = averager->start(std::move(members), arena, options);
   if (!started) return started.error();
   return averager;
@@ -70,8 +69,8 @@ Result<std::unique_ptr<Averager>> Averager::create(std::unique_ptr<Exchange> exc
 Result<std::unique_ptr<Averager>> Averager::create(Communicator& communicator, Layout layout,
                                                    std::span<float> arena,
                                                    const AveragerOptions& options) {
-  auto exchange = CommunicatorExchange::create(
-      communicator, {.key = options.key, .ranks = options.members});
+  auto exchange =
+      CommunicatorExchange::create(communicator, {.key = options.key, .ranks = options.members});
   if (!exchange) return exchange.error();
   Members members = exchange.value()->members();
   if (members.size() != layout.ranks()) {
@@ -127,8 +126,8 @@ Result<void> Averager::ready(uint32_t tensor) {
   if (tensor >= told_.size()) return invalid("no tensor " + std::to_string(tensor));
   if (finish_told_) return invalid("the step is finished: wait() for it first");
   if (told_[tensor]) {
-    const std::string name = tensor < names_.size() ? "'" + names_[tensor] + "'"
-                                                    : "tensor " + std::to_string(tensor);
+    const std::string name =
+        tensor < names_.size() ? "'" + names_[tensor] + "'" : "tensor " + std::to_string(tensor);
     return invalid(name + " got a second gradient in one step");
   }
   told_[tensor] = true;

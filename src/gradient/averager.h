@@ -1,8 +1,8 @@
 // The user's handle on rounds of gradients: this rank's gradients become the average of all ranks',
 // buffer by buffer, while backward goes on. docs/gradients.md says what travels when. One user
-// thread at a time calls; it owns what is here. The thread scant-grad owns the step (step_thread.h).
-// The arena belongs to the user until ready() of a tensor, and again after wait(), or of single
-// tensors wait_for().
+// thread at a time calls; it owns what is here. The thread scant-grad owns the step
+// (step_thread.h). The arena belongs to the user until ready() of a tensor, and again after wait(),
+// or of single tensors wait_for().
 #pragma once
 
 #include <memory>
@@ -131,10 +131,10 @@ class Averager {
   bool broken_ = false;
   uint64_t steps_over_ = 0;
   Time finish_told_at_{};
-  double stalled_s_ = 0;           // in this step
-  std::optional<Time> stalls_;     // since then
-  std::vector<double> needed_;     // by tensor; kNotAsked, or seconds after finish()
-  std::vector<uint32_t> wanted_;   // tensors that were asked for and not answered
+  double stalled_s_ = 0;                // in this step
+  std::optional<Time> stalls_;          // since then
+  std::vector<double> needed_;          // by tensor; kNotAsked, or seconds after finish()
+  std::vector<uint32_t> wanted_;        // tensors that were asked for and not answered
   std::unique_ptr<StepThread> thread_;  // ends before all else here
 };
 

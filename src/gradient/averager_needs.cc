@@ -60,8 +60,7 @@ void Averager::note_needed(uint32_t tensor) {
   needed_[tensor] = std::max(seconds_between(finish_told_at_, *stalls_) - stalled_s_, 0.0);
 }
 
-std::optional<Result<bool>> Averager::wait_for(std::span<const uint32_t> tensors,
-                                                     Duration limit) {
+std::optional<Result<bool>> Averager::wait_for(std::span<const uint32_t> tensors, Duration limit) {
   if (!finish_told_) return Result<bool>(invalid("finish() the step first"));
   for (const uint32_t tensor : tensors) {
     if (tensor >= told_.size() || !told_[tensor]) {

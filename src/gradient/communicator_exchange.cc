@@ -40,8 +40,8 @@ Result<std::unique_ptr<CommunicatorExchange>> CommunicatorExchange::create(
   }
   const auto self = std::ranges::find(ranks, communicator.rank());
   if (self == ranks.end()) {
-    return invalid("members: rank " + std::to_string(communicator.rank()) + ", this one, is not of the " +
-                   std::to_string(ranks.size()) + " that take part");
+    return invalid("members: rank " + std::to_string(communicator.rank()) +
+                   ", this one, is not of the " + std::to_string(ranks.size()) + " that take part");
   }
   const auto station = static_cast<Rank>(self - ranks.begin());
   return std::unique_ptr<CommunicatorExchange>(
@@ -111,20 +111,19 @@ void CommunicatorExchange::submit(const Members& among, Operation operation, Don
 }
 
 Work CommunicatorExchange::call(Operation& operation, GroupId group) {
-  const CallOptions how{.group = group,
-                        .timeout = operation.timeout,
-                        .priority = operation.delivery.priority};
+  const CallOptions how{
+      .group = group, .timeout = operation.timeout, .priority = operation.delivery.priority};
   switch (operation.kind) {
     case Operation::Kind::all_reduce:
-      return communicator_.all_reduce(operation.span, operation.span, operation.dtype,
-                                      operation.op, how);
+      return communicator_.all_reduce(operation.span, operation.span, operation.dtype, operation.op,
+                                      how);
     case Operation::Kind::swap:
       return communicator_.exchange(std::move(operation.sent), std::move(operation.room),
                                     operation.received, how);
     case Operation::Kind::all_gather:
       SCANT_CHECK(operation.sent.size() == 1, "an all_gather sends one message");
-      return communicator_.all_gather(operation.sent[0], std::move(operation.room),
-                                      operation.dtype, how);
+      return communicator_.all_gather(operation.sent[0], std::move(operation.room), operation.dtype,
+                                      how);
     case Operation::Kind::gather:
       SCANT_CHECK(operation.sent.size() == 1, "a gather sends one message");
       return communicator_.gather(operation.sent[0], std::move(operation.room), operation.dtype,

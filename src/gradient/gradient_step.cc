@@ -26,9 +26,8 @@ GradientStep::GradientStep(Layout layout, StepOptions options, Seat seat, uint32
       options_(std::move(options)),
       slot_(slot),
       seat_(std::move(seat)),
-      residuals_(layout_, {.residual = options_.residual,
-                           .decay = options_.decay,
-                           .seed = options_.seed}) {}
+      residuals_(layout_,
+                 {.residual = options_.residual, .decay = options_.decay, .seed = options_.seed}) {}
 
 GradientStep::~GradientStep() {
   SCANT_CHECK(operations_ == 0, "an operation that is under way uses the round's memory");
@@ -46,8 +45,8 @@ Result<std::unique_ptr<GradientStep>> GradientStep::create(Layout layout, StepOp
   }
   Result<Seat> seat = seat_for(layout, std::move(members), {});
   if (!seat) return seat.error();
-  std::unique_ptr<GradientStep> step(new GradientStep(std::move(layout), std::move(options),
-                                                      std::move(seat).value(), slot));
+  std::unique_ptr<GradientStep> step(
+      new GradientStep(std::move(layout), std::move(options), std::move(seat).value(), slot));
   Result<void> started = step->workspace_.start(step->options_.workers);
   if (!started) return started.error();
   return step;

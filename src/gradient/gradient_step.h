@@ -37,11 +37,11 @@ namespace scant::gradient {
 
 struct StepOptions {
   codec::ResidualKind residual = codec::ResidualKind::f32;
-  float decay = 1.0f;                // of residuals, each step
-  uint64_t seed = 1;                 // of the codec's draws
-  size_t workers = 1;                // threads that encode and decode, the owner among them
-  bool missing_as_zeros = false;     // a tensor without a gradient on some ranks is no error
-  std::vector<std::string> names{};  // of the tensors, for messages; may be empty
+  float decay = 1.0f;                   // of residuals, each step
+  uint64_t seed = 1;                    // of the codec's draws
+  size_t workers = 1;                   // threads that encode and decode, the owner among them
+  bool missing_as_zeros = false;        // a tensor without a gradient on some ranks is no error
+  std::vector<std::string> names{};     // of the tensors, for messages; may be empty
   Duration timeout = Duration::zero();  // of each operation; zero: the exchange's
   // Of `split` buffers. All else is always exact.
   Delivery first_leg{};
@@ -52,11 +52,11 @@ struct StepOptions {
 };
 
 struct RoundSpec {
-  uint64_t round = 0;          // the same on all members
-  std::span<float> arena{};    // layout.arena_elements(); the gaps between tensors zero
-  Members members{};           // self takes part
+  uint64_t round = 0;               // the same on all members
+  std::span<float> arena{};         // layout.arena_elements(); the gaps between tensors zero
+  Members members{};                // self takes part
   std::vector<SliceDuty> duties{};  // empty: duties_for()
-  bool curves = false;         // the report holds them
+  bool curves = false;              // the report holds them
 };
 
 // Names an operation until it is done.

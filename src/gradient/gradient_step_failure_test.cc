@@ -1,5 +1,6 @@
 // Rounds in which something goes wrong: operations that fail, members that are lost, elements that
-// do not arrive. Every rank gets an error or the same bits, nothing waits for ever, nothing is lost.
+// do not arrive. Every rank gets an error or the same bits, nothing waits for ever, nothing is
+// lost.
 #include <cstring>
 #include <gtest/gtest.h>
 
@@ -221,7 +222,8 @@ TEST(GradientStepFailure, WhatDoesNotArriveReturnsToWhoSentIt) {
 }
 
 TEST(GradientStepFailure, MissingElementsThatCannotBeAreCorrupt) {
-  const auto outcome_of = [](const StepOptions& options, const std::function<void(Missing&)>& bend) {
+  const auto outcome_of = [](const StepOptions& options,
+                             const std::function<void(Missing&)>& bend) {
     const Layout layout = small_layout(2);
     FakeNetwork network(2);
     RoundOfMembers rounds(network, layout, 2, options);
@@ -229,7 +231,8 @@ TEST(GradientStepFailure, MissingElementsThatCannotBeAreCorrupt) {
     GradientStep& step = *rounds.at(0).step;
     const RoundSpec spec{.round = 9, .arena = rounds.at(0).arena, .members = everyone(2, 0)};
     EXPECT_TRUE(step.begin(spec, Time{}).ok());
-    for (uint32_t tensor = 0; tensor < layout.tensors().size(); ++tensor) step.ready(tensor, Time{});
+    for (uint32_t tensor = 0; tensor < layout.tensors().size(); ++tensor)
+      step.ready(tensor, Time{});
     while (const auto job = step.next()) {
       static_cast<void>(step.run(*job));
       step.finished(*job, Time{}, Time{});
@@ -247,9 +250,12 @@ TEST(GradientStepFailure, MissingElementsThatCannotBeAreCorrupt) {
   };
   EXPECT_EQ(outcome_of(bounded(), [](Missing&) {}).message, "well");
   const std::vector<std::function<void(Missing&)>> wrong = {
-      [](Missing& one) { one.round = 8; },         [](Missing& one) { one.leg = Leg::second; },
-      [](Missing& one) { one.sender = 2; },        [](Missing& one) { one.receiver = -1; },
-      [](Missing& one) { one.receiver = 1; },      [](Missing& one) { one.slice = 1u << 30; },
+      [](Missing& one) { one.round = 8; },
+      [](Missing& one) { one.leg = Leg::second; },
+      [](Missing& one) { one.sender = 2; },
+      [](Missing& one) { one.receiver = -1; },
+      [](Missing& one) { one.receiver = 1; },
+      [](Missing& one) { one.slice = 1u << 30; },
       [](Missing& one) { one.elements[0].first += 1; },
       [](Missing& one) { one.elements.push_back(one.elements[0]); }};
   for (size_t i = 0; i < wrong.size(); ++i) {

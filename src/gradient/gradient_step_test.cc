@@ -89,7 +89,7 @@ TEST(GradientStep, NothingIsLostWhateverThePlansAreAndTheOrderIs) {
 
 // What a member kept as an owner is carried on, whoever comes or goes.
 TEST(GradientStep, MembersShrinkAndGrowBetweenRoundsAndNothingIsLost) {
-  const std::vector<std::vector<Rank>> by_round = {{0, 1, 2, 3}, {3, 1}, {3, 1, 0}, {2},
+  const std::vector<std::vector<Rank>> by_round = {{0, 1, 2, 3}, {3, 1},       {3, 1, 0},      {2},
                                                    {0, 1, 2, 3}, {2, 3, 0, 1}, {1, 0, 2, 3, 4}};
   for (uint64_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(::testing::Message() << "seed " << seed);
@@ -99,8 +99,8 @@ TEST(GradientStep, MembersShrinkAndGrowBetweenRoundsAndNothingIsLost) {
     RoundOfMembers rounds(network, layout, 5);
     for (uint64_t round = 0; round < by_round.size(); ++round) {
       const std::vector<Rank>& stations = by_round[round];
-      rounds.set_plan(small_plan(layout, static_cast<Path>(rng.below(kPathCount)), 0.3,
-                                 codec::ValueKind::q4));
+      rounds.set_plan(
+          small_plan(layout, static_cast<Path>(rng.below(kPathCount)), 0.3, codec::ValueKind::q4));
       rounds.begin(round + 1, stations, round + 1, seed + round);
       const std::vector<double> before = kept_by(rounds, stations);
       rounds.drive(seed + round);
@@ -245,8 +245,8 @@ TEST(GradientStep, JobsTellHowMuchWorkTheyWere) {
   EXPECT_EQ(dense[0].encoded[kQ4].dense, kAll);
   EXPECT_EQ(dense[0].records, 2u);
   EXPECT_EQ(dense[0].scanned + dense[0].cleared + dense[0].decoded[kQ4].dense, 0u);
-  EXPECT_EQ(dense[1].decoded[kQ4].dense, kAll);        // two records of a half
-  EXPECT_EQ(dense[1].encoded[kQ4].dense, kAll / 2);    // the own half's average
+  EXPECT_EQ(dense[1].decoded[kQ4].dense, kAll);      // two records of a half
+  EXPECT_EQ(dense[1].encoded[kQ4].dense, kAll / 2);  // the own half's average
   EXPECT_EQ(dense[1].records, 3u);
   EXPECT_EQ(dense[2].decoded[kQ4].dense, kAll);
   EXPECT_EQ(dense[2].records, 2u);

@@ -16,7 +16,7 @@ namespace scant::gradient {
 inline constexpr uint64_t kPartElementsMax = uint64_t{1} << 22;
 inline constexpr uint64_t kSliceElementsMin = 4096;
 inline constexpr uint64_t kSliceElementsLeast = 64;  // a group of the codec
-inline constexpr uint64_t kArenaAlignment = 16;  // elements: a cache line
+inline constexpr uint64_t kArenaAlignment = 16;      // elements: a cache line
 inline constexpr uint64_t kArenaElementsMax = uint64_t{1} << 40;
 inline constexpr size_t kTensorsMax = size_t{1} << 20;
 

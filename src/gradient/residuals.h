@@ -31,8 +31,12 @@ class Residuals {
     return slices_[slice].owner.encoder.get();
   }
   // After encode(): there may be a residual, of this energy.
-  void worker_encoded(uint32_t slice, double energy_left) { note(slices_[slice].worker, energy_left); }
-  void owner_encoded(uint32_t slice, double energy_left) { note(slices_[slice].owner, energy_left); }
+  void worker_encoded(uint32_t slice, double energy_left) {
+    note(slices_[slice].worker, energy_left);
+  }
+  void owner_encoded(uint32_t slice, double energy_left) {
+    note(slices_[slice].owner, energy_left);
+  }
 
   // Adds what is kept to a gradient, times `weight`, and clears it. `scratch` is anybody's.
   void move_worker(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);

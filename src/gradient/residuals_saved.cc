@@ -121,9 +121,9 @@ Result<void> Residuals::take_all(Bytes body, const Seat& seat) {
     const uint32_t tensor = encoder.value().tensor();
     if (tensor >= layout_.tensors().size() ||
         layout_.tensors()[tensor].shape != encoder.value().shape()) {
-      return Error{.code = ErrorCode::mismatch,
-                   .message = "saved residuals: tensor " + std::to_string(tensor) +
-                              " is of another model"};
+      return Error{
+          .code = ErrorCode::mismatch,
+          .message = "saved residuals: tensor " + std::to_string(tensor) + " is of another model"};
     }
     found.emplace_back(std::move(encoder).value(), of_owner == 1);
   }

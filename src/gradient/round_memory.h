@@ -12,13 +12,13 @@
 namespace scant::gradient {
 
 struct BufferMemory {
-  bool mean = true;  // all_reduce: every member counts 1 / P
+  bool mean = true;                           // all_reduce: every member counts 1 / P
   std::vector<std::vector<uint32_t>> slices;  // split: by owner; gather: one list of all
   std::vector<Message> outgoing;              // by owner; gather: one
-  std::vector<Message> incoming;    // by rank, first leg; the own place stays empty
-  Message average;                  // split: what this owner sends back
-  std::vector<Message> averages;    // by owner, second leg; the own place stays empty
-  std::vector<uint64_t> received;   // by rank, of the leg that is under way
+  std::vector<Message> incoming;              // by rank, first leg; the own place stays empty
+  Message average;                            // split: what this owner sends back
+  std::vector<Message> averages;              // by owner, second leg; the own place stays empty
+  std::vector<uint64_t> received;             // by rank, of the leg that is under way
   // Where records lie in `outgoing` and in `average`: of bounded legs alone.
   std::vector<std::vector<Operation::Piece>> outgoing_pieces;
   std::vector<Operation::Piece> average_pieces;
@@ -32,8 +32,8 @@ struct BufferMemory {
 
 // Of the missing, which are sorted by slice, the elements of one slice that lack for this sender or
 // receiver (kNoRank: any): ascending, apart.
-[[nodiscard]] std::vector<codec::Range> lost_ranges(std::span<const Missing> missing, uint32_t slice,
-                                                    Rank sender, Rank receiver);
+[[nodiscard]] std::vector<codec::Range> lost_ranges(std::span<const Missing> missing,
+                                                    uint32_t slice, Rank sender, Rank receiver);
 
 // Of what is reserved, only what messages fill is ever touched.
 [[nodiscard]] Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout,

@@ -123,8 +123,7 @@ Result<void> GradientStep::encode_slice(uint32_t index, uint32_t part, uint32_t 
   if (split && !options_.first_leg.exact) {
     memory.outgoing_pieces[to].reserve(memory.slices[to].size());
   }
-  const auto done =
-      residuals_.worker(slice, seat_).encode(gradient, point, workspace_, record_);
+  const auto done = residuals_.worker(slice, seat_).encode(gradient, point, workspace_, record_);
   if (!done) return done.error();
   residuals_.worker_encoded(slice, done.value().energy_left);
   own_.nonfinite += done.value().nonfinite;
@@ -215,8 +214,8 @@ Result<SortedRecords> GradientStep::records_from(uint32_t index, Rank sender) {
     const uint32_t tensor = layout_.parts()[slice.part].tensor;
     const bool came = sorted.value()[i].has_value();
     const bool lost =
-        !came && is_whole(lost_ranges(memory.first_missing, slices[i], sender, seat_.rank()),
-                          slice.range);
+        !came &&
+        is_whole(lost_ranges(memory.first_missing, slices[i], sender, seat_.rank()), slice.range);
     if (!lost) (came ? seen_ : missed_)[place][tensor] = true;
   }
   return sorted;
@@ -327,8 +326,8 @@ Result<void> GradientStep::decode_from(uint32_t index, Rank owner, Effort& effor
     const std::span<const codec::Range> absent(lost);
     Result<void> done = codec::accumulate(
         {&*record, 1}, tensor, layout_.tensors()[tensor].shape, slice.range.first, out, 1.0f,
-        workspace_, lost.empty() ? std::span<const std::span<const codec::Range>>{}
-                                 : std::span(&absent, 1));
+        workspace_,
+        lost.empty() ? std::span<const std::span<const codec::Range>>{} : std::span(&absent, 1));
     if (!done) return done;
     charge_adding(effort, buffer.points[slice.part - buffer.first_part].second,
                   slice.range.elements, {&*record, 1});

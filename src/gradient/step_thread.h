@@ -75,8 +75,7 @@ class StepThread {
   };
   struct Save {};
   struct Stop {};
-  using Event =
-      std::variant<Begin, TensorReady, Finish, OperationDone, Task, Asked, Save, Stop>;
+  using Event = std::variant<Begin, TensorReady, Finish, OperationDone, Task, Asked, Save, Stop>;
 
   void loop();
   void on_event(const Event& event);
@@ -104,9 +103,9 @@ class StepThread {
   const std::span<float> arena_;
   const uint32_t slot_;
   uint64_t steps_begun_ = 0;
-  std::optional<Error> refused_;  // the step could not begin
-  bool open_ = false;             // begun, and its outcome not told
-  bool failed_ = false;           // the last one
+  std::optional<Error> refused_;                // the step could not begin
+  bool open_ = false;                           // begun, and its outcome not told
+  bool failed_ = false;                         // the last one
   std::optional<std::vector<uint32_t>> asked_;  // buffers that the user waits for
   base::Thread thread_;
 };

@@ -24,13 +24,13 @@ struct Measurement {
   double encode_s = 0;
   double add_s = 0;
   double decode_s = 0;
-  double overlapped_work_s = 0;     // beside computing
-  double sent_bytes = 0;  // a step's mean: small sparse slices send in some steps only
-  double nonfinite = 0;             // of all steps together
-  double kept = 1;              // of the worker's leg, by elements; 1 by plans of all_reduce alone
-  double residual = 0;          // norm of the residual / norm of the gradient
-  SoundingTimes sounding;       // after its last step
-  std::vector<double> ready_s;  // by part
+  double overlapped_work_s = 0;  // beside computing
+  double sent_bytes = 0;         // a step's mean: small sparse slices send in some steps only
+  double nonfinite = 0;          // of all steps together
+  double kept = 1;               // of the worker's leg, by elements; 1 by plans of all_reduce alone
+  double residual = 0;           // norm of the residual / norm of the gradient
+  SoundingTimes sounding;        // after its last step
+  std::vector<double> ready_s;   // by part
   std::vector<double> needed_s;
   std::vector<codec::Curve> curves = {};  // by part, at codec::default_points(); or none
 };

@@ -29,13 +29,13 @@ struct Member {
   Rank station = 0;
   std::unique_ptr<GradientStep> step;
   std::vector<float> arena;
-  std::vector<float> gradient;      // what the arena held when all was ready
-  std::vector<uint32_t> to_come;    // tensors, from the back
+  std::vector<float> gradient;    // what the arena held when all was ready
+  std::vector<uint32_t> to_come;  // tensors, from the back
   bool to_finish = false;
   std::optional<Result<StepReport>> outcome;
   std::optional<GradientStep::Job> working;
   std::vector<Effort> efforts;  // of all jobs, in order
-  bool gone = false;  // nobody drives it any more
+  bool gone = false;            // nobody drives it any more
 
   [[nodiscard]] std::vector<double> kept(bool of_owner) const {
     std::vector<double> all(arena.size(), 0.0);
@@ -104,9 +104,11 @@ class RoundOfMembers {
       shuffle(member, seed, absent);
     }
   }
-  void drive(uint64_t seed) { drive_all(network_, {this}, seed, [](uint64_t) {}); }
-  // Whatever can happen in these rounds does, in an order of the seed's, until nothing can. `before`
-  // is called before the n-th thing.
+  void drive(uint64_t seed) {
+    drive_all(network_, {this}, seed, [](uint64_t) {});
+  }
+  // Whatever can happen in these rounds does, in an order of the seed's, until nothing can.
+  // `before` is called before the n-th thing.
   static void drive_all(FakeNetwork& network, const std::vector<RoundOfMembers*>& rounds,
                         uint64_t seed, const std::function<void(uint64_t)>& before) {
     base::Rng rng(seed, 99);
@@ -142,8 +144,7 @@ class RoundOfMembers {
       network_.at(member.station)
           .submit(step.seat().members, std::move(next->operation),
                   [this, &member, ticket](const Outcome& outcome) {
-                    around(member.station,
-                           [&] { member.step->on_done(ticket, outcome, now()); });
+                    around(member.station, [&] { member.step->on_done(ticket, outcome, now()); });
                   });
     }
     while (const auto lane = step.next_cancelled()) {
@@ -183,9 +184,8 @@ class RoundOfMembers {
     order.resize(member.step->layout().tensors().size());
     std::iota(order.begin(), order.end(), 0u);
     for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.below(i)]);
-    std::erase_if(order, [&](uint32_t tensor) {
-      return std::ranges::find(absent, tensor) != absent.end();
-    });
+    std::erase_if(
+        order, [&](uint32_t tensor) { return std::ranges::find(absent, tensor) != absent.end(); });
   }
   void add_possibilities(std::vector<std::function<void()>>& all) {
     for (Member& member : members_) {
