@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <string>
 
 #include "base/check.h"
@@ -338,7 +339,7 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
   const uint64_t stretch = std::max<uint64_t>(kSparseBlockElements / 2 / tile, 1);
   std::array<bool, base::WorkerPool::kWorkersMax> cleared{};
   const uint64_t stretches = (tiles_end - tiles_before + stretch - 1) / stretch;
-  workspace.pool().for_each(stretches, [&](size_t index, size_t worker) {
+  const auto body = [&](size_t index, size_t worker) {
     const uint64_t from = tiles_before + index * stretch;
     Workspace::Scratch& scratch = workspace.scratch(worker);
     if (!cleared[worker]) std::fill_n(scratch.work(), tile + kLineFloats, 0.0f);
@@ -352,7 +353,8 @@ Result<void> accumulate(std::span<const RecordView> records, uint32_t tensor, Sh
       sum.finish(weight);
     }
     kernels().flush();
-  });
+  };
+  workspace.pool().for_each(stretches, std::ref(body));  // which needs no memory
   return {};
 }
 

@@ -1,10 +1,12 @@
 // One step of an encoder, dense or sparse. Internal to encoder.cc; lives for one call.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "codec/encoder.h"
 #include "codec/record/block_writer.h"
+#include "codec/select/threshold.h"
 
 namespace scant::codec {
 
@@ -26,6 +28,9 @@ class DenseStep {
   // The block behind, if it is as long; with momentum its gradient is not yet known.
   [[nodiscard]] Ahead ahead_of(uint64_t block) const;
   BlockResult encode_block(uint64_t block, size_t worker, MutableBytes record);
+  // Takes a block's values out of `work`. False: there was no memory for them.
+  bool keep_wide(uint64_t block, float* work, uint32_t n);
+  void send_zeros(uint64_t block, uint32_t n, std::byte* payload, BlockHeader& header) const;
   // A block with NaN or infinities goes as f32: its values wait here until all blocks are done.
   void widen_blocks(RecordBuffer& record) const;
 
@@ -76,15 +81,17 @@ class SparseStep {
   void select(uint64_t number, size_t worker, bool add, float* work, float threshold);
 
   Result<void> take_whole();
+  // All that the step's lists can need: from here on nothing runs out of memory.
+  void reserve_lists(bool streamed);
   void run_whole();
   uint64_t scan(float threshold, bool add);  // candidates found
   float calibrated_threshold();
   void trim(uint64_t count, float threshold);
 
   void run_by_row();
-  void select_by_row(uint64_t number, const float* work);
+  void select_by_row(uint64_t number, const float* work, std::vector<uint64_t>& order);
 
-  void run_streamed();
+  void run_streamed(float threshold);
   float confirm_threshold();
   float calibrate(double share, float predicted);
   [[nodiscard]] uint64_t elements_for(double entries) const;  // that hold so many, on average
@@ -94,8 +101,9 @@ class SparseStep {
 
   void choose_turns();
   void force_rows(uint64_t number, const float* work);
+  // Appends to the block's positions, behind those that were chosen by magnitude.
   void force_rows(uint64_t number, const float* work, uint64_t row_begin, uint64_t row_end,
-                  std::vector<uint16_t>& forced) const;
+                  std::span<const uint16_t> chosen);
   void finish_block(uint64_t number, float* work);
   void restart_momentum(uint64_t number);
   void adjust_levels();
@@ -110,6 +118,9 @@ class SparseStep {
   float* whole_ = nullptr;
   Tie tie_;
   std::vector<Block> blocks_;
+  std::vector<uint32_t> magnitudes_;           // of trim()
+  std::vector<std::vector<uint64_t>> orders_;  // of select_by_row(), by worker
+  MagnitudeHistogram histogram_;
 };
 
 }  // namespace scant::codec

@@ -1,9 +1,11 @@
-// A step through failures of allocations, at places that a seed draws: every rank gets an error or
-// none does, nothing waits for ever, and all that was sent of a failed step is back where it was.
+// A step through failures of allocations, at places that a seed draws: all ranks get an error or
+// none does, nothing waits for ever, and nothing of the gradients is lost.
+#include <cmath>
 #include <cstdlib>
 #include <gtest/gtest.h>
 #include <new>
 
+#include "base/buffer.h"
 #include "gradient/testing/round_of_members.h"
 
 namespace {
@@ -13,8 +15,18 @@ bool armed = false;
 uint64_t allocations = 0;
 uint64_t failing = UINT64_MAX;  // the one that fails
 
+bool persists = false;  // and all that follow
+
+bool fails() {
+  if (!armed) return false;
+  const uint64_t number = allocations++;
+  return number == failing || (persists && number > failing);
+}
+
+bool may_allocate(size_t) { return !fails(); }  // of base::Buffer
+
 void* allocate(size_t size) {
-  if (armed && allocations++ == failing) throw std::bad_alloc();
+  if (fails()) throw std::bad_alloc();
   if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
   throw std::bad_alloc();
 }
@@ -32,6 +44,7 @@ namespace scant::gradient {
 namespace {
 
 using testing::FakeNetwork;
+using testing::kept_by;
 using testing::Member;
 using testing::RoundOfMembers;
 using testing::small_layout;
@@ -39,22 +52,38 @@ using testing::small_layout;
 constexpr int kRanks = 3;
 const std::vector<Rank> kAll = {0, 1, 2};
 
-// The second of two steps, the first with the same plan; counts what `victim` allocates in it.
+enum class Fails { once, from_there_on };
+struct Case {
+  Path path = Path::split;
+  double density = 1.0;
+  bool verdict_last = false;
+};
+
+FusionPlan plan_of(const Layout& layout, Path path, double density) {
+  return uniform(layout, path, density, codec::ValueKind::q4, 3000);
+}
+
+// The second of two steps; the first is `split`, so that workers and owners have residuals. Counts
+// what `victim` allocates.
 struct Trial {
-  Trial(uint64_t seed, Path path, double density, bool verdict_last)
+  Trial(uint64_t seed, const Case& of)
       : layout(small_layout(kRanks)),
         network(kRanks),
-        rounds(network, layout, kRanks, {.verdict_last = verdict_last}) {
-    rounds.set_plan(uniform(layout, path, density, codec::ValueKind::q4, 3000));
+        rounds(network, layout, kRanks, {.verdict_last = of.verdict_last}) {
+    rounds.set_plan(plan_of(layout, Path::split, of.density));
     rounds.run(1, kAll, 1, seed);
+    rounds.set_plan(plan_of(layout, of.path, of.density));
     for (Member& member : rounds.all()) {
       worker.push_back(member.kept(false));
       owner.push_back(member.kept(true));
     }
+    sum = kept_by(rounds, kAll);
   }
-  void run(Rank victim, uint64_t place, uint64_t seed) {
+  void run(Rank victim, uint64_t place, Fails how, uint64_t seed) {
     allocations = 0;
     failing = place;
+    persists = how == Fails::from_there_on;
+    base::set_allocation_gate(&may_allocate);
     rounds.wrap = [victim](Rank station, const std::function<void()>& call) {
       armed = station == victim;
       call();
@@ -62,7 +91,9 @@ struct Trial {
     };
     rounds.run(2, kAll, 1, seed);
     rounds.wrap = nullptr;
+    base::set_allocation_gate(nullptr);
     failing = UINT64_MAX;
+    persists = false;
   }
 
   const Layout layout;
@@ -70,10 +101,12 @@ struct Trial {
   RoundOfMembers rounds;
   std::vector<std::vector<double>> worker;
   std::vector<std::vector<double>> owner;
+  std::vector<double> sum;  // of both, over all ranks
 };
 
-// Of each slice either nothing happened, or its gradient was taken in: never a part of it.
-void expect_whole(Trial& trial) {
+// After an error: of each slice either nothing happened, or its gradient was taken in, never a part
+// of it. `gather` takes in what an owner kept, too.
+void expect_whole(Trial& trial, Path path) {
   for (size_t rank = 0; rank < kAll.size(); ++rank) {
     const Member& member = trial.rounds.at(kAll[rank]);
     const std::vector<double> worker = member.kept(false);
@@ -84,10 +117,12 @@ void expect_whole(Trial& trial) {
       bool untouched = true;
       bool taken = true;
       for (uint64_t i = at; i < at + slice.range.elements; ++i) {
-        const double before = trial.worker[rank][i];
+        const double before = trial.worker[rank][i] + kRanks * trial.owner[rank][i];
+        const double now = worker[i] + kRanks * owner[i];
         const auto gradient = static_cast<double>(member.gradient[i]);
-        untouched = untouched && std::abs(worker[i] - before) < 1e-5;
-        taken = taken && std::abs(worker[i] - before - gradient) < 1e-5;
+        untouched = untouched && std::abs(now - before) < 2e-5;
+        taken = taken && std::abs(now - before - gradient) < 2e-5;
+        if (path == Path::gather) continue;
         ASSERT_NEAR(owner[i], trial.owner[rank][i], 1e-5) << "owner " << rank << ", element " << i;
       }
       ASSERT_TRUE(untouched || taken) << "rank " << rank << ", elements from " << at;
@@ -95,51 +130,113 @@ void expect_whole(Trial& trial) {
   }
 }
 
-size_t count_of(bool ok, RoundOfMembers& rounds) {
+// Without one: all have the same average, and it and what is kept hold all that there was.
+void expect_averaged(Trial& trial) {
+  const std::vector<double> after = kept_by(trial.rounds, kAll);
+  const std::vector<float>& average = trial.rounds.at(0).arena;
+  for (const Member& member : trial.rounds.all()) ASSERT_EQ(member.arena, average);
+  for (size_t i = 0; i < after.size(); ++i) {
+    double wanted = trial.sum[i];
+    for (const Member& member : trial.rounds.all()) wanted += member.gradient[i];
+    ASSERT_NEAR(after[i] + kRanks * static_cast<double>(average[i]), wanted, 5e-5) << i;
+  }
+}
+
+size_t errors_of(RoundOfMembers& rounds) {
   size_t count = 0;
-  for (Member& member : rounds.all()) count += member.outcome && member.outcome->ok() == ok ? 1 : 0;
+  for (Member& member : rounds.all()) {
+    EXPECT_TRUE(member.outcome) << "rank " << member.station << " waits for ever";
+    EXPECT_TRUE(member.step->idle());
+    EXPECT_EQ(member.step->under_way(), 0u);
+    count += member.outcome && member.outcome->ok() ? 0 : 1;
+  }
   return count;
 }
 
-void try_places(Path path, double density, bool verdict_last, int places) {
-  base::Rng rng(static_cast<uint64_t>(places), static_cast<uint64_t>(path));
-  size_t failed = 0;
-  for (int n = 0; n < places; ++n) {
-    const uint64_t seed = rng.next();
-    const auto victim = static_cast<Rank>(rng.below(kRanks));
-    Trial counted(seed, path, density, verdict_last);
-    counted.run(victim, UINT64_MAX, seed);
-    ASSERT_EQ(count_of(true, counted.rounds), size_t{kRanks});
-    const uint64_t place = rng.below(allocations);
-    SCOPED_TRACE(::testing::Message() << "seed " << seed << ", rank " << victim << ", allocation "
-                                      << place << " of " << allocations);
-    Trial trial(seed, path, density, verdict_last);
-    trial.run(victim, place, seed);
-    for (Member& member : trial.rounds.all()) {
-      ASSERT_TRUE(member.outcome) << "rank " << member.station << " waits for ever";
-      EXPECT_EQ(member.step->under_way(), 0u);
-    }
-    const size_t errors = count_of(false, trial.rounds);
-    if (errors == 0) continue;  // what was tried once more
-    ++failed;
-    ASSERT_FALSE(trial.rounds.at(victim).outcome->ok());
-    EXPECT_EQ(trial.rounds.at(victim).outcome->error().code, ErrorCode::resource);
-    if (verdict_last && errors == kRanks) {
-      ASSERT_NO_FATAL_FAILURE(expect_whole(trial));
-    }
-    // All can go on, as members of a later epoch.
-    trial.rounds.run(3, kAll, 2, seed);
-    ASSERT_EQ(count_of(true, trial.rounds), size_t{kRanks});
+void expect_errors_that_name_memory(Trial& trial, Rank victim) {
+  for (Member& member : trial.rounds.all()) {
+    const Error error = member.outcome->error();
+    // Where the victim could not even begin, the others' lanes were cancelled.
+    const bool cancelled = member.station != victim && error.code == ErrorCode::closed;
+    EXPECT_TRUE(error.code == ErrorCode::resource || cancelled) << error.to_string();
   }
-  EXPECT_GT(failed, static_cast<size_t>(places) / 2);
 }
 
-TEST(Allocation, AFailureBeforeTheVerdictIsAnErrorOnEveryRank) {
-  try_places(Path::split, 1.0, true, 500);
+struct Counts {
+  size_t failed = 0;   // on all ranks
+  size_t went_on = 0;  // on all ranks, with what was set aside
+  size_t alone = 0;    // some ranks have an error, some not
+};
+
+void try_place(const Case& of, Fails how, base::Rng& rng, Counts& counts) {
+  const uint64_t seed = rng.next();
+  const auto victim = static_cast<Rank>(rng.below(kRanks));
+  Trial counted(seed, of);
+  counted.run(victim, UINT64_MAX, Fails::once, seed);
+  ASSERT_EQ(errors_of(counted.rounds), 0u);
+  const uint64_t all = allocations;
+  const uint64_t place = rng.below(all);
+  SCOPED_TRACE(::testing::Message() << "seed " << seed << ", rank " << victim << ", allocation "
+                                    << place << " of " << all);
+  Trial trial(seed, of);
+  trial.run(victim, place, how, seed);
+  const size_t errors = errors_of(trial.rounds);
+  ASSERT_FALSE(::testing::Test::HasFailure());
+  ++(errors == 0 ? counts.went_on : errors == kRanks ? counts.failed : counts.alone);
+  if (errors == 0) return expect_averaged(trial);
+  ASSERT_FALSE(trial.rounds.at(victim).outcome->ok());
+  if (errors == kRanks) expect_errors_that_name_memory(trial, victim);
+  // What an all_reduce took in is not kept; nor can what finds no memory at all be given back.
+  if (errors == kRanks && how == Fails::once && of.path != Path::all_reduce) {
+    ASSERT_NO_FATAL_FAILURE(expect_whole(trial, of.path));
+  }
+  // All can go on, as members of a later epoch.
+  trial.rounds.run(3, kAll, 2, seed);
+  ASSERT_EQ(errors_of(trial.rounds), 0u);
 }
-TEST(Allocation, LikewiseOfSparseRecords) { try_places(Path::split, 0.1, true, 150); }
-TEST(Allocation, LikewiseWhereAllGatherAll) { try_places(Path::gather, 1.0, true, 150); }
-TEST(Allocation, LikewiseWithTheVerdictInTheMiddle) { try_places(Path::split, 1.0, false, 200); }
+
+Counts try_places(const Case& of, Fails how, int places) {
+  base::Rng rng(static_cast<uint64_t>(places), static_cast<uint64_t>(of.path));
+  Counts counts;
+  for (int n = 0; n < places && !::testing::Test::HasFailure(); ++n) {
+    try_place(of, how, rng, counts);
+  }
+  ::testing::Test::RecordProperty("failed", static_cast<int>(counts.failed));
+  ::testing::Test::RecordProperty("went_on", static_cast<int>(counts.went_on));
+  ::testing::Test::RecordProperty("alone", static_cast<int>(counts.alone));
+  return counts;
+}
+
+void expect_all_or_none(const Case& of, int places) {
+  const Counts counts = try_places(of, Fails::once, places);
+  EXPECT_EQ(counts.alone, 0u);
+  EXPECT_EQ(counts.failed + counts.went_on, static_cast<size_t>(places));
+  EXPECT_GT(counts.failed, static_cast<size_t>(places) / 5);
+}
+
+// A thousand places with the verdict in the middle of the step, as it is by default.
+TEST(Allocation, AFailureIsAnErrorOnEveryRankOrOnNone) {
+  expect_all_or_none({Path::split, 1.0}, 400);
+}
+TEST(Allocation, LikewiseOfSparseRecords) { expect_all_or_none({Path::split, 0.1}, 300); }
+TEST(Allocation, LikewiseWhereAllGatherAll) { expect_all_or_none({Path::gather, 1.0}, 100); }
+TEST(Allocation, LikewiseWhereAllGatherSparse) { expect_all_or_none({Path::gather, 0.1}, 100); }
+TEST(Allocation, LikewiseOfWhatIsReduced) { expect_all_or_none({Path::all_reduce, 1.0}, 100); }
+
+TEST(Allocation, WithTheVerdictLastNearlyAllFailuresAreErrors) {
+  for (const double density : {1.0, 0.1}) {
+    const Counts counts = try_places({Path::split, density, true}, Fails::once, 200);
+    EXPECT_EQ(counts.alone, 0u);
+    EXPECT_GT(counts.failed, 180u);
+  }
+}
+
+// Where nothing is ever free again a rank may fail alone, after its verdict; nobody waits for it.
+TEST(Allocation, WithoutAnyMemoryFromThereOnNobodyWaits) {
+  const Counts counts = try_places({Path::split, 0.1}, Fails::from_there_on, 200);
+  EXPECT_EQ(counts.went_on, 0u);
+  EXPECT_GT(counts.failed, 50u);
+}
 
 }  // namespace
 }  // namespace scant::gradient

@@ -13,10 +13,13 @@ Error invalid(std::string message) {
   return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
 }
 
-Error out_of_memory(uint64_t round) {
+// The short text needs no memory of its own.
+Error out_of_memory(uint64_t round) try {
   return Error{.code = ErrorCode::resource,
                .message = "step " + std::to_string(round) +
                           ": no memory for its messages; use smaller buffers, or fewer workers"};
+} catch (const std::bad_alloc&) {
+  return Error{.code = ErrorCode::resource, .message = "out of memory"};
 }
 
 }  // namespace
@@ -122,8 +125,14 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
                    std::to_string(failed_epoch_));
   }
   try {
-    if (Result<void> set = set_members(spec.members, spec.duties); !set) return set;
-    prepare_round(spec);
+    // A rank that does not begin takes the round from all others, which cannot know why.
+    const Result<void> prepared = again([&]() -> Result<void> {
+      if (Result<void> set = set_members(spec.members, spec.duties); !set) return set;
+      if (Result<void> kept = keep_reserve(); !kept) return kept;
+      prepare_round(spec);
+      return {};
+    });
+    if (!prepared) return prepared;
   } catch (const std::bad_alloc&) {
     return out_of_memory(spec.round);
   }
@@ -182,6 +191,50 @@ void GradientStep::prepare_verdict() {
   for (size_t i = 0; i < ranks; ++i) {
     verdict_->room.push_back(MutableBytes(verdict_all_).subspan(i * bytes, bytes));
   }
+}
+
+// Untouched, so it takes room alone: for the lists of one job, and the largest record.
+Result<void> GradientStep::keep_reserve() {
+  constexpr uint64_t kSmall = uint64_t{1} << 18;
+  constexpr uint64_t kOfSparseStep = 4;  // what its lists take, in largest records
+  uint64_t largest = 0;
+  for (const SliceLayout& slice : layout_.slices()) {
+    largest = std::max(largest, slice.range.elements);
+  }
+  scratch_.reserve(largest);
+  const auto ranks = static_cast<uint64_t>(seat_.ranks());
+  uint64_t records = 0;  // that are sorted at a time
+  for (const BufferMemory& memory : memory_) {
+    for (const auto& slices : memory.slices) records = std::max(records, ranks * slices.size());
+  }
+  const uint64_t bytes = kSmall + records * 2 * sizeof(SortedRecords::value_type) +
+                         kOfSparseStep * codec::record_bytes_max(largest);
+  if (reserve_.size() >= bytes) return {};
+  Result<base::Buffer> made = base::Buffer::allocate(bytes);
+  if (!made) return made.error();
+  reserve_ = std::move(made).value();
+  return {};
+}
+
+// What is left to do after the verdict is sent needs no other large memory than this.
+Result<void> GradientStep::prepare_rest() try {
+  if (options_.verdict_last) return {};
+  uint64_t largest = 0;
+  for (size_t i = 0; i < memory_.size(); ++i) {
+    if (plan_.buffers[i].path != Path::split) continue;
+    for (const uint32_t slice : memory_[i].slices[static_cast<size_t>(seat_.rank())]) {
+      const SliceLayout& known = layout_.slices()[slice];
+      const uint32_t tensor = layout_.parts()[known.part].tensor;
+      if (!own_.present[tensor] && !options_.missing_as_zeros) continue;
+      static_cast<void>(residuals_.owner(slice, seat_));
+      largest = std::max(largest, codec::record_bytes_max(known.range.elements));
+    }
+  }
+  if (Result<void> prepared = workspace_.prepare(largest); !prepared) return prepared;
+  const Result<MutableBytes> record = record_.resize(largest);
+  return record ? Result<void>() : record.error();
+} catch (const std::bad_alloc&) {
+  return Error{.code = ErrorCode::resource, .message = {}};
 }
 
 double GradientStep::seconds(Time now) const {

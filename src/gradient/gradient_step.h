@@ -10,16 +10,19 @@
 //
 // One owner thread. Several rounds under way at once are several objects with slots of their own.
 // Limits: one round at a time in one object; memory that an operation names stays untouched until
-// on_done(). A failed allocation is ErrorCode::resource of the round, on all members.
+// on_done(). A failed allocation is ErrorCode::resource of the round, on all members, until the
+// verdict is sent; what fails from then on is done once more with memory that was set aside.
 #pragma once
 
 #include <array>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/buffer.h"
 #include "codec/workspace.h"
 #include "gradient/effort.h"
 #include "gradient/exchange.h"
@@ -140,6 +143,25 @@ class GradientStep {
   void replace_memory(FusionPlan plan, std::vector<BufferMemory> memory);
   void prepare_round(const RoundSpec& spec);
   void prepare_verdict();
+  [[nodiscard]] Result<void> prepare_rest();
+  [[nodiscard]] Result<void> keep_reserve();
+  // Once this rank's good verdict is on its way others may apply what it sent, so it must not fail
+  // alone: what finds no memory gets the reserve, and is done once more. Bodies that fail for
+  // memory have changed nothing that a second call would not find.
+  template <typename Body>
+  auto steadily(const Body& body) {
+    return verdict_ ? body() : again(body);
+  }
+  template <typename Body>
+  auto again(const Body& body) {
+    try {
+      auto outcome = body();
+      if (outcome || outcome.error().code != ErrorCode::resource) return outcome;
+    } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch): below it is tried again
+    }
+    reserve_ = base::Buffer();
+    return body();
+  }
   void tensor_there(uint32_t tensor, Time now);
   void fail(Error error);
   void fail_for_memory();
@@ -156,6 +178,7 @@ class GradientStep {
   [[nodiscard]] Operation second_swap(uint32_t buffer);
   [[nodiscard]] Operation swap_of(uint32_t buffer, Leg leg, const Delivery& delivery);
   [[nodiscard]] bool verdict_is_due() const;
+  [[nodiscard]] Operation operation_of(const StepCore::Job& leg);
   void leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now);
   void verdict_done();
   [[nodiscard]] Result<void> take_missing(const Ticket& ticket,
@@ -213,6 +236,7 @@ class GradientStep {
   codec::Workspace workspace_;
   codec::RecordBuffer record_;
   std::vector<float> scratch_;
+  base::Buffer reserve_;  // never touched; given up when memory runs out after the verdict
 
   // Of the round.
   Phase phase_ = Phase::idle;

@@ -35,6 +35,7 @@ std::unique_ptr<codec::Encoder> Residuals::make(uint32_t slice, uint64_t stream)
                                   .decay = options_.decay,
                                   .seed = options_.seed ^ (stream + 1) << 40};
   auto made = codec::Encoder::create(tensor, layout_.tensors()[tensor].shape, how, known.range);
+  if (!made && made.error().code == ErrorCode::resource) throw std::bad_alloc();
   SCANT_CHECK(made.ok(), "the layout has only ranges that an encoder takes");
   return std::make_unique<codec::Encoder>(std::move(made).value());
 }
@@ -51,24 +52,31 @@ codec::Encoder& Residuals::owner(uint32_t slice, const Seat& seat) {
   return *encoder;
 }
 
-void Residuals::move(Kept& kept, float weight, std::span<float> to, std::vector<float>& scratch) {
+void Residuals::add(const Kept& kept, float weight, std::span<float> to,
+                    std::vector<float>& scratch) {
   if (!kept.dirty) return;
   scratch.resize(to.size());
   kept.encoder->read_residual(scratch);
-  kept.encoder->clear_residual();  // may run out of memory: before anything else changes
+  for (size_t k = 0; k < to.size(); ++k) to[k] += weight * scratch[k];
+}
+
+void Residuals::clear(Kept& kept) {
+  if (!kept.dirty) return;
+  kept.encoder->clear_residual();
   kept.dirty = false;
   kept.energy = 0;
-  for (size_t k = 0; k < to.size(); ++k) to[k] += weight * scratch[k];
 }
 
 void Residuals::move_worker(uint32_t slice, float weight, std::span<float> to,
                             std::vector<float>& scratch) {
-  move(slices_[slice].worker, weight, to, scratch);
+  add(slices_[slice].worker, weight, to, scratch);
+  clear(slices_[slice].worker);
 }
 
 void Residuals::move_owner(uint32_t slice, float weight, std::span<float> to,
                            std::vector<float>& scratch) {
-  move(slices_[slice].owner, weight, to, scratch);
+  add_owner(slice, weight, to, scratch);
+  clear_owner(slice);
 }
 
 Result<void> Residuals::take_back(uint32_t slice, bool of_owner, const codec::RecordView& record,
@@ -82,10 +90,12 @@ Result<void> Residuals::take_back(uint32_t slice, bool of_owner, const codec::Re
 }
 
 // What is not finite was sent and never kept.
-Result<void> Residuals::subtract_from_owner(uint32_t slice, std::span<float> average) {
-  for (float& value : average) value = std::isfinite(value) ? -value : 0.0f;
+Result<void> Residuals::subtract_from_owner(uint32_t slice, std::span<const float> average) {
+  std::vector<float> negative(average.size());
+  std::ranges::transform(average, negative.begin(),
+                         [](float value) { return std::isfinite(value) ? -value : 0.0f; });
   Kept& kept = slices_[slice].owner;
-  Result<void> added = kept.encoder->add_residual(average);
+  Result<void> added = kept.encoder->add_residual(negative);
   if (added) kept.measure();
   return added;
 }

@@ -21,7 +21,8 @@ class Residuals {
   // The layout outlives this object.
   Residuals(const Layout& layout, const Options& options);
 
-  // Made when first needed: a plan of all_reduce alone takes no memory for residuals.
+  // Made when first needed: a plan of all_reduce alone takes no memory for residuals. Throw
+  // std::bad_alloc.
   [[nodiscard]] codec::Encoder& worker(uint32_t slice, const Seat& seat);
   [[nodiscard]] codec::Encoder& owner(uint32_t slice, const Seat& seat);
   [[nodiscard]] const codec::Encoder* worker_if_made(uint32_t slice) const {
@@ -38,15 +39,23 @@ class Residuals {
     note(slices_[slice].owner, energy_left);
   }
 
-  // Adds what is kept to a gradient, times `weight`, and clears it. `scratch` is anybody's.
+  // Adds what is kept to a gradient, times `weight`, and clears it. `scratch` is anybody's. When it
+  // runs out of memory nothing has changed.
   void move_worker(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);
   void move_owner(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);
+
+  // The two halves of move_owner(), for what may fail in between.
+  void add_owner(uint32_t slice, float weight, std::span<float> to,
+                 std::vector<float>& scratch) const {
+    add(slices_[slice].owner, weight, to, scratch);
+  }
+  void clear_owner(uint32_t slice) { clear(slices_[slice].owner); }
 
   // A record that did not arrive, or that nobody applied, goes back to who made it.
   Result<void> take_back(uint32_t slice, bool of_owner, const codec::RecordView& record,
                          std::span<const codec::Range> ranges, codec::Workspace& workspace);
   // An average that nobody applied goes out of the owner's residual, where take_back() put it.
-  Result<void> subtract_from_owner(uint32_t slice, std::span<float> average);
+  Result<void> subtract_from_owner(uint32_t slice, std::span<const float> average);
 
   // What this rank kept as the owner of slices that it owns no more in `seat` goes to its own
   // worker's residual, as often as it takes to count once in an average of these members.
@@ -78,7 +87,8 @@ class Residuals {
     kept.energy = energy;
   }
   [[nodiscard]] std::unique_ptr<codec::Encoder> make(uint32_t slice, uint64_t stream) const;
-  static void move(Kept& kept, float weight, std::span<float> to, std::vector<float>& scratch);
+  static void add(const Kept& kept, float weight, std::span<float> to, std::vector<float>& scratch);
+  static void clear(Kept& kept);
   // residuals_saved.cc
   [[nodiscard]] size_t saved_bytes_max() const;
   Result<void> take_all(Bytes body, const Seat& seat);

@@ -20,6 +20,7 @@ void BufferMemory::clear() {
   average.clear();
   for (auto& pieces : outgoing_pieces) pieces.clear();
   average_pieces.clear();
+  added = 0;
   first_missing.clear();
   second_missing.clear();
 }

@@ -22,6 +22,7 @@ struct BufferMemory {
   // Where records lie in `outgoing` and in `average`: of bounded legs alone.
   std::vector<std::vector<Operation::Piece>> outgoing_pieces;
   std::vector<Operation::Piece> average_pieces;
+  size_t added = 0;  // split: slices of this owner whose averages are encoded
   // By slice.
   std::vector<Missing> first_missing;
   std::vector<Missing> second_missing;

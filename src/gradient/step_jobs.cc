@@ -53,7 +53,7 @@ Effort GradientStep::run(const Job& job) {
   job_ = job;
   Effort effort;
   try {
-    job_outcome_ = do_job(job, effort);
+    job_outcome_ = steadily([&] { return do_job(job, effort); });
   } catch (const std::bad_alloc&) {
     job_outcome_ = Error{.code = ErrorCode::resource, .message = {}};
   }
@@ -115,16 +115,18 @@ Result<void> GradientStep::encode_slice(uint32_t index, uint32_t part, uint32_t 
   const std::span<float> gradient = floats(tensor, range);
   const bool split = buffer.path == Path::split;
   // Nobody owns a gathered slice: what its owner kept of another plan would wait for ever.
+  codec::Encoder& encoder = residuals_.worker(slice, seat_);
   if (!split) {
-    residuals_.move_owner(slice, options_.decay * seat_.times(slice), gradient, scratch_);
+    residuals_.add_owner(slice, options_.decay * seat_.times(slice), gradient, scratch_);
   }
   const size_t to = split ? static_cast<size_t>(seat_.duties[slice].owner) : 0;
   BufferMemory& memory = memory_[index];
   if (split && !options_.first_leg.exact) {
     memory.outgoing_pieces[to].reserve(memory.slices[to].size());
   }
-  const auto done = residuals_.worker(slice, seat_).encode(gradient, point, workspace_, record_);
+  const auto done = encoder.encode(gradient, point, workspace_, record_);
   if (!done) return done.error();
+  if (!split) residuals_.clear_owner(slice);
   residuals_.worker_encoded(slice, done.value().energy_left);
   own_.nonfinite += done.value().nonfinite;
   if (done.value().nonfinite > 0) own_.not_finite[tensor] = true;
@@ -229,9 +231,11 @@ Result<void> GradientStep::add(uint32_t index, Effort& effort) {
     if (!sorted) return sorted.error();
     by_rank.push_back(std::move(sorted).value());
   }
-  const auto& slices = memory_[index].slices[split ? static_cast<size_t>(seat_.rank()) : 0];
-  for (size_t i = 0; i < slices.size(); ++i) {
+  BufferMemory& memory = memory_[index];
+  const auto& slices = memory.slices[split ? static_cast<size_t>(seat_.rank()) : 0];
+  for (size_t i = memory.added; i < slices.size(); ++i) {
     if (Result<void> added = add_slice(index, i, by_rank, effort); !added) return added;
+    if (split) memory.added = i + 1;
   }
   return {};
 }

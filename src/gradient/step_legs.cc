@@ -19,6 +19,9 @@ std::optional<Transmit> GradientStep::poll_transmit(Time now) {
     }
   }
   if (!verdict_is_due()) return std::nullopt;
+  if (!error_) {
+    if (const Result<void> prepared = prepare_rest(); !prepared) fail_for_memory();
+  }
   own_.failure = error_ ? static_cast<uint64_t>(error_->code) + 1 : 0;
   own_.residual_energy = residuals_.worker_energy() + owner_energy_;
   nobody_applies_ = nobody_applies_ || error_.has_value();
@@ -43,14 +46,17 @@ std::optional<Transmit> GradientStep::begin_leg(Time now) {
   const bool first = leg->kind == StepCore::Kind::begin_first;
   BufferTimes& times = report_.buffers[leg->buffer];
   (first ? times.first_begin : times.second_begin) = seconds(now);
-  const bool plain = plan_.buffers[leg->buffer].path == Path::all_reduce;
+  Result<Operation> operation = steadily([&] { return Result<Operation>(operation_of(*leg)); });
   Transmit transmit{{report_.step, first ? Leg::first : Leg::second, leg->buffer},
-                    plain   ? all_reduce(leg->buffer)
-                    : first ? first_swap(leg->buffer)
-                            : second_swap(leg->buffer)};
+                    std::move(operation).value()};
   report_.sent_bytes += first ? times.first_bytes : times.second_bytes;
   ++operations_;
   return transmit;
+}
+
+Operation GradientStep::operation_of(const StepCore::Job& leg) {
+  if (plan_.buffers[leg.buffer].path == Path::all_reduce) return all_reduce(leg.buffer);
+  return leg.kind == StepCore::Kind::begin_first ? first_swap(leg.buffer) : second_swap(leg.buffer);
 }
 
 Operation GradientStep::all_reduce(uint32_t index) {
@@ -87,7 +93,7 @@ Operation GradientStep::first_swap(uint32_t index) {
   const bool split = plan_.buffers[index].path == Path::split;
   BufferMemory& memory = memory_[index];
   Operation swap = swap_of(index, Leg::first, split ? options_.first_leg : Delivery{});
-  uint64_t& bytes = report_.buffers[index].first_bytes;
+  uint64_t bytes = 0;
   for (size_t to = 0; to < memory.incoming.size(); ++to) {
     const Message& message = memory.outgoing[split ? to : 0];
     const bool self = to == static_cast<size_t>(seat_.rank());
@@ -96,13 +102,14 @@ Operation GradientStep::first_swap(uint32_t index) {
     bytes += swap.sent.back().size();
   }
   if (!swap.delivery.exact) swap.pieces = memory.outgoing_pieces;
+  report_.buffers[index].first_bytes = bytes;
   return swap;
 }
 
 Operation GradientStep::second_swap(uint32_t index) {
   BufferMemory& memory = memory_[index];
   Operation swap = swap_of(index, Leg::second, options_.second_leg);
-  uint64_t& bytes = report_.buffers[index].second_bytes;
+  uint64_t bytes = 0;
   for (size_t to = 0; to < memory.averages.size(); ++to) {
     const bool self = to == static_cast<size_t>(seat_.rank());
     swap.sent.push_back(self ? Bytes{} : std::as_const(memory.average).view());
@@ -110,6 +117,7 @@ Operation GradientStep::second_swap(uint32_t index) {
     bytes += swap.sent.back().size();
     if (!swap.delivery.exact) swap.pieces.push_back(memory.average_pieces);
   }
+  report_.buffers[index].second_bytes = bytes;
   return swap;
 }
 
@@ -128,7 +136,8 @@ void GradientStep::on_done(const Ticket& ticket, const Outcome& outcome, Time no
 
 void GradientStep::leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now) {
   if (!missing.empty()) {
-    if (Result<void> taken = take_missing(ticket, missing); !taken) return fail(taken.error());
+    const Result<void> taken = steadily([&] { return take_missing(ticket, missing); });
+    if (!taken) return fail(taken.error());
   }
   const bool first = ticket.leg == Leg::first;
   BufferTimes& times = report_.buffers[ticket.buffer];
@@ -184,18 +193,22 @@ void GradientStep::verdict_done() {
   const size_t tensors = layout_.tensors().size();
   const size_t bytes = verdict_own_.size();
   std::vector<Verdict> by_rank;
-  for (size_t i = 0; i < static_cast<size_t>(seat_.ranks()); ++i) {
-    by_rank.push_back(read_verdict(Bytes(verdict_all_).subspan(i * bytes, bytes), tensors));
-  }
-  Result<Judgement> judgement =
-      judge(by_rank, {.missing_as_zeros = options_.missing_as_zeros, .names = options_.names});
+  Result<Judgement> judgement = steadily([&] {
+    by_rank.clear();
+    for (size_t i = 0; i < static_cast<size_t>(seat_.ranks()); ++i) {
+      by_rank.push_back(read_verdict(Bytes(verdict_all_).subspan(i * bytes, bytes), tensors));
+    }
+    return judge(by_rank, {.missing_as_zeros = options_.missing_as_zeros, .names = options_.names});
+  });
   if (!judgement) {
     nobody_applies_ = true;
     fail(judgement.error());
-    // What all say goes before what this one met, unless they say that this one failed.
-    const bool about_this =
-        judgement.error().code == error_->code && judgement.error().peer == seat_.rank();
-    if (!about_this) error_ = judgement.error();
+    // What all say goes before what this one met, unless they say that this one failed, or that
+    // lanes were cancelled, and this one knows why.
+    const Error& said = judgement.error();
+    const bool about_this = said.code == error_->code && said.peer == seat_.rank();
+    const bool less = said.code == ErrorCode::closed && error_->code != ErrorCode::closed;
+    if (!about_this && !less) error_ = said;
     return;
   }
   report_.present = std::move(judgement.value().present);

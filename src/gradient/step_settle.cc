@@ -8,20 +8,8 @@
 #include "gradient/gradient_step.h"
 
 namespace scant::gradient {
-namespace {
 
 // What ran out of memory has changed nothing, so it can be tried once more.
-template <typename Body>
-auto twice(const Body& body) {
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    return body();
-  }
-}
-
-}  // namespace
-
 Result<void> GradientStep::settle() {
   const bool all = error_ && nobody_applies_;
   const bool bounded = !options_.first_leg.exact || !options_.second_leg.exact;
@@ -29,13 +17,13 @@ Result<void> GradientStep::settle() {
   Result<void> outcome;
   for (uint32_t buffer = 0; buffer < memory_.size(); ++buffer) {
     try {
-      Result<std::vector<Returned>> returned = twice([&] { return returned_of(buffer, all); });
+      Result<std::vector<Returned>> returned = again([&] { return returned_of(buffer, all); });
       if (!returned) {
         outcome = returned.error();
         continue;
       }
       for (Returned& one : returned.value()) {
-        Result<void> done = twice([&] { return give_back(one); });
+        Result<void> done = again([&] { return give_back(one); });
         if (!done) outcome = std::move(done);
       }
     } catch (const std::bad_alloc&) {

@@ -1,6 +1,8 @@
 // A dense step: blocks that stay in the first-level cache from gradient to record and residual.
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <new>
 
 #include "codec/step.h"
 
@@ -111,13 +113,13 @@ DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, Mu
       record.data() + kRecordHeaderBytes + results_.size() * kBlockHeaderBytes + block * full_bytes;
   if (sum.magnitude_max >= kInfinityBits) {
     result.nonfinite = static_cast<uint32_t>(count_nonfinite(work, n));
-    wide_[block].assign(work, work + n);
-    std::fill_n(work, n, 0.0f);
+    const bool kept = keep_wide(block, work, n);
     if (!encoder_.velocity_.empty()) {
       for (uint32_t i = 0; i < n; ++i)
         if (!is_finite(encoder_.velocity_[at + i])) encoder_.velocity_[at + i] = 0.0f;
     }
     header.values = ValueKind::f32;
+    if (!kept) send_zeros(block, n, payload, header);
   } else {
     write_values(point_.values, {encoder_.options_.stochastic, encoder_.draw_key(block, 0)},
                  sum.magnitude_max, work, n, payload, header, &groups, ahead);
@@ -132,6 +134,26 @@ DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, Mu
   if (in_place == nullptr)
     residual.store(residual.first() + at, n, work, encoder_.draw_key(block, 1));
   return result;
+}
+
+// Without memory the block sends zeros: what is finite stays, what is not is counted and gone.
+bool DenseStep::keep_wide(uint64_t block, float* work, uint32_t n) {
+  try {
+    wide_[block].assign(work, work + n);
+  } catch (const std::bad_alloc&) {
+    std::replace_if(
+        work, work + n, [](float value) { return !is_finite(value); }, 0.0f);
+    return false;
+  }
+  std::fill_n(work, n, 0.0f);
+  return true;
+}
+
+void DenseStep::send_zeros(uint64_t block, uint32_t n, std::byte* payload,
+                           BlockHeader& header) const {
+  std::array<float, kBlock> zeros{};
+  write_values(point_.values, {encoder_.options_.stochastic, encoder_.draw_key(block, 0)}, 0,
+               zeros.data(), n, payload, header);
 }
 
 void DenseStep::widen_blocks(RecordBuffer& record) const {

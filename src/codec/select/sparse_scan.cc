@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <functional>
 
 #include "base/rng.h"
 #include "codec/step.h"
@@ -47,9 +48,10 @@ double with_margin(uint64_t wanted) {
 }  // namespace
 
 uint64_t SparseStep::scan(float threshold, bool add) {
-  workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t worker) {
+  const auto body = [&](size_t number, size_t worker) {
     select(number, worker, add, whole_ + number * kBlock, threshold);
-  });
+  };
+  workspace_.pool().for_each(blocks_.size(), std::ref(body));
   uint64_t count = 0;
   for (const Block& block : blocks_) count += block.positions.size();
   return count;
@@ -78,7 +80,7 @@ void SparseStep::run_whole() {
     count = scan(threshold, false);
   }
   trim(count, threshold);
-  workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t) {
+  workspace_.pool().for_each(blocks_.size(), [this](size_t number, size_t) {
     finish_block(number, whole_ + number * kBlock);
   });
   adjust_levels();
@@ -87,16 +89,16 @@ void SparseStep::run_whole() {
 void SparseStep::run_by_row() {
   scan(HUGE_VALF, true);
   encoder_.threshold_.threshold = 0;  // a step that is not by row finds one anew
-  workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t) {
+  workspace_.pool().for_each(blocks_.size(), [this](size_t number, size_t worker) {
     float* work = whole_ + number * kBlock;
-    select_by_row(number, work);
+    select_by_row(number, work, orders_[worker]);
     finish_block(number, work);
   });
 }
 
 // What a block holds of each row sends its share of `wanted_`, and what is not finite. Fractions
 // add up from row to row; where they begin is drawn for each step, so that no row is preferred.
-void SparseStep::select_by_row(uint64_t number, const float* work) {
+void SparseStep::select_by_row(uint64_t number, const float* work, std::vector<uint64_t>& order) {
   const uint64_t all = encoder_.range_.elements;
   const uint64_t columns = encoder_.shape_.columns;
   const uint64_t first = encoder_.range_.first + number * kBlock;
@@ -104,11 +106,10 @@ void SparseStep::select_by_row(uint64_t number, const float* work) {
   std::vector<uint16_t>& positions = blocks_[number].positions;
   positions.clear();
   uint64_t credit = base::random_at(encoder_.options_.seed, encoder_.step_, number) % all;
-  std::vector<uint64_t> order;  // magnitude, then position, the lowest first
   for (size_t from = 0, to = 0; from < elements; from = to) {
     to = std::min<uint64_t>(elements, from + columns - (first + from) % columns);
     credit += (to - from) * wanted_;
-    order.clear();
+    order.clear();  // magnitude, then position, the lowest first
     uint64_t nonfinite = 0;
     for (size_t i = from; i < to; ++i) {
       const uint64_t magnitude = magnitude_bits(work[i]);
@@ -129,14 +130,12 @@ void SparseStep::select_by_row(uint64_t number, const float* work) {
 }
 
 float SparseStep::calibrated_threshold() {
-  MagnitudeHistogram histogram;
-  histogram.add({whole_, encoder_.range_.elements});
-  return histogram.threshold(with_margin(wanted_));
+  histogram_.add({whole_, encoder_.range_.elements});
+  return histogram_.threshold(with_margin(wanted_));
 }
 
 void SparseStep::trim(uint64_t count, float threshold) {
-  std::vector<uint32_t> magnitudes;
-  magnitudes.reserve(count);
+  std::vector<uint32_t>& magnitudes = magnitudes_;
   uint64_t nonfinite = 0;
   for (uint64_t b = 0; b < blocks_.size(); ++b) {
     const float share = 1 / threshold_of(b, 1.0f);
@@ -244,24 +243,23 @@ float SparseStep::calibrate(double share, float predicted) {
   const uint64_t for_entries = elements_for(kCalibrationEntries);
   const uint64_t elements = encoder_.range_.elements;
   const uint64_t many = std::clamp(for_entries, elements / 32, elements / 4);
-  MagnitudeHistogram histogram;
   const uint64_t seen =
-      sample<kLargePiece>(many, [&](std::span<const float> v) { histogram.add(v); });
+      sample<kLargePiece>(many, [&](std::span<const float> v) { histogram_.add(v); });
   const double expected = share * static_cast<double>(seen);
-  const float threshold = histogram.threshold(expected);
+  const float threshold = histogram_.threshold(expected);
   if (predicted > 0) {
-    const bool good = within(histogram.count(predicted), expected, kSettledDrift, 2);
+    const bool good = within(histogram_.count(predicted), expected, kSettledDrift, 2);
     state.settled = good ? state.settled + 1 : 0;
     // Both err by about as much, independently.
     if (good) return std::sqrt(predicted * threshold);
   }
   // Many in one bin: are they equal? Then no threshold tells them apart.
-  if (histogram.near(threshold) <= 2 * kTieShare * expected) return threshold;
+  if (histogram_.near(threshold) <= 2 * kTieShare * expected) return threshold;
   std::vector<uint32_t> near;
   uint64_t above = 0;
   sample<kLargePiece>(many, [&](std::span<const float> values) {
     for (const float value : values) {
-      const MagnitudeHistogram::Side side = histogram.side(value, threshold);
+      const MagnitudeHistogram::Side side = histogram_.side(value, threshold);
       if (side == MagnitudeHistogram::Side::same) near.push_back(magnitude_bits(value));
       above += side == MagnitudeHistogram::Side::above ? 1 : 0;
     }

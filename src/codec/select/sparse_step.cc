@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <new>
+#include <utility>
 
 #include "codec/record/positions.h"
 #include "codec/step.h"
@@ -35,21 +38,47 @@ Result<EncodeReport> SparseStep::run(RecordBuffer& record) {
     const Result<void> taken = take_whole();
     if (!taken) return taken.error();
   }
+  reserve_lists(streamed);
   ThresholdState& state = encoder_.threshold_;
+  ThresholdState before = state;
   if (encoder_.options_.evenness > 0 && state.level.size() != blocks_.size())
     state.level.assign(blocks_.size(), 1.0f);
   if (state.density != point_.density) state.threshold = 0;
   state.density = point_.density;
   wanted_ = begin_step(state, point_.density, encoder_.range_.elements);
   choose_turns();
-  if (point_.by_row) {
+  if (streamed) {
+    float threshold = 0;
+    try {
+      threshold = confirm_threshold();
+    } catch (const std::bad_alloc&) {
+      state = std::move(before);
+      throw;
+    }
+    run_streamed(threshold);
+  } else if (point_.by_row) {
     run_by_row();
-  } else if (streamed) {
-    run_streamed();
   } else {
     run_whole();
   }
   return assemble(record);
+}
+
+// Pages that stay untouched cost nothing.
+void SparseStep::reserve_lists(bool streamed) {
+  for (uint64_t number = 0; number < blocks_.size(); ++number) {
+    const size_t elements = elements_of(number);
+    blocks_[number].positions.reserve(elements);
+    blocks_[number].values.reserve(elements);
+    blocks_[number].payload.reserve(record_bytes_max(elements));
+  }
+  if (point_.by_row) {
+    orders_.resize(workspace_.pool().workers());
+    const uint64_t row = std::min<uint64_t>(encoder_.shape_.columns, kBlock);
+    for (std::vector<uint64_t>& order : orders_) order.reserve(row);
+  } else if (!streamed) {
+    magnitudes_.reserve(encoder_.range_.elements);
+  }
 }
 
 float SparseStep::threshold_of(uint64_t block, float threshold) const {
@@ -99,11 +128,10 @@ void SparseStep::select(uint64_t number, size_t worker, bool add, float* work, f
   if (add) block.energy = energy;
 }
 
-void SparseStep::run_streamed() {
-  const float threshold = confirm_threshold();
+void SparseStep::run_streamed(float threshold) {
   // A tie is told exactly by drop_ties(); until then no rounding of a block's threshold drops it.
   const float least = tie_.magnitude == 0 ? threshold : threshold * kJustBelow;
-  workspace_.pool().for_each(blocks_.size(), [&](size_t number, size_t worker) {
+  const auto body = [&](size_t number, size_t worker) {
     float* work = work_of(number, worker);
     select(number, worker, true, work, least);
     drop_ties(number);
@@ -112,7 +140,8 @@ void SparseStep::run_streamed() {
     block.above = static_cast<uint64_t>(std::count_if(
         block.values.begin(), block.values.end(), [&](float v) { return std::abs(v) >= above; }));
     finish_block(number, work);
-  });
+  };
+  workspace_.pool().for_each(blocks_.size(), std::ref(body));
   uint64_t count = 0;
   uint64_t above = 0;
   for (const Block& block : blocks_) {
@@ -160,39 +189,37 @@ void SparseStep::force_rows(uint64_t number, const float* work) {
   const Range range = encoder_.range_;
   const uint64_t row_first = range.first / columns;
   const uint64_t rows = (range.first + range.elements - 1) / columns - row_first + 1;
-  std::vector<uint16_t> forced;
-  force_rows(number, work, row_first + turns_.begin, row_first + std::min(turns_.end, rows),
-             forced);
-  if (turns_.end > rows) force_rows(number, work, row_first, row_first + turns_.end - rows, forced);
-  std::sort(forced.begin(), forced.end());
   Block& block = blocks_[number];
-  if (forced.empty()) return;
-  block.forced = forced.size();
-  std::vector<uint16_t> merged(block.positions.size() + forced.size());
-  std::merge(block.positions.begin(), block.positions.end(), forced.begin(), forced.end(),
-             merged.begin());
-  block.positions = std::move(merged);
+  const std::span<const uint16_t> chosen(block.positions);
+  force_rows(number, work, row_first + turns_.begin, row_first + std::min(turns_.end, rows),
+             chosen);
+  if (turns_.end > rows) force_rows(number, work, row_first, row_first + turns_.end - rows, chosen);
+  block.forced = block.positions.size() - chosen.size();
+  if (block.forced == 0) return;
+  const auto forced = block.positions.end() - static_cast<ptrdiff_t>(block.forced);
+  std::sort(forced, block.positions.end());
+  std::inplace_merge(block.positions.begin(), forced, block.positions.end());
   block.values.resize(block.positions.size());
   for (size_t i = 0; i < block.values.size(); ++i) block.values[i] = work[block.positions[i]];
 }
 
 void SparseStep::force_rows(uint64_t number, const float* work, uint64_t row_begin,
-                            uint64_t row_end, std::vector<uint16_t>& forced) const {
+                            uint64_t row_end, std::span<const uint16_t> chosen) {
   const uint64_t columns = encoder_.shape_.columns;
   // Elements of the tensor that this block covers.
   const uint64_t begin = encoder_.range_.first + number * kBlock;
   const uint64_t end = begin + elements_of(number);
-  const std::vector<uint16_t>& positions = blocks_[number].positions;
   row_begin = std::max(row_begin, begin / columns);
   row_end = std::min(row_end, (end - 1) / columns + 1);
   for (uint64_t row = row_begin; row < row_end; ++row) {
     const auto from = static_cast<size_t>(std::max(row * columns, begin) - begin);
     const auto to = static_cast<size_t>(std::min((row + 1) * columns, end) - begin);
-    const auto next = std::lower_bound(positions.begin(), positions.end(), from);
-    if (next != positions.end() && *next < to) continue;
+    const auto next = std::lower_bound(chosen.begin(), chosen.end(), from);
+    if (next != chosen.end() && *next < to) continue;
     const auto* largest = std::max_element(
         work + from, work + to, [](float a, float b) { return std::abs(a) < std::abs(b); });
-    if (*largest != 0.0f) forced.push_back(static_cast<uint16_t>(largest - work));
+    if (*largest != 0.0f)
+      blocks_[number].positions.push_back(static_cast<uint16_t>(largest - work));
   }
 }
 

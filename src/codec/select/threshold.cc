@@ -101,6 +101,7 @@ RowWindow take_turns(ThresholdState& state, uint64_t rows, uint64_t steps, uint3
 }
 
 void MagnitudeHistogram::add(std::span<const float> values) {
+  bins_.resize(kBins);
   for (const float value : values) ++bins_[magnitude_bits(value) >> kShift];
 }
 

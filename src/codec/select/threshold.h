@@ -58,7 +58,8 @@ struct RowWindow {
 // Counts magnitudes by the upper 15 bits of their floats: steps of 1/128 or finer.
 class MagnitudeHistogram {
  public:
-  MagnitudeHistogram() : bins_(kBins, 0) {}
+  // Takes its memory at once, and touches it when the first values come.
+  MagnitudeHistogram() { bins_.reserve(kBins); }
   void add(std::span<const float> values);
   // The threshold that about `wanted` of the counted values pass: a line within the bin. The
   // smallest positive float when no more are positive.
