@@ -19,6 +19,8 @@ std::optional<Transmit> GradientStep::poll_transmit(Time now) {
     }
   }
   if (!verdict_is_due()) return std::nullopt;
+  // A job that failed and was not told of as finished would fail this rank alone.
+  if (job_ && !job_outcome_) fail_with(job_outcome_.error());
   if (!error_) {
     if (const Result<void> prepared = prepare_rest(); !prepared) fail_for_memory();
   }
