@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/crc.h"
+#include "base/fault.h"
 #include "base/queue.h"
 #include "base/thread.h"
 #include "collective/engine/pump.h"
@@ -39,9 +40,7 @@ struct Command {
   collective::Call call;
 };
 
-Error closed(std::string message) {
-  return Error{ErrorCode::closed, 0, kNoRank, std::move(message)};
-}
+using base::closed;
 
 uint32_t group_hash(const std::vector<Rank>& members, std::string_view key, uint32_t times,
                     uint32_t epoch) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/fault.h"
 
 namespace scant::gradient {
 namespace {
@@ -14,9 +15,7 @@ namespace {
 constexpr std::array<const char*, kLegCount> kSuffixes = {".first", ".second", ".verdict",
                                                           ".plans"};
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 // Lives as long as its operation; the callback is the last to use it.
 struct Pending {
