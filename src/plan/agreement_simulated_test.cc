@@ -47,9 +47,7 @@ class SimulatedTraining {
     const Time limit = network.now() + 10'000s;
     while (!over()) {
       if (in_step_ == 0 && all_are(State::running)) begin_step();
-      const bool stepping = in_step_ > 0;
-      const bool goes_on = network.advance(limit) || (stepping && in_step_ == 0);
-      if (!goes_on) return nothing_happens();
+      if (!network.advance(limit)) return nothing_happens();
       for (const Rank station : network.take_runnable()) exchange(station).pump();
     }
     return true;
@@ -131,6 +129,7 @@ class SimulatedTraining {
       network.at(end + duration_of(1e-3 * rng_.uniform()), [this, station] {
         --in_step_;
         if (network.alive(station)) at(station).step(*world_);
+        network.make_runnable(alive().front());  // so that time stands here: run() looks again
       });
     }
   }
