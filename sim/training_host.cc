@@ -338,13 +338,8 @@ void TrainingHost::fail(uint32_t index, const Error& error) {
   watcher_.on_error(*this, index, error);
 }
 
-void TrainingHost::shrink(Duration limit,
-                          const std::function<void(bool outer, Result<gradient::Members>)>& done) {
-  inner_.shrink(limit,
-                [done](Result<gradient::Members> members) { done(false, std::move(members)); });
-  if (!outer_) return;
-  outer_->shrink(limit,
-                 [done](Result<gradient::Members> members) { done(true, std::move(members)); });
+void TrainingHost::shrink(bool outer, Duration limit, gradient::SimulatedExchange::Shrunk done) {
+  (outer ? *outer_ : inner_).shrink(limit, std::move(done));
 }
 
 void TrainingHost::go_on(const gradient::Members& members) {

@@ -61,8 +61,8 @@ class TrainingHost {
   void pump(Rank station);
   // Agrees on the round that each stream goes on with, and goes on.
   void go_on(const gradient::Members& members);
-  void shrink(Duration limit,
-              const std::function<void(bool outer, Result<gradient::Members>)>& done);
+  // The rank's station, or its outer one.
+  void shrink(bool outer, Duration limit, gradient::SimulatedExchange::Shrunk done);
   // Nothing of this host runs any more.
   void abandon();
   void close();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
 
@@ -274,30 +275,37 @@ bool TrainingRunner::at_rest() const {
   });
 }
 
-void TrainingRunner::begin_shrink(Rank rank) {
+// Until its set is that of the survivors. A rank's two stations do not wait for each other: while
+// one is under way the other may have to begin again.
+void TrainingRunner::begin_shrink(Rank rank, bool outer) {
   const auto index = static_cast<size_t>(rank);
-  if (!healthy(rank) || shrinking_[index]) return;
-  shrinking_[index] = true;
-  const auto left = std::make_shared<int>(training_.site_of.empty() ? 1 : 2);
-  hosts_[index]->shrink(
-      kShrinkLimit, [this, rank, index, left](bool outer, Result<gradient::Members> members) {
-        if (!members) {
-          complain(rank, "shrink failed: " + members.error().to_string());
-        } else {
-          std::vector<Rank> stations;
-          for (const Rank station : members.value().stations) {
-            if (station < training_.ranks) stations.push_back(station);
-          }
-          shrunk_[index][outer ? 1 : 0] = std::move(stations);
-        }
-        if (--*left > 0) return;
-        shrinking_[index] = false;
-        if (!members || (shrunk_[index][0] == survivors() &&
-                         (training_.site_of.empty() || shrunk_[index][1] == survivors()))) {
-          return;
-        }
-        network_.at(network_.now() + 10ms, [this, rank] { begin_shrink(rank); });
-      });
+  if (!healthy(rank) || std::exchange(shrinking_[index][outer ? 1 : 0], true)) return;
+  hosts_[index]->shrink(outer, kShrinkLimit, [this, rank, outer](Result<gradient::Members> left) {
+    const auto at = static_cast<size_t>(rank);
+    shrinking_[at][outer ? 1 : 0] = false;
+    if (!healthy(rank)) return;
+    if (!left) return complain(rank, "shrink failed: " + left.error().to_string());
+    std::vector<Rank> stations;
+    for (const Rank station : left.value().stations) {
+      if (station < training_.ranks) stations.push_back(station);
+    }
+    const bool expected = stations == survivors();
+    shrunk_[at][outer ? 1 : 0] = std::move(stations);
+    if (!expected) network_.at(network_.now() + 10ms, [=, this] { begin_shrink(rank, outer); });
+  });
+}
+
+void TrainingRunner::begin_shrink(Rank rank) {
+  begin_shrink(rank, false);
+  if (!training_.site_of.empty()) begin_shrink(rank, true);
+}
+
+bool TrainingRunner::has_shrunk(Rank rank) const {
+  const auto index = static_cast<size_t>(rank);
+  const auto is_done = [&](size_t which) {
+    return !shrinking_[index][which] && shrunk_[index][which] == survivors();
+  };
+  return is_done(0) && (training_.site_of.empty() || is_done(1));
 }
 
 // Until all have the expected set: who finished just before another loss starts again.
@@ -308,11 +316,7 @@ bool TrainingRunner::shrink() {
                 [this, rank] { begin_shrink(rank); });
   }
   const auto done = [this] {
-    return std::ranges::all_of(survivors(), [this](Rank rank) {
-      const auto index = static_cast<size_t>(rank);
-      return !shrinking_[index] && shrunk_[index][0] == survivors() &&
-             (training_.site_of.empty() || shrunk_[index][1] == survivors());
-    });
+    return std::ranges::all_of(survivors(), [this](Rank rank) { return has_shrunk(rank); });
   };
   if (training_.kill_while_shrinking && epoch_ == 1 && survivors().size() > 2) {
     const Rank victim = survivors()[rng_.below(survivors().size())];
@@ -321,7 +325,9 @@ bool TrainingRunner::shrink() {
                   if (done()) return;  // too late: what follows expects no loss of this fault
                   apply({.kind = TrainingFault::Kind::kill_process, .rank = victim});
                   for (const Rank rank : survivors()) {
-                    if (!shrunk_[static_cast<size_t>(rank)][0].empty()) begin_shrink(rank);
+                    const auto& shrunk = shrunk_[static_cast<size_t>(rank)];
+                    if (!shrunk[0].empty()) begin_shrink(rank, false);
+                    if (!shrunk[1].empty()) begin_shrink(rank, true);
                   }
                 });
   }
