@@ -93,6 +93,7 @@ class TrainingHost {
   void submit(uint32_t index, gradient::Transmit transmit);
   void work(uint32_t index, const gradient::GradientStep::Job& job);
   void fail(uint32_t index, const Error& error);
+  void leave_lanes(uint32_t index);
 
   const Training& training_;
   net::SimulatedNetwork& network_;
