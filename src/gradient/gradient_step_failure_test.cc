@@ -134,8 +134,11 @@ TEST(GradientStepFailure, AMemberThatIsLostEndsTheRoundOfTheOthers) {
       EXPECT_TRUE(rounds.at(station).outcome->ok());
     }
     rounds.at(victim).step->abort({.code = ErrorCode::closed, .message = "the test ends"});
+    rounds.at(victim).to_come.clear();
+    rounds.at(victim).to_finish = false;
     rounds.at(victim).gone = false;
     rounds.drive(seed);
+    EXPECT_TRUE(rounds.at(victim).step->idle());
   }
   EXPECT_GT(failed, 60u);
 }
