@@ -310,7 +310,11 @@ bool TrainingHost::drive(uint32_t index) {
     stream.state = State::idle;
   }
   watcher_.on_end(*this, index, *outcome);
-  if (stream.state == State::idle) next_round(index);
+  if (stream.state == State::idle) {
+    next_round(index);
+  } else {
+    leave_lanes(index);
+  }
   return true;
 }
 
@@ -336,15 +340,18 @@ void TrainingHost::work(uint32_t index, const gradient::GradientStep::Job& job) 
 void TrainingHost::fail(uint32_t index, const Error& error) {
   streams_[index].state = State::failed;
   watcher_.on_error(*this, index, error);
+  leave_lanes(index);
 }
 
-void TrainingHost::shrink(Duration limit,
-                          const std::function<void(bool outer, Result<gradient::Members>)>& done) {
-  inner_.shrink(limit,
-                [done](Result<gradient::Members> members) { done(false, std::move(members)); });
-  if (!outer_) return;
-  outer_->shrink(limit,
-                 [done](Result<gradient::Members> members) { done(true, std::move(members)); });
+// Others may not have met the error: they shall not wait for this host, here or in the next round.
+void TrainingHost::leave_lanes(uint32_t index) {
+  for (size_t leg = 0; leg < gradient::kLegCount; ++leg) {
+    exchange().cancel(members_, {index, static_cast<gradient::Leg>(leg)});
+  }
+}
+
+void TrainingHost::shrink(bool outer, Duration limit, gradient::SimulatedExchange::Shrunk done) {
+  (outer ? *outer_ : inner_).shrink(limit, std::move(done));
 }
 
 void TrainingHost::go_on(const gradient::Members& members) {

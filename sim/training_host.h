@@ -41,6 +41,7 @@ class TrainingHost {
     std::vector<float> arena;
     std::vector<float> fed;  // of this round
     Held held;               // when it began
+    double energy_met = 0;   // of all rounds so far: what encoders have looked at
     State state = State::idle;
     uint64_t round = 0;           // the last that began
     uint64_t completed = 0;       // the last that ended well
@@ -61,8 +62,8 @@ class TrainingHost {
   void pump(Rank station);
   // Agrees on the round that each stream goes on with, and goes on.
   void go_on(const gradient::Members& members);
-  void shrink(Duration limit,
-              const std::function<void(bool outer, Result<gradient::Members>)>& done);
+  // The rank's station, or its outer one.
+  void shrink(bool outer, Duration limit, gradient::SimulatedExchange::Shrunk done);
   // Nothing of this host runs any more.
   void abandon();
   void close();
@@ -92,6 +93,7 @@ class TrainingHost {
   void submit(uint32_t index, gradient::Transmit transmit);
   void work(uint32_t index, const gradient::GradientStep::Job& job);
   void fail(uint32_t index, const Error& error);
+  void leave_lanes(uint32_t index);
 
   const Training& training_;
   net::SimulatedNetwork& network_;

@@ -39,6 +39,8 @@ class RoundLedger {
   // Once all members have begun and ended: what does not add up, or nothing.
   [[nodiscard]] std::string check() const;
 
+  // Of all that a member may encode in this round: the most of a sum of squares.
+  [[nodiscard]] double energy_met(const Held& held, std::span<const float> fed) const;
   // Of one member: what changes when members or duties do. Nothing may be lost on the way.
   [[nodiscard]] std::string check_adopted(const Held& before, const Held& after) const;
   // Of a member that took its records back: of each slice, what it held at the beginning, or with
@@ -49,6 +51,12 @@ class RoundLedger {
 
  private:
   [[nodiscard]] double bound(uint64_t element) const;
+  [[nodiscard]] double bound_returned(uint32_t slice) const;
+  [[nodiscard]] std::string check_returned(uint32_t slice, const Held& before, const Held& after,
+                                           std::span<const float> fed) const;
+  [[nodiscard]] codec::Range place_of(uint32_t slice) const;  // in the arena
+  // The most that a member may encode of an element.
+  [[nodiscard]] double met(const Held& held, std::span<const float> fed, uint64_t element) const;
   [[nodiscard]] double times(uint64_t element) const { return times_[element]; }
   void add(const Held& held, std::vector<double>& sum);
 
@@ -59,7 +67,8 @@ class RoundLedger {
   std::vector<double> before_;
   std::vector<double> after_;
   std::vector<double> magnitude_;
-  std::vector<float> average_;  // of the first that ended
+  std::vector<double> largest_;  // by slice: of each member's largest magnitude, the sum
+  std::vector<float> average_;   // of the first that ended
   int ended_ = 0;
 };
 

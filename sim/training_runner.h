@@ -68,6 +68,8 @@ class TrainingRunner final : public TrainingWatcher {
   [[nodiscard]] bool at_rest() const;
   [[nodiscard]] bool shrink();
   void begin_shrink(Rank rank);
+  void begin_shrink(Rank rank, bool outer);
+  [[nodiscard]] bool has_shrunk(Rank rank) const;
   void go_on();
   void close_all();
   void lose(Rank rank);
@@ -84,7 +86,7 @@ class TrainingRunner final : public TrainingWatcher {
   uint64_t epoch_ = 1;
   // By rank, inner and outer: what the last shrink came to.
   std::vector<std::array<std::vector<Rank>, 2>> shrunk_;
-  std::vector<bool> shrinking_;
+  std::vector<std::array<bool, 2>> shrinking_;
   Counts counts_;
   std::vector<std::string> complaints_;
 };

@@ -219,6 +219,9 @@ class _Layers(torch.autograd.Function):
         return outputs[0], ctx.gradient, None, None
 
 
+_work: Callable[..., torch.Tensor] = _Layers.apply
+
+
 class Layer(torch.nn.Module):
     """A module of its own, so that a step in the next forward waits for it alone."""
 
@@ -228,8 +231,7 @@ class Layer(torch.nn.Module):
         self.timeline, self.forward_s, self.backward_s = timeline, forward_s, backward_s
 
     def forward(self, token: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _Layers.apply(token, self.weight, self, gradient)  # type: ignore[no-untyped-call]
-        return out
+        return _work(token, self.weight, self, gradient)
 
 
 class _Ends(torch.autograd.Function):
@@ -244,6 +246,9 @@ class _Ends(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[Any, ...]:
         ctx.at()
         return outputs[0], None
+
+
+_end: Callable[..., torch.Tensor] = _Ends.apply
 
 
 class Replayed(torch.nn.Module):
@@ -265,11 +270,10 @@ class Replayed(torch.nn.Module):
     def forward(self, token: torch.Tensor) -> torch.Tensor:
         gradients = self._recording.gradients[self._steps % len(self._recording.gradients)]
         self._steps += 1
-        token = _Ends.apply(token, self._after)  # type: ignore[no-untyped-call]
+        token = _end(token, self._after)
         for layer, gradient in zip(self.layers.values(), gradients, strict=True):
             token = layer(token, gradient)
-        out: torch.Tensor = _Ends.apply(token, self._timeline.begin)  # type: ignore[no-untyped-call]
-        return out
+        return _end(token, self._timeline.begin)
 
     def _after(self) -> None:
         self._timeline.run(self._recording.after_s)

@@ -7,15 +7,14 @@
 #include <string>
 
 #include "base/check.h"
+#include "base/fault.h"
 #include "base/rng.h"
 #include "codec/step.h"
 
 namespace scant::codec {
 namespace {
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 std::string text(double value) {
   std::string digits = std::to_string(value);

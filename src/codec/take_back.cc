@@ -4,6 +4,7 @@
 #include <array>
 #include <string>
 
+#include "base/fault.h"
 #include "codec/accumulate.h"
 #include "codec/encoder.h"
 
@@ -16,9 +17,7 @@ constexpr uint64_t kPiece = kSparseBlockElements;
 // end.
 constexpr uint64_t kDrawsEnd = ~uint64_t{3};
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 std::string text(Shape shape) {
   return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);

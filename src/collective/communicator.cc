@@ -1,21 +1,15 @@
 // The public API: user threads queue commands, one I/O thread runs the pump and finishes their
-// Work. The I/O thread owns transport, engine and pump from start() on; user threads touch the
-// queue and three atomics. docs/threads.md.
+// Work. What begins a call stands in communicator_calls.cc.
 #include "scant/communicator.h"
 
 #include <algorithm>
-#include <atomic>
-#include <functional>
-#include <map>
-#include <mutex>
+#include <utility>
 
 #include "base/check.h"
 #include "base/crc.h"
-#include "base/queue.h"
-#include "base/thread.h"
-#include "collective/engine/pump.h"
+#include "base/fault.h"
+#include "collective/communicator_impl.h"
 #include "collective/transport_factory.h"
-#include "collective/work.h"
 #include "net/tcp/tcp_transport.h"
 
 namespace scant {
@@ -23,8 +17,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// Submissions that may wait for the I/O thread; a user thread that is further ahead blocks.
-constexpr size_t kCommandsMax = 4096;
 // Commands taken before the sockets get their turn.
 constexpr int kCommandsPerTurn = 64;
 // A Work reports by its operation's deadline plus the time that a frame in progress may take to
@@ -32,16 +24,7 @@ constexpr int kCommandsPerTurn = 64;
 constexpr Duration kReportGrace = 30s;
 constexpr Duration kPollMax = 1s;
 
-struct Command {
-  Work::State* state = nullptr;  // holds a reference
-  std::function<void()> action;  // on the I/O thread; empty: submit `call`
-  bool finishes_later = false;   // the action keeps the reference
-  collective::Call call;
-};
-
-Error closed(std::string message) {
-  return Error{ErrorCode::closed, 0, kNoRank, std::move(message)};
-}
+using base::closed;
 
 uint32_t group_hash(const std::vector<Rank>& members, std::string_view key, uint32_t times,
                     uint32_t epoch) {
@@ -53,67 +36,6 @@ uint32_t group_hash(const std::vector<Rank>& members, std::string_view key, uint
 }
 
 }  // namespace
-
-struct Communicator::Impl {
-  Impl(const CommunicatorOptions& given, std::unique_ptr<net::Transport> made)
-      : options(given),
-        transport(std::move(made)),
-        engine(engine_options(given), collective::CostModel{}),
-        pump(engine, *transport),
-        rank(given.rank),
-        size(given.size),
-        epoch(engine.epoch()) {}
-
-  static collective::EngineOptions engine_options(const CommunicatorOptions& given) {
-    collective::EngineOptions made;
-    made.rank = given.rank;
-    made.size = given.size;
-    made.operation_timeout = given.operation_timeout;
-    return made;
-  }
-
-  [[nodiscard]] bool in_child() const {
-    return fork_generation != Work::State::current_fork_generation();
-  }
-
-  // User threads.
-  Work submit(collective::Call call, const CallOptions& how);
-  Result<void> run_on_io_thread(std::function<void()> action, Duration limit);
-  void stop(Duration timeout, std::optional<std::string> abort_reason,
-            std::optional<std::string> failure = std::nullopt);
-
-  // The I/O thread.
-  void loop();
-  void execute(Command command);
-  void finish_queue(const Error& error);
-  void close_down();
-  void refresh_peers();
-
-  const CommunicatorOptions options;
-  std::unique_ptr<net::Transport> transport;
-  collective::Engine engine;
-  collective::Pump pump;
-  base::BoundedQueue<Command> queue{kCommandsMax};
-  const uint32_t fork_generation = Work::State::current_fork_generation();
-
-  // Written by the I/O thread when a new epoch begins, read by any thread; alone, so relaxed order
-  // serves.
-  std::atomic<Rank> rank;
-  std::atomic<int> size;
-  std::atomic<uint32_t> epoch;
-
-  bool stopping = false;                    // I/O thread
-  std::optional<std::string> abort_reason;  // I/O thread
-  std::optional<std::string> failure;       // I/O thread
-  Time stop_deadline{};                     // I/O thread
-
-  base::Mutex mutex;  // what user threads share besides the queue
-  std::map<std::string, uint32_t> group_keys SCANT_GUARDED_BY(mutex);
-  std::vector<PeerInfo> last_peers SCANT_GUARDED_BY(mutex);
-  base::Mutex stop_mutex;  // one thread stops at a time
-  bool stopped SCANT_GUARDED_BY(stop_mutex) = false;
-  base::Thread thread;
-};
 
 Work Communicator::Impl::submit(collective::Call call, const CallOptions& how) {
   const Duration timeout = how.timeout > Duration::zero() ? how.timeout : options.operation_timeout;
@@ -346,7 +268,7 @@ Result<std::vector<Rank>> Communicator::shrink(Duration timeout) {
   const Work work(state);
   state->add_reference();
   Impl* impl = impl_.get();
-  Command command;
+  Impl::Command command;
   command.state = state;
   command.finishes_later = true;
   command.action = [impl, shared, state, timeout] {
@@ -382,130 +304,5 @@ Result<void> Communicator::fail(std::string_view reason, Duration timeout) {
 }
 
 void Communicator::abort(std::string_view reason) { impl_->stop(0s, std::string(reason)); }
-
-Work Communicator::all_reduce(Bytes input, MutableBytes output, DType dtype, ReduceOp op,
-                              const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::all_reduce;
-  call.dtype = dtype;
-  call.reduce = op;
-  call.inputs = {input};
-  call.outputs = {output};
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::reduce(Bytes input, MutableBytes output, DType dtype, ReduceOp op, Rank root,
-                          const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::reduce;
-  call.dtype = dtype;
-  call.reduce = op;
-  call.root = root;
-  call.inputs = {input};
-  call.outputs = {output};
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::reduce_scatter(std::vector<Bytes> input_parts, MutableBytes output, DType dtype,
-                                  ReduceOp op, const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::reduce_scatter;
-  call.dtype = dtype;
-  call.reduce = op;
-  call.inputs = std::move(input_parts);
-  call.outputs = {output};
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::all_gather(Bytes input, std::vector<MutableBytes> output_parts, DType dtype,
-                              const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::all_gather;
-  call.dtype = dtype;
-  call.inputs = {input};
-  call.outputs = std::move(output_parts);
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::broadcast(MutableBytes data, DType dtype, Rank root,
-                             const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::broadcast;
-  call.dtype = dtype;
-  call.root = root;
-  call.outputs = {data};
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::gather(Bytes input, std::vector<MutableBytes> output_parts, DType dtype,
-                          Rank root, const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::gather;
-  call.dtype = dtype;
-  call.root = root;
-  call.inputs = {input};
-  call.outputs = std::move(output_parts);
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::scatter(std::vector<Bytes> input_parts, MutableBytes output, DType dtype,
-                           Rank root, const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::scatter;
-  call.dtype = dtype;
-  call.root = root;
-  call.inputs = std::move(input_parts);
-  call.outputs = {output};
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::all_to_all(std::vector<Bytes> input_parts,
-                              std::vector<MutableBytes> output_parts, DType dtype,
-                              const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::all_to_all;
-  call.dtype = dtype;
-  call.inputs = std::move(input_parts);
-  call.outputs = std::move(output_parts);
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::exchange(std::vector<Bytes> input_parts, std::vector<MutableBytes> output_parts,
-                            std::span<uint64_t> received, const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::exchange;
-  call.inputs = std::move(input_parts);
-  call.outputs = std::move(output_parts);
-  call.received = received;
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::send(Bytes data, DType dtype, Rank peer, uint32_t tag,
-                        const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::send;
-  call.dtype = dtype;
-  call.root = peer;
-  call.tag = tag;
-  call.inputs = {data};
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::recv(MutableBytes data, DType dtype, Rank peer, uint32_t tag,
-                        const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::recv;
-  call.dtype = dtype;
-  call.root = peer;
-  call.tag = tag;
-  call.outputs = {data};
-  return impl_->submit(std::move(call), options);
-}
-
-Work Communicator::barrier(const CallOptions& options) {
-  collective::Call call;
-  call.kind = collective::OpKind::barrier;
-  return impl_->submit(std::move(call), options);
-}
 
 }  // namespace scant

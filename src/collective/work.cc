@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/fault.h"
 
 namespace scant {
 namespace {
@@ -30,9 +31,7 @@ void futex_wake_all(std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-Error nobody_waits_for() {
-  return Error{ErrorCode::invalid_argument, 0, kNoRank, "wait: this Work names no operation"};
-}
+Error nobody_waits_for() { return base::invalid("wait: this Work names no operation"); }
 
 }  // namespace
 

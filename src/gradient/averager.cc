@@ -4,14 +4,13 @@
 #include <string>
 #include <utility>
 
+#include "base/fault.h"
 #include "gradient/communicator_exchange.h"
 
 namespace scant::gradient {
 namespace {
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 }  // namespace
 

@@ -3,14 +3,13 @@
 #include <string>
 #include <utility>
 
+#include "base/fault.h"
 #include "gradient/averager.h"
 
 namespace scant::gradient {
 namespace {
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 double seconds_between(Time from, Time to) {
   return std::chrono::duration<double>(to - from).count();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/fault.h"
 
 namespace scant::gradient {
 namespace {
@@ -14,9 +15,7 @@ namespace {
 constexpr std::array<const char*, kLegCount> kSuffixes = {".first", ".second", ".verdict",
                                                           ".plans"};
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 // Lives as long as its operation; the callback is the last to use it.
 struct Pending {
@@ -73,6 +72,11 @@ std::string CommunicatorExchange::name_of(const Members& among, Lane lane) const
 }
 
 Result<GroupId> CommunicatorExchange::group_of(const Members& among, Lane lane) {
+  if (among.self < 0 || among.self >= among.size() ||
+      among.stations[static_cast<size_t>(among.self)] != self_) {
+    return invalid("members: station " + std::to_string(self_) +
+                   ", this one, is not the member that it says");
+  }
   const Key key{among.hash(), lane.slot, lane.leg};
   if (const auto known = groups_.find(key); known != groups_.end()) {
     if (!known->second.closed) return known->second.id;
@@ -136,9 +140,11 @@ Work CommunicatorExchange::call(Operation& operation, GroupId group) {
 }
 
 void CommunicatorExchange::cancel(const Members& among, Lane lane) {
-  const auto known = groups_.find({among.hash(), lane.slot, lane.leg});
-  if (known == groups_.end() || std::exchange(known->second.closed, true)) return;
-  static_cast<void>(communicator_.release_group(known->second.id));
+  // A lane that this member never used is refused too: the others may wait for it there.
+  const Result<GroupId> group = group_of(among, lane);
+  if (!group) return;
+  groups_[{among.hash(), lane.slot, lane.leg}].closed = true;
+  static_cast<void>(communicator_.release_group(group.value()));
 }
 
 }  // namespace scant::gradient

@@ -5,13 +5,12 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/fault.h"
 
 namespace scant::gradient {
 namespace {
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 // The short text needs no memory of its own.
 Error out_of_memory(uint64_t round) try {

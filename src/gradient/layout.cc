@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "base/fault.h"
 #include "gradient/owners.h"
 
 namespace scant::gradient {
@@ -16,9 +17,7 @@ using codec::Shape;
 
 constexpr int kRanksMax = 65535;  // as a communicator's
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = "layout: " + std::move(message)};
-}
+Error invalid(std::string message) { return base::invalid("layout: " + std::move(message)); }
 
 std::string text(const Shape& shape) {
   return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);

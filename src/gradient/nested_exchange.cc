@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/fault.h"
 #include "base/little_endian.h"
 
 namespace scant::gradient {
@@ -23,9 +24,7 @@ Lane lane_of(Lane lane, uint32_t which) {
 }
 Lane lane_of(Lane lane, Stage stage) { return lane_of(lane, static_cast<uint32_t>(stage)); }
 
-Error closed(std::string message) {
-  return Error{.code = ErrorCode::closed, .message = std::move(message)};
-}
+using base::closed;
 
 void write_error(const Error& error, std::byte* to) {
   const size_t text = std::min(error.message.size(), kFarewellBytes - kFarewellHead);

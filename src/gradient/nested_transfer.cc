@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "base/fault.h"
 #include "base/little_endian.h"
 #include "collective/reduce/reduce.h"
 
@@ -15,9 +16,7 @@ using Kind = Operation::Kind;
 
 constexpr size_t kSizeBytes = 8;  // before each message of a bundle
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = "exchange: " + std::move(message)};
-}
+Error invalid(std::string message) { return base::invalid("exchange: " + std::move(message)); }
 
 size_t at(Rank place) { return static_cast<size_t>(place); }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/crc.h"
+#include "base/fault.h"
 #include "base/little_endian.h"
 #include "base/version.h"
 #include "gradient/residuals.h"
@@ -21,9 +22,7 @@ constexpr size_t kHeadBytes = 24;
 constexpr size_t kEntryBytes = 16;
 constexpr size_t kCrcBytes = 4;
 
-Error corrupt(const std::string& what) {
-  return Error{.code = ErrorCode::corrupt, .message = "saved residuals: " + what};
-}
+Error corrupt(const std::string& what) { return base::corrupt("saved residuals: " + what); }
 
 template <typename T>
 void put(std::vector<std::byte>& out, T value) {

@@ -5,12 +5,12 @@
 #include <string>
 #include <utility>
 
+#include "base/fault.h"
+
 namespace scant::gradient {
 namespace {
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = "members: " + std::move(message)};
-}
+Error invalid(std::string message) { return base::invalid("members: " + std::move(message)); }
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/fault.h"
 #include "base/little_endian.h"
 #include "base/rng.h"
 #include "net/simulated/simulated_transport.h"
@@ -20,9 +21,7 @@ constexpr size_t kLostPiecesMax = 64;
 // Receiver, slice, first element, elements.
 constexpr size_t kReportEntryBytes = 24;
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = "exchange: " + std::move(message)};
-}
+Error invalid(std::string message) { return base::invalid("exchange: " + std::move(message)); }
 
 void append_report(Rank receiver, const Operation::Piece& piece, std::vector<std::byte>& report) {
   report.resize(report.size() + kReportEntryBytes);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/crc.h"
+#include "base/fault.h"
 #include "base/little_endian.h"
 #include "base/version.h"
 
@@ -24,7 +25,7 @@ constexpr std::string_view kSegmentSuffix = ".scj";
 constexpr std::string_view kCrcKey = "crc32c ";
 
 Error corrupt(const std::string& name, const std::string& what) {
-  return {.code = ErrorCode::corrupt, .message = name + ": " + what};
+  return base::corrupt(name + ": " + what);
 }
 
 uint32_t crc_of(std::string_view text) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/crc.h"
+#include "base/fault.h"
 #include "base/little_endian.h"
 #include "codec/accumulate.h"
 #include "codec/record/record.h"
@@ -25,9 +26,7 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kSamples = 64;             // ranges that a factor is first tried on
 constexpr uint64_t kSampleElements = 1024;  // looked at together for the largest
 
-Error corrupt(const std::string& what) {
-  return {.code = ErrorCode::corrupt, .message = "a step of the journal: " + what};
-}
+Error corrupt(const std::string& what) { return base::corrupt("a step of the journal: " + what); }
 
 bool is_records(PartKind kind) { return kind == PartKind::averages || kind == PartKind::gathered; }
 

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "base/fault.h"
+
 namespace scant::net {
 namespace {
 
@@ -14,9 +16,7 @@ constexpr size_t kAddressBytesMax = 64;  // numeric, with the name of an interfa
 static_assert(3 * (kFieldBytesMax + 16) + kAddressesMax * (kAddressBytesMax + 16) + 128 <=
               kAddressRecordBytesMax);
 
-Error corrupt(const std::string& what) {
-  return Error{ErrorCode::corrupt, 0, kNoRank, "address record: " + what};
-}
+Error corrupt(const std::string& what) { return base::corrupt("address record: " + what); }
 
 bool printable(char c) { return c >= 0x20 && c < 0x7F; }
 

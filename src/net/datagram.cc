@@ -5,14 +5,13 @@
 
 #include "base/bytes.h"
 #include "base/crc.h"
+#include "base/fault.h"
 #include "net/frame.h"
 
 namespace scant::net {
 namespace {
 
-Error corrupt(const std::string& what) {
-  return Error{ErrorCode::corrupt, 0, kNoRank, "datagram: " + what};
-}
+Error corrupt(const std::string& what) { return base::corrupt("datagram: " + what); }
 
 size_t body_bytes(const Datagram& datagram) {
   switch (datagram.kind) {

@@ -5,6 +5,7 @@
 
 #include "base/bytes.h"
 #include "base/crc.h"
+#include "base/fault.h"
 
 namespace scant::net {
 namespace {
@@ -26,9 +27,7 @@ bool known(uint8_t type) {
   return false;
 }
 
-Error corrupt(const std::string& what) {
-  return Error{ErrorCode::corrupt, 0, kNoRank, "frame header: " + what};
-}
+Error corrupt(const std::string& what) { return base::corrupt("frame header: " + what); }
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/crc.h"
+#include "base/fault.h"
 #include "base/little_endian.h"
 #include "base/version.h"
 
@@ -24,9 +25,7 @@ constexpr size_t kPlanPartBytes = 8 + 24;
 
 constexpr uint32_t kSoundingMost = 64 << 20;
 
-Error damaged(const char* what) {
-  return Error{.code = ErrorCode::corrupt, .message = std::string("decision: ") + what};
-}
+Error damaged(const char* what) { return base::corrupt(std::string("decision: ") + what); }
 
 }  // namespace
 

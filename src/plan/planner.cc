@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "base/fault.h"
 #include "codec/rate/allocate.h"
 #include "plan/progress.h"
 
@@ -25,9 +26,7 @@ constexpr size_t kFineCounts = 3;     // of buffers, those of the best
 constexpr double kLateSurcharges[] = {0, 2};
 constexpr double kNoEnergy = 1e-100;  // the least square of an f32 is 2e-90
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 std::string in_buffers(const char* what, const gradient::FusionPlan& plan) {
   const size_t count = plan.buffers.size();

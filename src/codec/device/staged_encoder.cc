@@ -4,13 +4,12 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/fault.h"
 
 namespace scant::codec {
 namespace {
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 }  // namespace
 

@@ -8,14 +8,14 @@
 #include <queue>
 #include <string>
 
+#include "base/fault.h"
+
 namespace scant::codec {
 namespace {
 
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 std::string text(double value) {
   char digits[32];

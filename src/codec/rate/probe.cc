@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "base/fault.h"
 #include "base/rng.h"
 #include "codec/kernels/kernels.h"
 #include "codec/record/block_writer.h"
@@ -36,9 +37,7 @@ constexpr double kDensities[] = {1, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001};
 constexpr ValueKind kKinds[] = {ValueKind::f32, ValueKind::bf16, ValueKind::q8, ValueKind::q4,
                                 ValueKind::q3,  ValueKind::q2,   ValueKind::q1};
 
-Error invalid(std::string message) {
-  return Error{.code = ErrorCode::invalid_argument, .message = std::move(message)};
-}
+using base::invalid;
 
 std::optional<Error> check(const Encoder& encoder, std::span<const float> gradient,
                            std::span<const Point> points) {

@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/crc.h"
+#include "base/fault.h"
 #include "base/little_endian.h"
 #include "base/version.h"
 #include "codec/quantise/levels.h"
@@ -32,9 +33,7 @@ constexpr size_t kCrcAt = 60;
 constexpr uint64_t kTensorElementsMax = (uint64_t{1} << 63) - 1;
 constexpr uint32_t kNonfiniteMax = std::numeric_limits<uint32_t>::max();
 
-Error corrupt(std::string message) {
-  return Error{.code = ErrorCode::corrupt, .message = std::move(message)};
-}
+using base::corrupt;
 
 Error corrupt_in(uint32_t tensor, const std::string& what) {
   return corrupt("record of tensor " + std::to_string(tensor) + ": " + what);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/crc.h"
+#include "base/fault.h"
 #include "base/little_endian.h"
 #include "base/version.h"
 #include "codec/encoder.h"
@@ -20,9 +21,7 @@ constexpr uint8_t kStateVersion = 1;
 constexpr size_t kFixedBytes = 128;
 constexpr size_t kCrcBytes = 4;
 
-Error corrupt(const std::string& what) {
-  return Error{.code = ErrorCode::corrupt, .message = "saved encoder: " + what};
-}
+Error corrupt(const std::string& what) { return base::corrupt("saved encoder: " + what); }
 
 template <typename T>
 Bytes bytes_of(std::span<T> values) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/fault.h"
+
 namespace scant::collective {
 namespace {
 
@@ -22,7 +24,7 @@ uint32_t get_u32(Bytes in, size_t at) {
   return value;
 }
 
-Error corrupt(const char* what) { return Error{ErrorCode::corrupt, 0, kNoRank, what}; }
+using base::corrupt;
 
 bool has_reduce(OpKind kind) {
   return kind == OpKind::all_reduce || kind == OpKind::reduce || kind == OpKind::reduce_scatter;

@@ -1,3 +1,4 @@
+// What the conformance suite runs on where it stands in virtual time.
 #include "gradient/testing/exchanges.h"
 
 namespace scant::gradient {

@@ -134,7 +134,7 @@ def test_table_puts_ratios_first() -> None:
     head, rows = table(Demo(runs=runs, limit_mb_per_s=125.0))
     assert head == ["", "gloo", "scant"]
     assert [row[0] for row in rows[:3]] == [
-        f"{what}, gloo ÷ this" for what in ("time to the same loss", "step time", "CPU")
+        f"{what}, gloo ÷ this" for what in ("time to the same loss", "step time", "CPU a step")
     ]
     shown = {row[0]: row[1:] for row in rows}
     assert shown["step time, gloo ÷ this"] == ["1.00×", "2.00×"]

@@ -31,7 +31,7 @@ def case_torch_is_not_there() -> None:
 
 
 def case_all_reduce_every_dtype_and_op() -> None:
-    reductions = {
+    reductions: dict[str, np.ufunc] = {
         "sum": np.add,
         "product": np.multiply,
         "min": np.minimum,
