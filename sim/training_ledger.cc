@@ -38,8 +38,8 @@ Held held_by(const gradient::GradientStep& step) {
   return held;
 }
 
-Roundings roundings_of(codec::ResidualKind kind) {
-  return {.residual = kind == codec::ResidualKind::bf16 ? 0x1p-7 : 0};
+Roundings roundings_of(codec::ResidualKind kind, bool bounded) {
+  return {.residual = kind == codec::ResidualKind::bf16 ? 0x1p-7 : 0, .bounded = bounded};
 }
 
 RoundLedger::RoundLedger(const gradient::Layout& layout, const gradient::Seat& seat,
@@ -129,11 +129,16 @@ double RoundLedger::bound(uint64_t element) const {
 }
 
 std::string RoundLedger::check() const {
-  for (size_t i = 0; i < before_.size(); ++i) {
-    const double applied = times(i) * static_cast<double>(average_[i]);
-    const double have = applied + after_[i];
-    if (!(std::abs(have - before_[i]) <= bound(i))) {
-      return text_of("mass is not conserved", i, have, before_[i], bound(i));
+  for (uint32_t slice = 0; slice < largest_.size(); ++slice) {
+    const codec::Range place = place_of(slice);
+    // A record that came back was kept twice, at 2 L and at L, at each end.
+    const double once = roundings_.f32 + roundings_.residual;
+    const double came_back = roundings_.bounded ? 6 * once * largest_[slice] : 0;
+    for (uint64_t i = place.first; i < place.first + place.elements; ++i) {
+      const double have = times(i) * static_cast<double>(average_[i]) + after_[i];
+      const double allowed = bound(i) + came_back;
+      if (std::abs(have - before_[i]) <= allowed) continue;
+      return text_of("mass is not conserved", i, have, before_[i], allowed);
     }
   }
   return {};
@@ -149,6 +154,25 @@ std::string RoundLedger::check_adopted(const Held& before, const Held& after) co
                            1e-40;
     if (!(std::abs(have - want) <= allowed)) {
       return text_of("a change of members loses mass", i, have, want, allowed);
+    }
+  }
+  return {};
+}
+
+std::string RoundLedger::check_sent(const Held& after, std::span<const float> fed,
+                                    const gradient::FusionPlan& plan) const {
+  for (const gradient::BufferPlan& buffer : plan.buffers) {
+    if (buffer.path == gradient::Path::split) continue;
+    const bool plain = buffer.path == gradient::Path::all_reduce;
+    for (uint32_t part = buffer.first_part; part < buffer.first_part + buffer.parts; ++part) {
+      const gradient::PartLayout& known = layout_.parts()[part];
+      const uint64_t begin = layout_.arena_offset(known.tensor, known.range);
+      const auto gradient = fed.subspan(begin, known.range.elements);
+      if (std::ranges::all_of(gradient, [](float value) { return value == 0; })) continue;
+      for (uint64_t i = begin; i < begin + known.range.elements; ++i) {
+        const double kept = std::abs(after.owner[i]) + (plain ? std::abs(after.worker[i]) : 0);
+        if (kept > 0) return text_of("what was sent is still kept", i, kept, 0, 0);
+      }
     }
   }
   return {};

@@ -22,9 +22,10 @@ struct Held {
 // One rounding of f32, and one of the residual's kind, relative to the value.
 struct Roundings {
   double f32 = 0x1p-24;
-  double residual = 0;  // beyond that of f32
+  double residual = 0;   // beyond that of f32
+  bool bounded = false;  // of a leg: records may come back in a round that ends well
 };
-[[nodiscard]] Roundings roundings_of(codec::ResidualKind kind);
+[[nodiscard]] Roundings roundings_of(codec::ResidualKind kind, bool bounded);
 
 class RoundLedger {
  public:
@@ -43,6 +44,10 @@ class RoundLedger {
   [[nodiscard]] double energy_met(const Held& held, std::span<const float> fed) const;
   // Of one member: what changes when members or duties do. Nothing may be lost on the way.
   [[nodiscard]] std::string check_adopted(const Held& before, const Held& after) const;
+  // Of a member whose round has ended well: what plain buffers sent is kept nowhere, nor what the
+  // owner of a gathered slice had. Where the member had a gradient.
+  [[nodiscard]] std::string check_sent(const Held& after, std::span<const float> fed,
+                                       const gradient::FusionPlan& plan) const;
   // Of a member that took its records back: of each slice, what it held at the beginning, or with
   // the gradient. Buffers that went plain are left out.
   [[nodiscard]] std::string check_returned(const Held& before, const Held& after,

@@ -74,7 +74,7 @@ void TrainingRunner::on_begin(TrainingHost& host, uint32_t index, const Held& be
     round.members = host.members();
     round.over.assign(static_cast<size_t>(host.members().size()), false);
     round.ledger = std::make_unique<RoundLedger>(stream.step->layout(), stream.step->seat(),
-                                                 roundings_of(training_.residual));
+                                                 roundings_of(training_.residual, !is_exact()));
   }
   round.ledger->begin(stream.held, stream.fed);
   stream.energy_met += round.ledger->energy_met(stream.held, stream.fed);
@@ -111,6 +111,8 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
   const Held held = held_by(*stream.step);
   std::string wrong = round.ledger->end(held, stream.arena);
   if (!wrong.empty()) complain(host.rank(), "round " + std::to_string(stream.round) + ": " + wrong);
+  wrong = round.ledger->check_sent(held, stream.fed, stream.step->plan());
+  if (!wrong.empty()) complain(host.rank(), wrong);
   if (round.well++ == 0) {
     round.accounts = report.accounts;
   } else {
@@ -126,10 +128,9 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
   const gradient::RankAccount& own = report.accounts[place];
   if (own.samples != stream.samples) complain(host.rank(), "its samples are told wrong");
   const double energy = energy_of(held, stream.held);
-  const bool exact = training_.first_leg.exact && training_.second_leg.exact;
   const double allowed =
       energy_share(*stream.step) * energy + kEnergySteps * 0x1p-24 * stream.energy_met + 1e-12;
-  if (exact && !(std::abs(own.residual_energy - energy) <= allowed)) {
+  if (is_exact() && !(std::abs(own.residual_energy - energy) <= allowed)) {
     complain(host.rank(), "holds energy " + text_of(energy) + ", its verdict says " +
                               text_of(own.residual_energy) + ", bound " + text_of(allowed));
   }
@@ -176,7 +177,7 @@ void TrainingRunner::judge(const RoundKey& key, Round& round) {
   // A member that was lost after its part was done holds the rest.
   for (size_t place = 0; place < round.over.size(); ++place) {
     if (round.over[place]) continue;
-    if (!training_.first_leg.exact || !training_.second_leg.exact) return;
+    if (!is_exact()) return;
     const Rank rank = round.members.stations[place];
     round.ledger->keep(held_by(*hosts_[static_cast<size_t>(rank)]->stream(stream).step));
   }

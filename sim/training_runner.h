@@ -64,6 +64,9 @@ class TrainingRunner final : public TrainingWatcher {
   template <typename Over>
   [[nodiscard]] bool run_until(Duration limit, const Over& over);
   [[nodiscard]] bool healthy(Rank rank) const;
+  [[nodiscard]] bool is_exact() const {
+    return training_.first_leg.exact && training_.second_leg.exact;
+  }
   [[nodiscard]] std::vector<Rank> survivors() const;
   [[nodiscard]] bool at_rest() const;
   [[nodiscard]] bool shrink();
