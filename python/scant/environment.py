@@ -78,6 +78,7 @@ _OTHER_NAMES = frozenset(
         "SCANT_LAB",
         "SCANT_LAB_HOST",
         "SCANT_DEMO_STEPS",
+        "SCANT_GOLDEN_WRITE",
         "SCANT_CHECK_ONLY",
         "SCANT_DEV_LOCKED",
         "SCANT_EXCLUDE",

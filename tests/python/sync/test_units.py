@@ -26,7 +26,7 @@ def test_every_error_code_of_the_header_has_a_class() -> None:
     body = re.search(r"enum class ErrorCode[^{]*\{(.*?)\};", header, flags=re.DOTALL)
     assert body is not None
     codes = re.findall(r"^\s*(\w+),", body.group(1), flags=re.MULTILINE)
-    assert len(codes) == 10
+    assert len(codes) == 11
     for code in codes:
         error = errors.make_error(code, f"{code}: text", rank=1, peer=2, errno=3)
         assert type(error) is not scant.Error
