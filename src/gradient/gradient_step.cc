@@ -125,7 +125,7 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
   }
   try {
     // A rank that does not begin takes the round from all others, which cannot know why.
-    const Result<void> prepared = again([&]() -> Result<void> {
+    Result<void> prepared = again([&]() -> Result<void> {
       if (Result<void> set = set_members(spec.members, spec.duties); !set) return set;
       if (Result<void> kept = keep_reserve(); !kept) return kept;
       prepare_round(spec);

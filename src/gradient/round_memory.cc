@@ -35,7 +35,9 @@ size_t BufferMemory::used_bytes() const {
 std::vector<codec::Range> lost_ranges(std::span<const Missing> missing, uint32_t slice, Rank sender,
                                       Rank receiver) {
   std::vector<codec::Range> lost;
-  for (const Missing& one : std::ranges::equal_range(missing, slice, {}, &Missing::slice)) {
+  auto at = std::ranges::lower_bound(missing, slice, {}, &Missing::slice);
+  for (; at != missing.end() && at->slice == slice; ++at) {
+    const Missing& one = *at;
     if (sender != kNoRank && one.sender != sender) continue;
     if (receiver != kNoRank && one.receiver != receiver) continue;
     lost.insert(lost.end(), one.elements.begin(), one.elements.end());

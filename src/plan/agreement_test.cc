@@ -25,8 +25,9 @@ class Alone {
   explicit Alone(uint32_t first_sounding_ms) : sounding_ms_(first_sounding_ms) {}
 
   void begin(int members = 2) {
-    take(
-        core.begin({.epoch = 1, .stations = std::vector<Rank>(members), .self = 0}, rates(), at()));
+    take(core.begin(
+        {.epoch = 1, .stations = std::vector<Rank>(static_cast<size_t>(members)), .self = 0},
+        rates(), at()));
   }
   void step() {
     const Measurement measured = world.measure(core.decision()).front();

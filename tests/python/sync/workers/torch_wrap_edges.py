@@ -246,7 +246,7 @@ def case_a_mistake_of_one_rank_ends_wrap_on_all() -> None:
                 assert error.rank == RANK
                 assert error.peer == (None if RANK == 1 else 1)
                 raise
-    with raises(TypeError if RANK == 1 else scant.InvalidArgument, "argument 'plam'"):
+    with raises(TypeError if RANK == 1 else scant.InvalidArgument, "no option 'plam'"):
         wrap(network(), **{"plam" if RANK == 1 else "plan": "q4"})
     again = wrap(network())
     train(again, 2)
