@@ -1,6 +1,7 @@
 #include "sim/training_ledger.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -114,7 +115,7 @@ std::string RoundLedger::end(const Held& held, std::span<const float> average) {
   }
   if (std::memcmp(average_.data(), average.data(), average.size_bytes()) == 0) return {};
   for (size_t i = 0; i < average_.size(); ++i) {
-    if (std::memcmp(&average_[i], &average[i], sizeof(float)) == 0) continue;
+    if (std::bit_cast<uint32_t>(average_[i]) == std::bit_cast<uint32_t>(average[i])) continue;
     return text_of("bits differ from another member's", i, average[i], average_[i], 0);
   }
   return {};

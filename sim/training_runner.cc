@@ -16,7 +16,7 @@ constexpr Duration kPhaseLimit = 3000s;  // virtual; beyond every deadline that 
 constexpr Duration kShrinkLimit = 60s;
 constexpr size_t kComplaintsMax = 20;
 // A sparse step tells what is left as a difference of sums of f32: of 4096 elements in 16 lanes.
-constexpr double kEnergySteps = 4096 / 16 + 8;
+constexpr double kEnergySteps = 4096.0 / 16 + 8;
 
 std::string text_of(double value) {
   char text[40];

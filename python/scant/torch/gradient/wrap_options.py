@@ -168,7 +168,7 @@ def given(who: str, options: WrapOptions | None, more: dict[str, Any]) -> WrapOp
     known = [field.name for field in fields(WrapOptions)]
     for name in more:
         if name not in known:
-            raise InvalidArgument(f"{who}: no option {name!r}; there are: {', '.join(known)}")
+            raise TypeError(f"{who}: no option {name!r}; there are: {', '.join(known)}")
     return options or WrapOptions(**more)
 
 
