@@ -18,8 +18,6 @@
 namespace scant::gradient {
 namespace {
 
-using base::load_little;
-using base::store_little;
 using codec::Point;
 using codec::ValueKind;
 

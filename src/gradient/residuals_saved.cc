@@ -13,8 +13,6 @@
 namespace scant::gradient {
 namespace {
 
-using base::load_little;
-using base::store_little;
 
 constexpr uint32_t kSavedMagic = 0x52474353;  // "SCGR" in memory
 constexpr uint32_t kSavedVersion = 1;

@@ -13,8 +13,6 @@
 namespace scant::journal {
 namespace {
 
-using base::load_little;
-using base::store_little;
 
 constexpr size_t kCrcBytes = 4;
 constexpr size_t kNumberDigits = 12;

@@ -17,8 +17,6 @@
 namespace scant::journal {
 namespace {
 
-using base::load_little;
-using base::store_little;
 
 constexpr size_t kHeadBytes = 24;
 constexpr size_t kPartBytes = 24;

@@ -12,8 +12,6 @@
 namespace scant::plan {
 namespace {
 
-using base::load_little;
-using base::store_little;
 
 constexpr uint16_t kVersion = 2;
 constexpr uint16_t kWithCurves = 1;

@@ -13,8 +13,6 @@
 namespace scant::plan {
 namespace {
 
-using base::load_little;
-using base::store_little;
 
 constexpr size_t kHeaderBytes = 16;
 constexpr size_t kScalars = 13;
