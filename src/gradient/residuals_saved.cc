@@ -13,7 +13,6 @@
 namespace scant::gradient {
 namespace {
 
-
 constexpr uint32_t kSavedMagic = 0x52474353;  // "SCGR" in memory
 constexpr uint32_t kSavedVersion = 1;
 constexpr size_t kHeadBytes = 24;

@@ -13,7 +13,6 @@
 namespace scant::journal {
 namespace {
 
-
 constexpr size_t kCrcBytes = 4;
 constexpr size_t kNumberDigits = 12;
 constexpr std::string_view kBasePrefix = "base-";

@@ -17,7 +17,6 @@
 namespace scant::journal {
 namespace {
 
-
 constexpr size_t kHeadBytes = 24;
 constexpr size_t kPartBytes = 24;
 constexpr size_t kAlignment = 64;

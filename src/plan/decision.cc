@@ -12,7 +12,6 @@
 namespace scant::plan {
 namespace {
 
-
 constexpr uint16_t kVersion = 2;
 constexpr uint16_t kWithCurves = 1;
 constexpr size_t kHeaderBytes = 24;

@@ -13,7 +13,6 @@
 namespace scant::plan {
 namespace {
 
-
 constexpr size_t kHeaderBytes = 16;
 constexpr size_t kScalars = 13;
 constexpr size_t kSoundings = 7;
