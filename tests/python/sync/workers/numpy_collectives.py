@@ -55,7 +55,7 @@ def case_all_reduce_every_dtype_and_op() -> None:
 
 
 def case_all_reduce_average() -> None:
-    mine = np.full(5, float(RANK))
+    mine: Any = np.full(5, float(RANK))
     comm.all_reduce(mine, "mean")
     np.testing.assert_allclose(mine, (SIZE - 1) / 2)
 
