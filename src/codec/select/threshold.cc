@@ -107,7 +107,7 @@ void MagnitudeHistogram::add(std::span<const float> values) {
 
 float MagnitudeHistogram::threshold(double wanted) const {
   double above = 0;
-  for (uint32_t bin = kBins; bin-- > 0;) {
+  for (uint32_t bin = static_cast<uint32_t>(bins_.size()); bin-- > 0;) {
     const double here = bins_[bin];
     if (here > 0 && above + here >= wanted) {
       const double share =
@@ -122,6 +122,7 @@ float MagnitudeHistogram::threshold(double wanted) const {
 }
 
 double MagnitudeHistogram::count(float threshold) const {
+  if (bins_.empty()) return 0;
   const uint32_t bits = magnitude_bits(threshold);
   double above = 0;
   for (uint32_t bin = kBins; --bin > bits >> kShift;) above += bins_[bin];
@@ -130,7 +131,7 @@ double MagnitudeHistogram::count(float threshold) const {
 }
 
 uint32_t MagnitudeHistogram::near(float magnitude) const {
-  return bins_[magnitude_bits(magnitude) >> kShift];
+  return bins_.empty() ? 0 : bins_[magnitude_bits(magnitude) >> kShift];
 }
 
 MagnitudeHistogram::Side MagnitudeHistogram::side(float value, float magnitude) {

@@ -360,6 +360,8 @@ TEST(Histogram, FewerThanWanted) {
   const std::vector<float> values = {3.0f, -1e-3f, 1e-30f};
   MagnitudeHistogram histogram;
   EXPECT_EQ(histogram.threshold(1), kSmallestMagnitude);
+  EXPECT_EQ(histogram.count(1.0f), 0);
+  EXPECT_EQ(histogram.near(1.0f), 0u);
   histogram.add(values);
   EXPECT_EQ(histogram.threshold(4), kSmallestMagnitude);
   EXPECT_EQ(passed(values, histogram.threshold(3)), 3u);
