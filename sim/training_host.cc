@@ -94,6 +94,10 @@ void TrainingHost::start(const gradient::Members& members) {
                                                members, i);
     SCANT_CHECK(made.ok(), "the scenario's options make a step");
     stream.step = std::move(made).value();
+    if (training_.planned) {
+      stream.agreement = std::make_unique<plan::Agreement>(
+          stream.step->layout(), plan::AgreementOptions{.lane = {i, gradient::Leg::agreement}});
+    }
     next_round(i);
   }
 }
@@ -140,6 +144,7 @@ void TrainingHost::next_round(uint32_t index) {
   stream.state = State::agreeing;
   later(Duration(1 + static_cast<int64_t>(rng.below(200'000))), [this, index, has_plan, wants] {
     if (streams_[index].state != State::agreeing) return;
+    if (training_.planned) return agree(index);
     if (wants || !has_plan || members_.epoch > 1) return agree_on_plan(index);
     begin_round(index);
   });
@@ -180,20 +185,60 @@ void TrainingHost::take_plan(uint32_t index, const Outcome& outcome) {
   Result<gradient::FusionPlan> plan =
       gradient::parse_fusion_plan(Bytes(stream.plan_bytes).subspan(8, bytes), layout);
   if (!plan) return watcher_.complain(rank_, "plan: " + plan.error().to_string());
-  if (index == 0 && rank_ == training_.deviant && stream.round == training_.deviant_round &&
-      members_.epoch == 1) {
-    base::Rng rng = rng_of(index, stream.round, 3);
-    plan = draw_plan(rng, layout);
+  set_plan(index, plan.value());
+}
+
+// In planned trainings the members agree when they are new, and after each period.
+void TrainingHost::agree(uint32_t index) {
+  Stream& stream = streams_[index];
+  if (std::exchange(stream.agreed_epoch, members_.epoch) != members_.epoch) {
+    return carry_on(index, stream.agreement->begin(members_, rates_, moment()));
   }
-  const Result<void> set = stream.step->set_plan(plan.value());
+  if (stream.agreement->state() == plan::Agreement::State::running) return begin_round(index);
+  carry_on(index, stream.agreement->agree(moment()));
+}
+
+void TrainingHost::carry_on(uint32_t index, std::optional<gradient::Operation> operation) {
+  Stream& stream = streams_[index];
+  if (operation) {
+    return exchange().submit(members_, *std::move(operation),
+                             [this, index](const Outcome& outcome) {
+                               if (abandoned_) return;
+                               plan::Agreement& of = *streams_[index].agreement;
+                               carry_on(index, of.done(outcome.result, moment()));
+                             });
+  }
+  if (stream.agreement->error()) return fail(index, *stream.agreement->error());
+  set_plan(index, stream.agreement->decision().plan);
+}
+
+// The processor has been busy all the time, as far as the planner can tell.
+plan::Moment TrainingHost::moment() const {
+  const Time now = network_.now();
+  return {now, std::chrono::duration<double>(now.time_since_epoch()).count()};
+}
+
+bool TrainingHost::deviates(uint32_t index) const {
+  return index == 0 && rank_ == training_.deviant && members_.epoch == 1 &&
+         streams_[index].round == training_.deviant_round;
+}
+
+void TrainingHost::set_plan(uint32_t index, const gradient::FusionPlan& plan) {
+  const Result<void> set = streams_[index].step->set_plan(plan);
   if (!set) return watcher_.complain(rank_, "set_plan: " + set.error().to_string());
   begin_round(index);
 }
 
 void TrainingHost::begin_round(uint32_t index) {
   Stream& stream = streams_[index];
+  if (deviates(index)) {
+    base::Rng own = rng_of(index, stream.round, 3);
+    const Result<void> set = stream.step->set_plan(draw_plan(own, stream.step->layout()));
+    if (!set) return watcher_.complain(rank_, "set_plan: " + set.error().to_string());
+  }
   base::Rng rng = rng_of(index, stream.round, 4);
   gradient::RoundSpec spec{.round = stream.round, .arena = stream.arena, .members = members_};
+  spec.curves = stream.agreement && stream.agreement->curves_wanted();
   if (rng.chance(training_.new_duties_chance)) {
     spec.duties = draw_duties(rng, stream.step->layout(), members_.size());
   }
@@ -290,7 +335,9 @@ bool TrainingHost::drive(uint32_t index) {
     return true;
   }
   if (auto transmit = step.poll_transmit(network_.now())) {
-    if (transmit->ticket.leg == gradient::Leg::verdict) stream.stated_failure = step.failed();
+    const gradient::Ticket& ticket = transmit->ticket;
+    if (ticket.leg == gradient::Leg::verdict && !ticket.opening)
+      stream.stated_failure = step.failed();
     submit(index, *std::move(transmit));
     return true;
   }
@@ -310,6 +357,9 @@ bool TrainingHost::drive(uint32_t index) {
     stream.state = State::idle;
   }
   watcher_.on_end(*this, index, *outcome);
+  if (*outcome && stream.agreement) {
+    static_cast<void>(stream.agreement->step_done(outcome->value(), network_.now()));
+  }
   if (stream.state == State::idle) {
     next_round(index);
   } else {

@@ -10,6 +10,7 @@
 
 #include "gradient/gradient_step.h"
 #include "gradient/nested_exchange.h"
+#include "plan/agreement.h"
 #include "plan/predict.h"
 #include "sim/training_ledger.h"
 #include "sim/training_scenario.h"
@@ -49,6 +50,8 @@ class TrainingHost {
     uint64_t samples = 0;
     size_t tensors_ready = 0;
     std::vector<std::byte> plan_bytes;
+    std::unique_ptr<plan::Agreement> agreement;  // of planned trainings
+    uint64_t agreed_epoch = 0;
     std::vector<std::byte> own_completed;
     std::vector<std::byte> all_completed;
   };
@@ -85,6 +88,11 @@ class TrainingHost {
   void next_round(uint32_t index);
   void agree_on_plan(uint32_t index);
   void take_plan(uint32_t index, const gradient::Outcome& outcome);
+  void agree(uint32_t index);
+  void carry_on(uint32_t index, std::optional<gradient::Operation> operation);
+  void set_plan(uint32_t index, const gradient::FusionPlan& plan);
+  [[nodiscard]] bool deviates(uint32_t index) const;
+  [[nodiscard]] plan::Moment moment() const;
   void begin_round(uint32_t index);
   void backward(uint32_t index);
   void finish_backward(uint32_t index, uint64_t round, size_t tensors);

@@ -72,6 +72,16 @@ void draw_faults(base::Rng& rng, Training& training) {
   training.kill_while_shrinking = training.ranks > 3 && rng.chance(0.2);
 }
 
+// Long enough for several periods of the planner. A generator of its own, so that all else of a
+// seed is as it was before.
+void draw_planned(uint64_t seed, Training& training) {
+  base::Rng rng(seed, 4);
+  if (!rng.chance(0.15)) return;
+  training.planned = true;
+  training.rounds += 4 + rng.below(14);
+  training.backward_max = std::min<Duration>(training.backward_max, 10ms);
+}
+
 void draw_sites(base::Rng& rng, Training& training) {
   Rank site = 0;
   for (Rank rank = 0; rank < training.ranks; ++rank) {
@@ -123,6 +133,7 @@ std::string Training::to_string() const {
   }
   if (residual != codec::ResidualKind::f32) text += ", bf16 residuals";
   if (verdict_last) text += ", verdict last";
+  if (planned) text += ", planned";
   if (missing_as_zeros) text += ", missing as zeros";
   for (size_t i = 0; i < site_of.size(); ++i) {
     text += i == 0 ? ", sites " : " ";
@@ -158,6 +169,7 @@ Training make_training(uint64_t seed, int ranks) {
   training.network.size = training.site_of.empty() ? training.ranks : 2 * training.ranks;
   if (rng.chance(0.3)) draw_losses(rng, training);
   if (training.ranks > 1) draw_faults(rng, training);
+  draw_planned(seed, training);
   return training;
 }
 

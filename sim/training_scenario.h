@@ -47,6 +47,7 @@ struct Training {
   uint64_t rounds = 3;         // of each stream
   bool uniform_q4 = false;     // one plan of split and q4 throughout
   double new_plan_chance = 1;  // before a round
+  bool planned = false;        // plans are those that plan::Agreement comes to
   double new_duties_chance = 0;
   double absent_chance = 0;  // of a tensor
   Duration backward_max{};

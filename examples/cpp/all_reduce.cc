@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "scant/communicator.h"
-#include "scant/store.h"
+#include "scant/collective/communicator.h"
+#include "scant/collective/store.h"
 
 namespace {
 

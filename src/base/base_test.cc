@@ -23,7 +23,7 @@
 #include "base/rng.h"
 #include "base/thread.h"
 #include "base/worker_pool.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::base {
 namespace {

@@ -6,8 +6,8 @@
 #include <cstddef>
 #include <vector>
 
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::base {
 

@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 #include "base/little_endian.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::base {
 

@@ -1,5 +1,5 @@
 // SCANT_CHECK: always on. A failed check is a programmer's error: it prints the condition with
-// rank, seed and commit, then aborts. Operating errors travel as Result<T> (scant/result.h)
+// rank, seed and commit, then aborts. Operating errors travel as Result<T> (scant/base/result.h)
 // instead.
 #pragma once
 

@@ -1,7 +1,7 @@
 // Time as a dependency: production reads the monotonic clock, the simulator its virtual one.
 #pragma once
 
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::base {
 

@@ -13,7 +13,7 @@
 #include "base/clock.h"
 #include "base/descriptor.h"
 #include "base/event_queue.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::base {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::base {
 

@@ -10,9 +10,17 @@
 
 namespace scant::base {
 
+// Unsigned numbers, and floats by their bits.
+template <typename T>
+inline constexpr bool kHasOrder =
+    std::is_unsigned_v<T> || std::is_same_v<T, float> || std::is_same_v<T, double>;
+template <typename T>
+using UnsignedOf = std::conditional_t<std::is_same_v<T, float>, uint32_t,
+                                      std::conditional_t<std::is_same_v<T, double>, uint64_t, T>>;
+
 template <typename T>
 [[nodiscard]] inline T load_little(const std::byte* from) {
-  static_assert(std::is_unsigned_v<T>);
+  static_assert(kHasOrder<T>);
   if constexpr (std::endian::native == std::endian::little) {
     T value;
     std::memcpy(&value, from, sizeof(T));
@@ -20,17 +28,18 @@ template <typename T>
   } else {
     uint64_t value = 0;
     for (size_t i = 0; i < sizeof(T); ++i) value |= std::to_integer<uint64_t>(from[i]) << (8 * i);
-    return static_cast<T>(value);
+    return std::bit_cast<T>(static_cast<UnsignedOf<T>>(value));
   }
 }
 
 template <typename T>
 inline void store_little(std::byte* to, T value) {
-  static_assert(std::is_unsigned_v<T>);
+  static_assert(kHasOrder<T>);
   if constexpr (std::endian::native == std::endian::little) {
     std::memcpy(to, &value, sizeof(T));
   } else {
-    for (size_t i = 0; i < sizeof(T); ++i) to[i] = static_cast<std::byte>(value >> (8 * i));
+    const uint64_t bits = std::bit_cast<UnsignedOf<T>>(value);
+    for (size_t i = 0; i < sizeof(T); ++i) to[i] = static_cast<std::byte>(bits >> (8 * i));
   }
 }
 

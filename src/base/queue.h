@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "base/thread_annotations.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::base {
 

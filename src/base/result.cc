@@ -1,5 +1,5 @@
 // Names and rendering of errors.
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 #include <system_error>
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <thread>
 
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::base {
 

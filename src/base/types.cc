@@ -1,5 +1,5 @@
 // Sizes and names of element types and reductions.
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 #include <iterator>
 

@@ -9,7 +9,7 @@
 
 #include "base/queue.h"
 #include "base/thread.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::base {
 

@@ -22,10 +22,6 @@ Error mismatch(size_t number, const std::string& what, const std::string& is,
                           ", expected " + expected};
 }
 
-std::string text(Shape shape) {
-  return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
-}
-
 // `end`: of the record, where the block behind may be fetched ahead; it is as long in bytes, if it
 // is of the same kind.
 CodedValues coded(const BlockView& block, const std::byte* end = nullptr) {

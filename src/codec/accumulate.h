@@ -8,7 +8,7 @@
 #include "codec/range.h"
 #include "codec/record/record.h"
 #include "codec/workspace.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::codec {
 

@@ -29,8 +29,7 @@ std::string text(double value) {
 std::optional<Error> check(Shape shape, const EncoderOptions& options, Range range) {
   uint64_t elements = 0;
   if (__builtin_mul_overflow(shape.rows, shape.columns, &elements) || elements >> 63 != 0) {
-    return invalid("shape " + std::to_string(shape.rows) + " x " + std::to_string(shape.columns) +
-                   " has more than 2^63 elements");
+    return invalid("shape " + text(shape) + " has more than 2^63 elements");
   }
   if (range.first > elements || range.elements > elements - range.first) {
     return invalid("range of " + std::to_string(range.elements) + " elements from " +

@@ -14,7 +14,7 @@
 #include "codec/residual/residual.h"
 #include "codec/select/threshold.h"
 #include "codec/workspace.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::codec {
 

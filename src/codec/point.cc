@@ -26,6 +26,10 @@ std::string values_text(Point point) {
   return std::string(name(point.values)) + std::string(point.by_row ? kByRow : "");
 }
 
+std::string text(const Shape& shape) {
+  return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
+}
+
 std::optional<Point> point_of(double density, std::string_view values) {
   const bool by_row = values.ends_with(kByRow);
   if (by_row) values.remove_suffix(kByRow.size());

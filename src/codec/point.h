@@ -41,6 +41,7 @@ struct Shape {
   [[nodiscard]] constexpr uint64_t elements() const { return rows * columns; }
   friend bool operator==(const Shape&, const Shape&) = default;
 };
+[[nodiscard]] std::string text(const Shape& shape);  // "20 x 40"
 
 inline constexpr size_t kGroupElements = 64;             // share one scale
 inline constexpr size_t kQuadElements = 256;             // four groups, whose codes are interleaved

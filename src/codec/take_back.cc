@@ -19,10 +19,6 @@ constexpr uint64_t kDrawsEnd = ~uint64_t{3};
 
 using base::invalid;
 
-std::string text(Shape shape) {
-  return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
-}
-
 std::string text(Range range) {
   return std::to_string(range.elements) + " elements from " + std::to_string(range.first);
 }

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant::collective {
 

@@ -1,6 +1,6 @@
 // The public API: user threads queue commands, one I/O thread runs the pump and finishes their
 // Work. What begins a call stands in communicator_calls.cc.
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 #include <algorithm>
 #include <utility>

@@ -16,7 +16,7 @@
 #include "collective/engine/pump.h"
 #include "collective/work.h"
 #include "net/transport.h"
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant {
 

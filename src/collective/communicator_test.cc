@@ -1,5 +1,5 @@
 // The public API over real sockets on loopback: threads of this process are the ranks.
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 #include <atomic>
 #include <functional>

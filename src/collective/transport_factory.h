@@ -6,8 +6,8 @@
 #include <memory>
 
 #include "net/transport.h"
-#include "scant/communicator.h"
-#include "scant/store.h"
+#include "scant/collective/communicator.h"
+#include "scant/collective/store.h"
 
 namespace scant::collective {
 

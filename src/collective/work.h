@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant {
 

@@ -18,7 +18,7 @@
 #include "gradient/members.h"
 #include "gradient/step_report.h"
 #include "gradient/step_thread.h"
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant::gradient {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "gradient/exchange.h"
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant::gradient {
 

@@ -12,8 +12,8 @@
 
 #include "codec/record/record.h"
 #include "gradient/members.h"
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::gradient {
 

@@ -10,8 +10,8 @@
 
 #include "codec/point.h"
 #include "gradient/layout.h"
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::gradient {
 

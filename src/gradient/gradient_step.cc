@@ -182,14 +182,25 @@ void GradientStep::prepare_verdict() {
   const auto ranks = static_cast<size_t>(seat_.ranks());
   verdict_own_.resize(bytes);
   verdict_all_.resize(bytes * ranks);
-  verdict_ = Operation{.kind = Operation::Kind::all_gather,
-                       .lane = {slot_, Leg::verdict},
-                       .round = report_.step,
-                       .sent = {verdict_own_},
-                       .timeout = options_.timeout};
-  for (size_t i = 0; i < ranks; ++i) {
-    verdict_->room.push_back(MutableBytes(verdict_all_).subspan(i * bytes, bytes));
+  verdict_ = all_tell(verdict_own_, verdict_all_);
+  opening_over_ = !options_.verdict_last;
+  if (opening_over_) return;
+  opening_own_.resize(kOpeningBytes);
+  opening_all_.resize(kOpeningBytes * ranks);
+  write_opening(own_, opening_own_);
+  opening_ = all_tell(opening_own_, opening_all_);
+}
+
+Operation GradientStep::all_tell(const std::vector<std::byte>& own, std::vector<std::byte>& all) {
+  Operation operation{.kind = Operation::Kind::all_gather,
+                      .lane = {slot_, Leg::verdict},
+                      .round = report_.step,
+                      .sent = {own},
+                      .timeout = options_.timeout};
+  for (size_t at = 0; at < all.size(); at += own.size()) {
+    operation.room.push_back(MutableBytes(all).subspan(at, own.size()));
   }
+  return operation;
 }
 
 // Untouched, so it takes room alone: for the lists of one job, and the largest record.

@@ -50,7 +50,8 @@ struct StepOptions {
   Delivery first_leg{};
   Delivery second_leg{};
   // The verdict goes when all averages have come instead of when all is encoded. A step takes a
-  // round trip longer, and an error anywhere in it is an error on every rank.
+  // round trip longer, and an error anywhere in it is an error on every rank. Plans are compared
+  // when the round begins, for ranks with different ones would wait for each other's legs.
   bool verdict_last = false;
 };
 
@@ -67,6 +68,7 @@ struct Ticket {
   uint64_t round = 0;
   Leg leg = Leg::first;
   uint32_t buffer = 0;
+  bool opening = false;  // of the verdict's lane: what comes before the verdict
   friend bool operator==(const Ticket&, const Ticket&) = default;
 };
 struct Transmit {
@@ -143,6 +145,7 @@ class GradientStep {
   void replace_memory(FusionPlan plan, std::vector<BufferMemory> memory);
   void prepare_round(const RoundSpec& spec);
   void prepare_verdict();
+  [[nodiscard]] Operation all_tell(const std::vector<std::byte>& own, std::vector<std::byte>& all);
   [[nodiscard]] Result<void> prepare_rest();
   [[nodiscard]] Result<void> keep_reserve();
   // Once this rank's good verdict is on its way others may apply what it sent, so it must not fail
@@ -178,8 +181,10 @@ class GradientStep {
   [[nodiscard]] Operation second_swap(uint32_t buffer);
   [[nodiscard]] Operation swap_of(uint32_t buffer, Leg leg, const Delivery& delivery);
   [[nodiscard]] bool verdict_is_due() const;
+  [[nodiscard]] Transmit begin_verdict();
   [[nodiscard]] Operation operation_of(const StepCore::Job& leg);
   void leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now);
+  void opening_done();
   void verdict_done();
   [[nodiscard]] Result<void> take_missing(const Ticket& ticket,
                                           const std::vector<Missing>& missing);
@@ -253,6 +258,10 @@ class GradientStep {
   std::vector<std::byte> verdict_own_;
   std::vector<std::byte> verdict_all_;
   std::optional<Operation> verdict_;  // made beforehand; gone when submitted
+  std::vector<std::byte> opening_own_;
+  std::vector<std::byte> opening_all_;
+  std::optional<Operation> opening_;  // likewise, with verdict_last
+  bool opening_over_ = false;
   bool verdict_over_ = false;
   bool nobody_applies_ = false;  // no member's verdict can be a good one
   bool aborted_ = false;

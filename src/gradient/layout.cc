@@ -19,10 +19,6 @@ constexpr int kRanksMax = 65535;  // as a communicator's
 
 Error invalid(std::string message) { return base::invalid("layout: " + std::move(message)); }
 
-std::string text(const Shape& shape) {
-  return std::to_string(shape.rows) + " x " + std::to_string(shape.columns);
-}
-
 Result<void> check(std::span<const Shape> tensors, int ranks) {
   if (ranks < 1 || ranks > kRanksMax)
     return invalid("ranks must be 1 to 65535, got " + std::to_string(ranks));

@@ -8,8 +8,8 @@
 
 #include "codec/encoder.h"
 #include "codec/point.h"
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::gradient {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "gradient/layout.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::gradient {
 

@@ -9,7 +9,7 @@
 #include "base/buffer.h"
 #include "codec/record/record.h"
 #include "gradient/layout.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::gradient {
 

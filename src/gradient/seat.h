@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "gradient/members.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::gradient {
 

@@ -11,6 +11,11 @@ namespace scant::gradient {
 
 std::optional<Transmit> GradientStep::poll_transmit(Time now) {
   if (phase_ == Phase::idle) return std::nullopt;
+  if (opening_ && !aborted_) {
+    ++operations_;
+    return Transmit{{.round = report_.step, .leg = Leg::verdict, .opening = true},
+                    *std::exchange(opening_, std::nullopt)};
+  }
   if (!error_ && !verdict_is_due()) {
     try {
       if (auto leg = begin_leg(now)) return leg;
@@ -19,6 +24,10 @@ std::optional<Transmit> GradientStep::poll_transmit(Time now) {
     }
   }
   if (!verdict_is_due()) return std::nullopt;
+  return begin_verdict();
+}
+
+Transmit GradientStep::begin_verdict() {
   // A job that failed and was not told of as finished would fail this rank alone.
   if (job_ && !job_outcome_) fail_with(job_outcome_.error());
   if (!error_) {
@@ -29,15 +38,13 @@ std::optional<Transmit> GradientStep::poll_transmit(Time now) {
   nobody_applies_ = nobody_applies_ || error_.has_value();
   write_verdict(own_, verdict_own_);
   ++operations_;
-  Transmit verdict{{report_.step, Leg::verdict, 0}, *std::move(verdict_)};
-  verdict_.reset();
-  return verdict;
+  return {{.round = report_.step, .leg = Leg::verdict}, *std::exchange(verdict_, std::nullopt)};
 }
 
 // Once everything is encoded, so that it can count what is not finite; or once something failed, so
 // that all members learn of it.
 bool GradientStep::verdict_is_due() const {
-  if (phase_ != Phase::finishing || !verdict_ || aborted_) return false;
+  if (phase_ != Phase::finishing || !verdict_ || aborted_ || !opening_over_) return false;
   if (error_) return true;
   return options_.verdict_last ? core_.done() : parts_to_encode_ == 0;
 }
@@ -49,8 +56,9 @@ std::optional<Transmit> GradientStep::begin_leg(Time now) {
   BufferTimes& times = report_.buffers[leg->buffer];
   (first ? times.first_begin : times.second_begin) = seconds(now);
   Result<Operation> operation = steadily([&] { return Result<Operation>(operation_of(*leg)); });
-  Transmit transmit{{report_.step, first ? Leg::first : Leg::second, leg->buffer},
-                    std::move(operation).value()};
+  Transmit transmit{
+      {.round = report_.step, .leg = first ? Leg::first : Leg::second, .buffer = leg->buffer},
+      std::move(operation).value()};
   report_.sent_bytes += first ? times.first_bytes : times.second_bytes;
   ++operations_;
   return transmit;
@@ -126,9 +134,10 @@ Operation GradientStep::second_swap(uint32_t index) {
 void GradientStep::on_done(const Ticket& ticket, const Outcome& outcome, Time now) {
   SCANT_CHECK(operations_ > 0 && ticket.round == report_.step, "an operation is done once");
   --operations_;
-  if (ticket.leg == Leg::verdict) verdict_over_ = true;
+  if (ticket.leg == Leg::verdict) (ticket.opening ? opening_over_ : verdict_over_) = true;
   try {
     if (!outcome.result) return fail(outcome.result.error());
+    if (ticket.opening) return opening_done();
     if (ticket.leg == Leg::verdict) return verdict_done();
     if (!error_) leg_done(ticket, outcome.missing, now);
   } catch (const std::bad_alloc&) {
@@ -189,6 +198,10 @@ bool GradientStep::is_possible(const Missing& one, const Ticket& ticket) const {
   const auto& slices = memory_[ticket.buffer].slices[static_cast<size_t>(owner)];
   return std::ranges::binary_search(slices, one.slice) &&
          !codec::ranges_fault(one.elements, layout_.slices()[one.slice].range);
+}
+
+void GradientStep::opening_done() {
+  if (const Result<void> alike = compare_openings(opening_all_); !alike) fail(alike.error());
 }
 
 void GradientStep::verdict_done() {

@@ -8,7 +8,7 @@
 #include "codec/rate/probe.h"
 #include "gradient/fusion_plan.h"
 #include "gradient/verdict.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::gradient {
 

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::gradient {
 
@@ -33,6 +33,13 @@ struct Verdict {
 [[nodiscard]] size_t verdict_bytes(size_t tensors);
 void write_verdict(const Verdict& verdict, MutableBytes out);
 [[nodiscard]] Verdict read_verdict(Bytes bytes, size_t tensors);
+
+// What a round that gives its verdict last says when it begins: the verdict's version, step, plan
+// and members. Of the same size on all ranks.
+inline constexpr size_t kOpeningBytes = 32;
+void write_opening(const Verdict& verdict, MutableBytes out);
+// `all`: by rank. Every rank comes to the same result.
+[[nodiscard]] Result<void> compare_openings(Bytes all);
 
 // A tensor whose gradient is not finite, and the ranks that made it so.
 struct NotFinite {

@@ -7,7 +7,7 @@
 
 #include "codec/range.h"
 #include "journal/step.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::journal {
 

@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::journal {
 

@@ -8,8 +8,8 @@
 
 #include "base/buffer.h"
 #include "codec/workspace.h"
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::journal {
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "net/reliable_link.h"
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::net {
 

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "net/socket.h"
-#include "scant/store.h"
+#include "scant/collective/store.h"
 
 namespace scant {
 namespace {

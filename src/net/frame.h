@@ -5,8 +5,8 @@
 #include <array>
 #include <cstdint>
 
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::net {
 

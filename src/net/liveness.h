@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::net {
 

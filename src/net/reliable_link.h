@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::net {
 

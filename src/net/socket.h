@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/descriptor.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::net {
 

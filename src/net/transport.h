@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "net/frame.h"
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant::net {
 

@@ -17,10 +17,17 @@ double process_cpu_s() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-// The machine stays the same while the process lives, so one of its clocks is enough.
-const WorkRates& rates_of_this_machine(const gradient::Exchange& exchange) {
-  static const WorkRates rates = calibrate([&exchange] { return exchange.now(); });
+// The machine stays the same while the process lives, so one of its clocks is enough. What failed
+// is tried again at the next call.
+Result<WorkRates> rates_of_this_machine(const gradient::Exchange& exchange) try {
+  static const WorkRates rates = [&] {
+    Result<WorkRates> measured = calibrate([&exchange] { return exchange.now(); });
+    if (!measured) throw measured.error();
+    return measured.value();
+  }();
   return rates;
+} catch (const Error& error) {
+  return error;
 }
 
 }  // namespace
@@ -46,7 +53,11 @@ class AutoPlan::Impl {
       return Error{.code = ErrorCode::invalid_argument,
                    .message = "automatic plans: this rank is none of the exchange's members"};
     }
-    if (members.self == 0 && !work) work = rates_of_this_machine(exchange);
+    if (members.self == 0 && !work) {
+      Result<WorkRates> measured = rates_of_this_machine(exchange);
+      if (!measured) return measured.error();
+      work = measured.value();
+    }
     submit(agreement.begin(members, work.value_or(WorkRates{}), moment()));
     return *drive(Duration::max());
   }

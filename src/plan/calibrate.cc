@@ -1,10 +1,13 @@
 #include "plan/calibrate.h"
 
 #include <algorithm>
-#include <cmath>
+#include <array>
+#include <new>
+#include <optional>
+#include <span>
+#include <utility>
 #include <vector>
 
-#include "base/check.h"
 #include "base/rng.h"
 #include "codec/accumulate.h"
 #include "codec/encoder.h"
@@ -20,6 +23,7 @@ constexpr uint64_t kElements = 65536;  // as a slice has them, and in the cache 
 constexpr int kTrials = 3;
 constexpr double kLow = 0.01;
 constexpr double kHigh = 0.1;
+constexpr std::array<double, 3> kDensities = {1, kLow, kHigh};
 
 // Sums of uniform draws: near enough to a gradient for its cost.
 std::vector<float> values(uint64_t elements) {
@@ -48,55 +52,73 @@ struct Trial {
 };
 
 // The fastest of a few, after the thresholds have settled.
-Trial trial(const Clock& now, const std::vector<float>& gradient, Point point,
-            codec::Workspace& workspace) {
-  auto encoder = Encoder::create(0, {1, gradient.size()}, {});
-  SCANT_CHECK(encoder.ok());
+Result<Trial> trial(const Clock& now, std::span<const float> gradient, Point point,
+                    codec::Workspace& workspace) {
+  Result<Encoder> encoder = Encoder::create(0, {1, gradient.size()}, {});
+  if (!encoder) return encoder.error();
   codec::RecordBuffer record;
   std::vector<float> sum(gradient.size());
   Trial best{1e9, 1e9};
   for (int i = 0; i <= kTrials; ++i) {
-    const double encoded = seconds(
-        now, [&] { SCANT_CHECK(encoder.value().encode(gradient, point, workspace, record).ok()); });
+    std::optional<Error> failed;
+    const auto note = [&](const auto& done) {
+      if (!done) failed = done.error();
+    };
+    const double encoded =
+        seconds(now, [&] { note(encoder.value().encode(gradient, point, workspace, record)); });
+    if (failed) return *failed;
     const auto view = codec::RecordView::parse(std::as_const(record).view());
-    SCANT_CHECK(view.ok());
+    if (!view) return view.error();
     const double decoded = seconds(now, [&] {
-      SCANT_CHECK(
-          codec::accumulate({&view.value(), 1}, 0, {1, gradient.size()}, 0, sum, 1.0f, workspace)
-              .ok());
+      note(codec::accumulate({&view.value(), 1}, 0, {1, gradient.size()}, 0, sum, 1.0f, workspace));
     });
+    if (failed) return *failed;
     if (i == 0) continue;
     best = {std::min(best.encode_s, encoded), std::min(best.decode_s, decoded)};
   }
   return best;
 }
 
+// What a kind of value costs: dense, and a share at two densities.
+Result<void> rate(const Clock& now, ValueKind kind, std::span<const float> all,
+                  codec::Workspace& workspace, WorkRates& rates) {
+  constexpr double kCount = kElements;
+  std::array<Trial, 3> trials;
+  for (size_t i = 0; i < trials.size(); ++i) {
+    Result<Trial> made = trial(now, all, {kDensities[i], kind}, workspace);
+    if (!made) return made.error();
+    trials[i] = made.value();
+  }
+  const auto& [dense, low, high] = trials;
+  const double entries = (kHigh - kLow) * kCount;
+  auto& encode = rates.encode[static_cast<size_t>(kind)];
+  auto& decode = rates.decode[static_cast<size_t>(kind)];
+  encode = {dense.encode_s / kCount, std::max(0.0, high.encode_s - low.encode_s) / entries};
+  decode = {dense.decode_s / kCount, std::max(0.0, high.decode_s - low.decode_s) / entries};
+  if (kind == ValueKind::bf16) {
+    rates.scan_s = std::max(0.0, low.encode_s / kCount - kLow * encode.entry_s);
+    rates.clear_s = std::max(0.0, low.decode_s / kCount - kLow * decode.entry_s);
+  }
+  return {};
+}
+
 }  // namespace
 
-WorkRates calibrate(const Clock& now) {
+Result<WorkRates> calibrate(const Clock& now) try {
   codec::Workspace workspace;
   WorkRates rates;
   const std::vector<float> all = values(kElements);
-  const std::vector<float> few(all.begin(), all.begin() + 64);
-  constexpr double kCount = kElements;
-  rates.record_s = trial(now, few, {1, ValueKind::f32}, workspace).encode_s;
+  const Result<Trial> one = trial(now, std::span(all).first(64), {1, ValueKind::f32}, workspace);
+  if (!one) return one.error();
+  rates.record_s = one.value().encode_s;
   for (int i = 0; i < codec::kValueKindCount; ++i) {
-    const auto kind = static_cast<ValueKind>(i);
-    const auto index = static_cast<size_t>(i);
-    const Trial dense = trial(now, all, {1, kind}, workspace);
-    const Trial low = trial(now, all, {kLow, kind}, workspace);
-    const Trial high = trial(now, all, {kHigh, kind}, workspace);
-    const double entries = (kHigh - kLow) * kCount;
-    rates.encode[index] = {dense.encode_s / kCount,
-                           std::max(0.0, high.encode_s - low.encode_s) / entries};
-    rates.decode[index] = {dense.decode_s / kCount,
-                           std::max(0.0, high.decode_s - low.decode_s) / entries};
-    if (kind == ValueKind::bf16) {
-      rates.scan_s = std::max(0.0, low.encode_s / kCount - kLow * rates.encode[index].entry_s);
-      rates.clear_s = std::max(0.0, low.decode_s / kCount - kLow * rates.decode[index].entry_s);
-    }
+    const Result<void> rated = rate(now, static_cast<ValueKind>(i), all, workspace, rates);
+    if (!rated) return rated.error();
   }
   return rates;
+} catch (const std::bad_alloc&) {
+  return Error{.code = ErrorCode::resource,
+               .message = "no memory to measure what encoding costs here"};
 }
 
 }  // namespace scant::plan

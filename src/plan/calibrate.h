@@ -5,11 +5,12 @@
 #include <functional>
 
 #include "plan/predict.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::plan {
 
-// `now`: the clock that times the trials.
-[[nodiscard]] WorkRates calibrate(const std::function<Time()>& now);
+// `now`: the clock that times the trials. ErrorCode::resource where memory for them is short.
+[[nodiscard]] Result<WorkRates> calibrate(const std::function<Time()>& now);
 
 }  // namespace scant::plan

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "gradient/fusion_plan.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::plan {
 

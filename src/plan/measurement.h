@@ -11,7 +11,7 @@
 #include "gradient/step_report.h"
 #include "plan/predict.h"
 #include "plan/sounding.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::plan {
 

@@ -9,7 +9,7 @@
 #include "codec/rate/probe.h"
 #include "gradient/fusion_plan.h"
 #include "plan/predict.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::plan {
 

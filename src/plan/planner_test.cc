@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "base/rng.h"
+#include "base/testing/failing_allocations.h"
 #include "plan/calibrate.h"
 #include "plan/progress.h"
 
@@ -429,7 +430,9 @@ TEST(Planner, TheLawCountsTheOneLegBetweenTwoRanks) {
 }
 
 TEST(Calibrate, GivesRatesThatMakeSense) {
-  const WorkRates rates = calibrate([] { return std::chrono::steady_clock::now(); });
+  const Result<WorkRates> measured = calibrate([] { return std::chrono::steady_clock::now(); });
+  ASSERT_TRUE(measured.ok()) << measured.error().to_string();
+  const WorkRates& rates = measured.value();
   for (int i = 0; i < codec::kValueKindCount; ++i) {
     EXPECT_GT(rates.encode[static_cast<size_t>(i)].dense_s, 0);
     EXPECT_GT(rates.decode[static_cast<size_t>(i)].dense_s, 0);
@@ -437,6 +440,18 @@ TEST(Calibrate, GivesRatesThatMakeSense) {
   }
   EXPECT_GE(rates.scan_s, 0);
   EXPECT_GT(rates.record_s, 0);
+}
+
+TEST(Calibrate, SaysSoWhereMemoryIsShort) {
+  for (const uint64_t number : {0, 1, 2, 3, 5, 8}) {
+    const base::testing::FailingAllocations failing(number);
+    const Result<WorkRates> measured = calibrate([] { return std::chrono::steady_clock::now(); });
+    // Some memory can be done without, but not the first.
+    EXPECT_TRUE(number > 0 || !measured) << number;
+    if (measured) continue;
+    EXPECT_TRUE(failing.failed()) << number;
+    EXPECT_EQ(measured.error().code, ErrorCode::resource) << number;
+  }
 }
 
 }  // namespace

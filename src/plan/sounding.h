@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "gradient/exchange.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::plan {
 

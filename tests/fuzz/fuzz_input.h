@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "base/check.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::fuzz {
 

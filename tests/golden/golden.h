@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/rng.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::golden {
 

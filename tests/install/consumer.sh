@@ -14,6 +14,10 @@ case $way in
       echo "more than the public headers was installed" >&2
       exit 1
     fi
+    for name in communicator result store types; do # as they were called up to 0.1
+      echo "#include \"scant/$name.h\"" >"$folder/old_name.cc"
+      "$compiler" -std=c++20 -fsyntax-only -I "$folder/prefix/include" "$folder/old_name.cc"
+    done
     option=-DCMAKE_PREFIX_PATH=$folder/prefix
     ;;
   subdirectory) option=-DSCANT_SOURCE=$source ;;

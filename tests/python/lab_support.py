@@ -6,18 +6,17 @@ import functools
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from waiting import DEADLINE_SECONDS
 
 import scant.lab
 from scant.lab import Lab, LabError
 
 PACKAGE = str(Path(scant.lab.__file__).resolve().parents[2])
-DEADLINE_SECONDS = 60.0
 
 
 @functools.cache
@@ -70,14 +69,6 @@ def run_lab(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=DEADLINE_SECONDS,
         check=False,
     )
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Fail unless the condition becomes true before the deadline."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"still not: {what}"
-        time.sleep(0.01)
 
 
 def holders(namespace: str) -> list[int]:

@@ -9,8 +9,8 @@
 #include "bindings/base/buffers.h"
 #include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace nb = nanobind;
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "bindings/base/errors.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::python {
 namespace {

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::python {
 

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::python {
 

@@ -116,10 +116,9 @@ std::string describe(const PythonRecord& record) {
   const RecordView& view = read(record);
   const codec::RecordHeader& header = view.header();
   return "<scant.codec.Record of tensor " + std::to_string(header.tensor) + ", " +
-         std::to_string(header.shape.rows) + " x " + std::to_string(header.shape.columns) + ": " +
-         std::to_string(view.entries()) + " of " + std::to_string(header.elements) +
-         " elements from " + std::to_string(header.first) + ", " + std::to_string(view.bytes()) +
-         " bytes>";
+         codec::text(header.shape) + ": " + std::to_string(view.entries()) + " of " +
+         std::to_string(header.elements) + " elements from " + std::to_string(header.first) + ", " +
+         std::to_string(view.bytes()) + " bytes>";
 }
 
 nb::bytes copy(const PythonRecord& record) {

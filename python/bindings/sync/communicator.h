@@ -4,7 +4,7 @@
 
 #include <nanobind/nanobind.h>
 
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant::python {
 

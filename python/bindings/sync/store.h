@@ -7,7 +7,7 @@
 #include <nanobind/nanobind.h>
 #include <optional>
 
-#include "scant/store.h"
+#include "scant/collective/store.h"
 
 namespace scant::python {
 

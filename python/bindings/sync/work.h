@@ -8,7 +8,7 @@
 #include <nanobind/nanobind.h>
 #include <utility>
 
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant::python {
 

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "codec/device/device.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::codec {
 

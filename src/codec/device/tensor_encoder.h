@@ -9,8 +9,8 @@
 
 #include "codec/device/place.h"
 #include "codec/encoder.h"
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::codec {
 

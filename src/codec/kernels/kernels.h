@@ -9,7 +9,7 @@
 
 #include "codec/point.h"
 #include "codec/quantise/rounding.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::codec {
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "codec/rate/probe.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::codec {
 

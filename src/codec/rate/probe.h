@@ -9,7 +9,7 @@
 #include "codec/encoder.h"
 #include "codec/point.h"
 #include "codec/workspace.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::codec {
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "codec/point.h"
-#include "scant/result.h"
-#include "scant/types.h"
+#include "scant/base/result.h"
+#include "scant/base/types.h"
 
 namespace scant::codec {
 

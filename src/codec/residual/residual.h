@@ -10,7 +10,7 @@
 
 #include "base/buffer.h"
 #include "codec/quantise/rounding.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::codec {
 

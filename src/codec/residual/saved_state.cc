@@ -2,11 +2,10 @@
 // so that error feedback survives a restart.
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cstring>
-#include <optional>
 #include <string>
 
+#include "base/bytes.h"
+#include "base/check.h"
 #include "base/crc.h"
 #include "base/fault.h"
 #include "base/little_endian.h"
@@ -32,25 +31,59 @@ bool finite(std::span<const float> values) {
   return std::all_of(values.begin(), values.end(), is_finite);
 }
 
-// What is wrong with the frame; nothing when the fields can be read.
-std::optional<Error> frame_error(Bytes saved) {
+// What stands before the data, in this order: save() and restore() both go through this list.
+struct Fixed {
+  uint32_t magic = kStateMagic;
+  uint8_t version = kStateVersion;
+  uint8_t residual = 0;
+  uint8_t mask_momentum = 0;
+  uint8_t stochastic = 0;
+  uint32_t tensor = 0;
+  float decay = 0;
+  float momentum = 0;
+  float evenness = 0;
+  uint64_t seed = 0;
+  Shape shape{};
+  Range range{};
+  uint64_t step = 0;
+  double credit = 0;
+  double density = 0;
+  float threshold = 0;
+  float slope = 0;
+  uint64_t data_bytes = 0;
+  uint32_t levels = 0;
+  uint32_t settled = 0;
+  float trend = 0;
+  uint32_t sweeps = 0;
+  double turn = 0;
+
+  template <typename Field>
+  void each(const Field& field) {
+    field(magic), field(version), field(residual), field(mask_momentum), field(stochastic);
+    field(tensor), field(decay), field(momentum), field(evenness), field(seed);
+    field(shape.rows), field(shape.columns), field(range.first), field(range.elements);
+    field(step), field(credit), field(density), field(threshold), field(slope);
+    field(data_bytes), field(levels), field(settled), field(trend), field(sweeps), field(turn);
+  }
+};
+
+Result<Fixed> read_fixed(Bytes saved) {
   if (saved.size() < kFixedBytes + kCrcBytes)
     return corrupt(std::to_string(saved.size()) + " bytes are too few");
-  if (base::load_little<uint32_t>(saved.data() + 0) != kStateMagic)
-    return corrupt("it does not begin with SCRS");
-  const auto version = base::load_little<uint8_t>(saved.data() + 4);
-  if (version != kStateVersion) {
-    return base::other_version("the saved encoder", version, kStateVersion);
+  Fixed fixed;
+  base::ByteReader in(saved.first(kFixedBytes));
+  fixed.each([&]<typename T>(T& value) { value = in.get<T>(); });
+  SCANT_CHECK(in.ok() && in.at_end(), "the list has all fields");
+  if (fixed.magic != kStateMagic) return corrupt("it does not begin with SCRS");
+  if (fixed.version != kStateVersion) {
+    return base::other_version("the saved encoder", fixed.version, kStateVersion);
   }
   const Bytes body = saved.first(saved.size() - kCrcBytes);
   if (base::crc32c(body) != base::load_little<uint32_t>(saved.data() + body.size()))
     return corrupt("its checksum does not fit");
-  if (base::load_little<uint8_t>(saved.data() + 5) >= kResidualKindCount)
-    return corrupt("it has no such residual");
-  if (base::load_little<uint8_t>(saved.data() + 6) > 1 ||
-      base::load_little<uint8_t>(saved.data() + 7) > 1)
-    return corrupt("a flag is neither 0 nor 1");
-  return std::nullopt;
+  if (fixed.residual >= kResidualKindCount) return corrupt("it has no such residual");
+  if (fixed.mask_momentum > 1 || fixed.stochastic > 1) return corrupt("a flag is neither 0 nor 1");
+  return fixed;
 }
 
 }  // namespace
@@ -61,88 +94,78 @@ std::vector<std::byte> Encoder::save() const {
                                       bytes_of(std::span(threshold_.level))};
   size_t size = kFixedBytes;
   for (const Bytes part : parts) size += part.size();
-  std::vector<std::byte> out(size + kCrcBytes);
-  base::store_little(out.data() + 0, kStateMagic);
-  base::store_little(out.data() + 4, kStateVersion);
-  base::store_little(out.data() + 5, static_cast<uint8_t>(options_.residual));
-  base::store_little(out.data() + 6, static_cast<uint8_t>(options_.mask_momentum ? 1 : 0));
-  base::store_little(out.data() + 7, static_cast<uint8_t>(options_.stochastic ? 1 : 0));
-  base::store_little(out.data() + 8, tensor_);
-  base::store_little(out.data() + 12, std::bit_cast<uint32_t>(options_.decay));
-  base::store_little(out.data() + 16, std::bit_cast<uint32_t>(options_.momentum));
-  base::store_little(out.data() + 20, std::bit_cast<uint32_t>(options_.evenness));
-  base::store_little(out.data() + 24, options_.seed);
-  base::store_little(out.data() + 32, shape_.rows);
-  base::store_little(out.data() + 40, shape_.columns);
-  base::store_little(out.data() + 48, range_.first);
-  base::store_little(out.data() + 56, range_.elements);
-  base::store_little(out.data() + 64, step_);
-  base::store_little(out.data() + 72, std::bit_cast<uint64_t>(threshold_.credit));
-  base::store_little(out.data() + 80, std::bit_cast<uint64_t>(threshold_.density));
-  base::store_little(out.data() + 88, std::bit_cast<uint32_t>(threshold_.threshold));
-  base::store_little(out.data() + 92, std::bit_cast<uint32_t>(threshold_.slope));
-  base::store_little(out.data() + 96, uint64_t{residual_.data().size()});
-  base::store_little(out.data() + 104, static_cast<uint32_t>(threshold_.level.size()));
-  base::store_little(out.data() + 108, threshold_.settled);
-  base::store_little(out.data() + 112, std::bit_cast<uint32_t>(threshold_.trend));
-  base::store_little(out.data() + 116, threshold_.sweeps);
-  base::store_little(out.data() + 120, std::bit_cast<uint64_t>(threshold_.turn));
-  size_t at = kFixedBytes;
-  for (const Bytes part : parts) {
-    if (!part.empty()) std::memcpy(out.data() + at, part.data(), part.size());
-    at += part.size();
-  }
-  base::store_little(out.data() + size, base::crc32c(Bytes(out).first(size)));
-  return out;
+  std::vector<std::byte> bytes(size + kCrcBytes);
+  base::ByteWriter out(bytes);
+  Fixed fixed{.residual = static_cast<uint8_t>(options_.residual),
+              .mask_momentum = options_.mask_momentum,
+              .stochastic = options_.stochastic,
+              .tensor = tensor_,
+              .decay = options_.decay,
+              .momentum = options_.momentum,
+              .evenness = options_.evenness,
+              .seed = options_.seed,
+              .shape = shape_,
+              .range = range_,
+              .step = step_,
+              .credit = threshold_.credit,
+              .density = threshold_.density,
+              .threshold = threshold_.threshold,
+              .slope = threshold_.slope,
+              .data_bytes = residual_.data().size(),
+              .levels = static_cast<uint32_t>(threshold_.level.size()),
+              .settled = threshold_.settled,
+              .trend = threshold_.trend,
+              .sweeps = threshold_.sweeps,
+              .turn = threshold_.turn};
+  fixed.each([&](const auto& value) { out.put(value); });
+  for (const Bytes part : parts) out.put_bytes(part);
+  out.put(base::crc32c(Bytes(bytes).first(size)));
+  return bytes;
 }
 
 Result<Encoder> Encoder::restore(Bytes saved) {
-  if (auto wrong = frame_error(saved)) return *std::move(wrong);
-  const Bytes body = saved.first(saved.size() - kCrcBytes);
+  const Result<Fixed> read = read_fixed(saved);
+  if (!read) return read.error();
+  const Fixed& fixed = read.value();
   const EncoderOptions options{
-      .residual = static_cast<ResidualKind>(base::load_little<uint8_t>(saved.data() + 5)),
-      .decay = std::bit_cast<float>(base::load_little<uint32_t>(saved.data() + 12)),
-      .momentum = std::bit_cast<float>(base::load_little<uint32_t>(saved.data() + 16)),
-      .mask_momentum = base::load_little<uint8_t>(saved.data() + 6) != 0,
-      .stochastic = base::load_little<uint8_t>(saved.data() + 7) != 0,
-      .evenness = std::bit_cast<float>(base::load_little<uint32_t>(saved.data() + 20)),
-      .seed = base::load_little<uint64_t>(saved.data() + 24),
+      .residual = static_cast<ResidualKind>(fixed.residual),
+      .decay = fixed.decay,
+      .momentum = fixed.momentum,
+      .mask_momentum = fixed.mask_momentum != 0,
+      .stochastic = fixed.stochastic != 0,
+      .evenness = fixed.evenness,
+      .seed = fixed.seed,
   };
-  const Shape shape{base::load_little<uint64_t>(saved.data() + 32),
-                    base::load_little<uint64_t>(saved.data() + 40)};
-  const Range range{base::load_little<uint64_t>(saved.data() + 48),
-                    base::load_little<uint64_t>(saved.data() + 56)};
+  const Range& range = fixed.range;
   // Before anything of that size is made: do the bytes that follow have it?
-  const uint64_t left = body.size() - kFixedBytes;
-  const uint64_t data = base::load_little<uint64_t>(saved.data() + 96);
-  const uint64_t levels = uint64_t{base::load_little<uint32_t>(saved.data() + 104)} * sizeof(float);
+  const Bytes data = saved.subspan(kFixedBytes, saved.size() - kFixedBytes - kCrcBytes);
+  const uint64_t left = data.size();
+  const uint64_t levels = uint64_t{fixed.levels} * sizeof(float);
   const bool kept = options.residual != ResidualKind::none;
   if ((kept && range.elements > left) ||
       (options.momentum > 0 && range.elements > left / sizeof(float))) {
     return corrupt("its range is longer than its data");
   }
-  auto made = create(base::load_little<uint32_t>(saved.data() + 8), shape, options, range);
+  auto made = create(fixed.tensor, fixed.shape, options, range);
   if (!made) return made.error();
   Encoder encoder = std::move(made).value();
   const uint64_t scales = encoder.residual_.scales().size_bytes();
   const uint64_t velocity = encoder.velocity_.size() * sizeof(float);
-  if (data != encoder.residual_.data().size() || data > left ||
-      data + scales + velocity + levels != left) {
+  if (fixed.data_bytes != encoder.residual_.data().size() || fixed.data_bytes > left ||
+      fixed.data_bytes + scales + velocity + levels != left) {
     return corrupt("its lengths do not add up");
   }
-  encoder.step_ = base::load_little<uint64_t>(saved.data() + 64);
-  encoder.threshold_.credit = std::bit_cast<double>(base::load_little<uint64_t>(saved.data() + 72));
-  encoder.threshold_.density =
-      std::bit_cast<double>(base::load_little<uint64_t>(saved.data() + 80));
-  encoder.threshold_.threshold =
-      std::bit_cast<float>(base::load_little<uint32_t>(saved.data() + 88));
-  encoder.threshold_.slope = std::bit_cast<float>(base::load_little<uint32_t>(saved.data() + 92));
-  encoder.threshold_.settled = base::load_little<uint32_t>(saved.data() + 108);
-  encoder.threshold_.trend = std::bit_cast<float>(base::load_little<uint32_t>(saved.data() + 112));
-  encoder.threshold_.sweeps = base::load_little<uint32_t>(saved.data() + 116);
-  encoder.threshold_.turn = std::bit_cast<double>(base::load_little<uint64_t>(saved.data() + 120));
-  encoder.threshold_.level.resize(levels / sizeof(float));
-  Bytes rest = body.subspan(kFixedBytes);
+  encoder.step_ = fixed.step;
+  encoder.threshold_ = {.credit = fixed.credit,
+                        .density = fixed.density,
+                        .threshold = fixed.threshold,
+                        .slope = fixed.slope,
+                        .trend = fixed.trend,
+                        .settled = fixed.settled,
+                        .level = std::vector<float>(levels / sizeof(float)),
+                        .turn = fixed.turn,
+                        .sweeps = fixed.sweeps};
+  Bytes rest = data;
   const auto take = [&](MutableBytes to) {
     std::copy_n(rest.begin(), to.size(), to.begin());
     rest = rest.subspan(to.size());

@@ -164,7 +164,7 @@ TEST(Selection, ServesEveryRowWithinTheStatedSteps) {
       {{100, 60}, {{0.05, plain}}, 64 * 29},
   };
   for (const RowCase& one : cases) {
-    SCOPED_TRACE(std::to_string(one.shape.rows) + " x " + std::to_string(one.shape.columns));
+    SCOPED_TRACE(text(one.shape));
     const uint64_t elements = one.shape.elements() - one.first;
     Encoder encoder =
         std::move(Encoder::create(7, one.shape, {}, Range{one.first, elements})).value();

@@ -8,7 +8,7 @@
 
 #include "collective/call.h"
 #include "net/frame.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::collective {
 

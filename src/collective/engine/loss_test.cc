@@ -18,7 +18,7 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant {
 namespace {

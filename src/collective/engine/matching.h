@@ -9,7 +9,7 @@
 
 #include "base/buffer.h"
 #include "net/frame.h"
-#include "scant/result.h"
+#include "scant/base/result.h"
 
 namespace scant::collective {
 

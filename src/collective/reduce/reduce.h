@@ -14,7 +14,7 @@
 // or 1. Any thread may call; pointers need no alignment.
 #pragma once
 
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::collective {
 

@@ -4,7 +4,7 @@
 
 #include <span>
 
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::collective {
 

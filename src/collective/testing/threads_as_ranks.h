@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "scant/communicator.h"
+#include "scant/collective/communicator.h"
 
 namespace scant::collective {
 

@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "net/socket.h"
-#include "scant/types.h"
+#include "scant/base/types.h"
 
 namespace scant::net {
 

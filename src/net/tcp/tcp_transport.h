@@ -13,7 +13,7 @@
 #include "net/tcp/connection.h"
 #include "net/tcp/mesh.h"
 #include "net/transport.h"
-#include "scant/store.h"
+#include "scant/collective/store.h"
 
 namespace scant::net {
 

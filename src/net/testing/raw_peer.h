@@ -8,7 +8,7 @@
 #include "net/frame.h"
 #include "net/handshake.h"
 #include "net/socket.h"
-#include "scant/store.h"
+#include "scant/collective/store.h"
 
 namespace scant::net {
 

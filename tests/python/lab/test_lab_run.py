@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 from lab_support import (
-    DEADLINE_SECONDS,
     holders,
     lab_environment,
     needs_namespaces,
     processes_with_mark,
     run_lab,
     start_lab,
-    wait_until,
     why_no_namespaces,
 )
+from waiting import DEADLINE_SECONDS, wait_until
 
 from scant.lab import Lab, LabError, LinkOptions
 

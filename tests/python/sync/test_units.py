@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_every_error_code_of_the_header_has_a_class() -> None:
-    header = (ROOT / "include/scant/result.h").read_text()
+    header = (ROOT / "include/scant/base/result.h").read_text()
     body = re.search(r"enum class ErrorCode[^{]*\{(.*?)\};", header, flags=re.DOTALL)
     assert body is not None
     codes = re.findall(r"^\s*(\w+),", body.group(1), flags=re.MULTILINE)
@@ -182,7 +182,7 @@ def test_options_are_documented_with_their_variables_and_defaults() -> None:
     )
     assert [option for option, _, _ in rows] == [field.name for field in fields(Options)]
     variables = {option: variable for variable, (option, _) in environment.SETTINGS.items()}
-    header = (ROOT / "include/scant/communicator.h").read_text()
+    header = (ROOT / "include/scant/collective/communicator.h").read_text()
     in_python = {"": '""', "true": "True", "std::chrono::milliseconds(1500)": "1.5"}
     for option, variable, default in rows:
         assert variable == variables.get(option, ""), option
