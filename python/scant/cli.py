@@ -21,7 +21,7 @@ _FORWARDED = {
     "journal": ("scant.journal.cli", "what a journal of a training holds, and whether it is whole"),
     "lab": ("scant.lab.cli", "run a command as ranks on hosts with shaped links"),
     "report": ("scant.report.cli", "turn recorded runs into a self-contained HTML page"),
-    "top": ("scant.runlog.top", "a run as it goes"),
+    "top": ("scant.runlog.top", "watch a run while it goes"),
 }
 
 

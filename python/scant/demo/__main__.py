@@ -42,14 +42,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rate", default="100mbit", help="of each host's link; 'none' for no limit"
     )
-    text = f"of the first way; the others stop at its loss ({STEPS})"
+    text = f"that the first way takes; the others stop at the loss it reached ({STEPS})"
     steps = os.environ.get("SCANT_DEMO_STEPS", str(STEPS))
     parser.add_argument("--steps", type=int, default=steps, help=text)
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, default=list(SHOWN), metavar="WAY",
-        help=f"of {', '.join(WAYS)} (all but scant); the first is what others are compared with",
+        help=f"any of {', '.join(WAYS)} (all but scant); the others are compared with the first",
     )  # fmt: skip
-    text = f"torch's buckets, PowerSGD of rank {tuning.RANK_UNTUNED}"
+    text = f"keep torch's bucket size, and PowerSGD at rank {tuning.RANK_UNTUNED}"
     parser.add_argument("--no-tuning", dest="tuning", action="store_false", help=text)
     parser.add_argument("--out", default="out/demo", help="folder for the report (out/demo)")
     parser.add_argument("--script", default="examples/char_transformer.py")

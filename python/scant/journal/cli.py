@@ -36,10 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", "copy a base's tensors as safetensors files with torch's names")
     export.add_argument("out", type=pathlib.Path, metavar="FOLDER", help="must not exist")
     export.add_argument("--base", type=int, metavar="STEP", help="(default: the newest whole one)")
-    diff = add("diff", "which tensors two bases have different values of")
+    diff = add("diff", "which tensors differ between two bases")
     diff.add_argument("other", type=pathlib.Path, metavar="OTHER", help="its folder; may be PATH")
-    diff.add_argument("--base", type=int, metavar="STEP", help="of PATH (default: its newest)")
-    diff.add_argument("--other-base", type=int, metavar="STEP", help="of OTHER (likewise)")
+    diff.add_argument("--base", type=int, metavar="STEP", help="base of PATH (default: its newest)")
+    diff.add_argument("--other-base", type=int, metavar="STEP", help="base of OTHER (likewise)")
     return parser
 
 

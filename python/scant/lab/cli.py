@@ -76,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add = run.add_argument
     add("--at", action="append", nargs="+", default=[], metavar="EVENT", help="'5s rate 2 10mbit'")
     add("--events", metavar="FILE", help="events, one a line")
-    add("--timeout", metavar="TIME", help="stop the ranks after this; exit code 124")
-    add("--grace", default="10s", metavar="TIME", help="from asking ranks to end to killing (10s)")
+    add("--timeout", metavar="TIME", help="stop the ranks after TIME; exit code 124")
+    add("--grace", default="10s", metavar="TIME", help="before ranks asked to end are killed (10s)")
     add(
         "--on-failure",
         choices=("stop", "wait"),
