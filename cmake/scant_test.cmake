@@ -23,6 +23,8 @@ function(scant_test name)
   endforeach()
   target_link_libraries(${name} PRIVATE scant_flags ${T_LINK} GTest::gtest GTest::gtest_main)
   target_compile_definitions(${name} PRIVATE ${T_DEFINE})
+  # What is under test is optimised as installed; the tests themselves compile twice as fast this way.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
   if(T_DOCUMENT)
     target_compile_definitions(${name} PRIVATE SCANT_DOCUMENT="${PROJECT_SOURCE_DIR}/${T_DOCUMENT}")
   endif()

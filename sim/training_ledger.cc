@@ -123,7 +123,7 @@ std::string RoundLedger::end(const Held& held, std::span<const float> average) {
 
 void RoundLedger::keep(const Held& held) { add(held, after_); }
 
-// Each of at most 2 P + 16 roundings is of a value below `magnitude`.
+// At most P + 7 roundings, each of a value of at most twice `magnitude`.
 double RoundLedger::bound(uint64_t element) const {
   const double steps = (2 * members_ + 16) * roundings_.f32 + 4 * roundings_.residual;
   return steps * magnitude_[element] + 1e-40;

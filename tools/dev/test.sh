@@ -26,10 +26,13 @@ run_ctest() {
   return $status
 }
 
+# run_pytest NAME MARKS argument...: of all tests that were selected those with these marks.
 run_pytest() {
-  local results=$root/build/results/python status=0
+  local results=$root/build/results/python name=$1 marks=$2 status=0
+  shift 2
+  [ $long = 1 ] || marks="$marks and not long"
   mkdir -p "$results"
-  .venv/bin/python -m pytest -o cache_dir=build/pytest-cache --junitxml="$results/pytest.xml" "$@" || status=$?
+  .venv/bin/python -m pytest -o cache_dir=build/pytest-cache --junitxml="$results/$name.xml" -m "$marks" "$@" || status=$?
   [ $status -eq 5 ] && [ -n "$only" ] && return 0  # 5: no test has such a name
   return $status
 }
@@ -69,8 +72,14 @@ test_python() {
   setup_packages build lab
   setup_venv
   setup_scant
+  local status=0 beside=()
+  # The tests of a file stay together, since they share what it launches.
+  [ "$jobs" -eq 1 ] || beside=(-n "$jobs" --dist loadfile)
+  say "Python tests that run alone"
+  run_pytest pytest-alone alone -q -rfE "${python_options[@]}" "${python_files[@]}" || status=1
   say "Python tests"
-  run_pytest -q -rfE "${python_options[@]}" "$@" "${python_files[@]}"
+  run_pytest pytest "not alone" -q -rfE "${beside[@]}" "${python_options[@]}" "${python_files[@]}" || status=1
+  return $status
 }
 
 run_tests() {
@@ -92,11 +101,11 @@ run_tests() {
   setup_packages build test
   rm -rf build/results
   mkdir -p build/results
-  local ctest_options=(-LE long) pytest_options=()
-  if [ $long = 1 ]; then ctest_options=() pytest_options=(-m ''); fi
+  local ctest_options=(-LE long)
+  [ $long = 0 ] || ctest_options=()
   select_tests dev || exit 1
   test_programs dev "${ctest_options[@]}" || status=1
-  test_python "${pytest_options[@]}" || status=1
+  test_python || status=1
   if [ $long = 1 ]; then
     for preset in asan tsan; do
       select_tests "$preset" || continue  # golden_test is not built there

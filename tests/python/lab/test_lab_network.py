@@ -12,7 +12,7 @@ from scant.lab import Lab, LabError, LinkOptions, Loss, UsageError
 from scant.lab.loss import ReferenceLoss, splitmix64
 from scant.lab.selftest import blast_rate, probe
 
-pytestmark = needs_namespaces
+pytestmark = [needs_namespaces, pytest.mark.alone]
 
 HEADERS = 14 + 20 + 32  # Ethernet, IPv4, TCP with timestamps
 WAIT_SECONDS = 60

@@ -28,6 +28,8 @@ from scant.lab import Lab, LabError, LinkOptions
 # Where there are no namespaces the same promises hold on loopback.
 MODES = ["loopback"] if why_no_namespaces() else ["auto", "loopback"]
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def mark(monkeypatch: pytest.MonkeyPatch) -> str:

@@ -23,6 +23,8 @@ WORKER = Path(__file__).parent / "workers" / "link_drop.py"
 STEPS = 50
 PATIENCE_S = 240.0  # for what takes some 15 s on an idle machine
 
+pytestmark = pytest.mark.alone
+
 
 class Reader:
     """The latest step that rank 0 printed."""
