@@ -50,12 +50,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Marks each test by its folder; drops those that ``--name`` does not mean."""
     for item in items:
         item.add_marker(item.path.parent.name)
+    # What launches ranks takes longest. Begun first, it leaves no process alone at the end.
+    items.sort(key=lambda item: not (item.path.parent / "workers").is_dir())
     name = config.getoption("--name")
     if name is None:
         return
     kept = [item for item in items if re.search(name, item.path.stem) or re.search(name, item.name)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The cases of one launch go to one process, and those of one file that launches nothing."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415  absent where tests run alone
+
+    class ByLaunch(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            worker = re.search(r"\[(\w+\.py)", nodeid)
+            return nodeid.split("::")[0] + (worker[1] if worker else "")
+
+    return ByLaunch(config, log)
 
 
 def free_port() -> int:
@@ -195,17 +210,20 @@ def launch_of(worker: str, size: int, timeout_s: float = 240.0) -> Launch:
 def check_case(worker: str, size: int, case: str, timeout_s: float = 240.0) -> None:
     """Judges one case of the worker."""
     launch = launch_of(worker, size, timeout_s)
-    skipped = []
-    for rank in range(size):
-        outcome = launch.case_results(rank).get(case)
+    outcomes = [launch.case_results(rank).get(case) for rank in range(size)]
+    failed = [
+        f"{case}: rank {rank}\n{outcome}"
+        for rank, outcome in enumerate(outcomes)
+        if outcome and outcome != "ok" and not outcome.startswith("skip: ")
+    ]
+    if failed:  # on all ranks: the others may merely have lost the one that knows why
+        pytest.fail("\n".join(failed), pytrace=False)
+    for rank, outcome in enumerate(outcomes):
         if outcome is None:
             pytest.fail(f"{case}: rank {rank} did not finish it\n{launch.text()}", pytrace=False)
-        if outcome.startswith("skip: "):
-            skipped.append(outcome[len("skip: ") :])
-        elif outcome != "ok":
-            pytest.fail(f"{case}: rank {rank}\n{outcome}", pytrace=False)
+    skipped = [outcome for outcome in outcomes if outcome and outcome.startswith("skip: ")]
     if skipped:
-        pytest.skip(skipped[0])
+        pytest.skip(skipped[0].removeprefix("skip: "))
 
 
 def check_exit(worker: str, size: int) -> None:

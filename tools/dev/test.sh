@@ -73,8 +73,7 @@ test_python() {
   setup_venv
   setup_scant
   local status=0 beside=()
-  # The tests of a file stay together, since they share what it launches.
-  [ "$jobs" -eq 1 ] || beside=(-n "$jobs" --dist loadfile)
+  [ "$jobs" -eq 1 ] || beside=(-n "$jobs" --dist loadscope --no-loadscope-reorder)
   say "Python tests that run alone"
   run_pytest pytest-alone alone -q -rfE "${python_options[@]}" "${python_files[@]}" || status=1
   say "Python tests"

@@ -19,14 +19,12 @@ EDGES = "torch_journal_edges.py"
 RUN = str(worker_path("journal_run.py"))
 
 
-@pytest.mark.parametrize("case", case_names(WORKER))
-def test_three_ranks(case: str) -> None:
-    check_case(WORKER, 3, case)
+CASES = [(worker, case) for worker in (WORKER, EDGES) for case in case_names(worker)]
 
 
-@pytest.mark.parametrize("case", case_names(EDGES))
-def test_trainings_as_they_are(case: str) -> None:
-    check_case(EDGES, 3, case)
+@pytest.mark.parametrize(("worker", "case"), CASES)
+def test_three_ranks(worker: str, case: str) -> None:
+    check_case(worker, 3, case)
 
 
 @pytest.mark.parametrize("worker", [WORKER, EDGES])

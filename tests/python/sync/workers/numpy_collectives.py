@@ -179,9 +179,10 @@ def case_dropped_work_keeps_its_buffer() -> None:
     comm.recv(incoming, left, tag=9, async_op=True)
     del incoming
     gc.collect()
-    comm.barrier()  # nobody has sent yet, so it cannot be done
-    array = there()
+    comm.barrier()
+    array = there()  # nobody sends before the next barrier, so it cannot be done
     assert array is not None, "freed while the operation may still write to it"
+    comm.barrier()
     comm.send(np.full(10_000, RANK + 1.0), right, tag=9)
     comm.send(np.ones(1), right, tag=9)
     comm.recv(np.zeros(1), left, tag=9)  # of one sender and tag messages come in order

@@ -122,6 +122,7 @@ def case_two_models_that_nothing_reaches() -> None:
     with raises(scant.Mismatch, "bias"):
         loss.backward()
         optimizer.step()
+    dist.barrier(group=GLOO)  # who closes a model ends the step of those who still wait for it
     for model in models:
         model.close()
 
