@@ -8,13 +8,14 @@ Both axes are logarithmic; one panel for each network.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
 import sys
 from collections.abc import Sequence
 from html import escape
 from typing import Any
+
+import harness
 
 from scant.report import bytes_label
 
@@ -133,7 +134,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
-    rows = [json.loads(line) for path in arguments.rows for line in path.read_text().splitlines()]
+    rows = harness.read_rows(arguments.rows)
     arguments.out.write_text(figure(rows, arguments.ranks), encoding="utf-8")
     return 0
 

@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -202,6 +203,24 @@ def open_lab(network: str, ranks: int) -> Any:
         return Lab(1, LinkOptions(), processes_per_host=ranks)
     rate = NETWORKS[network]
     return Lab(ranks, LinkOptions(rate_bits_per_second=parse_rate(rate) if rate else None))
+
+
+def read_rows(paths: Iterable[pathlib.Path]) -> list[Row]:
+    """Of files of JSON lines."""
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def run_workers(lab: Any, script: str, plan: Row, patience_s: float) -> tuple[list[Row], list[int]]:
+    """The script with --worker on each rank of a lab: what rank 0 handed in, and exit codes.
+
+    A worker gets the plan and where its lines go: worker.py.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        results = pathlib.Path(folder) / "results"
+        told = json.dumps({**plan, "results": str(results)})
+        processes = lab.run([sys.executable, script, "--worker", told], stdout=2)
+        codes = [process.wait(patience_s) for process in processes]
+        return read_rows([results]) if results.exists() else [], codes
 
 
 def leave() -> NoReturn:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import pathlib
 import statistics
 import sys
@@ -55,7 +54,7 @@ class Report(NamedTuple):
 def by_name(name: str) -> Rows:
     """Rows of all machines."""
     paths = sorted(RESULTS.glob(f"*/{name}.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return harness.read_rows(paths)
 
 
 def all_curves() -> Curves:
@@ -145,7 +144,7 @@ def section(name: str) -> list[str]:
     parts = [f"## {report.title}", f"{report.says} `./dev bench {name}` makes such rows."]
     parts += [report.picture] if report.picture else []
     for path in sorted(RESULTS.glob(f"*/{name}.jsonl")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = harness.read_rows([path])
         parts += [origin(path, rows), report.tables(rows)]
         missed = report.missed(rows)
         if missed:

@@ -318,8 +318,7 @@ def main() -> int:
     arguments = parse()
     folder = pathlib.Path(arguments.out)
     if arguments.report:
-        lines = [line for path in arguments.report for line in path.read_text().splitlines()]
-        print(convergence_report.write([json.loads(line) for line in lines], folder))
+        print(convergence_report.write(harness.read_rows(arguments.report), folder))
         return 0
     recorder = harness.Recorder(folder / "convergence.jsonl")
     try:

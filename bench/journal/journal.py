@@ -178,20 +178,15 @@ def run_lab(
     for plan in arguments.plans:
         row = {"network": network, "ranks": ranks, "plan": plan}
         with tempfile.TemporaryDirectory(prefix="journal-", dir=place) as folder:
-            results = pathlib.Path(folder) / "results"
             given = {name: getattr(arguments, name) for name in IN_WORKER} | {
                 "plan": plan,
                 "specs": [dataclasses.asdict(one) for one in wanted],
-                "results": str(results),
                 "disk": str(pathlib.Path(folder).resolve()),
             }
             with harness.open_lab(network, ranks) as lab:
-                command = [sys.executable, __file__, "--worker", json.dumps(given)]
-                processes = lab.run(command, stdout=2)
-                codes = [process.wait(PATIENCE_S) for process in processes]
-            lines = results.read_text().splitlines() if results.exists() else []
-        for line in lines:
-            recorder.add(to_row(json.loads(line), row, arguments))
+                found, codes = harness.run_workers(lab, __file__, given, PATIENCE_S)
+        for one in found:
+            recorder.add(to_row(one, row, arguments))
         if any(codes):
             recorder.add({"case": "journal", **row, "name": "", "error": f"exit codes {codes}"})
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
-import json
 import pathlib
 import shutil
-import sys
 import time
 from typing import Any
 
@@ -20,22 +18,10 @@ import torch
 import torch.distributed as dist
 from journal_sides import NONE, Fresh, Keeper, Spec, Training, keeper_of
 from train_tasks import Text
-
-Groups = dict[str, Any]
+from worker import Groups, hand_in, join, tell
 
 WARM_UP = 5  # steps; DDP settles its buckets in two
 SETTLE = 8  # steps with the way at work before it is timed: what is made once is there then
-
-
-def tell(text: str) -> None:
-    if dist.get_rank() == 0:
-        print(f"  {text}", file=sys.stderr, flush=True)
-
-
-def everyones(value: Any, groups: Groups) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value, group=groups["gloo"])
-    return found
 
 
 def peak_bytes(reset: bool = False) -> int:
@@ -131,15 +117,7 @@ def measure(
 
 def work(plan: dict[str, Any]) -> None:
     """Measures all ways and gives the numbers to rank 0."""
-    import scant.torch  # noqa: F401  (registers the backend)
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    groups: Groups = {
-        "gloo": dist.group.WORLD,
-        "scant": dist.new_group(backend="scant"),
-        "checkpoints": dist.new_group(backend="gloo"),
-    }
+    groups = join() | {"checkpoints": dist.new_group(backend="gloo")}
     bare = Training(Text(plan["quick"]), plan["seed"], plan["plan"], groups)
     for _ in range(WARM_UP):
         bare.step()
@@ -147,11 +125,8 @@ def work(plan: dict[str, Any]) -> None:
     for number, one in enumerate(plan["specs"]):
         spec = Spec(**one)
         folder = disk / str(number)
-        own = measure(spec, bare, plan, groups, folder)
-        ranks = everyones(own, groups)
+        hand_in(plan, {"spec": one}, measure(spec, bare, plan, groups, folder), groups)
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
-            with pathlib.Path(plan["results"]).open("a") as file:
-                print(json.dumps({"spec": one, "by_rank": ranks}), file=file)
         tell(f"{spec.name}: measured")
         dist.barrier(group=groups["gloo"])

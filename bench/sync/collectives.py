@@ -34,6 +34,7 @@ NETWORKS = ("loopback", "1gbit", "100mbit")
 BLOCK_S = {"quick": 0.05, "full": 0.4}  # about what one block takes
 LOSES_BELOW = 0.98  # less is noise
 CPU_MAX = 0.6  # scant's CPU seconds ÷ gloo's, from 1 MiB
+PATIENCE_S = 1800
 SIZE_MAX = {"loopback": 64 << 20, "1gbit": 64 << 20, "100mbit": 4 << 20}
 
 
@@ -169,26 +170,17 @@ def measure(
 
 def work(plan: dict[str, Any]) -> None:
     """A rank: measures every case and gives its numbers to rank 0."""
-    import torch
     import torch.distributed as dist
-
-    import scant.torch  # noqa: F401  (registers the backend)
+    from worker import hand_in, join
 
     # Newer torch deprecates names that older torch needs.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    groups = {"gloo": dist.group.WORLD, "scant": dist.new_group(backend="scant")}
+    groups = join()
     remotes = {name: _mpi.Remote(folder, dist.get_rank()) for name, folder in plan["mpi"].items()}
     for operation in plan["operations"]:
         for size in plan["sizes"]:
             mine = measure(operation, size, groups, remotes, plan)
-            everyone: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, mine, group=groups["gloo"])
-            if dist.get_rank() == 0:
-                with pathlib.Path(plan["results"]).open("a") as file:
-                    line = {"operation": operation, "bytes": size, "ranks": everyone}
-                    print(json.dumps(line), file=file)
+            hand_in(plan, {"operation": operation, "bytes": size}, mine, groups)
     dist.destroy_process_group()
 
 
@@ -210,18 +202,18 @@ def to_row(found: dict[str, Any], network: str, ranks: int) -> harness.Row:
         "network": network,
         "ratio_of": "seconds: the other's ÷ scant's; cpu: scant's ÷ the other's",
     }
-    errors = [one["error"] for one in found["ranks"] if "error" in one]
+    errors = [one["error"] for one in found["by_rank"] if "error" in one]
     if errors:
         return {**row, "error": errors[0]}
-    for name in found["ranks"][0]["samples"]:
-        row[name] = harness.of_all_ranks([one["samples"][name] for one in found["ranks"]])
+    for name in found["by_rank"][0]["samples"]:
+        row[name] = harness.of_all_ranks([one["samples"][name] for one in found["by_rank"]])
     for name in set(row) & {"gloo", *_mpi.LABELS}:
         times = harness.ratios(row[name]["samples"], row["scant"]["samples"])
         row[name]["ratio"] = harness.quantiles(times)
         cpu = row[name]["cpu_s"]
         row[name]["cpu_ratio"] = row["scant"]["cpu_s"] / cpu if cpu else None
     row["formula_bytes_per_rank"] = formula_bytes(found["operation"], ranks, found["bytes"])
-    row["calls_per_block"] = found["ranks"][0]["count"]
+    row["calls_per_block"] = found["by_rank"][0]["count"]
     return {**row, **harness.machine()}
 
 
@@ -232,25 +224,20 @@ def run_network(
     sizes = [size for size in arguments.sizes if size <= SIZE_MAX[network]]
     with tempfile.TemporaryDirectory() as name, harness.open_lab(network, ranks) as lab:
         folder = pathlib.Path(name)
-        results = folder / "results"
         plan = {
             "operations": arguments.operations,
             "sizes": sizes,
             "repeats": arguments.repeats,
             "block_s": BLOCK_S["quick" if arguments.quick else "full"],
-            "results": str(results),
             "mpi": {},
         }
         if not arguments.no_mpi:
             plan["mpi"], skipped = _mpi.launch_all(lab, network, folder)
             for row in skipped:
                 recorder.add(row)
-        command = [sys.executable, __file__, "--worker", json.dumps(plan)]
-        processes = lab.run(command, stdout=2)
-        codes = [process.wait(1800) for process in processes]
-        lines = results.read_text().splitlines() if results.exists() else []
-    for line in lines:
-        recorder.add(to_row(json.loads(line), network, ranks))
+        found, codes = harness.run_workers(lab, __file__, plan, PATIENCE_S)
+    for one in found:
+        recorder.add(to_row(one, network, ranks))
     if any(codes):
         recorder.add(
             {"case": "run", "network": network, "ranks": ranks, "error": f"exit codes {codes}"}

@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,18 +120,11 @@ def measure(plan: dict[str, Any], groups: dict[str, Any]) -> dict[str, Any]:
 
 def work(plan: dict[str, Any]) -> None:
     """A rank: measures and gives its numbers to rank 0."""
-    import torch
     import torch.distributed as dist
+    from worker import hand_in, join
 
-    import scant.torch  # noqa: F401  (registers the backend)
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    groups = {"gloo": dist.group.WORLD, "scant": dist.new_group(backend="scant")}
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, measure(plan, groups), group=groups["gloo"])
-    if dist.get_rank() == 0:
-        pathlib.Path(plan["results"]).write_text(json.dumps(everyone))
+    groups = join()
+    hand_in(plan, {}, measure(plan, groups), groups)
     dist.destroy_process_group()
 
 
@@ -165,19 +157,12 @@ def run_network(network: str, ranks: int, arguments: argparse.Namespace) -> harn
         "steps_per_block": arguments.steps,
         "seed": arguments.seed,
     }
-    with tempfile.TemporaryDirectory() as folder, harness.open_lab(network, ranks) as lab:
-        results = pathlib.Path(folder) / "results"
-        plan = {
-            "steps": arguments.steps,
-            "repeats": arguments.repeats,
-            "seed": arguments.seed,
-            "results": str(results),
-        }
-        processes = lab.run([sys.executable, __file__, "--worker", json.dumps(plan)], stdout=2)
-        codes = [process.wait(PATIENCE_S) for process in processes]
-        if any(codes) or not results.exists():
-            return {**row, "error": f"exit codes {codes}"}
-        return to_row(json.loads(results.read_text()), row)
+    plan = {name: getattr(arguments, name) for name in ("steps", "repeats", "seed")}
+    with harness.open_lab(network, ranks) as lab:
+        found, codes = harness.run_workers(lab, __file__, plan, PATIENCE_S)
+    if any(codes) or not found:
+        return {**row, "error": f"exit codes {codes}"}
+    return to_row(found[0]["by_rank"], row)
 
 
 def table(rows: Sequence[harness.Row]) -> str:

@@ -19,7 +19,6 @@ import os
 import pathlib
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -237,16 +236,10 @@ def run_lab(
     row: harness.Row = {"model": model, "ranks": ranks, "network": network, "rate": rate}
     row |= {"compute": "replayed"} if arguments.compute == "replay" else {}
     plan = {name: getattr(arguments, name) for name in IN_WORKER} | {"model": model}
-    with tempfile.TemporaryDirectory() as folder:
-        results = pathlib.Path(folder) / "results"
-        plan["results"] = str(results)
-        with Lab(ranks, LinkOptions(rate_bits_per_second=rate)) as lab:
-            command = [sys.executable, __file__, "--worker", json.dumps(plan)]
-            processes = lab.run(command, stdout=2)
-            codes = [process.wait(PATIENCE_S) for process in processes]
-        lines = results.read_text().splitlines() if results.exists() else []
-    for line in lines:
-        recorder.add(to_row(json.loads(line), row, arguments))
+    with Lab(ranks, LinkOptions(rate_bits_per_second=rate)) as lab:
+        found, codes = harness.run_workers(lab, __file__, plan, PATIENCE_S)
+    for one in found:
+        recorder.add(to_row(one, row, arguments))
     if any(codes):
         recorder.add({"case": "lab", **row, "error": f"exit codes {codes}"})
 
@@ -254,16 +247,12 @@ def run_lab(
 # ---- the run --------------------------------------------------------------------------------
 
 
-def read_rows(paths: Sequence[pathlib.Path]) -> list[harness.Row]:
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-
-
 def known_curves(arguments: argparse.Namespace) -> list[harness.Row]:
     """Of bench/results and --curves; of a quick run's small models there are none."""
     if arguments.quick:
         return []
     paths = sorted(RESULTS.glob("*/convergence.jsonl")) + sorted(RESULTS.glob("*/train.jsonl"))
-    return read_rows([*paths, *arguments.curves])
+    return harness.read_rows([*paths, *arguments.curves])
 
 
 def gate(
@@ -285,7 +274,7 @@ def main() -> int:
         harness.leave()
     curves = known_curves(arguments)
     if arguments.report:
-        rows = read_rows(arguments.report)
+        rows = harness.read_rows(arguments.report)
         folder = pathlib.Path(arguments.out)
         folder.mkdir(parents=True, exist_ok=True)
         text = train_report.write(rows, curves, folder)

@@ -9,7 +9,6 @@ a bar for the fastest of each family of sides. The axis is logarithmic; 1 is a f
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
 import sys
@@ -180,7 +179,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
-    rows = [json.loads(line) for path in arguments.rows for line in path.read_text().splitlines()]
+    rows = harness.read_rows(arguments.rows)
     arguments.out.write_text(figure(rows), encoding="utf-8")
     return 0
 

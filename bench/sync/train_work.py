@@ -8,10 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import json
-import pathlib
 import statistics
-import sys
 import time
 import zlib
 from typing import Any
@@ -22,8 +19,7 @@ import torch.distributed as dist
 from train_replay import MADE, Recording, ReplayTask, made, record
 from train_sides import ALONE, AUTO, CHECK_EVERY, Side, Spec, of_curve, specs
 from train_tasks import TASKS, Task
-
-Groups = dict[str, Any]
+from worker import Groups, everyones, hand_in, join, tell
 
 LOSS_TOLERANCE = 1e-3  # sums of another order, magnified by AdamW's first steps
 COMPARED_STEP = 2  # counted from 0: of this one the losses of exact sides are compared
@@ -34,22 +30,11 @@ LONG_S = 2.0  # an all-reduce that takes longer is not repeated
 EVALUATE_EVERY = 25
 
 
-def tell(text: str) -> None:
-    if dist.get_rank() == 0:
-        print(f"  {text}", file=sys.stderr, flush=True)
-
-
 def of_slowest(value: float, groups: Groups) -> float:
     """The largest of all ranks', on each."""
     held = torch.tensor([value], dtype=torch.float64)
     dist.all_reduce(held, dist.ReduceOp.MAX, group=groups["gloo"])
     return float(held)
-
-
-def everyones(value: Any, groups: Groups) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value, group=groups["gloo"])
-    return found
 
 
 # ---- step times -----------------------------------------------------------------------------
@@ -273,27 +258,16 @@ def recording(plan: dict[str, Any], groups: Groups) -> Recording:
 
 def work(plan: dict[str, Any]) -> None:
     """Measures all parts and gives the numbers to rank 0."""
-    import scant.torch  # noqa: F401  (registers the backend)
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    groups: Groups = {"gloo": dist.group.WORLD, "scant": dist.new_group(backend="scant")}
+    groups = join()
     replayed = plan["compute"] == "replay"
     task = ReplayTask(recording(plan, groups)) if replayed else TASKS[plan["model"]](plan["quick"])
-
-    def hand_in(part: dict[str, Any], own: dict[str, Any]) -> None:
-        ranks = everyones(own, groups)
-        if dist.get_rank() == 0:
-            with pathlib.Path(plan["results"]).open("a") as file:
-                print(json.dumps({**part, "by_rank": ranks}), file=file)
-
     if "steps" in plan["parts"]:
         case = "replay" if replayed else "steps"
-        hand_in({"case": case}, measure_steps(task, plan, groups))
+        hand_in(plan, {"case": case}, measure_steps(task, plan, groups), groups)
         gc.collect()
     if "training" in plan["parts"]:
         for seed in plan["seeds"]:
             for name in plan["train"]:
                 part = {"case": "training", "configuration": name, "seed": seed}
-                hand_in(part, train(task, name, seed, plan, groups))
+                hand_in(plan, part, train(task, name, seed, plan, groups), groups)
     dist.barrier(group=groups["gloo"])

@@ -13,7 +13,7 @@ from scant import arrays
 from scant.codes import ReduceOp
 from scant.errors import InvalidArgument
 
-__all__ = ["Checked", "options", "rank_and_size", "seconds", "whole"]
+__all__ = ["Checked", "options", "rank_and_size", "rank_of_group", "seconds", "whole"]
 
 _Result = TypeVar("_Result")
 
@@ -66,6 +66,15 @@ def rank_and_size(rank: Any, size: Any) -> tuple[int, int]:
     return own, count
 
 
+def rank_of_group(value: Any, name: str, size: int, rank: int) -> int:
+    """The value as the rank of a member of a group of this size."""
+    number = whole(value, name, -_INT_MAX, _INT_MAX, rank)
+    if not 0 <= number < size:
+        text = f"{name} {number} is out of range: the group has ranks 0 to {size - 1}"
+        raise InvalidArgument(text, rank=rank)
+    return number
+
+
 def options(given: dict[str, Any], rank: int) -> dict[str, Any]:
     """The options that are set, each of the type that the extension takes."""
     return {key: _option(key, value, rank) for key, value in given.items() if value is not None}
@@ -100,13 +109,7 @@ class Checked:
     size: int
 
     def _root(self, root: Any, name: str = "root") -> int:
-        number = whole(root, name, -_INT_MAX, _INT_MAX, self.rank)
-        if not 0 <= number < self.size:
-            raise InvalidArgument(
-                f"{name} {number} is out of range: the group has ranks 0 to {self.size - 1}",
-                rank=self.rank,
-            )
-        return number
+        return rank_of_group(root, name, self.size, self.rank)
 
     def _tag(self, tag: Any) -> int:
         return whole(tag, "tag", 0, 2**32 - 1, self.rank)

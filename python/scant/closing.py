@@ -17,6 +17,10 @@ class Closing:
         """Gives back what this object holds; again and again if you like."""
         raise NotImplementedError
 
+    def _left(self, error: BaseException | None) -> None:
+        """The block is over: by this error, if there is one."""
+        self.close()
+
     def __enter__(self: _Own) -> _Own:
         return self
 
@@ -26,4 +30,4 @@ class Closing:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._left(error)

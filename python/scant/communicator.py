@@ -142,13 +142,13 @@ class Communicator(Collectives, lifetime._Closable):
         self.size = native.size
         return survivors
 
-    def shutdown(self, timeout: float = 5.0) -> None:
+    def shutdown(self, timeout: float = lifetime.FLUSH_S) -> None:
         """Send what peers still need, say goodbye, close. Idempotent."""
         raw, self._raw = self._raw, None
         if raw is not None:
             raw.shutdown(timeout)
 
-    def fail(self, reason: str, timeout: float = 5.0) -> None:
+    def fail(self, reason: str, timeout: float = lifetime.FLUSH_S) -> None:
         """The same when this program ends by an error: the others get :class:`scant.Failed`."""
         raw, self._raw = self._raw, None
         if raw is not None:

@@ -15,10 +15,10 @@ import weakref
 from scant import _scant
 from scant.errors import Error
 
-__all__ = ["completion", "is_own", "one_line", "staging", "track"]
+__all__ = ["FLUSH_S", "completion", "is_own", "one_line", "staging", "track"]
 
 # A flush of what peers still need; then the process leaves whatever they do.
-_EXIT_FLUSH_S = 5.0
+FLUSH_S = 5.0
 _REASON_CHARACTERS_MAX = 300
 
 _communicators: weakref.WeakSet[_Closable] = weakref.WeakSet()
@@ -29,11 +29,11 @@ _registered = False
 class _Closable:
     """Something with a shutdown at exit."""
 
-    def shutdown(self, timeout: float = _EXIT_FLUSH_S) -> None:
+    def shutdown(self, timeout: float = FLUSH_S) -> None:
         """Close; idempotent."""
         raise NotImplementedError
 
-    def fail(self, reason: str, timeout: float = _EXIT_FLUSH_S) -> None:
+    def fail(self, reason: str, timeout: float = FLUSH_S) -> None:
         """Close, and tell the others that this program failed; idempotent."""
         raise NotImplementedError
 
@@ -104,8 +104,8 @@ def _leave() -> None:
     for communicator in list(_communicators):
         with contextlib.suppress(Exception):
             if error is None:
-                communicator.shutdown(_EXIT_FLUSH_S)
+                communicator.shutdown(FLUSH_S)
             else:
-                communicator.fail(one_line(error), _EXIT_FLUSH_S)
+                communicator.fail(one_line(error), FLUSH_S)
     for executor in _executors.values():
         executor.stop()

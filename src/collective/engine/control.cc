@@ -1,8 +1,11 @@
 #include "collective/engine/control.h"
 
 #include <algorithm>
+#include <span>
 
+#include "base/bytes.h"
 #include "base/fault.h"
+#include "base/little_endian.h"
 
 namespace scant::collective {
 namespace {
@@ -11,18 +14,6 @@ namespace {
 // `closed` with a mark at the end of its text, which that version shows as a space.
 constexpr ErrorCode kLastCancelCode = ErrorCode::unsupported;
 constexpr auto kFailedMark = std::byte{1};
-
-void put_u32(std::vector<std::byte>& out, uint32_t value) {
-  for (int shift = 0; shift < 32; shift += 8) {
-    out.push_back(static_cast<std::byte>((value >> shift) & 0xFF));
-  }
-}
-
-uint32_t get_u32(Bytes in, size_t at) {
-  uint32_t value = 0;
-  for (size_t i = 0; i < 4; ++i) value |= std::to_integer<uint32_t>(in[at + i]) << (8 * i);
-  return value;
-}
 
 using base::corrupt;
 
@@ -39,14 +30,15 @@ bool has_root(OpKind kind) {
 
 std::vector<std::byte> encode_cancel(const Error& error) {
   const bool failed = error.code == ErrorCode::failed;
-  std::vector<std::byte> out;
-  const size_t text = std::min(error.message.size(), kCancelTextBytesMax - (failed ? 1 : 0));
-  out.reserve(12 + text + 1);
-  put_u32(out, static_cast<uint32_t>(failed ? ErrorCode::closed : error.code));
-  put_u32(out, static_cast<uint32_t>(error.peer));
-  put_u32(out, static_cast<uint32_t>(error.sys_errno));
-  for (size_t i = 0; i < text; ++i) out.push_back(static_cast<std::byte>(error.message[i]));
-  if (failed) out.push_back(kFailedMark);
+  const size_t mark = failed ? 1 : 0;
+  const size_t text = std::min(error.message.size(), kCancelTextBytesMax - mark);
+  std::vector<std::byte> out(12 + text + mark);
+  base::ByteWriter w(out);
+  w.put(static_cast<uint32_t>(failed ? ErrorCode::closed : error.code));
+  w.put(static_cast<uint32_t>(error.peer));
+  w.put(static_cast<uint32_t>(error.sys_errno));
+  w.put_bytes(std::as_bytes(std::span(error.message)).first(text));
+  if (failed) out.back() = kFailedMark;
   return out;
 }
 
@@ -54,14 +46,14 @@ Result<Cancel> decode_cancel(Bytes payload) {
   if (payload.size() < 12 || payload.size() > 12 + kCancelTextBytesMax) {
     return corrupt("a cancel frame has a payload of the wrong size");
   }
-  const uint32_t code = get_u32(payload, 0);
+  const auto code = base::load_little<uint32_t>(payload.data());
   if (code > static_cast<uint32_t>(kLastCancelCode)) {
     return corrupt("a cancel frame has an unknown error code");
   }
   Error error;
   error.code = static_cast<ErrorCode>(code);
-  error.peer = static_cast<Rank>(get_u32(payload, 4));
-  error.sys_errno = static_cast<int>(get_u32(payload, 8));
+  error.peer = static_cast<Rank>(base::load_little<uint32_t>(payload.data() + 4));
+  error.sys_errno = static_cast<int>(base::load_little<uint32_t>(payload.data() + 8));
   Bytes text = payload.subspan(12);
   if (error.code == ErrorCode::closed && !text.empty() && text.back() == kFailedMark) {
     error.code = ErrorCode::failed;
@@ -75,10 +67,10 @@ Result<Cancel> decode_cancel(Bytes payload) {
 }
 
 std::vector<std::byte> encode_proposal(const Proposal& proposal) {
-  std::vector<std::byte> out;
-  put_u32(out, proposal.epoch);
-  put_u32(out, static_cast<uint32_t>(proposal.live.size()));
-  out.resize(8 + (proposal.live.size() + 7) / 8);
+  std::vector<std::byte> out(8 + (proposal.live.size() + 7) / 8);
+  base::ByteWriter w(out);
+  w.put(proposal.epoch);
+  w.put(static_cast<uint32_t>(proposal.live.size()));
   for (size_t i = 0; i < proposal.live.size(); ++i) {
     if (proposal.live[i]) out[8 + i / 8] |= static_cast<std::byte>(1U << (i % 8));
   }
@@ -86,11 +78,12 @@ std::vector<std::byte> encode_proposal(const Proposal& proposal) {
 }
 
 Result<Proposal> decode_proposal(Bytes payload, size_t stations) {
-  if (payload.size() != 8 + (stations + 7) / 8 || get_u32(payload, 4) != stations) {
+  if (payload.size() != 8 + (stations + 7) / 8 ||
+      base::load_little<uint32_t>(payload.data() + 4) != stations) {
     return corrupt("a propose frame has a bitmap of the wrong size");
   }
   Proposal proposal;
-  proposal.epoch = get_u32(payload, 0);
+  proposal.epoch = base::load_little<uint32_t>(payload.data());
   proposal.live.resize(stations);
   for (size_t i = 0; i < (stations + 7) / 8 * 8; ++i) {
     const bool bit = (std::to_integer<uint32_t>(payload[8 + i / 8]) >> (i % 8) & 1) != 0;

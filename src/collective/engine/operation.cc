@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/crc.h"
+#include "base/little_endian.h"
 
 namespace scant::collective {
 namespace {
@@ -29,9 +30,7 @@ uint32_t hash_parts(const Parts& parts) {
   uint32_t hash = 1;
   for (const auto& part : parts) {
     std::array<std::byte, 8> bytes{};
-    for (size_t i = 0; i < 8; ++i) {
-      bytes[i] = static_cast<std::byte>(uint64_t{part.size()} >> (8 * i) & 0xFF);
-    }
+    base::store_little(bytes.data(), uint64_t{part.size()});
     hash = base::crc32c(bytes, hash);
   }
   return hash;

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/little_endian.h"
 #include "net/tcp/mesh.h"
 #include "net/tcp/tcp_transport.h"
 
@@ -79,9 +80,7 @@ class Bootstrap {
                                              std::to_string(descriptors.rlim_cur) + " (ulimit -n)");
     }
     job_ = hash_job(options_.job);
-    for (size_t i = 0; i < 4; ++i) {
-      established_.job |= std::to_integer<uint32_t>(job_[i]) << (8 * i);
-    }
+    established_.job = base::load_little<uint32_t>(job_.data());
     established_.peers.resize(world());
     return {};
   }

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/crc.h"
+#include "base/little_endian.h"
 
 namespace scant::net {
 
@@ -95,8 +96,7 @@ Secret secret_of(Store& store, const std::string& job) {
 std::vector<std::byte> frame_bytes(FrameHeader header, Bytes payload, const std::string& job,
                                    uint64_t sequence) {
   const JobHash hash = hash_job(job);
-  header.job = 0;
-  for (size_t i = 0; i < 4; ++i) header.job |= std::to_integer<uint32_t>(hash[i]) << (8 * i);
+  header.job = base::load_little<uint32_t>(hash.data());
   header.sequence = sequence;
   header.length = static_cast<uint32_t>(payload.size());
   header.payload_crc = payload.empty() ? 0 : base::crc32c(payload);

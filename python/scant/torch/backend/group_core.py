@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Backend as _Backend
 
-from scant import _scant
+from scant import _scant, checks
 from scant.errors import Closed, InvalidArgument
 from scant.torch.backend import staging
 from scant.torch.backend.membership import Base
@@ -32,7 +32,6 @@ Launch = Callable[[Tensors, Tensors, Tensors], "Sequence[_scant.Work]"]
 _TorchOptions: Any = _Backend.Options
 _ZERO = timedelta()
 _chains = itertools.count(1)
-_EXIT_FLUSH_S = 5.0
 
 if TYPE_CHECKING:
     # torch's own signatures differ from version to version.
@@ -146,7 +145,7 @@ class GroupCore(_TorchGroup):
         if base is not None:
             if raw is not None:
                 raw.release_group(self.group_id)
-            base.release(_EXIT_FLUSH_S)
+            base.release()
 
     def abort(self) -> None:
         """End the communicator at once, with all groups that share it."""
@@ -210,14 +209,17 @@ class GroupCore(_TorchGroup):
                 tensor.copy_(host, non_blocking=True)
                 tensor.record_stream(side)
 
-        return self._stage(
-            device,
-            side,
-            copied,
-            lambda: launch(host_both, host_reads, host_writes),
-            result,
-            copy_back,
-            chain,
+        return self._noted(
+            StagedWork(
+                device,
+                side,
+                copied,
+                lambda: launch(host_both, host_reads, host_writes),
+                result,
+                copy_back,
+                self._one_staged(),
+                chain,
+            )
         )
 
     def _run_cpu(
@@ -250,28 +252,23 @@ class GroupCore(_TorchGroup):
                 tensor.copy_(own)
 
         if self._staged:
-            return self._stage(
-                torch.device("cpu"),
-                None,
-                None,
-                lambda: launch(own_both, own_reads, own_writes),
-                result,
-                copy_back,
-                chain,
+            return self._noted(
+                StagedWork(
+                    torch.device("cpu"),
+                    None,
+                    None,
+                    lambda: launch(own_both, own_reads, own_writes),
+                    result,
+                    copy_back,
+                    self._one_staged(),
+                    chain,
+                )
             )
         works = launch(own_both, own_reads, own_writes)
         return self._noted(ScantWork(works, result, copy_back if copies else None, chain))
 
-    def _stage(
-        self,
-        device: torch.device,
-        side: torch.cuda.Stream | None,
-        copied: torch.cuda.Event | None,
-        launch: Callable[[], Sequence[_scant.Work]],
-        result: list[Any],
-        copy_back: Callable[[], None],
-        chain: int,
-    ) -> ScantWork:
+    def _one_staged(self) -> Callable[[], None]:
+        """Counts one more call in the staging thread, until what it returns is called."""
         with self._staged_lock:
             self._staged += 1
 
@@ -279,9 +276,7 @@ class GroupCore(_TorchGroup):
             with self._staged_lock:
                 self._staged -= 1
 
-        return self._noted(
-            StagedWork(device, side, copied, launch, result, copy_back, submitted, chain)
-        )
+        return submitted
 
     def _only(self, tensors: Any, name: str) -> Tensor:
         if isinstance(tensors, Tensor):
@@ -302,12 +297,7 @@ class GroupCore(_TorchGroup):
         return list(inner)
 
     def _root(self, root: int) -> int:
-        if not 0 <= root < self._size:
-            raise InvalidArgument(
-                f"root {root} is out of range: the group has ranks 0 to {self._size - 1}",
-                rank=self._rank,
-            )
-        return root
+        return checks.rank_of_group(root, "root", self._size, self._rank)
 
     def _together(self, works: list[ScantWork], result: list[Any]) -> ScantWork:
         return self._noted(GroupedWork(works, result, None, self._chain))

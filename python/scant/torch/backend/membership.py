@@ -37,12 +37,12 @@ class Base:
         self._users += 1
         return self
 
-    def release(self, timeout: float) -> None:
+    def release(self) -> None:
         """One process group less; the last one shuts the communicator down."""
         self._users -= 1
         if self._users == 0:
             Base.open.pop(self.uid, None)
-            self.communicator.shutdown(timeout)
+            self.communicator.shutdown()
 
     def abort(self, reason: str) -> None:
         """End everything on it at once, for all its process groups."""

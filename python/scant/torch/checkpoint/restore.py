@@ -108,25 +108,20 @@ def restore_base(
     members: Members | None,
 ) -> Restored:
     """Model, optimizer, extra; and of a rank its residuals, random numbers and cursor."""
+    base = next((one for one in folder.look(False)["bases"] if one["step"] == step), None)
+    if base is None:
+        raise Corrupt(f"journal: {path}: base {step} was removed meanwhile")
     try:
-        return _restore_base(training, folder, path, step, members)
+        return _restore_found(training, path / base["folder"], base, members)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
         if isinstance(error, Error):
             raise
         raise Corrupt(f"journal: {path}: base {step}: {type(error).__name__}: {error}") from error
 
 
-def _restore_base(
-    training: Training,
-    folder: _scant.JournalFolder,
-    path: pathlib.Path,
-    step: int,
-    members: Members | None,
+def _restore_found(
+    training: Training, at: pathlib.Path, base: Mapping[str, Any], members: Members | None
 ) -> Restored:
-    base = next((one for one in folder.look(False)["bases"] if one["step"] == step), None)
-    if base is None:
-        raise Corrupt(f"journal: {path}: base {step} was removed meanwhile")
-    at = path / base["folder"]
     files = [name for name, _, _ in base["files"]]
     states = [_read_state(at / name) for name in files if name.startswith("state-")]
     if not states:
@@ -136,6 +131,7 @@ def _restore_base(
     mine = next((one for one in states if one["rank"] == rank), states[0])
     load(at, files, training.module, training.optimizer, mine["values"], mine["settings"])
     load_extra(training.extra, mine["extra"])
+    step = base["step"]
     result = Restored(step, step, cursor=mine["cursor"], timeline=base["timeline"])
     result.joins = base["sequence"]
     if members is not None:

@@ -15,7 +15,7 @@ from scant.errors import InvalidArgument, Unsupported
 from scant.torch.checkpoint.extra import states_of
 from scant.torch.checkpoint.json_values import KINDS
 from scant.torch.gradient.same_model import hash_of
-from scant.torch.gradient.wrapped import Wrapped
+from scant.torch.gradient.wrapped import Wrapped, check_optimizer
 
 __all__ = ["Training"]
 
@@ -229,17 +229,11 @@ def _check(
         )
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
         raise Unsupported("journal: ZeroRedundancyOptimizer: no rank has the whole state")
-    known = {id(one) for one in module.parameters()}
-    for number, group in enumerate(optimizer.param_groups):
-        for one in group["params"]:
-            if id(one) not in known:
-                raise InvalidArgument(
-                    f"journal: parameter group {number} of the optimizer has a parameter of "
-                    f"shape {tuple(one.shape)} that is not the model's"
-                )
-            if one.dtype not in KINDS or hasattr(one, "device_mesh"):
-                what = "DTensor" if one.dtype in KINDS else one.dtype
-                raise Unsupported(f"journal: a parameter is a {what}")
+    check_optimizer("journal", optimizer, module)
+    for one in _parameters_of(optimizer):
+        if one.dtype not in KINDS or hasattr(one, "device_mesh"):
+            what = "DTensor" if one.dtype in KINDS else one.dtype
+            raise Unsupported(f"journal: a parameter is a {what}")
     for name, one in extra.items():
         if not (hasattr(one, "state_dict") and hasattr(one, "load_state_dict")):
             raise InvalidArgument(f"journal: extra '{name}' has no state_dict and load_state_dict")

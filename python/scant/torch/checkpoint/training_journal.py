@@ -11,13 +11,13 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from scant import _scant, planes
+from scant.closing import Closing
 from scant.errors import Error, InvalidArgument, Refused
 from scant.torch.checkpoint.members import Lock, Members, gather, join
 from scant.torch.checkpoint.recorder import Recorder
@@ -31,7 +31,7 @@ _MODES = ("fast", "exact")
 _LOADS = 5  # tries to read beside a writer
 
 
-class Journal:
+class Journal(Closing):
     """Keeps a training so that it can go on after any crash::
 
         journal = scant.Journal("run1.journal").attach(model, optimizer)
@@ -212,16 +212,8 @@ class Journal:
         """Ends what is under way: the last base, the last sync. Other writers may come then."""
         self._close(waits=True)
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
+    def _left(self, error: BaseException | None) -> None:
+        if error is None:
             self.close()
         else:  # others may be gone: nobody is waited for
             with contextlib.suppress(Error):

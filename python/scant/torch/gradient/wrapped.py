@@ -21,7 +21,7 @@ from scant.torch.gradient.same_model import Row, agreed, broadcast_from_first, d
 from scant.torch.gradient.unreached import Unreached
 from scant.torch.gradient.wrap_options import WrapOptions, given, with_plan
 
-__all__ = ["Wrapped", "wrap"]
+__all__ = ["Wrapped", "check_optimizer", "wrap"]
 
 _LINK = "_scant_link"
 _LOOK_EVERY = 16  # steps between looks at whether the model has other parameters
@@ -402,7 +402,7 @@ def _checked(
     chosen = given("wrap", options, more)
     _check_model(model)
     if optimizer is not None:
-        _check_optimizer(optimizer, model)
+        check_optimizer("wrap", optimizer, model)
     if chosen.step_in_forward:
         if optimizer is None:
             raise InvalidArgument(
@@ -441,13 +441,14 @@ def _check_model(model: torch.nn.Module) -> None:
     check_device(trained[0].device)
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+def check_optimizer(who: str, optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+    """Refuses an optimizer of parameters that are not the model's."""
     of_model = {id(parameter) for parameter in model.parameters()}
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
             if id(parameter) not in of_model:
                 raise InvalidArgument(
-                    f"wrap: parameter group {number} of the optimizer has a parameter of shape "
+                    f"{who}: parameter group {number} of the optimizer has a parameter of shape "
                     f"{tuple(parameter.shape)} that is not the model's"
                 )
 
