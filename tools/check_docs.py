@@ -8,6 +8,7 @@ after the language refine that and are invisible in the rendered page:
     ```sh env=SCANT_DEMO_STEPS=2      a short form of a long command
     ```sh timeout=300                 seconds; 120 unless given
     ```sh skip="needs two machines"   not run; the reason is printed
+    ```sh long                        slow, and tested elsewhere: run by ./dev check --long
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Block:
     commands: str
     environment: dict[str, str] = field(default_factory=dict)
     skip: str = ""
+    long: bool = False
     timeout_s: float = TIMEOUT_S
 
 
@@ -135,7 +137,9 @@ def shell_blocks(path: Path) -> list[Block]:
         block = Block(path, number, words[0], "\n".join(lines))
         for word in words[1:]:
             key, equals, value = word.partition("=")
-            if key == "env" and "=" in value:
+            if word == "long":
+                block.long = True
+            elif key == "env" and "=" in value:
                 name, _, setting = value.partition("=")
                 block.environment[name] = setting
             elif key == "skip" and value:
@@ -181,7 +185,7 @@ def run_block(root: Path, block: Block) -> str:
     return f"{problem}\n{output[-4000:]}" if problem else ""
 
 
-def run_commands(root: Path, documents: list[Path], only: str) -> list[str]:
+def run_commands(root: Path, documents: list[Path], only: str, long: bool) -> list[str]:
     """Runs all blocks in order, printing each; the problems."""
     problems = []
     ran = skipped = 0
@@ -191,9 +195,12 @@ def run_commands(root: Path, documents: list[Path], only: str) -> list[str]:
             if only and only not in where:
                 continue
             shown = block.commands.strip().replace("\n", "; ")
-            if block.skip:
+            why_not = block.skip
+            if block.long and not long:
+                why_not = "slow: ./dev check --long runs it"
+            if why_not:
                 skipped += 1
-                print(f"  skipped  {where}: {shown} ({block.skip})", flush=True)
+                print(f"  skipped  {where}: {shown} ({why_not})", flush=True)
                 continue
             begin = time.monotonic()
             problem = run_block(root, block)
@@ -219,6 +226,7 @@ def main() -> int:
     parser.add_argument("what", choices=["links", "commands"])
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
     parser.add_argument("--only", default="", help="part of FILE:LINE")
+    parser.add_argument("--long", action="store_true", help="blocks marked as long, too")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
     documents = tracked_documents(root)
@@ -231,7 +239,7 @@ def main() -> int:
                 for path in documents
                 if path.parent == root or path.is_relative_to(root / "docs")
             ]
-            problems = run_commands(root, shown, arguments.only)
+            problems = run_commands(root, shown, arguments.only, arguments.long)
     except BadDocumentError as error:
         problems = [str(error)]
     for problem in problems:

@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The cases of one launch go to one process, and those of one file that launches nothing."""
-    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415  absent where tests run alone
+    from xdist.scheduler import LoadScopeScheduling
 
     class ByLaunch(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

@@ -49,7 +49,11 @@ check_includes() {
 }
 check_links() { .venv/bin/python tools/check_docs.py links; }
 check_figures() { .venv/bin/python bench/measured.py --check; }
-check_commands() { .venv/bin/python tools/check_docs.py commands; }
+check_commands() {
+  local options=()
+  [ "$long" = 0 ] || options+=(--long)
+  .venv/bin/python tools/check_docs.py commands "${options[@]}"
+}
 
 run_checks() {
   local only=${SCANT_CHECK_ONLY:-} long=0 failed=() begin=$SECONDS
@@ -74,7 +78,7 @@ run_checks() {
     "types|mypy --strict"
     "links|links and anchors of the documents"
     "figures|figures in the documents are those of bench/results"
-    "commands|every command shown in the documents"
+    "commands|the commands shown in the documents"
   )
   local row name words names=() ran=0
   for row in "${rows[@]}"; do names+=("${row%%|*}"); done

@@ -36,9 +36,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_check(root: Path, what: str) -> subprocess.CompletedProcess[str]:
+def run_check(root: Path, *what: str) -> subprocess.CompletedProcess[str]:
     """Runs check_docs.py on another root."""
-    command = [sys.executable, str(ROOT / "tools/check_docs.py"), what, "--root", str(root)]
+    command = [sys.executable, str(ROOT / "tools/check_docs.py"), *what, "--root", str(root)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -81,6 +81,7 @@ def test_links(checkout: Path, link: str, word: str) -> None:
         ('```sh skip="two machines"\nfalse\n```', True, ""),
         ("```python\nfalse\n```", True, ""),
         ("```sh timeout=1\nsleep 60\n```", False, ""),
+        ("```sh long\nfalse\n```", True, ""),
         ("```sh whatever=1\ntouch ran\n```", False, ""),
         ("```sh\ntouch ran\n", False, ""),
     ],
@@ -93,6 +94,10 @@ def test_commands(checkout: Path, block: str, good: bool, shown: str) -> None:
     assert (checkout / "ran").exists() == bool(shown)
     if "skip=" in block:
         assert "two machines" in done.stdout
+    if " long" in block:
+        assert "./dev check --long" in done.stdout
+        done = run_check(checkout, "commands", "--long")
+        assert done.returncode != 0
 
 
 def write_results(folder: Path) -> None:

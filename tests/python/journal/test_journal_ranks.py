@@ -45,7 +45,10 @@ def steps_of(launch: Launch) -> dict[int, str]:
     return {row["step"]: row["is"] for row in rows_of(launch, 0) if "step" in row}
 
 
-@pytest.mark.parametrize(("who", "where"), [("0", "backward"), ("2", "step"), ("all", "step")])
+@pytest.mark.parametrize(
+    ("who", "where"),
+    [("0", "backward"), pytest.param("2", "step", marks=pytest.mark.long), ("all", "step")],
+)
 def test_killed_ranks_lose_no_step(who: str, where: str, tmp_path: Path) -> None:
     journal = str(tmp_path / "j")
     died = launch_ranks([RUN, journal, "20", f"{who}:13:{where}"], 3, 120.0)
@@ -80,7 +83,10 @@ def residuals_of(rows: list[dict[str, Any]], owners: float) -> list[list[float]]
     return total
 
 
-@pytest.mark.parametrize(("ranks", "plan"), [(2, "5% bf16, gather"), (2, "q4"), (4, "q4")])
+@pytest.mark.parametrize(
+    ("ranks", "plan"),
+    [(2, "5% bf16, gather"), pytest.param(2, "q4", marks=pytest.mark.long), (4, "q4")],
+)
 def test_another_number_of_ranks(ranks: int, plan: str, tmp_path: Path) -> None:
     journal = str(tmp_path / "j")
     first = launch_ranks([RUN, journal, "12"], 3, 120.0, env={"PLAN": plan})

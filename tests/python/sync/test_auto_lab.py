@@ -115,6 +115,7 @@ def test_a_link_that_drops_and_recovers(tmp_path: Path) -> None:
     assert sent[0] < 0.7 * sent[1], "fewer bytes on the slow link"
 
 
+@pytest.mark.long
 @needs_namespaces
 def test_eight_ranks_of_which_one_computes_and_one_sends_slowly(tmp_path: Path) -> None:
     log = Log(tmp_path / "run.jsonl")
