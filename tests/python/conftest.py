@@ -65,7 +65,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """The cases of one launch go to one process, and those of one file that launches nothing."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByLaunch(LoadScopeScheduling):
+    class ByLaunch(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
         def _split_scope(self, nodeid: str) -> str:
             worker = re.search(r"\[(\w+\.py)", nodeid)
             return nodeid.split("::")[0] + (worker[1] if worker else "")
