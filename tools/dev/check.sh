@@ -74,7 +74,7 @@ run_checks() {
     "lint|ruff, shellcheck, file and function sizes"
     "gcc|no warnings with GCC"
     "tidy|no warnings with Clang, clang-tidy (what changed last)"
-    "includes|no include upwards"
+    "includes|no include that docs/architecture.md rules out"
     "types|mypy --strict"
     "links|links and anchors of the documents"
     "figures|figures in the documents are those of bench/results"
