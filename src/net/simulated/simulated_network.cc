@@ -43,7 +43,7 @@ bool SimulatedNetwork::advance(Time limit) {
     if (!event) break;
     // All that happens at this time, before anybody is polled.
     for (; event; event = events_.pop(now())) {
-      std::visit([this](auto& what) { run(std::move(what)); }, *event);
+      std::visit([this](auto& what) { this->run(std::move(what)); }, *event);
     }
   }
   if (!runnable_.empty()) return true;
