@@ -14,5 +14,5 @@ def need(plane: str) -> None:
         raise Unsupported(
             f"this build of scant lacks the plane {plane!r}; it has: "
             f"{', '.join(_scant.planes) or 'none'}. "
-            f"Build with -DSCANT_PLANES={';'.join((*_scant.planes, plane))}"
+            f"Build with -DSCANT_PLANES='{';'.join((*_scant.planes, plane))}'"
         )

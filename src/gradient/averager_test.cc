@@ -2,18 +2,74 @@
 #include "gradient/averager.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
+#include <new>
 
 #include "base/rng.h"
 #include "collective/testing/threads_as_ranks.h"
+#include "gradient/communicator_exchange.h"
 #include "gradient/testing/averagers.h"
 
 namespace scant::gradient {
 namespace {
 
 using namespace std::chrono_literals;
+
+// Finds no memory for the operations of one leg.
+class WithoutMemory final : public Exchange {
+ public:
+  WithoutMemory(std::unique_ptr<Exchange> with, Leg leg) : with_(std::move(with)), leg_(leg) {}
+  [[nodiscard]] Time now() const override { return with_->now(); }
+  [[nodiscard]] Members members() const override { return with_->members(); }
+  void submit(const Members& among, Operation operation, Done done) override {
+    if (operation.lane.leg == leg_) throw std::bad_alloc();
+    with_->submit(among, std::move(operation), std::move(done));
+  }
+  void cancel(const Members& among, Lane lane) override { with_->cancel(among, lane); }
+
+ private:
+  const std::unique_ptr<Exchange> with_;
+  const Leg leg_;
+};
+
+// Nobody waits for a rank whose step failed alone, until the operation's timeout of a minute.
+TEST(Averager, ARankThatFailsAloneLeavesItsLanes) {
+  for (const Leg leg : {Leg::first, Leg::second, Leg::verdict}) {
+    SCOPED_TRACE(testing::Message() << "leg " << static_cast<int>(leg));
+    const auto begun = std::chrono::steady_clock::now();
+    std::atomic<int> over{0};
+    collective::on_ranks(2, [&](Communicator& communicator) {
+      const Layout layout = layout_for(2);
+      std::vector<float> arena(layout.arena_elements());
+      auto real = CommunicatorExchange::create(communicator, {}).value();
+      Members members = real->members();
+      std::unique_ptr<Exchange> exchange = std::move(real);
+      if (communicator.rank() == 0) {
+        exchange = std::make_unique<WithoutMemory>(std::move(exchange), leg);
+      }
+      auto averager = Averager::create(std::move(exchange), std::move(members), layout, arena, {});
+      ASSERT_TRUE(averager.ok());
+      const FusionPlan plan = uniform(layout, Path::split, 1.0, codec::ValueKind::q4);
+      ASSERT_TRUE(averager.value()->set_plan(plan).ok());
+      for (uint32_t tensor = 0; tensor < kShapes.size(); ++tensor) {
+        ASSERT_TRUE(averager.value()->ready(tensor).ok());
+      }
+      ASSERT_TRUE(averager.value()->finish().ok());
+      const auto outcome = averager.value()->wait(90s);
+      ++over;
+      while (over < 2) std::this_thread::yield();  // whose averager goes lets the other one go
+      ASSERT_TRUE(outcome.has_value() && !outcome->ok());
+      const ErrorCode code = outcome->error().code;
+      EXPECT_TRUE(code == ErrorCode::resource ||
+                  (communicator.rank() == 1 && code == ErrorCode::closed))
+          << outcome->error().to_string();
+    });
+    EXPECT_LT(std::chrono::steady_clock::now() - begun, 30s);
+  }
+}
 
 TEST(Averager, PlainAndExactPathsGiveTheMean) {
   for (const int ranks : {1, 2, 3, 4}) {

@@ -82,7 +82,7 @@ void StepThread::loop() {
   }
 }
 
-void StepThread::on_event(const Event& event) {
+void StepThread::on_event(Event& event) {
   if (const auto* begun = std::get_if<Begin>(&event)) {
     begin_step(*begun);
   } else if (const auto* there = std::get_if<TensorReady>(&event)) {
@@ -94,8 +94,8 @@ void StepThread::on_event(const Event& event) {
   } else if (const auto* task = std::get_if<Task>(&event)) {
     (*task->body)(*step_);
     tasks_done_.push(true);
-  } else if (const auto* asked = std::get_if<Asked>(&event)) {
-    asked_ = asked->buffers;
+  } else if (auto* asked = std::get_if<Asked>(&event)) {
+    asked_ = std::move(asked->buffers);
   } else if (std::holds_alternative<Save>(event)) {
     static_cast<void>(saves_.try_push(step_->save()));
   }
@@ -105,17 +105,20 @@ void StepThread::on_event(const Event& event) {
 void StepThread::begin_step(const Begin& event) {
   open_ = true;
   ++steps_begun_;
+  Result<void> begun = begin_round(event);
+  if (begun) return;
+  refused_ = begun.error();
+  leave_lanes();
+}
+
+Result<void> StepThread::begin_round(const Begin& event) try {
   const RoundSpec spec{.round = steps_begun_,
                        .arena = arena_,
                        .members = step_->seat().members,
                        .curves = event.curves};
-  Result<void> begun = step_->begin(spec, exchange_.now());
-  if (begun) return;
-  refused_ = begun.error();
-  for (int leg = 0; leg < kLegCount; ++leg) {
-    if (static_cast<Leg>(leg) == Leg::agreement) continue;
-    exchange_.cancel(spec.members, {slot_, static_cast<Leg>(leg)});
-  }
+  return step_->begin(spec, exchange_.now());
+} catch (const std::bad_alloc&) {
+  return Error{.code = ErrorCode::resource, .message = "out of memory"};
 }
 
 void StepThread::finish_step(const Finish& event) {
@@ -139,6 +142,7 @@ void StepThread::advance() {
   if (auto outcome = step_->take_outcome(exchange_.now())) {
     open_ = false;
     failed_ = !outcome->ok();
+    if (failed_) leave_lanes();
     outcomes_.push(*std::move(outcome));
   }
   give_answer();
@@ -147,6 +151,14 @@ void StepThread::advance() {
 void StepThread::transmit() {
   while (auto next = step_->poll_transmit(exchange_.now())) submit(*std::move(next));
   while (const auto lane = step_->next_cancelled()) exchange_.cancel(step_->seat().members, *lane);
+}
+
+// Others may not have met the error: they shall not wait for this rank. An agreement has an owner
+// of its own.
+void StepThread::leave_lanes() {
+  for (const Leg leg : {Leg::first, Leg::second, Leg::verdict}) {
+    exchange_.cancel(step_->seat().members, {slot_, leg});
+  }
 }
 
 void StepThread::submit(Transmit next) {
@@ -176,10 +188,7 @@ void StepThread::give_answer() {
 // What is under way reads and writes the step's memory: it must end first.
 void StepThread::stop() {
   step_->abort(Error{.code = ErrorCode::closed, .message = "the gradients' averager was closed"});
-  for (int leg = 0; leg < kLegCount; ++leg) {
-    if (static_cast<Leg>(leg) == Leg::agreement) continue;
-    exchange_.cancel(step_->seat().members, {slot_, static_cast<Leg>(leg)});
-  }
+  leave_lanes();
   while (step_->under_way() > 0) {
     const std::optional<Event> event = events_.pop();
     if (const auto* done = std::get_if<OperationDone>(&*event)) {

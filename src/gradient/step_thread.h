@@ -78,12 +78,14 @@ class StepThread {
   using Event = std::variant<Begin, TensorReady, Finish, OperationDone, Task, Asked, Save, Stop>;
 
   void loop();
-  void on_event(const Event& event);
+  void on_event(Event& event);
   void begin_step(const Begin& event);
+  [[nodiscard]] Result<void> begin_round(const Begin& event);
   void finish_step(const Finish& event);
   void work(const GradientStep::Job& job);
   void advance();
   void transmit();
+  void leave_lanes();
   void submit(Transmit transmit);
   void give_answer();
   void stop();

@@ -3,8 +3,11 @@
 #include <mutex>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings/base/errors.h"
@@ -82,7 +85,7 @@ struct EncoderFields {
 EncoderFields fields_from(const nb::dict& given) {
   EncoderFields fields{};
   std::string residual;
-  nb::object range;
+  std::optional<std::tuple<uint64_t, uint64_t>> range;
   Options options("Encoder", given);
   options.need("tensor", fields.tensor);
   options.need("rows", fields.shape.rows);
@@ -96,13 +99,8 @@ EncoderFields fields_from(const nb::dict& given) {
   options.need("seed", fields.options.seed);
   options.need("range", range);
   options.done();
-  const auto kind = codec::residual_kind(residual);
-  if (!kind) refuse("residual: no kind '" + residual + "'");
-  fields.options.residual = *kind;
-  if (!range.is_none()) {
-    const auto pair = nb::cast<nb::tuple>(range);
-    fields.range = {nb::cast<uint64_t>(pair[0]), nb::cast<uint64_t>(pair[1])};
-  }
+  fields.options.residual = residual_from(residual);
+  if (range) fields.range = {std::get<0>(*range), std::get<1>(*range)};
   return fields;
 }
 

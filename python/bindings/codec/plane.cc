@@ -13,6 +13,15 @@
 namespace scant::python {
 namespace {
 
+template <typename Kind>
+std::string names_of(int count) {
+  std::string all;
+  for (int i = 0; i < count; ++i) {
+    all += std::string(i == 0 ? "" : ", ") + codec::name(static_cast<Kind>(i));
+  }
+  return all;
+}
+
 std::span<const float> input(uintptr_t address, size_t elements) {
   return {reinterpret_cast<const float*>(address), elements};
 }
@@ -76,8 +85,21 @@ void bind_selections(nb::module_& module) {
 
 codec::Point point_from(double density, const std::string& values) {
   const auto point = codec::point_of(density, values);
-  if (!point) refuse("values: no kind '" + values + "'");
+  if (!point) {
+    refuse("values: no kind '" + values +
+           "'; there are: " + names_of<codec::ValueKind>(codec::kValueKindCount) +
+           ", each also with '" + std::string(codec::kByRow) + "'");
+  }
   return *point;
+}
+
+codec::ResidualKind residual_from(const std::string& kind) {
+  const auto known = codec::residual_kind(kind);
+  if (!known) {
+    refuse("residual: no kind '" + kind +
+           "'; there are: " + names_of<codec::ResidualKind>(codec::kResidualKindCount));
+  }
+  return *known;
 }
 
 nb::tuple to_python(const codec::Curve& curve) {

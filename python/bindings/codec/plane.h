@@ -6,6 +6,7 @@
 #include <string>
 
 #include "codec/rate/probe.h"
+#include "codec/residual/residual.h"
 
 namespace scant::python {
 
@@ -13,6 +14,7 @@ namespace nb = nanobind;
 
 // (density, name of the kind of value); raises where there is no such kind.
 [[nodiscard]] codec::Point point_from(double density, const std::string& values);
+[[nodiscard]] codec::ResidualKind residual_from(const std::string& kind);
 
 // (energy, [(density, values, bytes, share of the energy kept), ...])
 [[nodiscard]] nb::tuple to_python(const codec::Curve& curve);

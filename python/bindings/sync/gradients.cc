@@ -179,9 +179,7 @@ class PythonAverager {
     reader.get("missing_as_zeros", options.missing_as_zeros);
     reader.get("timeout_s", options.timeout);
     reader.done();
-    const auto kind = codec::residual_kind(residual);
-    if (!kind) refuse("residual: no kind '" + residual + "'");
-    options.residual = *kind;
+    options.residual = residual_from(residual);
     key_ = options.key;
     members_ = options.members;
     timeout_ = options.timeout;
