@@ -3,6 +3,7 @@
 #include "scant/collective/communicator.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "base/check.h"
@@ -76,21 +77,48 @@ Result<void> Communicator::Impl::run_on_io_thread(std::function<void()> action, 
 
 void Communicator::Impl::execute(Command command) {
   Work::State* state = command.state;
+  if (state != nullptr) expect(*state);
   if (command.action) {
     command.action();
-    if (state == nullptr || command.finishes_later) return;
-    state->finish({}, kNoRank);
-    state->drop_reference();
+    if (state != nullptr && !command.finishes_later) settle(*state, {}, kNoRank);
     return;
   }
-  engine.submit(transport->now(), std::move(command.call),
-                [state](const Result<void>& outcome, Rank source) {
-                  state->finish(outcome, source);
-                  state->drop_reference();
-                });
+  engine.submit(
+      transport->now(), std::move(command.call),
+      [this, state](const Result<void>& outcome, Rank source) { settle(*state, outcome, source); });
 }
 
+void Communicator::Impl::expect(Work::State& state) {
+  state.next = expected;
+  if (expected != nullptr) expected->previous = &state;
+  expected = &state;
+}
+
+void Communicator::Impl::settle(Work::State& state, const Result<void>& outcome, Rank source) {
+  (state.previous != nullptr ? state.previous->next : expected) = state.next;
+  if (state.next != nullptr) state.next->previous = state.previous;
+  state.finish(outcome, source);
+  state.drop_reference();
+}
+
+// An allocation that fails on this thread leaves engine and connections in no known state: they are
+// touched no more, and this rank is as good as lost. Its own operations end with `resource`; the
+// others see it go at once.
 void Communicator::Impl::loop() {
+  try {
+    run();
+    close_down();
+  } catch (const std::bad_alloc&) {
+    out_of_memory = true;
+    for (Rank station = 0; station < options.size; ++station) {
+      if (station != options.rank) transport->forget(station);
+    }
+  }
+  queue.close();
+  finish_rest(why_closed());
+}
+
+void Communicator::Impl::run() {
   while (!stopping) {
     for (int taken = 0; taken < kCommandsPerTurn && !stopping; ++taken) {
       std::optional<Command> command = queue.try_pop();
@@ -101,12 +129,19 @@ void Communicator::Impl::loop() {
     if (queue.size() > 0) transport->wake();
     if (!stopping) pump.step(transport->now() + kPollMax);
   }
-  close_down();
+}
+
+Error Communicator::Impl::why_closed() const try {
+  if (out_of_memory) {
+    return {ErrorCode::resource, 0, options.rank, "no memory on the communicator's own thread"};
+  }
+  return closed(abort_reason ? "aborted: " + *abort_reason : "the communicator was shut down");
+} catch (const std::bad_alloc&) {
+  return Error{.code = ErrorCode::resource, .message = {}};
 }
 
 void Communicator::Impl::close_down() {
-  const Error error =
-      closed(abort_reason ? "aborted: " + *abort_reason : "the communicator was shut down");
+  const Error error = why_closed();
   queue.close();
   refresh_peers();
   engine.set_now(transport->now());
@@ -132,15 +167,13 @@ void Communicator::Impl::close_down() {
   }
   // The object stays: a user thread may be about to wake it.
   engine.on_transport_closed(error);
-  finish_queue(error);
 }
 
-void Communicator::Impl::finish_queue(const Error& error) {
+void Communicator::Impl::finish_rest(const Error& error) {
   while (std::optional<Command> command = queue.try_pop()) {
-    if (command->state == nullptr) continue;
-    command->state->finish(error, kNoRank);
-    command->state->drop_reference();
+    if (command->state != nullptr) expect(*command->state);
   }
+  while (expected != nullptr) settle(*expected, error, kNoRank);
 }
 
 void Communicator::Impl::refresh_peers() {
@@ -166,8 +199,8 @@ void Communicator::Impl::stop(Duration timeout, std::optional<std::string> reaso
     failure = failed;
     stop_deadline = transport->now() + timeout;
   };
-  // The queue closes only in close_down, so this push succeeds.
-  queue.push(std::move(command));
+  // False where the I/O thread has ended by itself, for want of memory.
+  static_cast<void>(queue.push(std::move(command)));
   transport->wake();
   thread.join();
 }
@@ -278,8 +311,7 @@ Result<std::vector<Rank>> Communicator::shrink(Duration timeout) {
       impl->rank = impl->engine.rank();
       impl->size = impl->engine.size();
       impl->epoch = impl->engine.epoch();
-      state->finish({}, kNoRank);
-      state->drop_reference();
+      impl->settle(*state, {}, kNoRank);
     });
   };
   if (!impl->queue.push(std::move(command))) {

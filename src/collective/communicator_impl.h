@@ -60,8 +60,12 @@ struct Communicator::Impl {
 
   // The I/O thread.
   void loop();
+  void run();
   void execute(Command command);
-  void finish_queue(const Error& error);
+  void expect(Work::State& state);
+  void settle(Work::State& state, const Result<void>& outcome, Rank source);
+  void finish_rest(const Error& error);
+  [[nodiscard]] Error why_closed() const;
   void close_down();
   void refresh_peers();
 
@@ -81,6 +85,8 @@ struct Communicator::Impl {
   bool stopping = false;                    // I/O thread
   std::optional<std::string> abort_reason;  // I/O thread
   std::optional<std::string> failure;       // I/O thread
+  bool out_of_memory = false;               // I/O thread
+  Work::State* expected = nullptr;          // I/O thread: all that it has to finish, in a list
   Time stop_deadline{};                     // I/O thread
 
   base::Mutex mutex;  // what user threads share besides the queue

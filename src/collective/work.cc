@@ -3,6 +3,7 @@
 #include <climits>
 #include <ctime>
 #include <linux/futex.h>
+#include <new>
 #include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -45,7 +46,11 @@ void Work::State::drop_reference() {
 }
 
 void Work::State::finish(const Result<void>& outcome, Rank source) {
-  outcome_ = outcome;
+  try {
+    outcome_ = outcome;
+  } catch (const std::bad_alloc&) {  // its text: who waits learns that it failed
+    outcome_ = Error{.code = ErrorCode::resource, .message = {}};
+  }
   source_ = source;
   const uint32_t before = flags_.fetch_or(kDone, std::memory_order_acq_rel);
   SCANT_CHECK((before & kDone) == 0, "an operation ended twice");

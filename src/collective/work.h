@@ -28,6 +28,10 @@ class Work::State {
   [[nodiscard]] Rank source() const;
   [[nodiscard]] Duration limit() const { return limit_; }
 
+  // Of the I/O thread, from when it takes the operation until it finishes it.
+  State* next = nullptr;
+  State* previous = nullptr;
+
  private:
   ~State() = default;
 

@@ -10,6 +10,11 @@ namespace scant::gradient {
 namespace {
 
 // At most one event of each kind for each tensor and operation is under way in a step.
+// On the exchange's thread, which has nobody to tell that it found no memory.
+Outcome copy_of(const Outcome& outcome) try { return outcome; } catch (const std::bad_alloc&) {
+  return Outcome{.result = Error{.code = ErrorCode::resource, .message = {}}};
+}
+
 size_t events_max(const Layout& layout) {
   return layout.tensors().size() + 2 * layout.parts().size() + 16;
 }
@@ -150,14 +155,22 @@ void StepThread::advance() {
 
 void StepThread::transmit() {
   while (auto next = step_->poll_transmit(exchange_.now())) submit(*std::move(next));
-  while (const auto lane = step_->next_cancelled()) exchange_.cancel(step_->seat().members, *lane);
+  while (const auto lane = step_->next_cancelled()) cancel(*lane);
 }
 
 // Others may not have met the error: they shall not wait for this rank. An agreement has an owner
 // of its own.
 void StepThread::leave_lanes() {
-  for (const Leg leg : {Leg::first, Leg::second, Leg::verdict}) {
-    exchange_.cancel(step_->seat().members, {slot_, leg});
+  for (const Leg leg : {Leg::first, Leg::second, Leg::verdict}) cancel({slot_, leg});
+}
+
+// Once more where there was no memory for it: without it the others wait until their timeout.
+void StepThread::cancel(const Lane& lane) {
+  for (int tries = 0; tries < 2; ++tries) {
+    try {
+      return exchange_.cancel(step_->seat().members, lane);
+    } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch): the next try follows
+    }
   }
 }
 
@@ -166,7 +179,7 @@ void StepThread::submit(Transmit next) {
   try {
     exchange_.submit(step_->seat().members, std::move(next.operation),
                      [this, ticket](const Outcome& outcome) {
-                       static_cast<void>(events_.try_push(OperationDone{ticket, outcome}));
+                       static_cast<void>(events_.try_push(OperationDone{ticket, copy_of(outcome)}));
                      });
   } catch (const std::bad_alloc&) {
     const Error error{.code = ErrorCode::resource, .message = "out of memory"};

@@ -86,6 +86,7 @@ class StepThread {
   void advance();
   void transmit();
   void leave_lanes();
+  void cancel(const Lane& lane);
   void submit(Transmit transmit);
   void give_answer();
   void stop();

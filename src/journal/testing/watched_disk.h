@@ -26,7 +26,7 @@ class WatchedDisk final : public Disk {
     uint64_t bytes = 0;
   };
   // Syncs of files that returned since the last call.
-  std::deque<Synced> synced() { return synced_.drain(); }
+  std::vector<Synced> synced() { return synced_.drain(); }
 
   [[nodiscard]] std::string path() const override { return disk_->path(); }
   Result<std::unique_ptr<File>> create(const std::string& name) override {

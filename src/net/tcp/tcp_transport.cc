@@ -196,8 +196,21 @@ bool TcpTransport::deliver_sent(TransportSink& sink) {
 
 void TcpTransport::poll(Time deadline, TransportSink& sink) {
   SCANT_CHECK(!polling_, "poll() from within the sink");
-  polling_ = true;
-  sink_ = &sink;
+  // An allocation that fails in it ends the poll, too.
+  struct Polling {
+    explicit Polling(TcpTransport& transport, TransportSink& sink) : of(transport) {
+      of.polling_ = true;
+      of.sink_ = &sink;
+    }
+    ~Polling() {
+      of.polling_ = false;
+      of.sink_ = nullptr;
+    }
+    Polling(const Polling&) = delete;
+    Polling& operator=(const Polling&) = delete;
+    TcpTransport& of;
+  };
+  const Polling polling(*this, sink);
   handled_ = false;
   for (;;) {
     handled_ = flush_dirty(sink) || handled_;
@@ -216,8 +229,6 @@ void TcpTransport::poll(Time deadline, TransportSink& sink) {
     handled_ = deliver_sent(sink) || handled_;
     if (handled_ || now() >= deadline) break;
   }
-  sink_ = nullptr;
-  polling_ = false;
 }
 
 void TcpTransport::on_ready(Rank rank, size_t lane, base::Readiness ready) {
