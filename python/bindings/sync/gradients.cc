@@ -116,6 +116,9 @@ nb::dict dict_of(const gradient::StepReport& report) {
     not_finite.append(nb::make_tuple(one.tensor, one.ranks));
   }
   out["not_finite"] = not_finite;
+  nb::list energies;  // by rank: what each would take along if it were lost now
+  for (const gradient::RankAccount& one : report.accounts) energies.append(one.residual_energy);
+  out["residual_energy"] = energies;
   out["sent_bytes"] = report.sent_bytes;
   out["backward_s"] = report.backward_s;
   out["end_s"] = report.end_s;

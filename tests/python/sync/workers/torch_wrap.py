@@ -266,6 +266,20 @@ def case_embedding_rows_that_nobody_used_send_nothing() -> None:
     assert model.last_step["sent_bytes"] < 4000 * 32
 
 
+def case_all_ranks_know_what_each_keeps_back() -> None:
+    for plan, some in (("q4", True), ("plain", False)):
+        model = wrap(network(), plan=plan)
+        train(model, 2)
+        assert model.last_step is not None
+        told = model.last_step["residual_energy"]
+        assert len(told) == SIZE
+        assert all((energy > 0) == some for energy in told), told
+        heard: list[Any] = [None] * SIZE
+        dist.all_gather_object(heard, told, group=GLOO)
+        assert heard == [told] * SIZE
+        model.close()
+
+
 def case_models_that_differ() -> None:
     with raises(scant.Mismatch, "option 'plan' is 'q4' on rank 0 and 'q2' on rank 1"):
         wrap(network(), plan="q2" if RANK == 1 else "q4")
