@@ -39,6 +39,11 @@ NETWORKS: dict[str, str | None] = {
 Defaults = dict[str, tuple[Any, Any]]
 
 
+def all_reduce_bytes(size: float, ranks: int) -> float:
+    """What a rank sends at least, of an array of so many bytes."""
+    return 2 * (ranks - 1) / ranks * size
+
+
 def default_text(defaults: Defaults, name: str) -> str:
     """For --help."""
     full, quick = (

@@ -111,7 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     text = "stop before --steps, at this mean loss of the last --window steps"
     parser.add_argument("--until", type=float, help=text)
-    parser.add_argument("--window", type=int, default=10)
+    parser.add_argument("--window", type=int, default=1)
     parser.add_argument("--batch", type=int, default=8, help="sequences of a rank and step")
     parser.add_argument("--block", type=int, default=64, help="bytes of a sequence")
     parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's learning rate")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from harness import all_reduce_bytes
 
 from scant import codec
 
@@ -42,10 +43,6 @@ class Options:
     budget: float = 0.0  # > 0: bytes an element; an allocator chooses each tensor's point
     back: str = ""  # values of the second leg; default: those of the first
     even: bool = False  # the allocator counts shares of each tensor's energy, by its elements
-
-
-def all_reduce_bytes(size: float, ranks: int) -> float:
-    return 2 * (ranks - 1) / ranks * size
 
 
 class Worker(Protocol):

@@ -189,8 +189,9 @@ def work(plan: dict[str, Any]) -> None:
 
 def formula_bytes(operation: str, ranks: int, size: int) -> float:
     """Payload that an average rank has to send."""
-    share = (ranks - 1) / ranks * size
-    return {"all_reduce": 2 * share}.get(operation, share)
+    if operation == "all_reduce":
+        return harness.all_reduce_bytes(size, ranks)
+    return (ranks - 1) / ranks * size
 
 
 def to_row(found: dict[str, Any], network: str, ranks: int) -> harness.Row:
