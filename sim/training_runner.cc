@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <utility>
 
 #include "base/check.h"
@@ -76,6 +77,7 @@ void TrainingRunner::on_begin(TrainingHost& host, uint32_t index, const Held& be
     round.ledger = std::make_unique<RoundLedger>(stream.step->layout(), stream.step->seat(),
                                                  roundings_of(training_.residual, !is_exact()));
   }
+  round.plan_hashes.push_back(stream.step->plan_hash());
   round.ledger->begin(stream.held, stream.fed);
   stream.energy_met += round.ledger->energy_met(stream.held, stream.fed);
   const std::string wrong = round.ledger->check_adopted(before, stream.held);
@@ -91,7 +93,7 @@ void TrainingRunner::on_end(TrainingHost& host, uint32_t index,
     ended_well(host, index, round, outcome.value());
   } else {
     ++round.failed;
-    judge_error(host.rank(), index, outcome.error());
+    judge_error(host.rank(), outcome.error(), &round);
     if (stream.stated_failure) {
       ++counts_.returned;
       const std::string wrong = round.ledger->check_returned(stream.held, held_by(*stream.step),
@@ -136,11 +138,17 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
   }
 }
 
-void TrainingRunner::on_error(TrainingHost& host, uint32_t stream, const Error& error) {
-  judge_error(host.rank(), stream, error);
+void TrainingRunner::on_error(TrainingHost& host, uint32_t, const Error& error) {
+  judge_error(host.rank(), error, nullptr);
 }
 
-void TrainingRunner::judge_error(Rank rank, uint32_t stream, const Error& error) {
+// Plans that were drawn equal by chance are no deviation.
+bool TrainingRunner::has_deviant(const Round& round) {
+  return std::ranges::adjacent_find(round.plan_hashes, std::not_equal_to<>()) !=
+         round.plan_hashes.end();
+}
+
+void TrainingRunner::judge_error(Rank rank, const Error& error, const Round* round) {
   const auto self = static_cast<size_t>(rank);
   const bool any_lost = std::ranges::count(lost_, true) > 0;
   bool explained = false;
@@ -149,10 +157,8 @@ void TrainingRunner::judge_error(Rank rank, uint32_t stream, const Error& error)
     explained = lost_[self] || (named && lost_[static_cast<size_t>(error.peer)]);
   } else if (error.code == ErrorCode::closed) {
     explained = any_lost;
-  }
-  if (training_.deviant_round > 0 && stream == 0 && error.code == ErrorCode::mismatch) {
-    deviated_ = true;
-    explained = true;
+  } else if (error.code == ErrorCode::mismatch) {
+    explained = round != nullptr && has_deviant(*round);
   }
   if (!explained) complain(rank, "fails without a fault: " + error.to_string());
 }
@@ -162,6 +168,13 @@ void TrainingRunner::judge(const RoundKey& key, Round& round) {
   if (round.judged) return;
   round.judged = true;
   const auto [stream, number, epoch] = key;
+  if (has_deviant(round)) {
+    ++counts_.deviated;
+    if (round.well > 0) {
+      complain(round.members.stations[0], "round " + std::to_string(number) +
+                                              " ended well, with different plans on its members");
+    }
+  }
   if (round.failed > 0) {
     ++counts_.failed;
     if (round.well > 0) ++counts_.parted;
