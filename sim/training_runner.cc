@@ -101,6 +101,11 @@ void TrainingRunner::on_end(TrainingHost& host, uint32_t index,
       if (!wrong.empty()) complain(host.rank(), wrong);
     }
   }
+  // With what came back: the next verdict tells the owner's, and the next records the worker's.
+  const Held held = held_by(*stream.step);
+  check_energy(host, index, energy_of(held, held),
+               stream.step->residuals().worker_energy() + stream.step->residuals().owner_energy(),
+               "its residuals say");
   if (std::ranges::count(round.over, true) == round.members.size()) {
     judge({index, stream.round, host.members().epoch}, round);
   }
@@ -126,16 +131,23 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
     }
   }
   // What it takes along if it is lost: its worker's residual of now, its owner's of the round
-  // before.
+  // before. Where legs are bounded, records may have come back since.
   const gradient::RankAccount& own = report.accounts[place];
   if (own.samples != stream.samples) complain(host.rank(), "its samples are told wrong");
-  const double energy = energy_of(held, stream.held);
+  if (is_exact()) {
+    check_energy(host, index, energy_of(held, stream.held), own.residual_energy,
+                 "its verdict says");
+  }
+}
+
+void TrainingRunner::check_energy(TrainingHost& host, uint32_t index, double energy, double told,
+                                  const char* who) {
+  TrainingHost::Stream& stream = host.stream(index);
   const double allowed =
       energy_share(*stream.step) * energy + kEnergySteps * 0x1p-24 * stream.energy_met + 1e-12;
-  if (is_exact() && !(std::abs(own.residual_energy - energy) <= allowed)) {
-    complain(host.rank(), "holds energy " + text_of(energy) + ", its verdict says " +
-                              text_of(own.residual_energy) + ", bound " + text_of(allowed));
-  }
+  if (std::abs(told - energy) <= allowed) return;
+  complain(host.rank(), "holds energy " + text_of(energy) + ", " + who + " " + text_of(told) +
+                            ", bound " + text_of(allowed));
 }
 
 void TrainingRunner::on_error(TrainingHost& host, uint32_t, const Error& error) {

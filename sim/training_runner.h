@@ -55,6 +55,8 @@ class TrainingRunner final : public TrainingWatcher {
   void complain(Rank rank, const std::string& what) override;
   void ended_well(TrainingHost& host, uint32_t stream, Round& round,
                   const gradient::StepReport& report);
+  void check_energy(TrainingHost& host, uint32_t stream, double energy, double told,
+                    const char* who);
   // `round`: the one that ended with it, if one had begun.
   void judge_error(Rank rank, const Error& error, const Round* round);
   void judge_rounds();
