@@ -82,6 +82,14 @@ void draw_planned(uint64_t seed, Training& training) {
   training.backward_max = std::min<Duration>(training.backward_max, 10ms);
 }
 
+// Likewise.
+void draw_i8(uint64_t seed, Training& training) {
+  base::Rng rng(seed, 6);
+  if (training.residual == codec::ResidualKind::f32 && rng.chance(0.15)) {
+    training.residual = codec::ResidualKind::i8;
+  }
+}
+
 void draw_sites(base::Rng& rng, Training& training) {
   Rank site = 0;
   for (Rank rank = 0; rank < training.ranks; ++rank) {
@@ -131,7 +139,9 @@ std::string Training::to_string() const {
     text += ", bounded" + std::string(first_leg.exact ? "" : " first") +
             (second_leg.exact ? "" : " second") + ", chance " + std::to_string(loss.chance);
   }
-  if (residual != codec::ResidualKind::f32) text += ", bf16 residuals";
+  if (residual != codec::ResidualKind::f32) {
+    text += std::string(", ") + codec::name(residual) + " residuals";
+  }
   if (verdict_last) text += ", verdict last";
   if (planned) text += ", planned";
   if (missing_as_zeros) text += ", missing as zeros";
@@ -170,6 +180,7 @@ Training make_training(uint64_t seed, int ranks) {
   if (rng.chance(0.3)) draw_losses(rng, training);
   if (training.ranks > 1) draw_faults(rng, training);
   draw_planned(seed, training);
+  draw_i8(seed, training);
   return training;
 }
 
