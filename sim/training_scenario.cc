@@ -90,6 +90,19 @@ void draw_i8(uint64_t seed, Training& training) {
   }
 }
 
+// Likewise. Deadlines about as long as a message takes.
+void draw_deadlines(uint64_t seed, Training& training) {
+  base::Rng rng(seed, 7);
+  training.loss.latency = training.network.link.latency;
+  training.loss.rate_bytes_per_second = training.network.link.rate_bytes_per_second;
+  for (gradient::Delivery* leg : {&training.first_leg, &training.second_leg}) {
+    const bool wants = rng.chance(0.4);
+    const auto span = static_cast<uint64_t>(2 * training.loss.latency.count()) + 2'000'000;
+    const Duration drawn(1 + static_cast<int64_t>(rng.below(span)));
+    if (wants && !leg->exact) leg->deadline = drawn;
+  }
+}
+
 void draw_sites(base::Rng& rng, Training& training) {
   Rank site = 0;
   for (Rank rank = 0; rank < training.ranks; ++rank) {
@@ -138,6 +151,10 @@ std::string Training::to_string() const {
   if (!first_leg.exact || !second_leg.exact) {
     text += ", bounded" + std::string(first_leg.exact ? "" : " first") +
             (second_leg.exact ? "" : " second") + ", chance " + std::to_string(loss.chance);
+    for (const gradient::Delivery& leg : {first_leg, second_leg}) {
+      if (leg.deadline == Duration::zero()) continue;
+      text += ", deadline " + std::to_string(leg.deadline.count() / 1000) + " us";
+    }
   }
   if (residual != codec::ResidualKind::f32) {
     text += std::string(", ") + codec::name(residual) + " residuals";
@@ -181,6 +198,7 @@ Training make_training(uint64_t seed, int ranks) {
   if (training.ranks > 1) draw_faults(rng, training);
   draw_planned(seed, training);
   draw_i8(seed, training);
+  draw_deadlines(seed, training);
   return training;
 }
 
