@@ -89,20 +89,20 @@ void TrainingRunner::on_end(TrainingHost& host, uint32_t index,
   TrainingHost::Stream& stream = host.stream(index);
   Round& round = round_of(host, index);
   round.over[static_cast<size_t>(host.members().self)] = true;
+  const Held held = held_by(*stream.step);
   if (outcome) {
-    ended_well(host, index, round, outcome.value());
+    ended_well(host, index, round, outcome.value(), held);
   } else {
     ++round.failed;
     judge_error(host.rank(), outcome.error(), &round);
     if (stream.stated_failure) {
       ++counts_.returned;
-      const std::string wrong = round.ledger->check_returned(stream.held, held_by(*stream.step),
-                                                             stream.fed, stream.step->plan());
+      const std::string wrong =
+          round.ledger->check_returned(stream.held, held, stream.fed, stream.step->plan());
       if (!wrong.empty()) complain(host.rank(), wrong);
     }
   }
   // With what came back: the next verdict tells the owner's, and the next records the worker's.
-  const Held held = held_by(*stream.step);
   check_energy(host, index, energy_of(held, held),
                stream.step->residuals().worker_energy() + stream.step->residuals().owner_energy(),
                "its residuals say");
@@ -112,10 +112,9 @@ void TrainingRunner::on_end(TrainingHost& host, uint32_t index,
 }
 
 void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round,
-                                const gradient::StepReport& report) {
+                                const gradient::StepReport& report, const Held& held) {
   TrainingHost::Stream& stream = host.stream(index);
   const auto place = static_cast<size_t>(host.members().self);
-  const Held held = held_by(*stream.step);
   std::string wrong = round.ledger->end(held, stream.arena);
   if (!wrong.empty()) complain(host.rank(), "round " + std::to_string(stream.round) + ": " + wrong);
   wrong = round.ledger->check_sent(held, stream.fed, stream.step->plan());
@@ -131,10 +130,10 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
     }
   }
   // What it takes along if it is lost: its worker's residual of now, its owner's of the round
-  // before. Where legs are bounded, records may have come back since.
+  // before. It does not know yet what of its records will come back.
   const gradient::RankAccount& own = report.accounts[place];
   if (own.samples != stream.samples) complain(host.rank(), "its samples are told wrong");
-  if (is_exact()) {
+  if (!stream.lost_first) {
     check_energy(host, index, energy_of(held, stream.held), own.residual_energy,
                  "its verdict says");
   }

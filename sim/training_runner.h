@@ -54,7 +54,7 @@ class TrainingRunner final : public TrainingWatcher {
   void on_error(TrainingHost& host, uint32_t stream, const Error& error) override;
   void complain(Rank rank, const std::string& what) override;
   void ended_well(TrainingHost& host, uint32_t stream, Round& round,
-                  const gradient::StepReport& report);
+                  const gradient::StepReport& report, const Held& held);
   void check_energy(TrainingHost& host, uint32_t stream, double energy, double told,
                     const char* who);
   // `round`: the one that ended with it, if one had begun.
