@@ -181,6 +181,10 @@ void TrainingRunner::judge(const RoundKey& key, Round& round) {
   const auto [stream, number, epoch] = key;
   if (has_deviant(round)) {
     ++counts_.deviated;
+    if (stream != 0 || number != training_.deviant_round || epoch != 1) {
+      complain(round.members.stations[0], "round " + std::to_string(number) +
+                                              " began with plans that no fault made different");
+    }
     if (round.well > 0) {
       complain(round.members.stations[0], "round " + std::to_string(number) +
                                               " ended well, with different plans on its members");
