@@ -143,6 +143,7 @@ bool run_training(uint64_t seed, const Arguments& arguments, Counts& all) {
   all.failed += counts.failed;
   all.parted += counts.parted;
   all.returned += counts.returned;
+  all.deviated += counts.deviated;
   all.epochs += counts.epochs;
   if (arguments.verbose) {
     std::printf("seed=%llu %llu rounds in %.3f virtual seconds\n",
@@ -156,11 +157,13 @@ bool run_training(uint64_t seed, const Arguments& arguments, Counts& all) {
 void print_counts(const Counts& counts) {
   std::printf(
       "%llu rounds ended well, the mass of %llu was checked; %llu failed, %llu of them on "
-      "some members alone; %llu records taken back after one; %llu epochs\n",
+      "some members alone, %llu with another plan on one; %llu records taken back after one; "
+      "%llu epochs\n",
       static_cast<unsigned long long>(counts.rounds),
       static_cast<unsigned long long>(counts.checked),
       static_cast<unsigned long long>(counts.failed),
       static_cast<unsigned long long>(counts.parted),
+      static_cast<unsigned long long>(counts.deviated),
       static_cast<unsigned long long>(counts.returned),
       static_cast<unsigned long long>(counts.epochs));
 }

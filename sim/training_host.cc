@@ -260,7 +260,7 @@ void TrainingHost::begin_round(uint32_t index) {
   const Result<void> begun = stream.step->begin(spec, network_.now());
   if (!begun) return watcher_.complain(rank_, "begin: " + begun.error().to_string());
   stream.state = State::running;
-  stream.stated_failure = false;
+  stream.stated_failure = stream.lost_first = false;
   stream.tensors_ready = 0;
   stream.samples = 1 + rng.below(100) + static_cast<uint64_t>(rank_);
   stream.held = held_by(*stream.step);
@@ -371,7 +371,12 @@ bool TrainingHost::drive(uint32_t index) {
 void TrainingHost::submit(uint32_t index, gradient::Transmit transmit) {
   exchange().submit(members_, std::move(transmit.operation),
                     [this, index, ticket = transmit.ticket](const Outcome& outcome) {
-                      streams_[index].step->on_done(ticket, outcome, network_.now());
+                      Stream& stream = streams_[index];
+                      for (const gradient::Missing& one : outcome.missing) {
+                        stream.lost_first |=
+                            one.leg == gradient::Leg::first && one.sender == members_.self;
+                      }
+                      stream.step->on_done(ticket, outcome, network_.now());
                       if (!abandoned_) drive();
                     });
 }

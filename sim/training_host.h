@@ -47,6 +47,7 @@ class TrainingHost {
     uint64_t round = 0;           // the last that began
     uint64_t completed = 0;       // the last that ended well
     bool stated_failure = false;  // its verdict said so
+    bool lost_first = false;      // some of its records of a first leg did not arrive
     uint64_t samples = 0;
     size_t tensors_ready = 0;
     std::vector<std::byte> plan_bytes;

@@ -40,7 +40,11 @@ Held held_by(const gradient::GradientStep& step) {
 }
 
 Roundings roundings_of(codec::ResidualKind kind, bool bounded) {
-  return {.residual = kind == codec::ResidualKind::bf16 ? 0x1p-7 : 0, .bounded = bounded};
+  // A scale is the largest / 127, rounded to bf16; draws round by less than one scale.
+  const double scale = 1.01 / 127;
+  return {.residual = kind == codec::ResidualKind::bf16 ? 0x1p-7 : 0,
+          .residual_of_largest = kind == codec::ResidualKind::i8 ? scale : 0,
+          .bounded = bounded};
 }
 
 RoundLedger::RoundLedger(const gradient::Layout& layout, const gradient::Seat& seat,
@@ -81,13 +85,18 @@ void RoundLedger::begin(const Held& held, std::span<const float> fed) {
     magnitude_[i] += std::abs(static_cast<double>(fed[i]));
   }
   for (uint32_t slice = 0; slice < largest_.size(); ++slice) {
-    const codec::Range place = place_of(slice);
-    double largest = 0;
-    for (uint64_t i = place.first; i < place.first + place.elements; ++i) {
-      largest = std::max(largest, met(held, fed, i));
-    }
-    largest_[slice] += largest;
+    largest_[slice] += largest_met(held, fed, slice);
   }
+}
+
+double RoundLedger::largest_met(const Held& held, std::span<const float> fed,
+                                uint32_t slice) const {
+  const codec::Range place = place_of(slice);
+  double largest = 0;
+  for (uint64_t i = place.first; i < place.first + place.elements; ++i) {
+    largest = std::max(largest, met(held, fed, i));
+  }
+  return largest;
 }
 
 double RoundLedger::met(const Held& held, std::span<const float> fed, uint64_t i) const {
@@ -133,11 +142,13 @@ std::string RoundLedger::check() const {
   for (uint32_t slice = 0; slice < largest_.size(); ++slice) {
     const codec::Range place = place_of(slice);
     // A record that came back was kept twice, at 2 L and at L, at each end.
-    const double once = roundings_.f32 + roundings_.residual;
+    const double once = roundings_.f32 + roundings_.residual + roundings_.residual_of_largest;
     const double came_back = roundings_.bounded ? 6 * once * largest_[slice] : 0;
+    // Of i8, of all members: workers' residuals once at L, owners' once at 2 L.
+    const double scaled = 3 * roundings_.residual_of_largest * largest_[slice];
     for (uint64_t i = place.first; i < place.first + place.elements; ++i) {
       const double have = times(i) * static_cast<double>(average_[i]) + after_[i];
-      const double allowed = bound(i) + came_back;
+      const double allowed = bound(i) + came_back + scaled;
       if (std::abs(have - before_[i]) <= allowed) continue;
       return text_of("mass is not conserved", i, have, before_[i], allowed);
     }
@@ -146,14 +157,16 @@ std::string RoundLedger::check() const {
 }
 
 std::string RoundLedger::check_adopted(const Held& before, const Held& after) const {
-  for (size_t i = 0; i < before_.size(); ++i) {
-    const double owned = times(i) * before.owner[i];
-    const double want = before.worker[i] + owned;
-    const double have = after.worker[i] + times(i) * after.owner[i];
-    const double allowed = (4 * roundings_.f32 + 2 * roundings_.residual) *
-                               (std::abs(before.worker[i]) + std::abs(owned)) +
-                           1e-40;
-    if (!(std::abs(have - want) <= allowed)) {
+  const std::vector<float> nothing(before_.size());
+  for (uint32_t slice = 0; slice < largest_.size(); ++slice) {
+    const codec::Range place = place_of(slice);
+    const double scaled = 2 * roundings_.residual_of_largest * largest_met(before, nothing, slice);
+    for (uint64_t i = place.first; i < place.first + place.elements; ++i) {
+      const double want = before.worker[i] + times(i) * before.owner[i];
+      const double have = after.worker[i] + times(i) * after.owner[i];
+      const double allowed =
+          (4 * roundings_.f32 + 2 * roundings_.residual) * met(before, nothing, i) + scaled + 1e-40;
+      if (std::abs(have - want) <= allowed) continue;
       return text_of("a change of members loses mass", i, have, want, allowed);
     }
   }
@@ -182,7 +195,8 @@ std::string RoundLedger::check_sent(const Held& after, std::span<const float> fe
 // On the way back there was a record, which has one scale for many elements: of a small element it
 // may be as large as the slice's largest, and so may what stayed.
 double RoundLedger::bound_returned(uint32_t slice) const {
-  const double steps = 2 * (2 * members_ + 16) * roundings_.f32 + 7 * roundings_.residual;
+  const double residual = roundings_.residual + roundings_.residual_of_largest;
+  const double steps = 2 * (2 * members_ + 16) * roundings_.f32 + 7 * residual;
   return steps * largest_[slice] + 1e-40;
 }
 

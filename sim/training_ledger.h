@@ -19,10 +19,12 @@ struct Held {
 };
 [[nodiscard]] Held held_by(const gradient::GradientStep& step);
 
-// One rounding of f32, and one of the residual's kind, relative to the value.
+// One rounding of f32, and one of the residual's kind beyond that, relative to the value; i8 rounds
+// relative to the largest value that shares a scale.
 struct Roundings {
   double f32 = 0x1p-24;
-  double residual = 0;   // beyond that of f32
+  double residual = 0;
+  double residual_of_largest = 0;
   bool bounded = false;  // of a leg: records may come back in a round that ends well
 };
 [[nodiscard]] Roundings roundings_of(codec::ResidualKind kind, bool bounded);
@@ -62,6 +64,8 @@ class RoundLedger {
   [[nodiscard]] codec::Range place_of(uint32_t slice) const;  // in the arena
   // The most that a member may encode of an element.
   [[nodiscard]] double met(const Held& held, std::span<const float> fed, uint64_t element) const;
+  [[nodiscard]] double largest_met(const Held& held, std::span<const float> fed,
+                                   uint32_t slice) const;
   [[nodiscard]] double times(uint64_t element) const { return times_[element]; }
   void add(const Held& held, std::vector<double>& sum);
 

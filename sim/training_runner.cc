@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <utility>
 
 #include "base/check.h"
@@ -76,6 +77,7 @@ void TrainingRunner::on_begin(TrainingHost& host, uint32_t index, const Held& be
     round.ledger = std::make_unique<RoundLedger>(stream.step->layout(), stream.step->seat(),
                                                  roundings_of(training_.residual, !is_exact()));
   }
+  round.plan_hashes.push_back(stream.step->plan_hash());
   round.ledger->begin(stream.held, stream.fed);
   stream.energy_met += round.ledger->energy_met(stream.held, stream.fed);
   const std::string wrong = round.ledger->check_adopted(before, stream.held);
@@ -87,28 +89,32 @@ void TrainingRunner::on_end(TrainingHost& host, uint32_t index,
   TrainingHost::Stream& stream = host.stream(index);
   Round& round = round_of(host, index);
   round.over[static_cast<size_t>(host.members().self)] = true;
+  const Held held = held_by(*stream.step);
   if (outcome) {
-    ended_well(host, index, round, outcome.value());
+    ended_well(host, index, round, outcome.value(), held);
   } else {
     ++round.failed;
-    judge_error(host.rank(), index, outcome.error());
+    judge_error(host.rank(), outcome.error(), &round);
     if (stream.stated_failure) {
       ++counts_.returned;
-      const std::string wrong = round.ledger->check_returned(stream.held, held_by(*stream.step),
-                                                             stream.fed, stream.step->plan());
+      const std::string wrong =
+          round.ledger->check_returned(stream.held, held, stream.fed, stream.step->plan());
       if (!wrong.empty()) complain(host.rank(), wrong);
     }
   }
+  // With what came back: the next verdict tells the owner's, and the next records the worker's.
+  check_energy(host, index, energy_of(held, held),
+               stream.step->residuals().worker_energy() + stream.step->residuals().owner_energy(),
+               "its residuals say");
   if (std::ranges::count(round.over, true) == round.members.size()) {
     judge({index, stream.round, host.members().epoch}, round);
   }
 }
 
 void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round,
-                                const gradient::StepReport& report) {
+                                const gradient::StepReport& report, const Held& held) {
   TrainingHost::Stream& stream = host.stream(index);
   const auto place = static_cast<size_t>(host.members().self);
-  const Held held = held_by(*stream.step);
   std::string wrong = round.ledger->end(held, stream.arena);
   if (!wrong.empty()) complain(host.rank(), "round " + std::to_string(stream.round) + ": " + wrong);
   wrong = round.ledger->check_sent(held, stream.fed, stream.step->plan());
@@ -124,23 +130,36 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
     }
   }
   // What it takes along if it is lost: its worker's residual of now, its owner's of the round
-  // before.
+  // before. It does not know yet what of its records will come back.
   const gradient::RankAccount& own = report.accounts[place];
   if (own.samples != stream.samples) complain(host.rank(), "its samples are told wrong");
-  const double energy = energy_of(held, stream.held);
-  const double allowed =
-      energy_share(*stream.step) * energy + kEnergySteps * 0x1p-24 * stream.energy_met + 1e-12;
-  if (is_exact() && !(std::abs(own.residual_energy - energy) <= allowed)) {
-    complain(host.rank(), "holds energy " + text_of(energy) + ", its verdict says " +
-                              text_of(own.residual_energy) + ", bound " + text_of(allowed));
+  if (!stream.lost_first) {
+    check_energy(host, index, energy_of(held, stream.held), own.residual_energy,
+                 "its verdict says");
   }
 }
 
-void TrainingRunner::on_error(TrainingHost& host, uint32_t stream, const Error& error) {
-  judge_error(host.rank(), stream, error);
+void TrainingRunner::check_energy(TrainingHost& host, uint32_t index, double energy, double told,
+                                  const char* who) {
+  TrainingHost::Stream& stream = host.stream(index);
+  const double allowed =
+      energy_share(*stream.step) * energy + kEnergySteps * 0x1p-24 * stream.energy_met + 1e-12;
+  if (std::abs(told - energy) <= allowed) return;
+  complain(host.rank(), "holds energy " + text_of(energy) + ", " + who + " " + text_of(told) +
+                            ", bound " + text_of(allowed));
 }
 
-void TrainingRunner::judge_error(Rank rank, uint32_t stream, const Error& error) {
+void TrainingRunner::on_error(TrainingHost& host, uint32_t, const Error& error) {
+  judge_error(host.rank(), error, nullptr);
+}
+
+// Plans that were drawn equal by chance are no deviation.
+bool TrainingRunner::has_deviant(const Round& round) {
+  return std::ranges::adjacent_find(round.plan_hashes, std::not_equal_to<>()) !=
+         round.plan_hashes.end();
+}
+
+void TrainingRunner::judge_error(Rank rank, const Error& error, const Round* round) {
   const auto self = static_cast<size_t>(rank);
   const bool any_lost = std::ranges::count(lost_, true) > 0;
   bool explained = false;
@@ -149,10 +168,8 @@ void TrainingRunner::judge_error(Rank rank, uint32_t stream, const Error& error)
     explained = lost_[self] || (named && lost_[static_cast<size_t>(error.peer)]);
   } else if (error.code == ErrorCode::closed) {
     explained = any_lost;
-  }
-  if (training_.deviant_round > 0 && stream == 0 && error.code == ErrorCode::mismatch) {
-    deviated_ = true;
-    explained = true;
+  } else if (error.code == ErrorCode::mismatch) {
+    explained = round != nullptr && has_deviant(*round);
   }
   if (!explained) complain(rank, "fails without a fault: " + error.to_string());
 }
@@ -162,6 +179,17 @@ void TrainingRunner::judge(const RoundKey& key, Round& round) {
   if (round.judged) return;
   round.judged = true;
   const auto [stream, number, epoch] = key;
+  if (has_deviant(round)) {
+    ++counts_.deviated;
+    if (stream != 0 || number != training_.deviant_round || epoch != 1) {
+      complain(round.members.stations[0], "round " + std::to_string(number) +
+                                              " began with plans that no fault made different");
+    }
+    if (round.well > 0) {
+      complain(round.members.stations[0], "round " + std::to_string(number) +
+                                              " ended well, with different plans on its members");
+    }
+  }
   if (round.failed > 0) {
     ++counts_.failed;
     if (round.well > 0) ++counts_.parted;

@@ -29,6 +29,7 @@ class TrainingRunner final : public TrainingWatcher {
     uint64_t failed = 0;    // that ended with an error on some member
     uint64_t parted = 0;    // of those, that ended well on others
     uint64_t returned = 0;  // members of failed rounds whose records had to come back
+    uint64_t deviated = 0;  // rounds in which a member had another plan
     uint64_t epochs = 0;
   };
   [[nodiscard]] const Counts& counts() const { return counts_; }
@@ -41,7 +42,8 @@ class TrainingRunner final : public TrainingWatcher {
     gradient::Members members;
     int well = 0;
     int failed = 0;
-    std::vector<bool> over;  // by place
+    std::vector<bool> over;             // by place
+    std::vector<uint64_t> plan_hashes;  // of members that have begun
     std::vector<gradient::RankAccount> accounts;
     bool judged = false;
   };
@@ -52,10 +54,14 @@ class TrainingRunner final : public TrainingWatcher {
   void on_error(TrainingHost& host, uint32_t stream, const Error& error) override;
   void complain(Rank rank, const std::string& what) override;
   void ended_well(TrainingHost& host, uint32_t stream, Round& round,
-                  const gradient::StepReport& report);
-  void judge_error(Rank rank, uint32_t stream, const Error& error);
+                  const gradient::StepReport& report, const Held& held);
+  void check_energy(TrainingHost& host, uint32_t stream, double energy, double told,
+                    const char* who);
+  // `round`: the one that ended with it, if one had begun.
+  void judge_error(Rank rank, const Error& error, const Round* round);
   void judge_rounds();
   void judge(const RoundKey& key, Round& round);
+  [[nodiscard]] static bool has_deviant(const Round& round);
   [[nodiscard]] Round& round_of(const TrainingHost& host, uint32_t stream);
 
   void plan_faults();
@@ -84,7 +90,6 @@ class TrainingRunner final : public TrainingWatcher {
   std::vector<std::unique_ptr<TrainingHost>> hosts_;
   std::map<RoundKey, Round> rounds_;
   std::vector<bool> lost_;
-  bool deviated_ = false;
   size_t faults_left_ = 0;
   uint64_t epoch_ = 1;
   // By rank, inner and outer: what the last shrink came to.

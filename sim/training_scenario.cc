@@ -82,6 +82,27 @@ void draw_planned(uint64_t seed, Training& training) {
   training.backward_max = std::min<Duration>(training.backward_max, 10ms);
 }
 
+// Likewise.
+void draw_i8(uint64_t seed, Training& training) {
+  base::Rng rng(seed, 6);
+  if (training.residual == codec::ResidualKind::f32 && rng.chance(0.15)) {
+    training.residual = codec::ResidualKind::i8;
+  }
+}
+
+// Likewise. Deadlines about as long as a message takes.
+void draw_deadlines(uint64_t seed, Training& training) {
+  base::Rng rng(seed, 7);
+  training.loss.latency = training.network.link.latency;
+  training.loss.rate_bytes_per_second = training.network.link.rate_bytes_per_second;
+  for (gradient::Delivery* leg : {&training.first_leg, &training.second_leg}) {
+    const bool wants = rng.chance(0.4);
+    const auto span = static_cast<uint64_t>(2 * training.loss.latency.count()) + 2'000'000;
+    const Duration drawn(1 + static_cast<int64_t>(rng.below(span)));
+    if (wants && !leg->exact) leg->deadline = drawn;
+  }
+}
+
 void draw_sites(base::Rng& rng, Training& training) {
   Rank site = 0;
   for (Rank rank = 0; rank < training.ranks; ++rank) {
@@ -130,8 +151,14 @@ std::string Training::to_string() const {
   if (!first_leg.exact || !second_leg.exact) {
     text += ", bounded" + std::string(first_leg.exact ? "" : " first") +
             (second_leg.exact ? "" : " second") + ", chance " + std::to_string(loss.chance);
+    for (const gradient::Delivery& leg : {first_leg, second_leg}) {
+      if (leg.deadline == Duration::zero()) continue;
+      text += ", deadline " + std::to_string(leg.deadline.count() / 1000) + " us";
+    }
   }
-  if (residual != codec::ResidualKind::f32) text += ", bf16 residuals";
+  if (residual != codec::ResidualKind::f32) {
+    text += std::string(", ") + codec::name(residual) + " residuals";
+  }
   if (verdict_last) text += ", verdict last";
   if (planned) text += ", planned";
   if (missing_as_zeros) text += ", missing as zeros";
@@ -170,6 +197,8 @@ Training make_training(uint64_t seed, int ranks) {
   if (rng.chance(0.3)) draw_losses(rng, training);
   if (training.ranks > 1) draw_faults(rng, training);
   draw_planned(seed, training);
+  draw_i8(seed, training);
+  draw_deadlines(seed, training);
   return training;
 }
 

@@ -35,7 +35,7 @@ struct Lane {
 struct Delivery {
   bool exact = true;
   double share = 1;                      // bounded: of each message at least so much arrives
-  Duration deadline = Duration::zero();  // bounded: then it ends with what came; zero: none
+  Duration deadline = Duration::zero();  // bounded: what cannot be there then may be given up
   int priority = 0;                      // of sending, among this member's operations
 };
 

@@ -1,6 +1,7 @@
 #include "gradient/simulated_exchange.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -47,6 +48,16 @@ std::vector<std::byte> without(Bytes message, const std::vector<Operation::Piece
   return kept;
 }
 
+// The length of a message that is there in full at the deadline.
+double bytes_in_time(const LossModel& model, Duration deadline) {
+  constexpr double kAll = std::numeric_limits<double>::infinity();
+  if (deadline == Duration::zero()) return kAll;
+  if (deadline < model.latency) return 0;
+  if (model.rate_bytes_per_second == 0) return kAll;
+  const auto nanoseconds = static_cast<double>((deadline - model.latency).count());
+  return static_cast<double>(model.rate_bytes_per_second) * nanoseconds / 1e9;
+}
+
 OpKind kind_of(Operation::Kind kind) {
   switch (kind) {
     case Operation::Kind::all_reduce:
@@ -69,20 +80,26 @@ std::vector<size_t> lost_pieces(const LossModel& model, const Operation& operati
                                 Rank receiver) {
   std::vector<size_t> lost;
   const auto to = static_cast<size_t>(receiver);
-  if (model.chance <= 0 || sender == receiver || to >= operation.pieces.size()) return lost;
+  if (sender == receiver || to >= operation.pieces.size()) return lost;
   const std::vector<Operation::Piece>& pieces = operation.pieces[to];
   const uint64_t pair =
       static_cast<uint64_t>(sender) << 32 | static_cast<uint64_t>(static_cast<uint32_t>(receiver));
   const uint64_t stream =
       base::random_at(operation.round, static_cast<uint64_t>(operation.lane.leg), pair);
+  const double in_time = bytes_in_time(model, operation.delivery.deadline);
   double allowed = 0;
   for (const Operation::Piece& piece : pieces) allowed += static_cast<double>(piece.bytes);
   allowed *= 1 - operation.delivery.share;
+  uint64_t unsent = 0;
   for (size_t i = 0; i < pieces.size() && lost.size() < kLostPiecesMax; ++i) {
     const uint64_t bits = base::random_at(model.seed, stream, pieces[i].slice);
+    const bool unlucky = static_cast<double>(bits >> 11) * 0x1p-53 < model.chance;
+    const uint64_t end = pieces[i].begin + pieces[i].bytes - unsent;
+    const bool late = static_cast<double>(end) > in_time;
     const auto cost = static_cast<double>(pieces[i].bytes);
-    if (static_cast<double>(bits >> 11) * 0x1p-53 >= model.chance || cost > allowed) continue;
+    if (!(unlucky || late) || cost > allowed) continue;
     allowed -= cost;
+    unsent += pieces[i].bytes;
     lost.push_back(i);
   }
   return lost;

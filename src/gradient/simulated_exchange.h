@@ -14,14 +14,19 @@
 
 namespace scant::gradient {
 
-// What a network that repairs nothing does to bounded messages.
+// What a network that repairs nothing does to bounded messages. All stations have the same values.
 struct LossModel {
   uint64_t seed = 0;
   double chance = 0;  // of a piece, at each receiver
+  // Of a link, for deadlines. A link that becomes slower later is not what this says.
+  Duration latency = Duration::zero();
+  uint64_t rate_bytes_per_second = 0;  // 0: no limit
 };
 
-// Pieces of the message to place `receiver` that it will not get, by their number: a pure function
-// of the model, round, leg, both places and slices. At least `delivery.share` of the bytes arrives.
+// Pieces of the message to place `receiver` that it will not get, by their number: lost by chance,
+// or those that a link of the model, with nothing else on it, could not bring by the deadline. A
+// pure function of the model, round, leg, delivery, both places and pieces. At least
+// `delivery.share` of the bytes arrives.
 [[nodiscard]] std::vector<size_t> lost_pieces(const LossModel& model, const Operation& operation,
                                               Rank sender, Rank receiver);
 
