@@ -1,11 +1,10 @@
 // A step through failures of allocations, at places that a seed draws: all ranks get an error or
 // none does, nothing waits for ever, and nothing of the gradients is lost.
 #include <cmath>
-#include <cstdlib>
 #include <gtest/gtest.h>
-#include <new>
 
 #include "base/buffer.h"
+#include "base/testing/replaced_new.h"
 #include "gradient/testing/round_of_members.h"
 
 namespace {
@@ -23,22 +22,9 @@ bool fails() {
   return number == failing || (persists && number > failing);
 }
 
-bool may_allocate(size_t) { return !fails(); }  // of base::Buffer
-
-void* allocate(size_t size) {
-  if (fails()) throw std::bad_alloc();
-  if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-
 }  // namespace
 
-void* operator new(size_t size) { return allocate(size); }
-void* operator new[](size_t size) { return allocate(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
+bool scant::base::testing::allocation_fails() { return fails(); }
 
 namespace scant::gradient {
 namespace {
@@ -83,7 +69,7 @@ struct Trial {
     allocations = 0;
     failing = place;
     persists = how == Fails::from_there_on;
-    base::set_allocation_gate(&may_allocate);
+    base::set_allocation_gate(&base::testing::buffer_may_allocate);
     rounds.wrap = [victim](Rank station, const std::function<void()>& call) {
       armed = station == victim;
       call();

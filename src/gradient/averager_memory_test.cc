@@ -3,14 +3,13 @@
 // latest in its next step, and the process lives on.
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <gtest/gtest.h>
-#include <new>
 #include <sys/prctl.h>
 #include <thread>
 
 #include "base/buffer.h"
+#include "base/testing/replaced_new.h"
 #include "collective/testing/threads_as_ranks.h"
 #include "gradient/testing/averagers.h"
 
@@ -30,22 +29,9 @@ bool fails() {
   return allocations.fetch_add(1) == failing.load();
 }
 
-bool may_allocate(size_t) { return !fails(); }  // of base::Buffer
-
-void* allocate(size_t size) {
-  if (fails()) throw std::bad_alloc();
-  if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-
 }  // namespace
 
-void* operator new(size_t size) { return allocate(size); }
-void* operator new[](size_t size) { return allocate(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
+bool scant::base::testing::allocation_fails() { return fails(); }
 
 namespace scant::gradient {
 namespace {
@@ -100,7 +86,7 @@ bool fails_in_a_step(const Case& of, uint64_t place) {
 class AveragerMemory : public ::testing::TestWithParam<Case> {};
 
 TEST_P(AveragerMemory, AFailedAllocationIsAnErrorOnEveryRankAtTheLatestInTheNextStep) {
-  base::set_allocation_gate(&may_allocate);
+  base::set_allocation_gate(&base::testing::buffer_may_allocate);
   uint64_t place = 0;
   for (; place < 2000; ++place) {
     SCOPED_TRACE(::testing::Message() << "allocation " << place << " of " << GetParam().thread);

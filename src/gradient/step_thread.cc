@@ -9,12 +9,12 @@
 namespace scant::gradient {
 namespace {
 
-// At most one event of each kind for each tensor and operation is under way in a step.
 // On the exchange's thread, which has nobody to tell that it found no memory.
 Outcome copy_of(const Outcome& outcome) try { return outcome; } catch (const std::bad_alloc&) {
   return Outcome{.result = Error{.code = ErrorCode::resource, .message = {}}};
 }
 
+// At most one event of each kind for each tensor and operation is under way in a step.
 size_t events_max(const Layout& layout) {
   return layout.tensors().size() + 2 * layout.parts().size() + 16;
 }

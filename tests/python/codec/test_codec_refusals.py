@@ -165,34 +165,3 @@ def test_records_that_do_not_belong_together() -> None:
     with pytest.raises(scant.Mismatch, match="elements 5 from 9100"):
         codec.accumulate([record], first=9100, elements=5)
     assert np.all(out == 7)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "text"),
-    [
-        ("residual", "f64", "residual: no kind 'f64'; there are: none, f32, bf16, i8"),
-        ("range", (5,), "the option 'range' cannot be (5,)"),
-        ("range", 5, "the option 'range' cannot be 5"),
-        ("zeta", 1, "Encoder: no option 'zeta'; there are: columns,"),
-    ],
-)
-def test_the_extension_names_what_it_refuses(name: str, value: Any, text: str) -> None:
-    from scant import _scant
-
-    options: dict[str, Any] = {
-        "tensor": 0,
-        "rows": 1,
-        "columns": 10,
-        "residual": "f32",
-        "decay": 1.0,
-        "momentum": 0.0,
-        "mask_momentum": True,
-        "stochastic": False,
-        "evenness": 0.0,
-        "seed": 1,
-        "range": None,
-    }
-    _scant.Encoder(options)
-    with pytest.raises(scant.InvalidArgument) as found:
-        _scant.Encoder({**options, name: value})
-    assert text in str(found.value)

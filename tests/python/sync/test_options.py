@@ -39,6 +39,21 @@ def test_an_encoders_options() -> None:
         _scant.Encoder({**ENCODER, "rows": "two"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("residual", "f64", "residual: no kind 'f64'; there are: none, f32, bf16, i8"),
+        ("range", (5,), "the option 'range' cannot be (5,)"),
+        ("range", 5, "the option 'range' cannot be 5"),
+        ("zeta", 1, "Encoder: no option 'zeta'; there are: columns,"),
+    ],
+)
+def test_the_extension_names_what_it_refuses(name: str, value: Any, text: str) -> None:
+    with pytest.raises(scant.InvalidArgument) as found:
+        _scant.Encoder({**ENCODER, name: value})
+    assert text in str(found.value)
+
+
 def test_a_communicators_options(tmp_path: Path) -> None:
     store = scant.DirectoryStore(str(tmp_path))
     with pytest.raises(scant.InvalidArgument) as refused:
