@@ -5,7 +5,8 @@ name of a test, or a pattern in it. The first of these that fits is meant alone.
 for in the names of CTest's tests, and in those of Python's files, functions and workers' cases.
 
 Prints lines of a key and its words, for the shell: "ctest" (a pattern of exact names), "targets"
-(files to build), "python" (test files), "name" (the pattern, where Python's files are not whole).
+(files to build), "python" (test files), "name" (the pattern, where Python's files are not whole),
+"package" (whether these need the package built, or only its sources: "built" or "sources").
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON_TESTS = ROOT / "tests/python"
 ALL_PYTHON = "python"
 LONG = "long"
+# Folders whose tests and what they import load no extension.
+OF_SOURCES_ALONE = {"lab"}
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class Selection:
         names = "|".join(re.escape(program.name) for program in self.programs)
         targets = sorted({file for program in self.programs for file in program.files})
         python = [str(path.relative_to(ROOT)) for path in self.python]
+        sources = all(path.parent.name in OF_SOURCES_ALONE for path in self.python)
         rows = [
             ("ctest", f"^({names})$" if names else ""),
             ("targets", " ".join(targets)),
             ("python", " ".join(python)),
             ("name", self.name),
+            ("package", ("sources" if sources else "built") if python else ""),
         ]
         return [f"{key} {words}" for key, words in rows if words]
 

@@ -103,9 +103,10 @@ locked() {
   return $status
 }
 
-# hash_of path...: one hash over names and contents of the files below these paths.
+# hash_of path...: one hash over names and contents of the files below these paths, tests left out.
 hash_of() {
-  find "$@" -type f -not -path '*/__pycache__/*' -not -name '*.pyc' -print0 | sort -z |
+  find "$@" -type f -not -path '*/__pycache__/*' -not -name '*.pyc' \
+    -not -path '*/testing/*' -not -name '*_test.cc' -print0 | sort -z |
     xargs -0 sha256sum | sha256sum | cut -d' ' -f1
 }
 

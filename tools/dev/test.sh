@@ -38,10 +38,11 @@ run_pytest() {
 }
 
 # select_tests PRESET: what $only names there, as programs (a pattern for CTest), targets,
-# python_files and python_options. False, with one line on the screen, when it names nothing.
+# python_files, python_options and package (built, or sources where these do). False, with one line
+# on the screen, when it names nothing.
 select_tests() {
   local preset=$1 key words lines options=()
-  programs='.' targets=() python_files=(tests/python) python_options=()
+  programs='.' targets=() python_files=(tests/python) python_options=() package=built
   [ -n "$only" ] || return 0
   [ $long = 0 ] || options+=(--long)
   configure_preset "$preset"
@@ -53,6 +54,7 @@ select_tests() {
       targets) read -ra targets <<<"$words" ;;
       python) read -ra python_files <<<"$words" ;;
       name) python_options+=(--name "$words") ;;
+      package) package=$words ;;
     esac
   done <<<"$lines"
 }
@@ -71,7 +73,11 @@ test_python() {
   [ ${#python_files[@]} -gt 0 ] || return 0
   setup_packages build lab
   setup_venv
-  setup_scant
+  if [ "$package" = sources ]; then
+    local -x PYTHONPATH=$root/python
+  else
+    setup_scant
+  fi
   local status=0 beside=()
   [ "$jobs" -eq 1 ] || beside=(-n "$jobs" --dist loadscope --no-loadscope-reorder)
   say "Python tests that run alone"
@@ -83,7 +89,7 @@ test_python() {
 
 run_tests() {
   local long=0 only=${SCANT_TEST_ONLY:-} status=0 preset begin=$SECONDS
-  local programs targets python_files python_options
+  local programs targets python_files python_options package
   while [ $# -gt 0 ]; do
     case $1 in
       --long) long=1 ;;

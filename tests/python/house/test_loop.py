@@ -65,6 +65,28 @@ def test_only_takes_python_tests_by_folder_or_name() -> None:
 def test_a_selection_is_lines_for_the_shell() -> None:
     chosen = select_tests.select("codec_record_test", PROGRAMS, {})
     assert chosen.lines() == ["ctest ^(codec_record_test)$", "targets src/codec_record_test"]
+    lab = select_tests.select("lab", [], select_tests.read_python()).lines()
+    assert lab[-1] == "package sources"
+    assert select_tests.select("journal", [], select_tests.read_python()).lines()[-1] == (
+        "package built"
+    )
+
+
+@pytest.mark.parametrize("folder", sorted(select_tests.OF_SOURCES_ALONE))
+def test_tests_of_sources_alone_load_no_extension(folder: str) -> None:
+    files = [str(path) for path in select_tests.read_python()[folder]]
+    imports = "import sys\nsys.modules['scant._scant'] = None\n" + "\n".join(
+        line
+        for file in files
+        for line in re.findall(
+            r"^(?:from|import) scant.*?(?: \(.*?\n\)|$)", Path(file).read_text(), re.M | re.S
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    done = subprocess.run(
+        ["python3", "-c", imports], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
