@@ -44,6 +44,14 @@ def sparse(density: float, values: str, **more: Any) -> Options:
     return Options("codec", density, values, **more)
 
 
+def factored(rank: int, factors: str, rest: str) -> Options:
+    """Rest: "" for none, values, or a density and values."""
+    density, _, values = rest.rpartition("% ")
+    return Options(
+        "factors", float(density or 100) / 100, values, rank=rank, factors=factors, legs=2
+    )
+
+
 CONFIGURATIONS: dict[str, Options] = {
     "f32": Options(),
     "fp16": Options("fp16"),
@@ -81,6 +89,12 @@ CONFIGURATIONS: dict[str, Options] = {
     "f32, after Adam": Options(local_adam=True),
     "PowerSGD 8, after Adam": Options("powersgd", rank=8, local_adam=True),
     "PowerSGD 1, after Adam": Options("powersgd", rank=1, local_adam=True),
+    **{
+        f"rank {rank} of {factors}" + (f", {rest}" if rest else ""): factored(rank, factors, rest)
+        for rank in (2, 4, 8, 16, 32, 64)
+        for factors in ("q2", "q3", "q4", "q8", "f32")
+        for rest in ("", "1% q4", "5% q4", "q1", "q2", "q3")
+    },
     "PowerSGD 16": Options("powersgd", rank=16),
     "PowerSGD 12": Options("powersgd", rank=12),
     "PowerSGD 8": Options("powersgd", rank=8),

@@ -36,7 +36,8 @@ class Options:
     legs: int = 1  # 2: the average is encoded again, with a residual of its own
     decay: float = 1.0
     momentum: float = 0.0
-    rank: int = 0  # of PowerSGD
+    rank: int = 0  # of PowerSGD, and of factors
+    factors: str = "q8"  # how factors are written; the rest: density and values, "" is none
     warm_up: int = 0  # steps at sixteen times the density, falling
     small: int = 0  # tensors of fewer elements go as q8, dense
     local_adam: bool = False  # the local optimizer's step is sent instead of the gradient
@@ -215,6 +216,96 @@ class PowerSgd:
         return averages
 
 
+class Factors:
+    """Two thin factors of each matrix, and the rest as records; all ranks in one.
+
+    Each rank's matrix A = gradient + residual. Its product with the directions of the last step
+    goes to an owner, which sends the average back to all: orthonormal, that is the basis P. Each
+    rank then sends its coefficients Aᵀ·P and the rest, A minus what the coefficients say, both by
+    an owner. What the owner's rounding leaves of the coefficients joins one rank's own residual.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size], options: Options, ranks: int) -> None:
+        self.sent_bytes = 0.0
+        self.options = options
+        draw = torch.Generator().manual_seed(7)
+        self.right: list[torch.Tensor | None] = []
+        for shape in shapes:
+            rows, columns = PowerSgd._matrix(shape)
+            low = min(options.rank, rows, columns) if len(shape) > 1 else 0
+            worth = low > 0 and low * (rows + columns) < rows * columns
+            self.right.append(torch.randn(low, columns, generator=draw) if worth else None)
+        self.workers = [CodecWorker(shapes, options, rank).encoders for rank in range(ranks)]
+        self.owners = CodecWorker(shapes, options, 1000).encoders
+
+    def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]:
+        self.sent_bytes = 0.0
+        averages = []
+        for number, right in enumerate(self.right):
+            parts = [message[number] for message in messages]
+            if right is None:
+                averages.append(self._records(number, parts, 1.0, self.options.values or "q4"))
+            else:
+                averages.append(self._matrix_average(number, right, parts))
+        return averages
+
+    def _exchange(self, owned: int, records: Sequence[Any], back: Any) -> None:
+        """Counts the bytes of both legs."""
+        ranks = len(records)
+        del owned
+        self.sent_bytes += (ranks - 1) / ranks * (records[0].nbytes + back.nbytes)
+
+    def _coded(self, factor: torch.Tensor) -> Any:
+        how = codec.Encoder(tuple(factor.shape), values=self.options.factors, residual="none")
+        return how.encode(factor.contiguous())
+
+    def _averaged(self, factors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """What was sent by each, the average that all decode, and what its rounding left."""
+        records = [self._coded(factor) for factor in factors]
+        sent = [codec.decode(record, torch.empty_like(factors[0])) for record in records]
+        mean = codec.accumulate(records, torch.empty_like(factors[0]))
+        back = self._coded(mean)
+        self._exchange(0, records, back)
+        got = codec.decode(back, torch.empty_like(factors[0]))
+        return sent, got, mean - got
+
+    def _records(self, number: int, parts: Sequence[torch.Tensor], density: float, values: str) -> torch.Tensor:
+        records = [
+            worker[number].encode(part.contiguous(), density, values)
+            for worker, part in zip(self.workers, parts, strict=True)
+        ]
+        mean = codec.accumulate(records, torch.empty(parts[0].shape))
+        back = self.owners[number].encode(mean, density, values)
+        self._exchange(number, records, back)
+        return codec.decode(back, mean)
+
+    def _matrix_average(self, number: int, right: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        shape = parts[0].shape
+        size = PowerSgd._matrix(shape)
+        right = right / right.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        kept = [
+            part.view(size) + torch.from_numpy(worker[number].residual()).view(size)
+            for part, worker in zip(parts, self.workers, strict=True)
+        ]
+        _, left, _ = self._averaged([(matrix @ right.T).T.contiguous() for matrix in kept])
+        left = orthogonal(left.T)
+        sent, mean, lost = self._averaged([(matrix.T @ left).T.contiguous() for matrix in kept])
+        self.right[number] = mean
+        rests = [
+            (part.view(size) - left @ coefficients).view(shape)
+            for part, coefficients in zip(parts, sent, strict=True)
+        ]
+        average = (left @ mean).view(shape)
+        if self.options.values:
+            average = average + self._records(number, rests, self.options.density, self.options.values)
+        else:
+            for worker, rest in zip(self.workers, rests, strict=True):
+                worker[number].add_residual(rest)
+        owner = self.workers[number % len(self.workers)][number]
+        owner.add_residual((len(parts) * (left @ lost)).view(shape).contiguous())
+        return average
+
+
 def make(
     options: Options, shapes: Sequence[torch.Size], ranks: int
 ) -> tuple[list[Worker], Combiner]:
@@ -226,4 +317,6 @@ def make(
     plain: list[Worker] = [PlainWorker(dtype) for _ in range(ranks)]
     if options.kind == "powersgd":
         return plain, PowerSgd(shapes, options, ranks)
+    if options.kind == "factors":
+        return plain, Factors(shapes, options, ranks)
     return plain, PlainCombiner()

@@ -51,6 +51,33 @@ struct CodedValues {
   const std::byte* ahead = nullptr;
 };
 
+// Rows of a matrix, `stride` floats apart.
+struct Matrix {
+  const float* values = nullptr;
+  size_t stride = 0;
+  size_t rows = 0;
+  size_t columns = 0;
+};
+struct MatrixOut {
+  float* values = nullptr;
+  size_t stride = 0;
+  size_t rows = 0;
+  size_t columns = 0;
+};
+// The few columns of a right factor, each `stride` floats behind the one before, one number for
+// each column of the matrix. A left factor has a row of `rank` numbers for each row of the matrix,
+// without gaps.
+struct Factor {
+  const float* values = nullptr;
+  size_t stride = 0;
+  size_t rank = 0;
+};
+struct FactorOut {
+  float* values = nullptr;
+  size_t stride = 0;
+  size_t rank = 0;
+};
+
 struct Kernels {
   const char* name;  // "avx512", "avx2", "neon", "scalar"
 
@@ -103,6 +130,15 @@ struct Kernels {
   // `out` after flush().
   void (*finish)(float* sum, size_t n, float weight, float* out);
   void (*flush)();
+
+  // Skinny products, whose multiply-adds round once. Memory of one call lies apart.
+  // left[i][k] += sum over j of a[i][j] * right[k][j]: in 16 lanes, as if zeros filled the last
+  // ones of a row.
+  void (*times_right)(const Matrix& a, const Factor& right, float* left);
+  // right[k][j] += sum over i of a[i][j] * left[i][k], row after row.
+  void (*times_left)(const Matrix& a, const float* left, const FactorOut& right);
+  // out[i][j] += sum over k of left[i][k] * right[k][j], column after column of the factors.
+  void (*add_product)(const float* left, const Factor& right, const MatrixOut& out);
 };
 
 // What this CPU can run, fastest first; the last is "scalar".

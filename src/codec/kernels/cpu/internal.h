@@ -76,6 +76,9 @@ void store_i8(const float* work, size_t first, size_t n, DrawKey key, int8_t* st
               uint16_t* scales);
 void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work);
 void finish(float* sum, size_t n, float weight, float* out);
+void times_right(const Matrix& a, const Factor& right, float* left);
+void times_left(const Matrix& a, const float* left, const FactorOut& right);
+void add_product(const float* left, const Factor& right, const MatrixOut& out);
 }  // namespace reference
 
 }  // namespace scant::codec

@@ -392,6 +392,9 @@ const Kernels kScalarKernels = {
     .load_i8 = reference::load_i8,
     .finish = reference::finish,
     .flush = [] {},
+    .times_right = reference::times_right,
+    .times_left = reference::times_left,
+    .add_product = reference::add_product,
 };
 
 uint32_t scale_base(ValueKind kind, uint32_t magnitude_max) {

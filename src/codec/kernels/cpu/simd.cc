@@ -22,7 +22,8 @@ struct Targets {
     .add_quads = TARGET::add_quads, .mean_quads = TARGET::mean_quads, .decode = TARGET::decode,   \
     .narrow = TARGET::narrow, .add_values = TARGET::add_values, .store_bf16 = TARGET::store_bf16, \
     .load_bf16 = TARGET::load_bf16, .store_i8 = TARGET::store_i8, .load_i8 = TARGET::load_i8,     \
-    .finish = TARGET::finish, .flush = TARGET::flush,                                             \
+    .finish = TARGET::finish, .flush = TARGET::flush, .times_right = TARGET::times_right,         \
+    .times_left = TARGET::times_left, .add_product = TARGET::add_product,                         \
   }
 
 Targets find_targets() {

@@ -1,6 +1,6 @@
 // The vector kernels of one instruction set, declared for each set of which any build may contain
 // code. cpu/simd.cc chooses among them; cpu/stream.cc,
-// cpu/quantise.cc and cpu/decode.cc define them.
+// cpu/quantise.cc, cpu/decode.cc and cpu/products.cc define them.
 #pragma once
 
 #include "codec/kernels/kernels.h"
@@ -33,6 +33,9 @@
   void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work);            \
   void finish(float* sum, size_t n, float weight, float* out);                                  \
   void flush();                                                                                 \
+  void times_right(const Matrix& a, const Factor& right, float* left);                          \
+  void times_left(const Matrix& a, const float* left, const FactorOut& right);                  \
+  void add_product(const float* left, const Factor& right, const MatrixOut& out);               \
   }
 
 namespace scant::codec {

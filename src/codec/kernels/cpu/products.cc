@@ -1,0 +1,231 @@
+// Vector kernels of the skinny products: a matrix times a few columns, its transpose times a few
+// columns, and the product of two factors. Compiled once for each instruction set (Highway's
+// foreach_target, headers alone). Tiles of sums stay in registers; what is left of a tile's rows or
+// columns goes through narrower tiles. Every multiply-add rounds once, on every instruction set.
+#include "codec/kernels/cpu/simd.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "codec/kernels/cpu/products.cc"
+#undef HWY_DISABLED_TARGETS
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "codec/kernels/cpu/internal.h"
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || (HWY_TARGET == HWY_NEON && HWY_ARCH_ARM_A64)
+
+HWY_BEFORE_NAMESPACE();
+namespace scant::codec::HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Dw = hn::CappedTag<float, kSumLanes>;
+using Vw = hn::Vec<Dw>;
+constexpr size_t kWide = hn::MaxLanes(Dw());
+constexpr size_t kVectors = kSumLanes / kWide;  // of sixteen lanes
+
+using Ds = hn::CappedTag<float, 4>;
+using Vs = hn::Vec<Ds>;
+
+// Sixteen lanes folded to four: x + 8 to x, then + 4.
+template <class D>
+HWY_INLINE Vs folded_once(D d, hn::Vec<D> lanes) {
+  if constexpr (hn::MaxLanes(d) == 4) {
+    return lanes;
+  } else {
+    const hn::Half<D> half;
+    return folded_once(half, hn::Add(hn::LowerHalf(half, lanes), hn::UpperHalf(half, lanes)));
+  }
+}
+template <size_t kCount>
+HWY_INLINE Vs quarter(const Vw (&lanes)[kCount]) {
+  if constexpr (kCount == 4) {
+    return folded_once(Dw(), hn::Add(hn::Add(lanes[0], lanes[2]), hn::Add(lanes[1], lanes[3])));
+  } else if constexpr (kCount == 2) {
+    return folded_once(Dw(), hn::Add(lanes[0], lanes[1]));
+  } else {
+    return folded_once(Dw(), lanes[0]);
+  }
+}
+// The four lanes of each, folded: x + 2 to x, then + 1.
+HWY_INLINE Vs fold_across(Vs a, Vs b, Vs c, Vs d) {
+  const Ds four;
+  const Vs ab = hn::Add(hn::ConcatLowerLower(four, b, a), hn::ConcatUpperUpper(four, b, a));
+  const Vs cd = hn::Add(hn::ConcatLowerLower(four, d, c), hn::ConcatUpperUpper(four, d, c));
+  return hn::Add(hn::ConcatEven(four, cd, ab), hn::ConcatOdd(four, cd, ab));
+}
+
+HWY_INLINE Vw load_first(const float* from, size_t n) {
+  return n >= kWide ? hn::LoadU(Dw(), from) : hn::MaskedLoad(hn::FirstN(Dw(), n), Dw(), from);
+}
+HWY_INLINE void store_first(Vw value, float* to, size_t n) {
+  if (n >= kWide) return hn::StoreU(value, Dw(), to);
+  hn::BlendedStore(value, hn::FirstN(Dw(), n), Dw(), to);
+}
+
+// The sixteen lanes of kRows rows times kRank columns, added to `left`.
+template <size_t kRows, size_t kRank>
+HWY_INLINE void times_right_tile(const Matrix& a, size_t row, const Factor& right, size_t first,
+                                 float* left) {
+  Vw sums[kRows][kRank][kVectors];
+  for (auto& of_row : sums) {
+    for (auto& of_column : of_row) {
+      for (Vw& sum : of_column) sum = hn::Zero(Dw());
+    }
+  }
+  const float* const from = a.values + row * a.stride;
+  const float* const by = right.values + first * right.stride;
+  const auto add = [&](size_t j, size_t n) HWY_ATTR {
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t at = v * kWide;
+      const size_t here = n > at ? n - at : 0;
+      Vw columns[kRank];
+      for (size_t k = 0; k < kRank; ++k) {
+        columns[k] = load_first(by + k * right.stride + j + at, here);
+      }
+      for (size_t i = 0; i < kRows; ++i) {
+        const Vw value = load_first(from + i * a.stride + j + at, here);
+        for (size_t k = 0; k < kRank; ++k) {
+          sums[i][k][v] = hn::MulAdd(value, columns[k], sums[i][k][v]);
+        }
+      }
+    }
+  };
+  size_t j = 0;
+  for (; j + kSumLanes <= a.columns; j += kSumLanes) add(j, kSumLanes);
+  if (j < a.columns) add(j, a.columns - j);
+  for (size_t i = 0; i < kRows; ++i) {
+    float* const to = left + (row + i) * right.rank + first;
+    for (size_t k = 0; k < kRank; k += 4) {
+      Vs four[4];
+      for (size_t c = 0; c < 4; ++c) four[c] = k + c < kRank ? quarter(sums[i][k + c]) : Vs();
+      alignas(16) float folded[4];
+      hn::Store(fold_across(four[0], four[1], four[2], four[3]), Ds(), folded);
+      for (size_t c = 0; c < 4 && k + c < kRank; ++c) to[k + c] += folded[c];
+    }
+  }
+}
+
+template <size_t kRows>
+HWY_INLINE void times_right_rows(const Matrix& a, size_t row, const Factor& right, float* left) {
+  constexpr size_t kRank = kVectors == 1 ? 4 : 2;
+  size_t k = 0;
+  for (; k + kRank <= right.rank; k += kRank) {
+    times_right_tile<kRows, kRank>(a, row, right, k, left);
+  }
+  for (; k < right.rank; ++k) times_right_tile<kRows, 1>(a, row, right, k, left);
+}
+
+// Columns [j, j + kBlock vectors) of kRank rows of the result; `n` of the columns are there.
+template <size_t kBlock, size_t kRank>
+HWY_INLINE void times_left_tile(const Matrix& a, const float* left, const FactorOut& right,
+                                size_t first, size_t j, size_t n) {
+  Vw sums[kRank][kBlock];
+  const auto here = [&](size_t b) { return n > b * kWide ? n - b * kWide : 0; };
+  float* const to = right.values + first * right.stride + j;
+  for (size_t k = 0; k < kRank; ++k) {
+    for (size_t b = 0; b < kBlock; ++b) {
+      sums[k][b] = load_first(to + k * right.stride + b * kWide, here(b));
+    }
+  }
+  for (size_t i = 0; i < a.rows; ++i) {
+    Vw values[kBlock];
+    for (size_t b = 0; b < kBlock; ++b) {
+      values[b] = load_first(a.values + i * a.stride + j + b * kWide, here(b));
+    }
+    for (size_t k = 0; k < kRank; ++k) {
+      const Vw by = hn::Set(Dw(), left[i * right.rank + first + k]);
+      for (size_t b = 0; b < kBlock; ++b) sums[k][b] = hn::MulAdd(values[b], by, sums[k][b]);
+    }
+  }
+  for (size_t k = 0; k < kRank; ++k) {
+    for (size_t b = 0; b < kBlock; ++b) {
+      store_first(sums[k][b], to + k * right.stride + b * kWide, here(b));
+    }
+  }
+}
+
+template <size_t kBlock>
+HWY_INLINE void times_left_columns(const Matrix& a, const float* left, const FactorOut& right,
+                                   size_t j, size_t n) {
+  constexpr size_t kRank = 4;
+  size_t k = 0;
+  for (; k + kRank <= right.rank; k += kRank) {
+    times_left_tile<kBlock, kRank>(a, left, right, k, j, n);
+  }
+  for (; k < right.rank; ++k) times_left_tile<kBlock, 1>(a, left, right, k, j, n);
+}
+
+// kRows rows of kBlock vectors.
+template <size_t kRows, size_t kBlock>
+HWY_INLINE void add_product_tile(const float* left, const Factor& right, const MatrixOut& out,
+                                 size_t row, size_t j, size_t n) {
+  Vw sums[kRows][kBlock];
+  const auto here = [&](size_t b) { return n > b * kWide ? n - b * kWide : 0; };
+  float* const to = out.values + row * out.stride + j;
+  for (size_t i = 0; i < kRows; ++i) {
+    for (size_t b = 0; b < kBlock; ++b) {
+      sums[i][b] = load_first(to + i * out.stride + b * kWide, here(b));
+    }
+  }
+  for (size_t k = 0; k < right.rank; ++k) {
+    Vw columns[kBlock];
+    for (size_t b = 0; b < kBlock; ++b) {
+      columns[b] = load_first(right.values + k * right.stride + j + b * kWide, here(b));
+    }
+    for (size_t i = 0; i < kRows; ++i) {
+      const Vw by = hn::Set(Dw(), left[(row + i) * right.rank + k]);
+      for (size_t b = 0; b < kBlock; ++b) sums[i][b] = hn::MulAdd(by, columns[b], sums[i][b]);
+    }
+  }
+  for (size_t i = 0; i < kRows; ++i) {
+    for (size_t b = 0; b < kBlock; ++b) {
+      store_first(sums[i][b], to + i * out.stride + b * kWide, here(b));
+    }
+  }
+}
+
+template <size_t kRows>
+HWY_INLINE void add_product_rows(const float* left, const Factor& right, const MatrixOut& out,
+                                 size_t row) {
+  constexpr size_t kBlock = kVectors == 1 ? 4 : 2;
+  size_t j = 0;
+  for (; j + kBlock * kWide <= out.columns; j += kBlock * kWide) {
+    add_product_tile<kRows, kBlock>(left, right, out, row, j, kBlock * kWide);
+  }
+  for (; j < out.columns; j += kWide) {
+    add_product_tile<kRows, 1>(left, right, out, row, j, out.columns - j);
+  }
+}
+
+}  // namespace
+
+void times_right(const Matrix& a, const Factor& right, float* left) {
+  constexpr size_t kRows = kVectors == 1 ? 4 : 3;
+  size_t row = 0;
+  for (; row + kRows <= a.rows; row += kRows) times_right_rows<kRows>(a, row, right, left);
+  for (; row < a.rows; ++row) times_right_rows<1>(a, row, right, left);
+}
+
+void times_left(const Matrix& a, const float* left, const FactorOut& right) {
+  constexpr size_t kBlock = kVectors == 1 ? 4 : 2;
+  size_t j = 0;
+  for (; j + kBlock * kWide <= a.columns; j += kBlock * kWide) {
+    times_left_columns<kBlock>(a, left, right, j, kBlock * kWide);
+  }
+  for (; j < a.columns; j += kWide) times_left_columns<1>(a, left, right, j, a.columns - j);
+}
+
+void add_product(const float* left, const Factor& right, const MatrixOut& out) {
+  constexpr size_t kRows = kVectors == 1 ? 4 : 3;
+  size_t row = 0;
+  for (; row + kRows <= out.rows; row += kRows) add_product_rows<kRows>(left, right, out, row);
+  for (; row < out.rows; ++row) add_product_rows<1>(left, right, out, row);
+}
+
+}  // namespace scant::codec::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // an instruction set with kernels
