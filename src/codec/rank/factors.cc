@@ -1,0 +1,222 @@
+#include "codec/rank/factors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <new>
+#include <string>
+
+#include "base/check.h"
+#include "base/fault.h"
+#include "base/rng.h"
+#include "codec/kernels/kernels.h"
+#include "codec/rank/basis.h"
+
+namespace scant::codec {
+namespace {
+
+using base::invalid;
+
+// What a worker's scratch holds of a matrix at a time, less what lies before and behind it in
+// groups of 64.
+constexpr uint64_t kPanelElements = kSparseBlockElements - 2 * kGroupElements;
+
+// Larger coefficients count as none: sums of others, of any number of members, stay finite.
+constexpr float kCoefficientMost = 0x1p100f;
+
+// Elements [at, at + count) of a slice's A; returns where the first one lies in `work`.
+const float* load(const MatrixSlice& slice, uint64_t at, size_t count, float* work) {
+  if (slice.encoder == nullptr) {
+    std::memcpy(work, slice.gradient.data() + at, count * sizeof(float));
+    return work;
+  }
+  const uint64_t begin = at / kGroupElements * kGroupElements;
+  const uint64_t whole = (at + count + kGroupElements - 1) / kGroupElements * kGroupElements;
+  const uint64_t end = std::min<uint64_t>(whole, slice.range.elements);
+  for (uint64_t i = begin; i < end; i += kDenseBlockElements) {
+    const size_t here = std::min<uint64_t>(kDenseBlockElements, end - i);
+    slice.encoder->peek(i, slice.gradient.data() + i, {work + (i - begin), here});
+  }
+  return work + (at - begin);
+}
+
+}  // namespace
+
+Factors::Factors(Shape shape, Range range, uint64_t seed)
+    : shape_(shape), range_(range), seed_(seed) {
+  SCANT_CHECK(shape.columns > 0 && range.first + range.elements <= shape.elements());
+  if (range.elements == 0) return;
+  const uint64_t last = range.first + range.elements - 1;
+  rows_ = last / shape.columns - range.first / shape.columns + 1;
+}
+
+size_t Factors::memory_bytes() const {
+  return (directions_.capacity() + basis_.capacity()) * sizeof(float);
+}
+
+Result<void> Factors::set_rank(uint32_t rank) try {
+  if (rank == rank_) return {};
+  if (rank > kRankMax || rank > rows_ || rank > columns()) {
+    return invalid("rank " + std::to_string(rank) + " of a matrix of " + std::to_string(rows_) +
+                   " x " + std::to_string(columns()) + ": it must lie in 0 to " +
+                   std::to_string(std::min<uint64_t>({kRankMax, rows_, columns()})));
+  }
+  std::vector<float> basis(rows_ * rank);
+  directions_.reserve(columns() * rank);
+  basis_ = std::move(basis);
+  directions_.resize(columns() * rank);
+  for (uint32_t k = rank_; k < rank; ++k) draw_direction(k);
+  rank_ = rank;
+  return {};
+} catch (const std::bad_alloc&) {
+  return Error{.code = ErrorCode::resource,
+               .message = "no memory for factors of rank " + std::to_string(rank)};
+}
+
+void Factors::draw_direction(uint32_t k) {
+  base::Rng rng(seed_, ++drawn_);
+  const std::span<float> column = std::span(directions_).subspan(k * columns(), columns());
+  do {
+    for (float& value : column) value = static_cast<float>(2 * rng.uniform() - 1);
+  } while (!normalise(column));
+}
+
+void Factors::append_stretches(size_t index, Range range, std::vector<Stretch>& all) const {
+  const uint64_t columns = shape_.columns;
+  const uint64_t first_row = range_.first / columns;
+  uint64_t at = 0;
+  while (at < range.elements) {
+    const uint64_t left = range.elements - at;
+    const uint64_t column = (range.first + at) % columns;
+    Stretch next{.slice = index,
+                 .at = at,
+                 .row = (range.first + at) / columns - first_row,
+                 .column = column,
+                 .rows = 1,
+                 .columns = std::min({columns - column, left, kPanelElements})};
+    if (column == 0 && next.columns == columns) {
+      next.rows = std::min(left / columns, kPanelElements / columns);
+    }
+    at += next.rows * next.columns;
+    all.push_back(next);
+  }
+}
+
+std::vector<Factors::Stretch> Factors::stretches(std::span<const MatrixSlice> slices) const {
+  std::vector<Stretch> all;
+  for (size_t i = 0; i < slices.size(); ++i) append_stretches(i, slices[i].range, all);
+  return all;
+}
+
+template <typename Body>
+void Factors::for_rows(std::span<const Stretch> all, Workspace& workspace, const Body& body) {
+  std::vector<size_t> begins;
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (i == 0 || all[i].row != all[i - 1].row + all[i - 1].rows - 1) begins.push_back(i);
+  }
+  begins.push_back(all.size());
+  workspace.pool().for_each(begins.size() - 1, [&](size_t unit, size_t worker) {
+    for (size_t i = begins[unit]; i < begins[unit + 1]; ++i) body(all[i], worker);
+  });
+}
+
+Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& workspace,
+                              std::span<float> left) {
+  SCANT_CHECK(left.size() == left_elements());
+  if (Result<void> prepared = workspace.prepare(); !prepared) return prepared;
+  std::ranges::fill(basis_, 0.0f);
+  const std::vector<Stretch> all = stretches(slices);
+  for_rows(all, workspace, [&](const Stretch& one, size_t worker) {
+    const MatrixSlice& slice = slices[one.slice];
+    const float* const a =
+        load(slice, one.at, one.rows * one.columns, workspace.scratch(worker).work());
+    kernels().times_right({a, one.columns, one.rows, one.columns},
+                          {directions_.data() + one.column, columns(), rank_},
+                          basis_.data() + one.row * rank_);
+  });
+  for (size_t row = 0; row < rows_; ++row) {
+    for (size_t k = 0; k < rank_; ++k) left[k * rows_ + row] = basis_[row * rank_ + k];
+  }
+  return {};
+}
+
+void Factors::set_basis(std::span<const float> left) {
+  SCANT_CHECK(left.size() == left_elements());
+  std::vector<float> columns(left.begin(), left.end());
+  orthonormalise(columns, rows_);
+  for (size_t row = 0; row < rows_; ++row) {
+    for (size_t k = 0; k < rank_; ++k) basis_[row * rank_ + k] = columns[k * rows_ + row];
+  }
+}
+
+// The sum of each slice is taken apart, and these are added in order: so the bits do not depend on
+// who took them.
+Result<void> Factors::coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
+                                   std::span<float> right) {
+  SCANT_CHECK(right.size() == right_elements());
+  if (Result<void> prepared = workspace.prepare(); !prepared) return prepared;
+  const size_t at_a_time = std::min(workspace.pool().workers(), slices.size());
+  std::vector<float> sums(at_a_time * right.size());
+  std::ranges::fill(right, 0.0f);
+  const auto add_slice = [&](size_t index, std::span<float> sum, float* work) {
+    std::vector<Stretch> own;
+    append_stretches(index, slices[index].range, own);
+    std::ranges::fill(sum, 0.0f);
+    for (const Stretch& one : own) {
+      const float* const a = load(slices[index], one.at, one.rows * one.columns, work);
+      kernels().times_left({a, one.columns, one.rows, one.columns}, basis_.data() + one.row * rank_,
+                           {sum.data() + one.column, columns(), rank_});
+    }
+  };
+  for (size_t done = 0; done < slices.size(); done += at_a_time) {
+    const size_t count = std::min(at_a_time, slices.size() - done);
+    const auto sum_of = [&](size_t i) {
+      return std::span(sums).subspan(i * right.size(), right.size());
+    };
+    workspace.pool().for_each(count, [&](size_t i, size_t worker) {
+      add_slice(done + i, sum_of(i), workspace.scratch(worker).work());
+    });
+    for (size_t i = 0; i < count; ++i) {
+      std::ranges::transform(right, sum_of(i), right.begin(), std::plus<>{});
+    }
+  }
+  const auto usable = [](float value) { return std::fabs(value) <= kCoefficientMost; };
+  if (!std::ranges::all_of(right, usable)) std::ranges::fill(right, 0.0f);
+  return {};
+}
+
+void Factors::subtract(std::span<const float> right, std::span<const MatrixSlice> slices,
+                       Workspace& workspace) const {
+  for (const MatrixSlice& slice : slices) add(right, -1, slice.range, slice.gradient, workspace);
+}
+
+void Factors::add(std::span<const float> right, float times, Range range, std::span<float> out,
+                  Workspace& workspace) const {
+  SCANT_CHECK(right.size() == right_elements() && out.size() == range.elements);
+  std::vector<float> scaled(right.begin(), right.end());
+  for (float& value : scaled) value *= times;
+  std::vector<Stretch> all;
+  append_stretches(0, range, all);
+  for_rows(all, workspace, [&](const Stretch& one, size_t) {
+    kernels().add_product(basis_.data() + one.row * rank_,
+                          {scaled.data() + one.column, columns(), rank_},
+                          {out.data() + one.at, one.columns, one.rows, one.columns});
+  });
+}
+
+void Factors::learn(std::span<const float> right) {
+  SCANT_CHECK(right.size() == right_elements());
+  std::ranges::copy(right, directions_.begin());
+  for (uint32_t k = 0; k < rank_; ++k) {
+    if (!normalise(std::span(directions_).subspan(k * columns(), columns()))) draw_direction(k);
+  }
+}
+
+bool Factors::restore_directions(uint32_t rank, std::span<const float> directions) {
+  if (directions.size() != columns() * rank || !set_rank(rank)) return false;
+  learn(directions);
+  return true;
+}
+
+}  // namespace scant::codec

@@ -1,0 +1,99 @@
+// The strong directions of a matrix, or of a range of its elements: what all members of a round
+// find together and send instead of the elements. docs/codec.md, "Rank", says what is exchanged
+// between these steps. No exchange and no records here. One owner thread; the workspace's workers
+// share the work, and the bits do not depend on how many there are. Short lists may throw
+// std::bad_alloc; then no member has changed but the basis.
+//
+//   project()  → average of all →  set_basis()
+//   coefficients()  → as sent →  subtract()
+//                  → average of all →  add(), learn()
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "codec/encoder.h"
+#include "codec/point.h"
+#include "codec/range.h"
+#include "codec/workspace.h"
+#include "scant/base/result.h"
+
+namespace scant::codec {
+
+inline constexpr uint32_t kRankMax = 256;
+
+// One stretch of the range: A = gradient + decay * what its encoder keeps.
+struct MatrixSlice {
+  const Encoder* encoder = nullptr;  // null: nothing is kept
+  Range range;                       // of the tensor; of the encoder
+  std::span<float> gradient;
+};
+
+class Factors {
+ public:
+  // Of elements `range` of a tensor. `seed`: of directions that nothing is known of.
+  Factors(Shape shape, Range range, uint64_t seed);
+
+  [[nodiscard]] size_t rows() const { return rows_; }  // that the range touches
+  [[nodiscard]] size_t columns() const { return shape_.columns; }
+  [[nodiscard]] uint32_t rank() const { return rank_; }
+  [[nodiscard]] size_t left_elements() const { return rows_ * rank_; }
+  [[nodiscard]] size_t right_elements() const { return columns() * rank_; }
+  [[nodiscard]] size_t memory_bytes() const;
+
+  // How many directions from now on: known ones stay, new ones are drawn. ErrorCode::
+  // invalid_argument: more than rows or columns, or than kRankMax; resource: no memory.
+  Result<void> set_rank(uint32_t rank);
+
+  // Factors are written column after column of `rank` columns: left ones of rows() numbers, right
+  // ones of columns(). Slices ascend, and cover the range.
+  // A times the directions.
+  Result<void> project(std::span<const MatrixSlice> slices, Workspace& workspace,
+                       std::span<float> left);
+  // The average of all members' projections becomes the basis: orthonormal, the same bits on all.
+  void set_basis(std::span<const float> left);
+  // The transpose of A times the basis. Where a number is not finite, or beyond 2^100, all are 0:
+  // the rest then holds all of A.
+  Result<void> coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
+                            std::span<float> right);
+  // gradient - basis * right, for what was sent of this member's coefficients.
+  void subtract(std::span<const float> right, std::span<const MatrixSlice> slices,
+                Workspace& workspace) const;
+  // out + basis * (times * right), for elements `range`.
+  void add(std::span<const float> right, float times, Range range, std::span<float> out,
+           Workspace& workspace) const;
+  // The average of all members' coefficients are the next step's directions.
+  void learn(std::span<const float> right);
+
+  // The directions, for a state that is saved; of another rank or size: false, nothing changed.
+  [[nodiscard]] std::span<const float> directions() const { return directions_; }
+  bool restore_directions(uint32_t rank, std::span<const float> directions);
+
+ private:
+  // Elements that lie in whole rows, or in one row; `row` counts from the range's first.
+  struct Stretch {
+    size_t slice = 0;
+    uint64_t at = 0;  // of the slice
+    size_t row = 0;
+    size_t column = 0;
+    size_t rows = 0;
+    size_t columns = 0;
+  };
+  [[nodiscard]] std::vector<Stretch> stretches(std::span<const MatrixSlice> slices) const;
+  void append_stretches(size_t index, Range range, std::vector<Stretch>& all) const;
+  // Calls body(stretch, worker) for all of them, those of one row one after the other.
+  template <typename Body>
+  static void for_rows(std::span<const Stretch> all, Workspace& workspace, const Body& body);
+  void draw_direction(uint32_t k);
+
+  Shape shape_;
+  Range range_;
+  uint64_t seed_;
+  size_t rows_ = 0;
+  uint32_t rank_ = 0;
+  uint64_t drawn_ = 0;             // directions so far
+  std::vector<float> directions_;  // column after column
+  std::vector<float> basis_;       // row after row
+};
+
+}  // namespace scant::codec
