@@ -57,6 +57,9 @@ size_t float_bytes(uint64_t elements) {
 }  // namespace
 
 std::optional<std::string> point_fault(Point point) {
+  if (point.rank > 0)
+    return "an encoder sends no factors: rank " + std::to_string(point.rank) +
+           " is for a round of all ranks";
   if (!(point.density > 0.0 && point.density <= 1.0))
     return "density must lie above 0 and up to 1, got " + text(point.density);
   if (static_cast<size_t>(point.values) >= kValueKindCount)

@@ -1,5 +1,5 @@
-// What a codec is: a point on the plane (density, kind of value), and the shape of the tensor that
-// it acts on. Plain values, shared by every part of the room; docs/record.md defines the numbers.
+// What a codec is: a point (rank, density, kind of value), and the shape of the tensor that it acts
+// on. Plain values, shared by every part of the room; docs/record.md defines the numbers.
 #pragma once
 
 #include <cstddef>
@@ -26,13 +26,24 @@ struct Point {
   double density = 1.0;  // share of the elements that are sent; 1 is dense, without positions
   ValueKind values = ValueKind::f32;
   bool by_row = false;  // below density 1: each row sends its share, not the tensor its largest
+  // So many strong directions of a matrix go as two thin factors, and the rest by what stands
+  // above, or by density 0 not at all. docs/codec.md, "Rank".
+  uint16_t rank = 0;
+  ValueKind factors = ValueKind::q8;  // of rank 0: q8, so that equal points are equal
   friend bool operator==(const Point&, const Point&) = default;
 };
-// A point's values as text: "q4", and where each row sends its share, "q4 by row".
+// The point of the rest alone.
+[[nodiscard]] constexpr Point rest_of(Point point) {
+  return {point.density, point.values, point.by_row};
+}
+// A point's values as text: "q4", where each row sends its share "q4 by row", and with factors
+// "rank 8 of q4, q1"; where there is no rest, "rank 8 of q4".
 inline constexpr std::string_view kByRow = " by row";
 [[nodiscard]] std::string values_text(Point point);
-// The point of a density and such a text; nothing where it names no kind of value.
+// The point of a density and such a text; nothing where it names none.
 [[nodiscard]] std::optional<Point> point_of(double density, std::string_view values);
+// All of a point: "q4", "1% q4", "rank 8 of q8, 5% q4".
+[[nodiscard]] std::string text(Point point);
 
 // A tensor as rows of `columns` elements; one of one dimension is a single row.
 struct Shape {

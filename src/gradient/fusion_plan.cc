@@ -1,8 +1,10 @@
 // Plans: their rules, their bytes (docs/gradients.md, "Plan"), a uniform one, and what one sends.
 #include "gradient/fusion_plan.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -25,19 +27,45 @@ constexpr size_t kHeaderBytes = 20;
 constexpr size_t kBufferBytes = 8;
 constexpr size_t kPointBytes = 24;
 constexpr size_t kCrcBytes = 4;
+constexpr uint8_t kSecondFactors = 4;  // beside by_row's bits: the second leg has factors too
 
 std::string buffer_text(size_t buffer) { return "buffer " + std::to_string(buffer); }
 
-std::optional<std::string> part_fault(const PartPlan& part, Path path) {
-  if (auto fault = codec::point_fault(part.first)) return "first leg: " + *fault;
-  if (auto fault = codec::point_fault(part.second)) return "second leg: " + *fault;
-  if (path == Path::gather && !(part.second == kNoSecondLeg))
+// Of one leg's point, of which a range of a matrix has `most` directions.
+std::optional<std::string> leg_fault(Point point, uint64_t most) {
+  if (static_cast<size_t>(point.factors) >= codec::kValueKindCount)
+    return "no such kind of factors: " + std::to_string(static_cast<int>(point.factors));
+  if (point.rank == 0) {
+    if (point.factors != Point{}.factors) return "factors without a rank";
+    return codec::point_fault(point);
+  }
+  if (point.rank > most) {
+    return "rank " + std::to_string(point.rank) + ", the part has at most " + std::to_string(most);
+  }
+  if (point.density == 0 && !std::signbit(point.density)) {
+    if (codec::rest_of(point) != Point{.density = 0}) return "no rest, but a kind of it";
+    return std::nullopt;
+  }
+  return codec::point_fault(codec::rest_of(point));
+}
+
+std::optional<std::string> part_fault(const PartPlan& part, Path path, uint64_t most) {
+  if (auto fault = leg_fault(part.first, most)) return "first leg: " + *fault;
+  if (auto fault = leg_fault(part.second, most)) return "second leg: " + *fault;
+  if (path == Path::gather) {
+    if (part.second == kNoSecondLeg) return std::nullopt;
     return "gather has no second leg, whose point must be density 1 and f32";
+  }
+  const bool rest = part.first.density > 0;
+  if (part.first.rank != part.second.rank || rest != (part.second.density > 0))
+    return "legs of different ranks, or a rest in one of them alone";
   return std::nullopt;
 }
 
 // `next` is the part that the buffer must begin with.
-std::optional<std::string> buffer_fault(const BufferPlan& buffer, uint64_t next, uint64_t parts) {
+std::optional<std::string> buffer_fault(const BufferPlan& buffer, uint64_t next,
+                                        const Layout& layout) {
+  const uint64_t parts = layout.parts().size();
   if (static_cast<int>(buffer.path) >= kPathCount)
     return "no such path: " + std::to_string(static_cast<int>(buffer.path));
   if (buffer.parts == 0) return "it has no parts";
@@ -56,7 +84,8 @@ std::optional<std::string> buffer_fault(const BufferPlan& buffer, uint64_t next,
            std::to_string(buffer.points.size());
   }
   for (size_t i = 0; i < points; ++i) {
-    if (auto fault = part_fault(buffer.points[i], buffer.path))
+    const uint64_t most = layout.rank_max(static_cast<uint32_t>(next + i));
+    if (auto fault = part_fault(buffer.points[i], buffer.path, most))
       return "part " + std::to_string(next + i) + ": " + *fault;
   }
   return std::nullopt;
@@ -67,7 +96,7 @@ std::optional<std::string> plan_fault(const FusionPlan& plan, const Layout& layo
   const uint64_t parts = layout.parts().size();
   uint64_t next = 0;
   for (size_t b = 0; b < plan.buffers.size(); ++b) {
-    if (auto fault = buffer_fault(plan.buffers[b], next, parts))
+    if (auto fault = buffer_fault(plan.buffers[b], next, layout))
       return buffer_text(b) + ": " + *fault;
     next += plan.buffers[b].parts;
   }
@@ -84,21 +113,42 @@ Error fault_error(ErrorCode code, const std::string& what) {
 }
 Error corrupt(const std::string& what) { return fault_error(ErrorCode::corrupt, what); }
 
-void store_point(const PartPlan& part, std::byte* to) {
+void store_point(const PartPlan& part, uint16_t version, std::byte* to) {
   base::store_little(to + 0, std::bit_cast<uint64_t>(part.first.density));
   base::store_little(to + 8, std::bit_cast<uint64_t>(part.second.density));
   base::store_little(to + 16, static_cast<uint8_t>(part.first.values));
   base::store_little(to + 17, static_cast<uint8_t>(part.second.values));
   base::store_little(
-      to + 18, static_cast<uint8_t>((part.first.by_row ? 1 : 0) | (part.second.by_row ? 2 : 0)));
+      to + 18, static_cast<uint8_t>((part.first.by_row ? 1 : 0) | (part.second.by_row ? 2 : 0) |
+                                    (part.second.rank > 0 ? kSecondFactors : 0)));
+  if (version == kPlanVersionWithoutFactors) return;
+  base::store_little(to + 19, static_cast<uint8_t>(static_cast<int>(part.first.factors) |
+                                                   static_cast<int>(part.second.factors) << 4));
+  base::store_little(to + 20, part.first.rank);
 }
 
-PartPlan load_point(const std::byte* from) {
+PartPlan load_point(const std::byte* from, uint16_t version) {
   const auto by_row = base::load_little<uint8_t>(from + 18);
-  return {{std::bit_cast<double>(base::load_little<uint64_t>(from + 0)),
-           static_cast<ValueKind>(base::load_little<uint8_t>(from + 16)), (by_row & 1) != 0},
-          {std::bit_cast<double>(base::load_little<uint64_t>(from + 8)),
-           static_cast<ValueKind>(base::load_little<uint8_t>(from + 17)), (by_row & 2) != 0}};
+  const auto factors = base::load_little<uint8_t>(from + 19);
+  PartPlan part{{std::bit_cast<double>(base::load_little<uint64_t>(from + 0)),
+                 static_cast<ValueKind>(base::load_little<uint8_t>(from + 16)), (by_row & 1) != 0},
+                {std::bit_cast<double>(base::load_little<uint64_t>(from + 8)),
+                 static_cast<ValueKind>(base::load_little<uint8_t>(from + 17)), (by_row & 2) != 0}};
+  if (version == kPlanVersionWithoutFactors) return part;
+  const bool second = (by_row & kSecondFactors) != 0;
+  part.first.rank = base::load_little<uint16_t>(from + 20);
+  part.second.rank = second ? part.first.rank : uint16_t{0};
+  part.first.factors = static_cast<ValueKind>(factors & 15);
+  part.second.factors = static_cast<ValueKind>(factors >> 4);
+  return part;
+}
+
+bool has_factors(const FusionPlan& plan) {
+  const auto has = [](const BufferPlan& buffer) {
+    return std::ranges::any_of(buffer.points,
+                               [](const PartPlan& part) { return part.first.rank > 0; });
+  };
+  return std::ranges::any_of(plan.buffers, has);
 }
 
 bool all_zero(Bytes bytes) {
@@ -114,7 +164,7 @@ std::optional<Error> frame_error(Bytes bytes, const Layout& layout) {
   if (base::load_little<uint32_t>(bytes.data()) != kFusionPlanMagic)
     return corrupt("it does not begin with SCPL");
   const auto version = base::load_little<uint16_t>(bytes.data() + 4);
-  if (version != kFusionPlanVersion) {
+  if (version != kFusionPlanVersion && version != kPlanVersionWithoutFactors) {
     return base::other_version("the plan", version, kFusionPlanVersion);
   }
   const size_t body = bytes.size() - kCrcBytes;
@@ -136,7 +186,11 @@ std::optional<Error> frame_error(Bytes bytes, const Layout& layout) {
 
 // Takes one buffer from the front of `rest`, or says what is wrong. No more points are made than
 // bytes are there.
-std::optional<std::string> take_buffer(Bytes& rest, uint64_t first_part, BufferPlan& buffer) {
+std::optional<std::string> take_buffer(Bytes& rest, uint16_t version, uint64_t first_part,
+                                       BufferPlan& buffer) {
+  const bool factors = version != kPlanVersionWithoutFactors;
+  const uint8_t flags = factors ? 7 : 3;
+  const size_t reserved = factors ? 22 : 19;
   if (rest.size() < kBufferBytes) return "it ends within its head";
   buffer.first_part = static_cast<uint32_t>(first_part);
   buffer.parts = base::load_little<uint32_t>(rest.data());
@@ -148,8 +202,11 @@ std::optional<std::string> take_buffer(Bytes& rest, uint64_t first_part, BufferP
     return std::to_string(buffer.parts) + " parts have more points than bytes follow";
   buffer.points.reserve(buffer.parts);
   for (uint32_t i = 0; i < buffer.parts; ++i) {
-    buffer.points.push_back(load_point(rest.data()));
-    if (base::load_little<uint8_t>(rest.data() + 18) > 3 || !all_zero(rest.subspan(19, 5)))
+    buffer.points.push_back(load_point(rest.data(), version));
+    const auto flagged = base::load_little<uint8_t>(rest.data() + 18);
+    const bool no_rank = all_zero(rest.subspan(20, 2));
+    if (flagged > flags || (flagged >= kSecondFactors && no_rank) ||
+        !all_zero(rest.subspan(reserved, kPointBytes - reserved)))
       return "part " + std::to_string(first_part + i) + ": reserved bytes are not 0";
     rest = rest.subspan(kPointBytes);
   }
@@ -192,7 +249,8 @@ std::vector<std::byte> serialise(const FusionPlan& plan, const Layout& layout) {
     size += kBufferBytes + buffer.points.size() * kPointBytes;
   std::vector<std::byte> out(size);
   base::store_little(out.data() + 0, kFusionPlanMagic);
-  base::store_little(out.data() + 4, kFusionPlanVersion);
+  const uint16_t version = has_factors(plan) ? kFusionPlanVersion : kPlanVersionWithoutFactors;
+  base::store_little(out.data() + 4, version);
   base::store_little(out.data() + 6, static_cast<uint16_t>(layout.ranks()));
   base::store_little(out.data() + 8, static_cast<uint32_t>(layout.parts().size()));
   base::store_little(out.data() + 12, static_cast<uint32_t>(plan.buffers.size()));
@@ -203,7 +261,7 @@ std::vector<std::byte> serialise(const FusionPlan& plan, const Layout& layout) {
     base::store_little(at + 4, static_cast<uint8_t>(buffer.path));
     at += kBufferBytes;
     for (const PartPlan& part : buffer.points) {
-      store_point(part, at);
+      store_point(part, version, at);
       at += kPointBytes;
     }
   }
@@ -213,6 +271,7 @@ std::vector<std::byte> serialise(const FusionPlan& plan, const Layout& layout) {
 
 Result<FusionPlan> parse_fusion_plan(Bytes bytes, const Layout& layout) {
   if (auto wrong = frame_error(bytes, layout)) return *std::move(wrong);
+  const auto version = base::load_little<uint16_t>(bytes.data() + 4);
   const auto buffers = base::load_little<uint32_t>(bytes.data() + 12);
   Bytes rest = bytes.subspan(kHeaderBytes, bytes.size() - kHeaderBytes - kCrcBytes);
   FusionPlan plan;
@@ -221,12 +280,14 @@ Result<FusionPlan> parse_fusion_plan(Bytes bytes, const Layout& layout) {
   uint64_t next = 0;
   for (uint32_t b = 0; b < buffers; ++b) {
     BufferPlan& buffer = plan.buffers.emplace_back();
-    if (auto fault = take_buffer(rest, next, buffer))
+    if (auto fault = take_buffer(rest, version, next, buffer))
       return corrupt(buffer_text(b) + ": " + *fault);
     next += buffer.parts;
   }
   if (!rest.empty()) return corrupt(std::to_string(rest.size()) + " bytes behind the last buffer");
   if (auto fault = plan_fault(plan, layout)) return corrupt(*fault);
+  if (version != kPlanVersionWithoutFactors && !has_factors(plan))
+    return corrupt("it is of version 3, and no factors are in it");
   return plan;
 }
 
@@ -242,9 +303,31 @@ uint64_t hash_of(Bytes serialised) {
   return uint64_t{serialised.size()} << 32 | crc;
 }
 
+Point point_for(Point wanted, uint32_t part, const Layout& layout) {
+  if (wanted.rank == 0) return wanted;
+  wanted.rank = static_cast<uint16_t>(std::min<uint64_t>(wanted.rank, layout.rank_max(part)));
+  if (wanted.rank > 0 &&
+      factor_elements(part, wanted.rank, layout) < layout.parts()[part].range.elements) {
+    return wanted;
+  }
+  return wanted.density > 0 ? codec::rest_of(wanted) : Point{1.0, wanted.factors};
+}
+
+uint64_t factor_elements(uint32_t part, uint32_t rank, const Layout& layout) {
+  const auto [rows, columns] = layout.matrix_of(part);
+  return rank * (rows + columns);
+}
+
+double factor_bytes(uint32_t part, Point point, const Layout& layout) {
+  if (point.rank == 0) return 0;
+  const codec::Shape matrix = layout.matrix_of(part);
+  return static_cast<double>(codec::dense_record_bytes(point.rank * matrix.rows, point.factors) +
+                             codec::dense_record_bytes(point.rank * matrix.columns, point.factors));
+}
+
 FusionPlan uniform_plan(const UniformPlan& wanted, const Layout& layout) {
-  const Point small{1.0,
-                    codec::quantised(wanted.point.values) ? ValueKind::bf16 : wanted.point.values};
+  const bool coarse = codec::quantised(wanted.point.values) || wanted.point.rank > 0;
+  const Point small{1.0, coarse ? ValueKind::bf16 : wanted.point.values};
   FusionPlan plan;
   uint64_t bytes = 0;  // of the last buffer
   bool open = false;
@@ -258,7 +341,7 @@ FusionPlan uniform_plan(const UniformPlan& wanted, const Layout& layout) {
     ++buffer.parts;
     if (wanted.path != Path::all_reduce) {
       const bool whole = elements <= wanted.small_elements || (wanted.point.by_row && one_row);
-      const Point point = whole ? small : wanted.point;
+      const Point point = whole ? small : point_for(wanted.point, p, layout);
       buffer.points.push_back({point, wanted.path == Path::split ? point : kNoSecondLeg});
     }
     bytes = (open ? bytes : 0) + elements * sizeof(float);
@@ -285,6 +368,8 @@ double sent_bytes(const FusionPlan& plan, const Layout& layout) {
         if (buffer.path == Path::split)
           second += codec::expected_record_bytes(slice.range.elements, points.second);
       }
+      first += factor_bytes(buffer.first_part + i, points.first, layout);
+      second += factor_bytes(buffer.first_part + i, points.second, layout);
       sum +=
           buffer.path == Path::split ? others / layout.ranks() * (first + second) : others * first;
     }

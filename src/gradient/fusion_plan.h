@@ -22,6 +22,7 @@ inline constexpr int kPathCount = 3;
 
 inline constexpr codec::Point kNoSecondLeg{1.0, codec::ValueKind::f32};
 
+// With factors both points of `split` have one rank, both have a rest or none, and legs are exact.
 struct PartPlan {
   codec::Point first = {};   // what each rank sends of its gradient
   codec::Point second = {};  // split: what the owner sends of the average; else none
@@ -43,7 +44,9 @@ struct FusionPlan {
 };
 
 inline constexpr uint32_t kFusionPlanMagic = 0x4C504353;  // "SCPL" in memory
-inline constexpr uint16_t kFusionPlanVersion = 2;
+// Plans without factors are written as version 2, as they always were.
+inline constexpr uint16_t kFusionPlanVersion = 3;
+inline constexpr uint16_t kPlanVersionWithoutFactors = 2;
 
 // Whether the plan obeys the rules of the document for this layout; the error names buffer and
 // part.
@@ -56,6 +59,15 @@ inline constexpr uint16_t kFusionPlanVersion = 2;
 [[nodiscard]] uint32_t buffer_at(const FusionPlan& plan, uint32_t turn);
 // What ranks compare.
 [[nodiscard]] uint64_t hash_of(Bytes serialised);
+
+// The point nearest to the wanted one that this part can have: of a matrix the rank that its sides
+// allow; where factors have no fewer elements than the part, none, and all as the rest, or where
+// there is none, dense as the factors.
+[[nodiscard]] codec::Point point_for(codec::Point wanted, uint32_t part, const Layout& layout);
+// Of both factors of a part.
+[[nodiscard]] uint64_t factor_elements(uint32_t part, uint32_t rank, const Layout& layout);
+// What both take as records.
+[[nodiscard]] double factor_bytes(uint32_t part, codec::Point point, const Layout& layout);
 
 // One path and point for everything, buffers closed once they have at least `buffer_bytes` of f32
 // (a count of tensors by the time that it is a plan).

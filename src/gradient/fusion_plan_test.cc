@@ -43,6 +43,16 @@ FusionPlan example_plan() {
            {4, 1, Path::gather, {{{0.5, ValueKind::f32}, {}}}}}};
 }
 
+// Part 1 is the only matrix of the example: 300 x 300.
+FusionPlan plan_with_factors() {
+  FusionPlan plan = example_plan();
+  PartPlan& matrix = plan.buffers[0].points[1];
+  matrix = {{1.0, ValueKind::q1}, {1.0, ValueKind::q1}};
+  matrix.first.rank = matrix.second.rank = 8;
+  matrix.second.factors = ValueKind::q4;
+  return plan;
+}
+
 void seal(PlanBytes& bytes) {
   const size_t body = bytes.size() - 4;
   base::store_little(bytes.data() + body, base::crc32c(Bytes(bytes).first(body)));
@@ -102,7 +112,7 @@ TEST(FusionPlan, IsParsedAsSerialised) {
   base::Rng rng = printed_rng(51);
   for (int round = 0; round < 300; ++round) {
     const Layout layout = random_layout(rng, 60);
-    const FusionPlan plan = random_plan(rng, layout);
+    const FusionPlan plan = random_plan(rng, layout, round % 2 == 0);
     const auto valid = validate(plan, layout);
     ASSERT_TRUE(valid.ok()) << round << ": " << valid.error().to_string();
     const PlanBytes bytes = serialise(plan, layout);
@@ -132,7 +142,7 @@ TEST(FusionPlan, EveryTruncationAndEveryFlippedBitIsRefused) {
   base::Rng rng = printed_rng(52);
   for (int round = 0; round < 5; ++round) {
     const Layout layout = random_layout(rng, 20);
-    PlanBytes bytes = serialise(random_plan(rng, layout), layout);
+    PlanBytes bytes = serialise(random_plan(rng, layout, round % 2 == 0), layout);
     for (size_t size = 0; size < bytes.size(); ++size)
       ASSERT_FALSE(parse_copy(Bytes(bytes).first(size), layout).ok()) << round << ": " << size;
     for (size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
@@ -157,7 +167,7 @@ TEST(FusionPlan, SealedDamageIsRefusedOrAPlan) {
   int refused = 0;
   for (int round = 0; round < 3000; ++round) {
     const Layout layout = random_layout(rng, 6);
-    PlanBytes bytes = serialise(random_plan(rng, layout), layout);
+    PlanBytes bytes = serialise(random_plan(rng, layout, round % 2 == 0), layout);
     if (rng.chance(0.3)) bytes.resize(20 + rng.below(bytes.size() - 19));
     for (uint64_t i = rng.below(3); i > 0; --i)
       bytes[6 + rng.below(bytes.size() - 6)] = static_cast<std::byte>(rng.next());
@@ -191,7 +201,7 @@ TEST(FusionPlan, ParsingNamesWhatIsWrong) {
   expect_refused(changed(0, 0), layout, ErrorCode::corrupt, "SCPL");
   expect_refused(changed(4, 1), layout, ErrorCode::unsupported, "version 1; this scant reads ver");
   expect_refused(changed(4, 9), layout, ErrorCode::unsupported,
-                 "the plan is of version 9; this scant reads up to 2: upgrade scant");
+                 "the plan is of version 9; this scant reads up to 3: upgrade scant");
   expect_refused(changed(6, 3), layout, ErrorCode::mismatch, "for 3 ranks and 5 parts");
   expect_refused(changed(8, 6), layout, ErrorCode::mismatch, "the layout has 4 and 5");
   expect_refused(changed(12, 2), layout, ErrorCode::corrupt, "32 bytes behind the last buffer");
@@ -281,6 +291,53 @@ TEST(FusionPlan, ValidateNamesBufferAndPart) {
           "buffer 2: part 4: gather has no second leg");
   refused([](FusionPlan& plan) { plan.buffers[2].points[0].second.values = ValueKind::bf16; },
           "buffer 2: part 4: gather has no second leg");
+  const auto spoiled = [&](const std::function<void(PartPlan&)>& spoil, const std::string& what) {
+    refused(
+        [&](FusionPlan& plan) {
+          plan = plan_with_factors();
+          spoil(plan.buffers[0].points[1]);
+        },
+        "buffer 0: part 1: " + what);
+  };
+  spoiled([](PartPlan& part) { part.first.rank = 257; }, "first leg: rank 257, the part has at");
+  spoiled([](PartPlan& part) { part.second.rank = 7; }, "legs of different ranks");
+  spoiled([](PartPlan& part) { part.second.rank = 0; }, "second leg: factors without a rank");
+  spoiled([](PartPlan& part) { part.first.density = 0; }, "first leg: no rest, but a kind of it");
+  spoiled([](PartPlan& part) { part.first = {.density = 0, .rank = 8}; },
+          "legs of different ranks, or a rest in one of them alone");
+  spoiled([](PartPlan& part) { part.first = {.density = -0.0, .rank = 8}; }, "first leg: density");
+  refused([](FusionPlan& plan) { plan.buffers[2].points[0].first.rank = 1; },
+          "part 4: first leg: rank 1, the part has at most 0");
+}
+
+TEST(FusionPlan, FactorsStandBesideTheValues) {
+  const Layout layout = example_layout();
+  const PlanBytes plain = serialise(example_plan(), layout);
+  const FusionPlan plan = plan_with_factors();
+  PlanBytes bytes = serialise(plan, layout);
+  EXPECT_EQ(parse_copy(bytes, layout).value(), plan);
+  // Part 1 begins at byte 52: by row and whose legs have factors; their kinds, q8 and q4; the rank.
+  EXPECT_EQ(bytes[4], std::byte{3});
+  EXPECT_EQ(bytes[70], std::byte{4});
+  EXPECT_EQ(bytes[71], std::byte{0x43});
+  EXPECT_EQ(bytes[72], std::byte{8});
+  EXPECT_EQ(bytes[73], std::byte{0});
+  EXPECT_EQ(plain[4], std::byte{2});
+
+  const auto changed = [&](size_t at, int value) {
+    PlanBytes copy = bytes;
+    copy[at] = static_cast<std::byte>(value);
+    return copy;
+  };
+  expect_refused(changed(73, 2), layout, ErrorCode::corrupt, "rank 520, the part has at most 256");
+  expect_refused(changed(70, 0), layout, ErrorCode::corrupt, "factors without a rank");
+  expect_refused(changed(71, 0x48), layout, ErrorCode::corrupt, "no such kind of factors: 8");
+  expect_refused(changed(74, 1), layout, ErrorCode::corrupt, "part 1: reserved bytes");
+  expect_refused(changed(72, 0), layout, ErrorCode::corrupt, "part 1: reserved bytes");
+  PlanBytes without = plain;
+  without[4] = std::byte{3};
+  for (const size_t at : {47u, 71u, 111u}) without[at] = std::byte{0x33};
+  expect_refused(without, layout, ErrorCode::corrupt, "of version 3, and no factors");
 }
 
 TEST(FusionPlan, SmallestDensityIsOne) {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/fault.h"
+#include "codec/rank/factors.h"
 #include "gradient/owners.h"
 
 namespace scant::gradient {
@@ -108,6 +109,18 @@ Result<Layout> Layout::create(std::span<const Shape> tensors, int ranks,
   }
   layout.arena_elements_ = end;
   return layout;
+}
+
+codec::Shape Layout::matrix_of(uint32_t part) const {
+  const codec::Range range = parts_[part].range;
+  return {codec::rows_touched(tensors_[parts_[part].tensor].shape, range),
+          tensors_[parts_[part].tensor].shape.columns};
+}
+
+uint64_t Layout::rank_max(uint32_t part) const {
+  const codec::Shape matrix = matrix_of(part);
+  const uint64_t side = std::min(matrix.rows, matrix.columns);
+  return side < 2 ? 0 : std::min<uint64_t>(side, codec::kRankMax);
 }
 
 }  // namespace scant::gradient

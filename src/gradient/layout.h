@@ -61,6 +61,10 @@ class Layout {
   [[nodiscard]] std::span<const SliceLayout> slices_of(const PartLayout& part) const {
     return slices().subspan(part.first_slice, part.slices);
   }
+  // The rows that a part touches, and the columns of its tensor.
+  [[nodiscard]] codec::Shape matrix_of(uint32_t part) const;
+  // The most directions that a part may send as factors: 0 unless it has rows and columns.
+  [[nodiscard]] uint64_t rank_max(uint32_t part) const;
   // Where a range of a tensor begins in the arena.
   [[nodiscard]] uint64_t arena_offset(uint32_t tensor, const codec::Range& range) const {
     return tensors_[tensor].offset + range.first;

@@ -46,9 +46,7 @@ const float* load(const MatrixSlice& slice, uint64_t at, size_t count, float* wo
 Factors::Factors(Shape shape, Range range, uint64_t seed)
     : shape_(shape), range_(range), seed_(seed) {
   SCANT_CHECK(shape.columns > 0 && range.first + range.elements <= shape.elements());
-  if (range.elements == 0) return;
-  const uint64_t last = range.first + range.elements - 1;
-  rows_ = last / shape.columns - range.first / shape.columns + 1;
+  rows_ = rows_touched(shape, range);
 }
 
 size_t Factors::memory_bytes() const {

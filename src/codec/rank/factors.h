@@ -21,6 +21,11 @@
 namespace scant::codec {
 
 inline constexpr uint32_t kRankMax = 256;
+// Rows of the tensor that a range has elements of.
+[[nodiscard]] constexpr uint64_t rows_touched(Shape shape, Range range) {
+  if (range.elements == 0) return 0;
+  return (range.first + range.elements - 1) / shape.columns - range.first / shape.columns + 1;
+}
 
 // One stretch of the range: A = gradient + decay * what its encoder keeps.
 struct MatrixSlice {

@@ -402,6 +402,7 @@ Result<Curve> probe(const Encoder& encoder, std::span<const float> gradient,
 }
 
 double expected_record_bytes(uint64_t elements, Point point) {
+  if (point.density == 0) return 0;
   if (point.density == 1.0) return static_cast<double>(dense_record_bytes(elements, point.values));
   const double position = position_bytes_of_law(point.density);
   const uint64_t whole = elements / kSparseBlockElements;

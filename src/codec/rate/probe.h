@@ -36,7 +36,8 @@ struct Curve {
 [[nodiscard]] std::span<const Point> default_points();
 
 // Bytes of the record of a range of `elements` at this point, headers included: exact for density
-// 1; below a mean over steps, as if entries were independent, with the same exceptions as probe().
+// 1, and 0 for density 0; between a mean over steps, as if entries were independent, with the same
+// exceptions as probe(). Of a point with factors: of the rest alone.
 [[nodiscard]] double expected_record_bytes(uint64_t elements, Point point);
 
 }  // namespace scant::codec

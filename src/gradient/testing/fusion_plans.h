@@ -29,7 +29,22 @@ inline codec::Point random_point(base::Rng& rng) {
           rng.chance(0.2)};
 }
 
-inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
+// Gives both legs of a part factors, with or without a rest.
+inline void add_random_factors(base::Rng& rng, uint64_t rank_max, Path path, PartPlan& part) {
+  const auto factors = [&rng] {
+    return static_cast<codec::ValueKind>(rng.below(codec::kValueKindCount));
+  };
+  const bool rest = rng.chance(0.5);
+  const auto rank = static_cast<uint16_t>(1 + rng.below(rank_max));
+  for (codec::Point* leg : {&part.first, &part.second}) {
+    if (leg == &part.second && path == Path::gather) break;
+    if (!rest) *leg = {.density = 0};
+    leg->rank = rank;
+    leg->factors = factors();
+  }
+}
+
+inline FusionPlan random_plan(base::Rng& rng, const Layout& layout, bool factors = false) {
   FusionPlan plan;
   const auto parts = static_cast<uint32_t>(layout.parts().size());
   for (uint32_t next = 0; next < parts;) {
@@ -39,9 +54,12 @@ inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
                       .points = {}};
     next += buffer.parts;
     if (buffer.path != Path::all_reduce) buffer.points.resize(buffer.parts);
-    for (PartPlan& part : buffer.points) {
+    for (size_t i = 0; i < buffer.points.size(); ++i) {
+      PartPlan& part = buffer.points[i];
       part.first = random_point(rng);
       if (buffer.path == Path::split) part.second = random_point(rng);
+      const uint64_t most = layout.rank_max(buffer.first_part + static_cast<uint32_t>(i));
+      if (factors && most > 0 && rng.chance(0.5)) add_random_factors(rng, most, buffer.path, part);
     }
     plan.buffers.push_back(std::move(buffer));
   }
