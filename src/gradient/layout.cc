@@ -43,15 +43,6 @@ Result<uint64_t> elements_of(const Shape& shape, size_t tensor, uint64_t offset)
   return shape.elements();
 }
 
-// Slice `index` of `count` ends here: multiples of 64, as equal as they can be. The last is not
-// rounded, so it is given one of the larger shares, where there are two sizes.
-uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count) {
-  constexpr uint64_t kUnit = codec::kGroupElements;
-  if (index + 1 == count) return elements;
-  const uint64_t units = (elements + kUnit - 1) / kUnit;
-  return units * (index + 1) / count * kUnit;
-}
-
 void cut(PartLayout& part, uint32_t number, uint64_t elements_min, Owners& owners,
          std::vector<SliceLayout>& slices) {
   const uint64_t ranks = owners.ranks();
@@ -74,6 +65,14 @@ void cut(PartLayout& part, uint32_t number, uint64_t elements_min, Owners& owner
 
 }  // namespace
 
+// The last is not rounded, so it is given one of the larger shares, where there are two sizes.
+uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count) {
+  constexpr uint64_t kUnit = codec::kGroupElements;
+  if (index + 1 == count) return elements;
+  const uint64_t units = (elements + kUnit - 1) / kUnit;
+  return units * (index + 1) / count * kUnit;
+}
+
 Result<Layout> Layout::create(std::span<const Shape> tensors, int ranks,
                               const LayoutOptions& options) {
   if (auto checked = check(tensors, ranks); !checked) return checked.error();
@@ -83,6 +82,7 @@ Result<Layout> Layout::create(std::span<const Shape> tensors, int ranks,
   }
   Layout layout;
   layout.ranks_ = ranks;
+  layout.slice_elements_min_ = options.slice_elements_min;
   layout.tensors_.reserve(tensors.size());
   Owners owners(ranks);
   uint64_t end = 0;

@@ -45,6 +45,9 @@ struct LayoutOptions {
   uint64_t slice_elements_min = kSliceElementsMin;
 };
 
+// Where slice `index` of `count` ends: at multiples of 64, as equal as they can be.
+[[nodiscard]] uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count);
+
 class Layout {
  public:
   // Tensors in the order in which backward is expected to reach them. An error names the tensor
@@ -53,6 +56,7 @@ class Layout {
                                const LayoutOptions& options = {});
 
   [[nodiscard]] int ranks() const { return ranks_; }
+  [[nodiscard]] uint64_t slice_elements_min() const { return slice_elements_min_; }
   [[nodiscard]] uint64_t arena_elements() const { return arena_elements_; }  // gaps included
   [[nodiscard]] uint64_t elements() const { return elements_; }              // without them
   [[nodiscard]] std::span<const TensorLayout> tensors() const { return tensors_; }
@@ -73,6 +77,7 @@ class Layout {
  private:
   Layout() = default;
   int ranks_ = 1;
+  uint64_t slice_elements_min_ = kSliceElementsMin;
   uint64_t arena_elements_ = 0;
   uint64_t elements_ = 0;
   std::vector<TensorLayout> tensors_;
