@@ -11,6 +11,11 @@
 
 namespace scant::gradient {
 
+// What of a buffer travels: the left factors of its matrix parts, from which all ranks make a
+// basis, and then everything else. Buffers without matrix parts have the second stage alone.
+enum class Stage : uint8_t { basis, values };
+inline constexpr size_t kStageCount = 2;
+
 class StepCore {
  public:
   enum class Kind : uint8_t {
@@ -24,13 +29,15 @@ class StepCore {
     Kind kind = Kind::encode;
     uint32_t buffer = 0;
     uint32_t part = 0;  // encode
+    Stage stage = Stage::values;
     friend bool operator==(const Job&, const Job&) = default;
   };
 
   // Reversed buffers that are under way at a time: what is urgent waits for no more than this.
   static constexpr uint32_t kCredit = 2;
 
-  // The plan is valid and outlives the steps that use it.
+  // The plan is valid and outlives the steps that use it. A matrix part is encoded twice: its left
+  // factor, and the rest once the basis is there.
   void begin(const FusionPlan& plan);
 
   void part_ready(uint32_t part);
@@ -64,25 +71,39 @@ class StepCore {
     done,
   };
   struct Buffer {
+    Stage stage = Stage::values;
     State state = State::gathering;
-    uint32_t parts_left = 0;          // not yet encoded
+    uint32_t parts_left = 0;          // not yet encoded, in this stage
     std::vector<uint32_t> to_encode;  // ready; taken from the back
+    std::vector<uint32_t> matrices;   // matrix parts, the last one first
+  };
+  struct Turns {
+    uint32_t first = 0;   // of the buffer whose first leg is the next to begin
+    uint32_t second = 0;  // the same of second legs; of split buffers only
   };
 
-  [[nodiscard]] bool may_begin() const;
+  [[nodiscard]] bool may_begin(Stage stage);
+  [[nodiscard]] std::optional<Job> next_leg(Stage stage);
+  [[nodiscard]] bool takes_part(uint32_t buffer, Stage stage) const {
+    return stage == Stage::values || !buffers_[buffer].matrices.empty();
+  }
+  [[nodiscard]] bool is_at(uint32_t buffer, Stage stage, State state) const {
+    return buffers_[buffer].stage == stage && buffers_[buffer].state == state;
+  }
+  static void begin_buffer(const BufferPlan& plan, Buffer& buffer);
+  [[nodiscard]] static bool is_matrix(const Buffer& buffer, uint32_t part);
+  void finish_stage(uint32_t buffer);
   [[nodiscard]] bool is_reversed(uint32_t buffer) const {
     return buffer >= buffers_.size() - plan_->reversed;
   }
   [[nodiscard]] std::optional<uint32_t> earliest(State state) const;
-  void finish_buffer(uint32_t buffer);
 
   const FusionPlan* plan_ = nullptr;
   std::vector<Buffer> buffers_;
   std::vector<uint32_t> turns_;      // buffers, in the order of their turns
   std::vector<uint32_t> buffer_of_;  // by part
   std::vector<bool> ready_;          // by part
-  uint32_t next_first_ = 0;          // turn of the buffer whose first leg is the next to begin
-  uint32_t next_second_ = 0;         // the same of second legs; of split buffers only
+  Turns next_[kStageCount];          // by stage
   uint32_t reversed_under_way_ = 0;
   uint32_t buffers_left_ = 0;
 };

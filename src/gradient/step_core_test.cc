@@ -138,6 +138,40 @@ TEST(StepCore, AddingComesBeforeEncodingAndThatBeforeDecoding) {
   EXPECT_EQ(core.next(), (StepCore::Job{Kind::decode, 0, 0}));
 }
 
+TEST(StepCore, AMatrixPartIsEncodedOnceMoreWhenItsBasisIsThere) {
+  FusionPlan plan = plan_of({{Path::split, 2}, {Path::split, 1}, {Path::gather, 1}});
+  plan.buffers[0].points[1].first.rank = 2;
+  plan.buffers[2].points[0].first.rank = 2;
+  StepCore core;
+  core.begin(plan);
+  const auto expect = [&](StepCore::Job job) { ASSERT_EQ(core.next(), job); };
+  const auto over = [&](StepCore::Job job) {
+    expect(job);
+    core.finished(job);
+  };
+  for (uint32_t part = 0; part < 4; ++part) core.part_ready(part);
+  over({Kind::encode, 0, 1, Stage::basis});
+  over({Kind::encode, 0, 0});
+  expect({Kind::begin_first, 0, 0, Stage::basis});
+  over({Kind::encode, 1, 2});  // its first leg waits for that of buffer 0
+  over({Kind::encode, 2, 3, Stage::basis});
+  expect({Kind::begin_first, 2, 0, Stage::basis});
+  EXPECT_FALSE(core.next());
+  // What is gathered has its basis once it is added up.
+  core.finished({Kind::begin_first, 2, 0, Stage::basis});
+  over({Kind::add, 2, 0, Stage::basis});
+  over({Kind::encode, 2, 3});
+  core.finished({Kind::begin_first, 0, 0, Stage::basis});
+  over({Kind::add, 0, 0, Stage::basis});
+  expect({Kind::begin_second, 0, 0, Stage::basis});
+  EXPECT_FALSE(core.next());
+  core.finished({Kind::begin_second, 0, 0, Stage::basis});
+  over({Kind::decode, 0, 0, Stage::basis});
+  over({Kind::encode, 0, 1});
+  for (uint32_t buffer = 0; buffer < 3; ++buffer) expect({Kind::begin_first, buffer, 0});
+  EXPECT_FALSE(core.next());
+}
+
 // Two ranks with events in different random orders submit the same legs in the same order, and end.
 TEST(StepCore, AnyOrderOfEventsGivesTheSameOrderOfOperations) {
   for (uint64_t seed = 1; seed <= 300; ++seed) {
@@ -153,7 +187,15 @@ TEST(StepCore, AnyOrderOfEventsGivesTheSameOrderOfOperations) {
     FusionPlan plan = plan_of(buffers);
     const uint64_t reversed = rng.below(buffers.size() + 1);
     plan.reversed = reversed == 1 ? 0 : static_cast<uint32_t>(reversed);
-    std::map<Kind, std::vector<uint32_t>> orders[2];
+    std::vector<uint32_t> encoded_in_all(parts, 1);
+    for (BufferPlan& buffer : plan.buffers) {
+      for (size_t i = 0; i < buffer.points.size(); ++i) {
+        if (!rng.chance(0.4)) continue;
+        buffer.points[i].first.rank = 1;
+        encoded_in_all[buffer.first_part + i] = 2;  // its left factor, and the rest
+      }
+    }
+    std::map<std::pair<Kind, Stage>, std::vector<uint32_t>> orders[2];
     for (auto& order : orders) {
       StepCore core;
       core.begin(plan);
@@ -170,7 +212,7 @@ TEST(StepCore, AnyOrderOfEventsGivesTheSameOrderOfOperations) {
         } else if (choice == 1) {
           if (const auto job = core.next()) {
             under_way.push_back(*job);
-            order[job->kind].push_back(job->buffer);
+            order[{job->kind, job->stage}].push_back(job->buffer);
             if (job->kind == Kind::encode) ++encoded[job->part];
           }
         } else if (!under_way.empty()) {
@@ -180,12 +222,16 @@ TEST(StepCore, AnyOrderOfEventsGivesTheSameOrderOfOperations) {
         }
       }
       EXPECT_FALSE(core.next());
-      EXPECT_EQ(encoded, std::vector<uint32_t>(parts, 1));
+      EXPECT_EQ(encoded, encoded_in_all);
     }
-    EXPECT_EQ(orders[0][Kind::begin_first], orders[1][Kind::begin_first]);
-    EXPECT_EQ(orders[0][Kind::begin_second], orders[1][Kind::begin_second]);
+    for (const Kind leg : {Kind::begin_first, Kind::begin_second}) {
+      for (const Stage stage : {Stage::basis, Stage::values}) {
+        const std::pair lane(leg, stage);
+        EXPECT_EQ(orders[0][lane], orders[1][lane]);
+      }
+    }
     for (uint32_t i = 0; i < buffers.size(); ++i) {
-      EXPECT_EQ(orders[0][Kind::begin_first][i], buffer_at(plan, i));
+      EXPECT_EQ((orders[0][{Kind::begin_first, Stage::values}][i]), buffer_at(plan, i));
     }
   }
 }
