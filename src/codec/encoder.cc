@@ -60,6 +60,7 @@ std::optional<std::string> point_fault(Point point) {
   if (point.rank > 0)
     return "an encoder sends no factors: rank " + std::to_string(point.rank) +
            " is for a round of all ranks";
+  if (point == kKeepAll) return std::nullopt;
   if (!(point.density > 0.0 && point.density <= 1.0))
     return "density must lie above 0 and up to 1, got " + text(point.density);
   if (static_cast<size_t>(point.values) >= kValueKindCount)
@@ -113,8 +114,9 @@ Result<EncodeReport> Encoder::encode(std::span<const float> gradient, Point poin
   }
   if (auto fault = point_fault(point)) return invalid(*std::move(fault));
   Result<EncodeReport> report =
-      point.density == 1.0 ? DenseStep(*this, gradient.data(), point, workspace).run(record)
-                           : SparseStep(*this, gradient.data(), point, workspace).run(record);
+      point == kKeepAll      ? KeepStep(*this, gradient.data(), workspace).run(record)
+      : point.density == 1.0 ? DenseStep(*this, gradient.data(), point, workspace).run(record)
+                             : SparseStep(*this, gradient.data(), point, workspace).run(record);
   if (!report) return report;
   report.value().bytes = record.view().size();
   ++step_;

@@ -41,6 +41,10 @@ struct EncodeReport {
   double energy_left = 0;
 };
 
+// Of a step that sends nothing and makes no record: all of gradient + residual is kept, but for
+// what is not finite, which is counted and gone.
+inline constexpr Point kKeepAll{.density = 0};
+
 // What is wrong with a point of a step; nothing where it can be encoded at.
 [[nodiscard]] std::optional<std::string> point_fault(Point point);
 
@@ -95,6 +99,7 @@ class Encoder {
 
  private:
   friend class DenseStep;
+  friend class KeepStep;
   friend class SparseStep;
   Encoder(uint32_t tensor, Shape shape, const EncoderOptions& options, Range range,
           ResidualStore residual, base::Buffer velocity);

@@ -1,4 +1,5 @@
-// One step of an encoder, dense or sparse. Internal to encoder.cc; lives for one call.
+// One step of an encoder: dense, sparse, or without a record. Internal to encoder.cc; lives for one
+// call.
 #pragma once
 
 #include <span>
@@ -40,6 +41,23 @@ class DenseStep {
   Workspace& workspace_;
   std::vector<BlockResult> results_;
   std::vector<std::vector<float>> wide_;  // by block; empty but for those with NaN or infinities
+};
+
+// Blocks of 4096 elements of which nothing is sent.
+class KeepStep {
+ public:
+  KeepStep(Encoder& encoder, const float* gradient, Workspace& workspace)
+      : encoder_(encoder), gradient_(gradient), workspace_(workspace) {}
+  // An error comes before anything has changed.
+  Result<EncodeReport> run(RecordBuffer& record);
+
+ private:
+  EncodeReport keep_block(uint64_t block, float* work);
+  static float zero_nonfinite(std::span<float> values);  // the energy of the others
+
+  Encoder& encoder_;
+  const float* gradient_;
+  Workspace& workspace_;
 };
 
 // Blocks of 65536 elements. A range of up to kWholeElements is scanned as a whole before anything

@@ -37,13 +37,15 @@ std::optional<std::string> leg_fault(Point point, uint64_t most) {
     return "no such kind of factors: " + std::to_string(static_cast<int>(point.factors));
   if (point.rank == 0) {
     if (point.factors != Point{}.factors) return "factors without a rank";
+    if (point.density == 0) return "density must lie above 0, where there is no rank";
     return codec::point_fault(point);
   }
   if (point.rank > most) {
     return "rank " + std::to_string(point.rank) + ", the part has at most " + std::to_string(most);
   }
-  if (point.density == 0 && !std::signbit(point.density)) {
-    if (codec::rest_of(point) != Point{.density = 0}) return "no rest, but a kind of it";
+  if (std::signbit(point.density)) return "density must lie in 0 to 1, without a sign";
+  if (point.density == 0) {
+    if (codec::rest_of(point) != codec::kKeepAll) return "no rest, but a kind of it";
     return std::nullopt;
   }
   return codec::point_fault(codec::rest_of(point));
