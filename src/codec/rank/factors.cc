@@ -25,8 +25,9 @@ constexpr uint64_t kPanelElements = kSparseBlockElements - 2 * kGroupElements;
 // Larger coefficients count as none: sums of others, of any number of members, stay finite.
 constexpr float kCoefficientMost = 0x1p100f;
 
-// Elements [at, at + count) of a slice's A; returns where the first one lies in `work`.
-const float* load(const MatrixSlice& slice, uint64_t at, size_t count, float* work) {
+}  // namespace
+
+const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, float* work) {
   if (slice.encoder == nullptr) {
     std::memcpy(work, slice.gradient.data() + at, count * sizeof(float));
     return work;
@@ -40,8 +41,6 @@ const float* load(const MatrixSlice& slice, uint64_t at, size_t count, float* wo
   }
   return work + (at - begin);
 }
-
-}  // namespace
 
 Factors::Factors(Shape shape, Range range, uint64_t seed)
     : shape_(shape), range_(range), seed_(seed) {
@@ -128,7 +127,7 @@ Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& wo
   for_rows(all, workspace, [&](const Stretch& one, size_t worker) {
     const MatrixSlice& slice = slices[one.slice];
     const float* const a =
-        load(slice, one.at, one.rows * one.columns, workspace.scratch(worker).work());
+        load_elements(slice, one.at, one.rows * one.columns, workspace.scratch(worker).work());
     kernels().times_right({a, one.columns, one.rows, one.columns},
                           {directions_.data() + one.column, columns(), rank_},
                           basis_.data() + one.row * rank_);
@@ -162,7 +161,7 @@ Result<void> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
     append_stretches(index, slices[index].range, own);
     std::ranges::fill(sum, 0.0f);
     for (const Stretch& one : own) {
-      const float* const a = load(slices[index], one.at, one.rows * one.columns, work);
+      const float* const a = load_elements(slices[index], one.at, one.rows * one.columns, work);
       kernels().times_left({a, one.columns, one.rows, one.columns}, basis_.data() + one.row * rank_,
                            {sum.data() + one.column, columns(), rank_});
     }

@@ -34,6 +34,10 @@ struct MatrixSlice {
   std::span<float> gradient;
 };
 
+// Elements [at, at + count) of a slice's A, count at most kSparseBlockElements less two groups;
+// returns where the first one lies in `work`, which has room for kSparseBlockElements.
+const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, float* work);
+
 class Factors {
  public:
   // Of elements `range` of a tensor. `seed`: of directions that nothing is known of.
