@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from scant import _scant
+from scant import InvalidArgument, _scant
 from scant.torch.gradient.ssfusion import cut_off
 from scant.torch.gradient.wrap_options import WrapOptions, plan_from
 
@@ -63,6 +63,42 @@ def test_ssfusion_keeps_each_buffers_budget() -> None:
             for size, point in zip(sizes, points, strict=True):
                 wanted = (1.0, whole) if size <= limit else (*rest, kind)
                 assert point == (*wanted, 1.0, "f32")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "density", "values"),
+    [
+        ("rank 32 of q4", "split", 0.0, "rank 32 of q4"),
+        ("rank 8", "split", 0.0, "rank 8 of q8"),
+        ("rank 8 q1", "split", 1.0, "rank 8 of q8, q1"),
+        ("rank 8 of fp16, q2", "split", 1.0, "rank 8 of f16, q2"),
+        ("rank 8 of q4, 5% q4", "split", 0.05, "rank 8 of q4, q4"),
+        ("rank 4 of q4, gather", "gather", 0.0, "rank 4 of q4"),
+        ("rank 200 q1", "split", 1.0, "rank 100 of q8, q1"),  # no more than the columns
+    ],
+)
+def test_factors_of_matrices(name: str, path: str, density: float, values: str) -> None:
+    layout = _scant.GradientLayout([(300, 100), (1, 30_000), (2, 40), (200, 300)], 3)
+    ((found, _, _, points),) = plan(layout, name, buffer_bytes=10**9).buffers
+    second = (density, values) if path == "split" else (1.0, "f32")
+    assert found == path
+    if not values.startswith("rank 100"):  # whose factors are no fewer numbers than the matrix
+        assert points[0] == (density, values, *second)
+    # A vector goes as the rest does, or where there is none, as the factors.
+    rest = values.partition(", ")[2] or values.split(" of ")[1]
+    assert points[1][:2] == (density or 1.0, rest)
+    assert points[2][:2] == (1.0, "bf16")  # small
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rank 0 q1", "rank q1", "rank 8 of q5", "rank 8 of q4 q1", "rank 8, q1", "rank 8 0% q4",
+     "rank 8 of q4, 101% q4", "rank 257 of q4", "rank 8 of gather"],
+)  # fmt: skip
+def test_other_names_of_factors_are_refused(name: str) -> None:
+    layout = _scant.GradientLayout([(300, 100)], 3)
+    with pytest.raises(InvalidArgument, match=r"plan: .*rank"):
+        plan(layout, name)
 
 
 def test_ssfusion_by_hand() -> None:

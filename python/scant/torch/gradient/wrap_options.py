@@ -15,11 +15,19 @@ __all__ = ["PLANS", "WrapOptions", "given", "plan_from", "with_plan"]
 
 PLANS = (
     "auto, plain, bf16, fp16, q8, q4, q3, q2, q1, a density with one of them, such as '1% q4' or "
-    "'1% q4, gather', and 'ssfusion 1%' or 'adtopk 1%', also with one of them: 'adtopk 1% q4'"
+    "'1% q4, gather', factors of matrices, such as 'rank 32 of q4', also with a rest, such as "
+    "'rank 8 q1' or 'rank 8 of q4, 5% q4', and 'ssfusion 1%' or 'adtopk 1%', also with one of "
+    "them: 'adtopk 1% q4'"
 )
 _PERCENT = r"(?P<percent>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)%"
 _POINT = re.compile(rf"(?:{_PERCENT} )?(?P<values>[a-z0-9]+)(?P<gather>, gather)?")
 _PUBLISHED = re.compile(rf"(?P<rule>ssfusion|adtopk) {_PERCENT}(?: (?P<values>[a-z0-9]+))?")
+_RANKED = re.compile(
+    rf"rank (?P<rank>[1-9][0-9]*)(?: of (?P<factors>[a-z0-9]+))?"
+    rf"(?:(?(factors),) (?:{_PERCENT} )?(?P<values>(?!gather)[a-z0-9]+))?(?P<gather>, gather)?"
+)
+_RANK_MAX = 256
+_FACTORS = "q8"  # where a rest follows and nothing is said
 _VALUES = {**{name: name for name in _scant.value_kind_names}, "fp16": "f16"}
 _OF_RANK_0 = ("log", "metrics_port", "tensorboard")
 _UNUSED = ("error", "zeros")
@@ -36,8 +44,10 @@ class WrapOptions:
             slower than plain. ``plain``: averaged exactly, as f32. ``bf16``, ``fp16``, ``q8`` to
             ``q1``: in so many bits, both ways, what is rounded away being kept for the next step.
             ``"1% q4"``: only the largest of 1 %, and the rest later; ``"1% q4, gather"``: every
-            rank's to every rank. ``"ssfusion 1%"`` and ``"adtopk 1%"``: as these systems choose
-            the 1 %, for comparison. Or a :class:`scant._scant.FusionPlan`.
+            rank's to every rank. ``"rank 32 of q4"``: of each matrix two thin factors, in so many
+            bits; ``"rank 8 q1"``: with factors in 8 bits, and in one bit what they leave.
+            ``"ssfusion 1%"`` and ``"adtopk 1%"``: as these systems choose the 1 %, for comparison.
+            Or a :class:`scant._scant.FusionPlan`.
         fidelity_min: for ``auto``: the least share of the gradients' energy that a plan may keep in
             a step, 0 to 1; 1: exact averages only.
         buffer_bytes: gradients travel in buffers of about so many bytes (as f32); for plans that
@@ -184,6 +194,8 @@ class _Named(NamedTuple):
 def _parse(text: str) -> _Named:
     if text == "plain":
         return _Named("", "all_reduce", 1.0, "f32")
+    if ranked := _RANKED.fullmatch(text):
+        return _parse_ranked(text, ranked.groupdict())
     match = _PUBLISHED.fullmatch(text) or _POINT.fullmatch(text)
     found = match.groupdict() if match else {}
     values = found.get("values") or ("bf16" if "rule" in found else "")
@@ -197,6 +209,23 @@ def _parse(text: str) -> _Named:
     gathers = "rule" in found or found["gather"]
     path = "gather" if gathers else "split"
     return _Named(found.get("rule", ""), path, percent / 100, _VALUES[values])
+
+
+def _parse_ranked(text: str, found: dict[str, str | None]) -> _Named:
+    factors, values = found["factors"] or _FACTORS, found["values"]
+    if factors not in _VALUES or (values or factors) not in _VALUES:
+        raise InvalidArgument(f"plan: no '{text}'; there are {PLANS}")
+    if int(found["rank"] or 0) > _RANK_MAX:
+        raise InvalidArgument(f"plan: the rank of '{text}' is above {_RANK_MAX}")
+    density = float(found["percent"] or 100) / 100 if values else 0.0
+    if values and not 0 < density <= 1:
+        raise InvalidArgument(
+            f"plan: the density of '{text}' does not lie above 0 and up to 100 %; there are {PLANS}"
+        )
+    written = f"rank {found['rank']} of {_VALUES[factors]}"
+    if values:
+        written += f", {_VALUES[values]}"
+    return _Named("", "gather" if found["gather"] else "split", density, written)
 
 
 def with_plan(options: WrapOptions, plan: Any) -> WrapOptions:
