@@ -11,6 +11,7 @@
 #include "base/rng.h"
 #include "codec/accumulate.h"
 #include "codec/encoder.h"
+#include "codec/rank/factors.h"
 
 namespace scant::plan {
 namespace {
@@ -102,6 +103,39 @@ Result<void> rate(const Clock& now, ValueKind kind, std::span<const float> all,
   return {};
 }
 
+// A square matrix of so many elements, with a few directions.
+Result<void> rate_factors(const Clock& now, std::span<const float> all, codec::Workspace& workspace,
+                          WorkRates& rates) {
+  constexpr uint32_t kRank = 8;
+  constexpr uint64_t kSide = 256;
+  static_assert(kSide * kSide == kElements);
+  std::vector<float> copy(all.begin(), all.end());
+  const codec::Range whole{0, kElements};
+  const codec::MatrixSlice slice{.range = whole, .gradient = copy};
+  codec::Factors factors({kSide, kSide}, whole, 1);
+  if (Result<void> set = factors.set_rank(kRank); !set) return set;
+  std::vector<float> left(factors.left_elements());
+  std::vector<float> right(factors.right_elements());
+  double product_s = 1e9;
+  double basis_s = 1e9;
+  for (int i = 0; i <= kTrials; ++i) {
+    Result<void> done;
+    const double three = seconds(now, [&] {
+      done = factors.project({&slice, 1}, workspace, left);
+      if (done) done = factors.coefficients({&slice, 1}, workspace, right);
+      factors.add(right, 1, whole, copy, workspace);
+    });
+    if (!done) return done;
+    const double basis = seconds(now, [&] { factors.set_basis(left); });
+    if (i == 0) continue;
+    product_s = std::min(product_s, three / 3);
+    basis_s = std::min(basis_s, basis);
+  }
+  rates.product_s = product_s / (kRank * static_cast<double>(kElements));
+  rates.basis_s = basis_s / (kRank * kRank * static_cast<double>(kSide));
+  return {};
+}
+
 }  // namespace
 
 Result<WorkRates> calibrate(const Clock& now) try {
@@ -115,6 +149,7 @@ Result<WorkRates> calibrate(const Clock& now) try {
     const Result<void> rated = rate(now, static_cast<ValueKind>(i), all, workspace, rates);
     if (!rated) return rated.error();
   }
+  if (Result<void> rated = rate_factors(now, all, workspace, rates); !rated) return rated.error();
   return rates;
 } catch (const std::bad_alloc&) {
   return Error{.code = ErrorCode::resource,

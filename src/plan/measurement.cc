@@ -175,12 +175,15 @@ Measurement Profiler::finish() const {
     for (codec::CurvePoint& point : curve.points) {
       if (!std::isfinite(point.energy)) point.energy = 0;
     }
+    for (double& held : curve.held) {
+      if (!std::isfinite(held)) held = 0;
+    }
   }
   return out;
 }
 
 size_t measurement_bytes(size_t parts, bool curves) {
-  const size_t curve = curves ? 1 + codec::default_points().size() : 0;
+  const size_t curve = curves ? 1 + codec::default_points().size() + codec::kHeldRanks.size() : 0;
   const size_t doubles = kScalars + kSoundings + 2 * parts + parts * curve;
   return kHeaderBytes + doubles * sizeof(double) + sizeof(uint32_t);
 }
@@ -205,6 +208,7 @@ void write_measurement(const Measurement& measurement, MutableBytes to) {
     put(at, curve.energy);
     for (size_t i = 0; i < points; ++i)
       put(at, i < curve.points.size() ? curve.points[i].energy : 0);
+    for (const double held : curve.held) put(at, held);
   }
   base::store_little(at, base::crc32c(Bytes(to).first(to.size() - sizeof(uint32_t))));
 }
@@ -246,6 +250,7 @@ Result<Measurement> read_measurement(Bytes from, const gradient::Layout& layout,
       curve.points.push_back({point, codec::expected_record_bytes(elements, point),
                               numbers.take(-kEnergyMost, kEnergyMost)});
     }
+    for (double& held : curve.held) held = numbers.take(0, kEnergyMost);
   }
   if (numbers.wrong()) return damaged("a number that nobody measures");
   return out;

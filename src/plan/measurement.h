@@ -53,7 +53,7 @@ class Profiler {
 };
 
 inline constexpr uint32_t kMeasurementMagic = 0x4D504353;  // "SCPM" in memory
-inline constexpr uint16_t kMeasurementVersion = 3;
+inline constexpr uint16_t kMeasurementVersion = 4;
 
 // All ranks' are equally long for one layout, with curves and without.
 [[nodiscard]] size_t measurement_bytes(size_t parts, bool curves);

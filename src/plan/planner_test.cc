@@ -440,6 +440,8 @@ TEST(Calibrate, GivesRatesThatMakeSense) {
   }
   EXPECT_GE(rates.scan_s, 0);
   EXPECT_GT(rates.record_s, 0);
+  EXPECT_GT(rates.product_s, 0);
+  EXPECT_GT(rates.basis_s, 0);
 }
 
 TEST(Calibrate, SaysSoWhereMemoryIsShort) {

@@ -13,20 +13,63 @@
 namespace scant::plan {
 namespace {
 
-// What a buffer costs, summed over its parts. Work is this rank's; ranks are taken to be alike, so
-// that one owns a P-th of everything.
-struct BufferCost {
+// What a stage of a buffer costs, summed over its parts. Work is this rank's; ranks are taken to be
+// alike, so that one owns a P-th of everything.
+struct StageCost {
   double first_bytes = 0;
   double second_bytes = 0;
   double first_messages = 1;
   double add_s = 0;     // all_reduce: 0
   double decode_s = 0;  // split
 };
+struct BufferCost {
+  StageCost basis;
+  StageCost values;
+};
+
+codec::Point dense(codec::ValueKind kind) { return {1.0, kind}; }
+
+// So many elements that go at `first` to owners or to all, and at `second` back.
+void add_range(StageCost& cost, uint64_t n, codec::Point first, codec::Point second,
+               gradient::Path path, int ranks, const WorkRates& work) {
+  const double others = ranks - 1;
+  const double bytes = codec::expected_record_bytes(n, first);
+  const double added = add_s(work, n, first, ranks);
+  if (path == gradient::Path::gather) {
+    cost.first_bytes += others * bytes;
+    cost.add_s += added;
+    return;
+  }
+  cost.first_bytes += others / ranks * bytes;
+  cost.second_bytes += others / ranks * codec::expected_record_bytes(n, second);
+  cost.add_s += (added + encode_s(work, n, second)) / ranks;
+  cost.decode_s += add_s(work, n, second, 1);
+}
+
+double product_s(const WorkRates& work, const gradient::Layout& layout, uint32_t part,
+                 uint32_t rank) {
+  return work.product_s * rank * static_cast<double>(layout.parts()[part].range.elements);
+}
+
+void add_factors(BufferCost& cost, uint32_t part, const gradient::PartPlan& points,
+                 gradient::Path path, const gradient::Layout& layout, const WorkRates& work) {
+  const codec::Shape matrix = layout.matrix_of(part);
+  const uint32_t rank = points.first.rank;
+  const codec::Point first = dense(points.first.factors);
+  const codec::Point second = dense(points.second.factors);
+  const int ranks = layout.ranks();
+  add_range(cost.basis, rank * matrix.rows, first, second, path, ranks, work);
+  add_range(cost.values, rank * matrix.columns, first, second, path, ranks, work);
+  // The basis is made, and the average put together, when the last leg has come.
+  const bool split = path == gradient::Path::split;
+  (split ? cost.basis.decode_s : cost.basis.add_s) +=
+      work.basis_s * rank * rank * static_cast<double>(matrix.rows);
+  (split ? cost.values.decode_s : cost.values.add_s) += product_s(work, layout, part, rank);
+}
 
 BufferCost cost_of(const gradient::BufferPlan& buffer, const gradient::Layout& layout,
                    const WorkRates& work) {
   const int ranks = layout.ranks();
-  const double others = ranks - 1;
   BufferCost cost;
   double elements = 0;
   for (uint32_t i = 0; i < buffer.parts; ++i) {
@@ -34,24 +77,18 @@ BufferCost cost_of(const gradient::BufferPlan& buffer, const gradient::Layout& l
     elements += static_cast<double>(part.range.elements);
     if (buffer.path == gradient::Path::all_reduce) continue;
     const gradient::PartPlan& points = buffer.points[i];
+    if (points.first.rank > 0) {
+      add_factors(cost, buffer.first_part + i, points, buffer.path, layout, work);
+    }
+    if (points.first.density == 0) continue;
     for (const gradient::SliceLayout& slice : layout.slices_of(part)) {
-      const uint64_t n = slice.range.elements;
-      const double first = codec::expected_record_bytes(n, points.first);
-      const double added = add_s(work, n, points.first, ranks);
-      if (buffer.path == gradient::Path::gather) {
-        cost.first_bytes += others * first;
-        cost.add_s += added;
-        continue;
-      }
-      cost.first_bytes += others / ranks * first;
-      cost.second_bytes += others / ranks * codec::expected_record_bytes(n, points.second);
-      cost.add_s += (added + encode_s(work, n, points.second)) / ranks;
-      cost.decode_s += add_s(work, n, points.second, 1);
+      add_range(cost.values, slice.range.elements, points.first, points.second, buffer.path, ranks,
+                work);
     }
   }
   if (buffer.path == gradient::Path::all_reduce) {
-    cost.first_bytes = collective::all_reduce_sent_bytes(elements * sizeof(float), ranks);
-    cost.first_messages = messages_in_a_row(buffer.path, ranks, cost.first_bytes);
+    cost.values.first_bytes = collective::all_reduce_sent_bytes(elements * sizeof(float), ranks);
+    cost.values.first_messages = messages_in_a_row(buffer.path, ranks, cost.values.first_bytes);
   }
   return cost;
 }
@@ -144,7 +181,7 @@ class Simulation {
     }
   }
   void begin_leg(const gradient::StepCore::Job& job) {
-    const BufferCost& cost = costs_[job.buffer];
+    const StageCost& cost = cost_of_stage(job);
     const bool first = job.kind == gradient::StepCore::Kind::begin_first;
     const double bytes = first ? cost.first_bytes : cost.second_bytes;
     const bool reduces = plan_.buffers[job.buffer].path == gradient::Path::all_reduce;
@@ -163,16 +200,35 @@ class Simulation {
     push({link_free_ + slower * profile_.link.alpha_s * messages, 0, false, job});
   }
   [[nodiscard]] double work_of(const gradient::StepCore::Job& job) const {
-    if (job.kind == gradient::StepCore::Kind::add) return costs_[job.buffer].add_s;
-    if (job.kind == gradient::StepCore::Kind::decode) return costs_[job.buffer].decode_s;
+    if (job.kind == gradient::StepCore::Kind::add) return cost_of_stage(job).add_s;
+    if (job.kind == gradient::StepCore::Kind::decode) return cost_of_stage(job).decode_s;
     const gradient::BufferPlan& buffer = plan_.buffers[job.buffer];
     if (buffer.path == gradient::Path::all_reduce) return 0;
+    const codec::Point point = buffer.points[job.part - buffer.first_part].first;
+    const WorkRates& work = profile_.work;
+    const uint64_t side = factor_side(job, point);
     double seconds = 0;
+    if (side > 0) {
+      seconds += encode_s(work, side * point.rank, dense(point.factors));
+      // A times the directions; then its transpose times the basis, and the rest.
+      const int products = job.stage == gradient::Stage::basis ? 1 : 2;
+      seconds += products * product_s(work, layout_, job.part, point.rank);
+    }
+    if (job.stage == gradient::Stage::basis || point.density == 0) return seconds;
     for (const gradient::SliceLayout& slice : layout_.slices_of(layout_.parts()[job.part])) {
-      seconds += encode_s(profile_.work, slice.range.elements,
-                          buffer.points[job.part - buffer.first_part].first);
+      seconds += encode_s(work, slice.range.elements, point);
     }
     return seconds;
+  }
+  // Rows or columns of the factor that this job encodes; 0 where there is none.
+  [[nodiscard]] uint64_t factor_side(const gradient::StepCore::Job& job, codec::Point point) const {
+    if (point.rank == 0) return 0;
+    const codec::Shape matrix = layout_.matrix_of(job.part);
+    return job.stage == gradient::Stage::basis ? matrix.rows : matrix.columns;
+  }
+  [[nodiscard]] const StageCost& cost_of_stage(const gradient::StepCore::Job& job) const {
+    const BufferCost& cost = costs_[job.buffer];
+    return job.stage == gradient::Stage::basis ? cost.basis : cost.values;
   }
 
   const gradient::FusionPlan& plan_;

@@ -23,6 +23,10 @@ struct WorkRates {
   double scan_s = 0;    // an element that is looked at, below density 1
   double clear_s = 0;   // an element of a sum that is cleared and written, below density 1
   double record_s = 0;  // a record, whatever its size
+  // Of factors: a product of a matrix with one direction, an element; and what makes a basis, of
+  // each pair of directions a row.
+  double product_s = 0;
+  double basis_s = 0;
 };
 
 struct LinkRate {

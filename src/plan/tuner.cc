@@ -89,6 +89,8 @@ void scale(WorkRates& work, double factor) {
   work.scan_s *= factor;
   work.clear_s *= factor;
   work.record_s *= factor;
+  work.product_s *= factor;
+  work.basis_s *= factor;
 }
 
 // Every rank looked at slices of its own: their curves' mean.
@@ -102,6 +104,7 @@ std::vector<codec::Curve> mean_curves(const std::vector<Measurement>& by_rank) {
       for (size_t i = 0; i < all[p].points.size() && i < more[p].points.size(); ++i) {
         all[p].points[i].energy += more[p].points[i].energy;
       }
+      for (size_t i = 0; i < all[p].held.size(); ++i) all[p].held[i] += more[p].held[i];
     }
   }
   return all;

@@ -3,6 +3,7 @@
 // calls; nothing of the encoder changes.
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -18,9 +19,13 @@ struct CurvePoint {
   double bytes = 0;   // of the record, headers included; a mean over steps
   double energy = 0;  // kept, as a sum of squares; 0 where rounding adds more than is kept
 };
+// Ranks of which a curve says what so many directions hold.
+inline constexpr std::array<uint16_t, 6> kHeldRanks = {1, 2, 4, 8, 16, 32};
 struct Curve {
   double energy = 0;  // of gradient + residual
   std::vector<CurvePoint> points;
+  // Of a matrix: the energy that its strongest 1, 2, 4 ... directions hold. probe() leaves zeros.
+  std::array<double, kHeldRanks.size()> held{};
 };
 
 // One CurvePoint for each point, in their order. A tensor of up to 8192 elements is looked at as a

@@ -20,6 +20,8 @@ inline WorkRates rates(double factor = 1) {
   work.scan_s = 0.3e-9 * factor;
   work.clear_s = 0.3e-9 * factor;
   work.record_s = 2e-6 * factor;
+  work.product_s = 0.05e-9 * factor;
+  work.basis_s = 1e-9 * factor;
   return work;
 }
 
