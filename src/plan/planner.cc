@@ -8,6 +8,7 @@
 
 #include "base/fault.h"
 #include "codec/rate/allocate.h"
+#include "plan/kept_share.h"
 #include "plan/progress.h"
 
 namespace scant::plan {
@@ -63,7 +64,9 @@ gradient::FusionPlan compressed_plan(const gradient::Layout& layout,
   std::vector<double> bytes;
   for (size_t p = 0; p < points.size(); ++p) {
     const uint64_t elements = layout.parts()[p].range.elements;
-    bytes.push_back(prices[p] * codec::expected_record_bytes(elements, points[p]));
+    const auto part = static_cast<uint32_t>(p);
+    bytes.push_back(prices[p] * (codec::expected_record_bytes(elements, points[p]) +
+                                 gradient::factor_bytes(part, points[p], layout)));
   }
   gradient::FusionPlan plan;
   uint32_t first = 0;
@@ -111,9 +114,11 @@ std::vector<codec::Curve> by_elements(std::span<const codec::Curve> curves,
     const double energy = std::exchange(all[p].energy, elements);
     if (energy > kNoEnergy && !all[p].points.empty()) {
       for (codec::CurvePoint& point : all[p].points) point.energy *= elements / energy;
+      for (double& held : all[p].held) held *= elements / energy;
       continue;
     }
     all[p].points.clear();
+    all[p].held = {};
     for (size_t i = 0; i < shares.size(); ++i) {
       const codec::Point point = codec::default_points()[i];
       all[p].points.push_back(
@@ -123,22 +128,7 @@ std::vector<codec::Curve> by_elements(std::span<const codec::Curve> curves,
   return all;
 }
 
-double share_at(const codec::Curve& curve, codec::Point point) {
-  if (point.density >= 1 && point.values == codec::ValueKind::f32) return 1;
-  // Of points that nobody looked at the nearest below stands for it: f16 has the bits of bf16 and
-  // more, and by row as many entries are kept.
-  const bool half = point.values == codec::ValueKind::f16;
-  const codec::ValueKind values = half ? codec::ValueKind::bf16 : point.values;
-  double most = 0;
-  for (const codec::CurvePoint& one : curve.points) {
-    if (one.point.values == values && one.point.density <= point.density) {
-      most = std::max(most, one.energy);
-    }
-  }
-  return std::clamp(most / curve.energy, 0.0, 1.0);
-}
-
-// Over both legs, by elements; what the second leg loses is lost of the average.
+// Over both legs, by elements.
 double kept_by(const gradient::FusionPlan& plan, std::span<const codec::Curve> even) {
   double elements = 0;
   double kept = 0;
@@ -150,10 +140,7 @@ double kept_by(const gradient::FusionPlan& plan, std::span<const codec::Curve> e
         kept += n;
         continue;
       }
-      const codec::Curve& curve = even[buffer.first_part + i];
-      const double second =
-          buffer.path == gradient::Path::split ? share_at(curve, buffer.points[i].second) : 1;
-      kept += n * share_at(curve, buffer.points[i].first) * second;
+      kept += n * kept_share(even[buffer.first_part + i], buffer.points[i], buffer.path);
     }
   }
   return elements > 0 ? kept / elements : 1;
@@ -172,6 +159,7 @@ std::string text_of(const gradient::FusionPlan& plan, const gradient::Layout& la
       for (const gradient::SliceLayout& slice : layout.slices_of(part)) {
         bytes += codec::expected_record_bytes(slice.range.elements, buffer.points[i].first);
       }
+      bytes += gradient::factor_bytes(buffer.first_part + i, buffer.points[i].first, layout);
     }
   }
   char what[48];
@@ -275,7 +263,10 @@ class Budgets {
  public:
   Budgets(const gradient::Layout& layout, const Profile& profile,
           std::span<const codec::Curve> even, Ranking& ranking)
-      : layout_(layout), profile_(profile), even_(even), ranking_(ranking) {
+      : layout_(layout), profile_(profile), ranking_(ranking) {
+    for (uint32_t part = 0; part < even.size(); ++part) {
+      looked_at_.push_back(with_factors(even[part], part, layout));
+    }
     price(0);
   }
 
@@ -309,7 +300,7 @@ class Budgets {
   };
 
   void price(double late_surcharge) {
-    priced_.assign(even_.begin(), even_.end());
+    priced_ = looked_at_;
     prices_.clear();
     elements_ = 0;
     for (size_t p = 0; p < priced_.size(); ++p) {
@@ -327,7 +318,9 @@ class Budgets {
     if (allocated.value().choice == before_) return true;
     before_ = allocated.value().choice;
     std::vector<codec::Point> points;
-    for (size_t p = 0; p < even_.size(); ++p) points.push_back(even_[p].points[before_[p]].point);
+    for (size_t p = 0; p < looked_at_.size(); ++p) {
+      points.push_back(looked_at_[p].points[before_[p]].point);
+    }
     for (const size_t buffers : counts) {
       if (buffers > points.size()) continue;
       const double worth =
@@ -339,7 +332,7 @@ class Budgets {
 
   const gradient::Layout& layout_;
   const Profile& profile_;
-  const std::span<const codec::Curve> even_;
+  std::vector<codec::Curve> looked_at_;  // by part, with points that have factors
   Ranking& ranking_;
   std::vector<double> prices_;        // of a byte, by part
   std::vector<codec::Curve> priced_;  // with bytes at these prices
