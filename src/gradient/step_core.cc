@@ -18,6 +18,7 @@ void StepCore::begin(const FusionPlan& plan) {
   next_first_ = 0;
   next_second_ = 0;
   reversed_under_way_ = 0;
+  held_ = false;
   buffers_left_ = static_cast<uint32_t>(buffers_.size());
 }
 
@@ -28,7 +29,7 @@ void StepCore::part_ready(uint32_t part) {
 }
 
 bool StepCore::may_begin() const {
-  if (next_first_ == turns_.size()) return false;
+  if (held_ || next_first_ == turns_.size()) return false;
   const uint32_t buffer = turns_[next_first_];
   if (buffers_[buffer].state != State::waiting) return false;
   return !is_reversed(buffer) || reversed_under_way_ < kCredit;

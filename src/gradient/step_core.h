@@ -43,6 +43,12 @@ class StepCore {
   // begin_first, begin_second: the operation has ended. The others: the work is done.
   void finished(const Job& job);
 
+  // Until release() no first leg begins.
+  void hold() { held_ = true; }
+  void release() { held_ = false; }
+  // The turn whose first leg is the next to begin; the number of buffers when all have.
+  [[nodiscard]] uint32_t next_first() const { return next_first_; }
+
   [[nodiscard]] bool done() const { return buffers_left_ == 0; }
   [[nodiscard]] bool is_done(uint32_t buffer) const {
     return buffers_[buffer].state == State::done;
@@ -85,6 +91,7 @@ class StepCore {
   uint32_t next_second_ = 0;         // the same of second legs; of split buffers only
   uint32_t reversed_under_way_ = 0;
   uint32_t buffers_left_ = 0;
+  bool held_ = false;
 };
 
 }  // namespace scant::gradient
