@@ -144,6 +144,7 @@ bool run_training(uint64_t seed, const Arguments& arguments, Counts& all) {
   all.parted += counts.parted;
   all.returned += counts.returned;
   all.deviated += counts.deviated;
+  all.changed += counts.changed;
   all.epochs += counts.epochs;
   if (arguments.verbose) {
     std::printf("seed=%llu %llu rounds in %.3f virtual seconds\n",
@@ -156,10 +157,12 @@ bool run_training(uint64_t seed, const Arguments& arguments, Counts& all) {
 
 void print_counts(const Counts& counts) {
   std::printf(
-      "%llu rounds ended well, the mass of %llu was checked; %llu failed, %llu of them on "
+      "%llu rounds ended well, owners changed within %llu of them, the mass of %llu was checked; "
+      "%llu failed, %llu of them on "
       "some members alone, %llu with another plan on one; %llu records taken back after one; "
       "%llu epochs\n",
       static_cast<unsigned long long>(counts.rounds),
+      static_cast<unsigned long long>(counts.changed),
       static_cast<unsigned long long>(counts.checked),
       static_cast<unsigned long long>(counts.failed),
       static_cast<unsigned long long>(counts.parted),

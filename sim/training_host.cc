@@ -1,7 +1,6 @@
 #include "sim/training_host.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/check.h"
 #include "base/little_endian.h"
@@ -22,9 +21,6 @@ std::vector<gradient::HostPlace> places_of(const Training& training) {
   }
   return places;
 }
-
-// Enough for any plan of the layout: a buffer a part.
-size_t plan_room(const gradient::Layout& layout) { return 64 + 64 * layout.parts().size(); }
 
 }  // namespace
 
@@ -150,85 +146,6 @@ void TrainingHost::next_round(uint32_t index) {
   });
 }
 
-// The first member draws it, the others learn it from its bytes.
-void TrainingHost::agree_on_plan(uint32_t index) {
-  Stream& stream = streams_[index];
-  const gradient::Layout& layout = stream.step->layout();
-  stream.plan_bytes.assign(plan_room(layout), std::byte{0});
-  if (members_.self == 0) {
-    base::Rng rng = rng_of(index, stream.round, 2);
-    gradient::FusionPlan plan = training_.uniform_q4
-                                    ? gradient::uniform_plan({.path = gradient::Path::split,
-                                                              .point = {1.0, codec::ValueKind::q4},
-                                                              .small_elements = 0},
-                                                             layout)
-                                    : draw_plan(rng, layout);
-    const std::vector<std::byte> bytes = gradient::serialise(plan, layout);
-    SCANT_CHECK(bytes.size() + 8 <= stream.plan_bytes.size());
-    base::store_little(stream.plan_bytes.data(), static_cast<uint64_t>(bytes.size()));
-    std::memcpy(stream.plan_bytes.data() + 8, bytes.data(), bytes.size());
-  }
-  gradient::Operation tell{.kind = gradient::Operation::Kind::broadcast,
-                           .lane = {index, gradient::Leg::agreement},
-                           .round = stream.round,
-                           .span = stream.plan_bytes};
-  exchange().submit(members_, std::move(tell),
-                    [this, index](const Outcome& outcome) { take_plan(index, outcome); });
-}
-
-void TrainingHost::take_plan(uint32_t index, const Outcome& outcome) {
-  if (abandoned_) return;
-  if (!outcome.result) return fail(index, outcome.result.error());
-  Stream& stream = streams_[index];
-  const auto bytes = static_cast<size_t>(base::load_little<uint64_t>(stream.plan_bytes.data()));
-  const gradient::Layout& layout = stream.step->layout();
-  Result<gradient::FusionPlan> plan =
-      gradient::parse_fusion_plan(Bytes(stream.plan_bytes).subspan(8, bytes), layout);
-  if (!plan) return watcher_.complain(rank_, "plan: " + plan.error().to_string());
-  set_plan(index, plan.value());
-}
-
-// In planned trainings the members agree when they are new, and after each period.
-void TrainingHost::agree(uint32_t index) {
-  Stream& stream = streams_[index];
-  if (std::exchange(stream.agreed_epoch, members_.epoch) != members_.epoch) {
-    return carry_on(index, stream.agreement->begin(members_, rates_, moment()));
-  }
-  if (stream.agreement->state() == plan::Agreement::State::running) return begin_round(index);
-  carry_on(index, stream.agreement->agree(moment()));
-}
-
-void TrainingHost::carry_on(uint32_t index, std::optional<gradient::Operation> operation) {
-  Stream& stream = streams_[index];
-  if (operation) {
-    return exchange().submit(members_, *std::move(operation),
-                             [this, index](const Outcome& outcome) {
-                               if (abandoned_) return;
-                               plan::Agreement& of = *streams_[index].agreement;
-                               carry_on(index, of.done(outcome.result, moment()));
-                             });
-  }
-  if (stream.agreement->error()) return fail(index, *stream.agreement->error());
-  set_plan(index, stream.agreement->decision().plan);
-}
-
-// The processor has been busy all the time, as far as the planner can tell.
-plan::Moment TrainingHost::moment() const {
-  const Time now = network_.now();
-  return {now, std::chrono::duration<double>(now.time_since_epoch()).count()};
-}
-
-bool TrainingHost::deviates(uint32_t index) const {
-  return index == 0 && rank_ == training_.deviant && members_.epoch == 1 &&
-         streams_[index].round == training_.deviant_round;
-}
-
-void TrainingHost::set_plan(uint32_t index, const gradient::FusionPlan& plan) {
-  const Result<void> set = streams_[index].step->set_plan(plan);
-  if (!set) return watcher_.complain(rank_, "set_plan: " + set.error().to_string());
-  begin_round(index);
-}
-
 void TrainingHost::begin_round(uint32_t index) {
   Stream& stream = streams_[index];
   if (deviates(index)) {
@@ -262,10 +179,35 @@ void TrainingHost::begin_round(uint32_t index) {
   stream.state = State::running;
   stream.stated_failure = stream.lost_first = false;
   stream.tensors_ready = 0;
+  stream.owner_changes = draw_owner_changes(index);
+  stream.owner_changes_made = 0;
   stream.samples = 1 + rng.below(100) + static_cast<uint64_t>(rank_);
   stream.held = held_by(*stream.step);
   watcher_.on_begin(*this, index, before);
   backward(index);
+}
+
+// The same on all ranks, each of which comes to them in its own time.
+std::vector<std::vector<gradient::SliceDuty>> TrainingHost::draw_owner_changes(
+    uint32_t index) const {
+  const Stream& stream = streams_[index];
+  base::Rng rng = rng_of(index, stream.round, 6);
+  if (!rng.chance(training_.owner_change_chance)) return {};
+  std::vector<std::vector<gradient::SliceDuty>> changes(1 + rng.below(3),
+                                                        stream.step->seat().duties);
+  for (auto& duties : changes) {
+    for (gradient::SliceDuty& duty : duties) {
+      duty.owner = static_cast<Rank>(rng.below(static_cast<uint64_t>(members_.size())));
+    }
+  }
+  return changes;
+}
+
+void TrainingHost::change_owners(uint32_t index) {
+  Stream& stream = streams_[index];
+  auto& duties = stream.owner_changes[stream.owner_changes_made++];
+  const Result<void> changed = stream.step->change_owners(std::move(duties));
+  if (!changed) watcher_.complain(rank_, "change_owners: " + changed.error().to_string());
 }
 
 // Tensors become ready one after the other, in an order of this rank's own.
@@ -296,15 +238,22 @@ void TrainingHost::backward(uint32_t index) {
       of.step->ready(tensor, network_.now());
     });
   }
+  for (size_t i = 0; i < stream.owner_changes.size(); ++i) {
+    later(Duration(static_cast<int64_t>(rng.below(static_cast<uint64_t>(at.count()) + 1))),
+          [this, index, same] {
+            if (same()) change_owners(index);
+          });
+  }
   later(at + 1us,
         [this, index, round, tensors = order.size()] { finish_backward(index, round, tensors); });
 }
 
-// A rank that was stopped meanwhile may have tensors to come.
+// A rank that was stopped meanwhile may have tensors and changes to come.
 void TrainingHost::finish_backward(uint32_t index, uint64_t round, size_t tensors) {
   Stream& stream = streams_[index];
   if (stream.state != State::running || stream.round != round) return;
-  if (stream.tensors_ready < tensors) {
+  const bool all_changes = stream.owner_changes_made == stream.owner_changes.size();
+  if (stream.tensors_ready < tensors || !all_changes) {
     return later(1ms, [this, index, round, tensors] { finish_backward(index, round, tensors); });
   }
   stream.step->finish(0, stream.samples, network_.now());

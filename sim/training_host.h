@@ -50,6 +50,8 @@ class TrainingHost {
     bool lost_first = false;      // some of its records of a first leg did not arrive
     uint64_t samples = 0;
     size_t tensors_ready = 0;
+    std::vector<std::vector<gradient::SliceDuty>> owner_changes;  // of this round
+    size_t owner_changes_made = 0;
     std::vector<std::byte> plan_bytes;
     std::unique_ptr<plan::Agreement> agreement;  // of planned trainings
     uint64_t agreed_epoch = 0;
@@ -95,7 +97,10 @@ class TrainingHost {
   [[nodiscard]] bool deviates(uint32_t index) const;
   [[nodiscard]] plan::Moment moment() const;
   void begin_round(uint32_t index);
+  [[nodiscard]] std::vector<std::vector<gradient::SliceDuty>> draw_owner_changes(
+      uint32_t index) const;
   void backward(uint32_t index);
+  void change_owners(uint32_t index);
   void finish_backward(uint32_t index, uint64_t round, size_t tensors);
   void drive();
   [[nodiscard]] bool drive(uint32_t index);

@@ -82,6 +82,16 @@ void TrainingRunner::on_begin(TrainingHost& host, uint32_t index, const Held& be
   stream.energy_met += round.ledger->energy_met(stream.held, stream.fed);
   const std::string wrong = round.ledger->check_adopted(before, stream.held);
   if (!wrong.empty()) complain(host.rank(), wrong);
+  check_owners(host, index);
+}
+
+// Once a round has begun, what no owner's average takes along is with the worker's.
+void TrainingRunner::check_owners(TrainingHost& host, uint32_t index) {
+  const gradient::GradientStep& step = *host.stream(index).step;
+  for (uint32_t slice = 0; slice < step.layout().slices().size(); ++slice) {
+    if (step.seat().owns(slice) || step.residuals().owner_if_made(slice) == nullptr) continue;
+    complain(host.rank(), "still keeps what it had as the owner of slice " + std::to_string(slice));
+  }
 }
 
 void TrainingRunner::on_end(TrainingHost& host, uint32_t index,
@@ -121,7 +131,11 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
   if (!wrong.empty()) complain(host.rank(), wrong);
   if (round.well++ == 0) {
     round.accounts = report.accounts;
+    round.changed_buffers = report.changed_buffers;
   } else {
+    if (report.changed_buffers != round.changed_buffers) {
+      complain(host.rank(), "has other owners than another member");
+    }
     for (size_t i = 0; i < round.accounts.size(); ++i) {
       const gradient::RankAccount& one = round.accounts[i];
       const gradient::RankAccount& other = report.accounts[i];
@@ -202,6 +216,7 @@ void TrainingRunner::judge(const RoundKey& key, Round& round) {
   }
   if (round.well == 0) return;
   ++counts_.rounds;
+  if (round.changed_buffers > 0) ++counts_.changed;
   // A member that was lost after its part was done holds the rest.
   for (size_t place = 0; place < round.over.size(); ++place) {
     if (round.over[place]) continue;

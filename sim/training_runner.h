@@ -30,6 +30,7 @@ class TrainingRunner final : public TrainingWatcher {
     uint64_t parted = 0;    // of those, that ended well on others
     uint64_t returned = 0;  // members of failed rounds whose records had to come back
     uint64_t deviated = 0;  // rounds in which a member had another plan
+    uint64_t changed = 0;   // rounds that ended well and whose owners changed within
     uint64_t epochs = 0;
   };
   [[nodiscard]] const Counts& counts() const { return counts_; }
@@ -41,6 +42,7 @@ class TrainingRunner final : public TrainingWatcher {
     std::unique_ptr<RoundLedger> ledger;
     gradient::Members members;
     int well = 0;
+    uint32_t changed_buffers = 0;
     int failed = 0;
     std::vector<bool> over;             // by place
     std::vector<uint64_t> plan_hashes;  // of members that have begun
@@ -55,6 +57,7 @@ class TrainingRunner final : public TrainingWatcher {
   void complain(Rank rank, const std::string& what) override;
   void ended_well(TrainingHost& host, uint32_t stream, Round& round,
                   const gradient::StepReport& report, const Held& held);
+  void check_owners(TrainingHost& host, uint32_t stream);
   void check_energy(TrainingHost& host, uint32_t stream, double energy, double told,
                     const char* who);
   // `round`: the one that ended with it, if one had begun.

@@ -103,6 +103,12 @@ void draw_deadlines(uint64_t seed, Training& training) {
   }
 }
 
+// Likewise.
+void draw_owner_changes(uint64_t seed, Training& training) {
+  base::Rng rng(seed, 8);
+  if (rng.chance(0.35)) training.owner_change_chance = rng.uniform();
+}
+
 void draw_sites(base::Rng& rng, Training& training) {
   Rank site = 0;
   for (Rank rank = 0; rank < training.ranks; ++rank) {
@@ -161,6 +167,7 @@ std::string Training::to_string() const {
   }
   if (verdict_last) text += ", verdict last";
   if (planned) text += ", planned";
+  if (owner_change_chance > 0) text += ", owners change within rounds";
   if (missing_as_zeros) text += ", missing as zeros";
   for (size_t i = 0; i < site_of.size(); ++i) {
     text += i == 0 ? ", sites " : " ";
@@ -199,6 +206,7 @@ Training make_training(uint64_t seed, int ranks) {
   draw_planned(seed, training);
   draw_i8(seed, training);
   draw_deadlines(seed, training);
+  draw_owner_changes(seed, training);
   return training;
 }
 

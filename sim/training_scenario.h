@@ -49,7 +49,8 @@ struct Training {
   double new_plan_chance = 1;  // before a round
   bool planned = false;        // plans are those that plan::Agreement comes to
   double new_duties_chance = 0;
-  double absent_chance = 0;  // of a tensor
+  double owner_change_chance = 0;  // within a round
+  double absent_chance = 0;        // of a tensor
   Duration backward_max{};
   uint64_t deviant_round = 0;  // in it one rank has another plan; 0: never
   Rank deviant = 0;

@@ -43,10 +43,17 @@ struct Case {
   Path path = Path::split;
   double density = 1.0;
   bool verdict_last = false;
+  bool changes_owners = false;  // within the step
 };
 
 FusionPlan plan_of(const Layout& layout, Path path, double density) {
   return uniform(layout, path, density, codec::ValueKind::q4, 3000);
+}
+
+std::vector<SliceDuty> next_owners(const Layout& layout) {
+  std::vector<SliceDuty> duties = duties_for(layout, kRanks);
+  for (SliceDuty& duty : duties) duty.owner = (duty.owner + 1) % kRanks;
+  return duties;
 }
 
 // The second of two steps; the first is `split`, so that workers and owners have residuals. Counts
@@ -59,6 +66,7 @@ struct Trial {
     rounds.set_plan(plan_of(layout, Path::split, of.density));
     rounds.run(1, kAll, 1, seed);
     rounds.set_plan(plan_of(layout, of.path, of.density));
+    if (of.changes_owners) rounds.owner_changes = {next_owners(layout)};
     for (Member& member : rounds.all()) {
       worker.push_back(member.kept(false));
       owner.push_back(member.kept(true));
@@ -177,6 +185,7 @@ void try_place(const Case& of, Fails how, base::Rng& rng, Counts& counts) {
     ASSERT_NO_FATAL_FAILURE(expect_whole(trial, of.path));
   }
   // All can go on, as members of a later epoch.
+  trial.rounds.owner_changes.clear();
   trial.rounds.run(3, kAll, 2, seed);
   ASSERT_EQ(errors_of(trial.rounds), 0u);
 }
@@ -211,6 +220,90 @@ TEST(Allocation, LikewiseOfSparseRecords) { expect_all_or_none({Path::split, 0.1
 TEST(Allocation, LikewiseWhereAllGatherAll) { expect_all_or_none({Path::gather, 1.0}, 100); }
 TEST(Allocation, LikewiseWhereAllGatherSparse) { expect_all_or_none({Path::gather, 0.1}, 100); }
 TEST(Allocation, LikewiseOfWhatIsReduced) { expect_all_or_none({Path::all_reduce, 1.0}, 100); }
+
+// A member that has no memory for other owners keeps them from changing, and the step goes on.
+TEST(Allocation, LikewiseWhereOwnersChange) {
+  expect_all_or_none({.path = Path::split, .density = 1.0, .changes_owners = true}, 400);
+  expect_all_or_none({.path = Path::split, .density = 0.1, .changes_owners = true}, 300);
+}
+
+// Of what a member allocates to begin a change the n-th fails, before its verdict or after it.
+// False when it allocates no more than that.
+bool fails_while_owners_change(bool after_verdicts, uint64_t place, bool& changed) {
+  constexpr uint64_t kSeed = 1;  // in its order some buffers have begun nowhere after the verdicts
+  Trial trial(kSeed, {});
+  FusionPlan plan;
+  for (uint32_t part = 0; part < trial.layout.parts().size(); ++part) {
+    plan.buffers.push_back({.first_part = part, .parts = 1, .path = Path::split, .points = {{}}});
+  }
+  plan.reversed = static_cast<uint32_t>(plan.buffers.size());
+  trial.rounds.set_plan(plan);
+  bool begun = false;
+  const auto change = [&](uint64_t) {
+    const auto sent = [](const Member& member) { return member.verdict_sent; };
+    if (begun || std::ranges::all_of(trial.rounds.all(), sent) != after_verdicts) return;
+    begun = true;
+    for (Member& member : trial.rounds.all()) {
+      ASSERT_TRUE(member.step->change_owners(next_owners(trial.layout)).ok());
+    }
+    allocations = 0;
+    failing = place;
+    base::set_allocation_gate(&base::testing::buffer_may_allocate);
+    trial.rounds.wrap = [](Rank station, const std::function<void()>& call) {
+      armed = station == 1;
+      call();
+      armed = false;
+    };
+    trial.rounds.pump(trial.rounds.at(1));
+    trial.rounds.wrap = nullptr;
+    base::set_allocation_gate(nullptr);
+    failing = UINT64_MAX;
+  };
+  trial.rounds.begin(2, kAll, 1, kSeed);
+  RoundOfMembers::drive_all(trial.network, {&trial.rounds}, kSeed, change);
+  EXPECT_TRUE(begun);
+  EXPECT_EQ(errors_of(trial.rounds), 0u);
+  if (::testing::Test::HasFailure()) return false;
+  expect_averaged(trial);
+  changed = trial.rounds.at(1).outcome->value().changed_buffers > 0;
+  return allocations > place;
+}
+
+TEST(Allocation, OwnersStayWhereAMemberHasNoMemoryForOthers) {
+  for (const bool after_verdicts : {false, true}) {
+    uint64_t place = 0;
+    bool changed = false;
+    while (fails_while_owners_change(after_verdicts, place, changed)) {
+      EXPECT_FALSE(changed) << "place " << place;
+      ++place;
+    }
+    EXPECT_TRUE(changed) << "without a failure";
+    EXPECT_GT(place, 10u);
+  }
+}
+
+// With all legs held back and verdicts last nothing but the lane of the change tells the others.
+TEST(Allocation, NobodyWaitsInAChangeForAMemberThatHasFailed) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    Trial trial(seed, {.verdict_last = true, .changes_owners = true});
+    trial.rounds.begin(2, kAll, 1, seed);
+    Member& failed = trial.rounds.at(1);
+    failed.changes_to_come = 0;
+    failing = 0;
+    persists = true;
+    trial.rounds.wrap = [&](Rank station, const std::function<void()>& call) {
+      armed = station == 1 && !failed.step->failed();
+      call();
+      armed = false;
+    };
+    trial.rounds.drive(seed);
+    failing = UINT64_MAX;
+    persists = false;
+    ASSERT_EQ(errors_of(trial.rounds), 3u);
+    expect_errors_that_name_memory(trial, 1);
+  }
+}
 
 TEST(Allocation, WithTheVerdictLastMostFailuresAreErrors) {
   for (const double density : {1.0, 0.1}) {

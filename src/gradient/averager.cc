@@ -145,6 +145,18 @@ Result<void> Averager::finish(uint64_t parameters_hash, uint64_t samples) {
   return {};
 }
 
+// Where the step could not begin, wait() says why.
+Result<void> Averager::change_owners(std::vector<SliceDuty> duties) {
+  if (Result<void> may = may_step(); !may) return may;
+  if (finish_told_) return invalid("owners change before finish() of a step");
+  open_step();
+  Result<void> outcome;
+  thread_->run([&](GradientStep& step) {
+    if (!step.idle()) outcome = step.change_owners(std::move(duties));
+  });
+  return outcome;
+}
+
 void Averager::open_step() {
   if (std::exchange(step_open_, true)) return;
   thread_->begin(std::exchange(curves_wanted_, false));

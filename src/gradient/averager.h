@@ -75,6 +75,12 @@ class Averager {
   // Tensors that are not ready() have no gradient in this step. `samples`: that this rank's
   // gradients are of; 0: not counted.
   Result<void> finish(uint64_t parameters_hash = 0, uint64_t samples = 0);
+  // Before finish(): `split` buffers of this step that no rank has begun to send go to these
+  // owners. Every rank calls it with the same duties, and equally often in a step. The report says
+  // how many buffers that were; the next step has the usual owners again.
+  // ErrorCode::invalid_argument, and nothing has changed: what GradientStep::change_owners()
+  // refuses.
+  Result<void> change_owners(std::vector<SliceDuty> duties);
   // After finish(): whether the averages of these tensors lie in the arena, each of which was
   // ready() in this step. False when the step has failed: wait() tells how. Nothing when neither is
   // known within `limit`; ask for the same ones again then.

@@ -92,18 +92,20 @@ void GradientStep::replace_memory(FusionPlan plan, std::vector<BufferMemory> mem
 
 Result<void> GradientStep::set_members(Members members, std::vector<SliceDuty> duties) {
   if (phase_ != Phase::idle) return invalid("members can only be set between steps");
-  if (members == seat_.members && duties.empty() && duties_are_usual_) return {};
+  const bool usual_stay = duties.empty() && duties_are_usual_ && !owners_changed_;
+  if (members == seat_.members && usual_stay) return {};
   try {
     const bool usual = duties.empty();
     Result<Seat> seat = seat_for(layout_, std::move(members), std::move(duties));
     if (!seat) return seat.error();
-    if (seat.value() != seat_) {
+    if (seat.value() != seat_ || owners_changed_) {
       Result<std::vector<BufferMemory>> memory = memory_of(plan_, seat.value());
       if (!memory) return memory.error();
       FusionPlan plan = plan_;
       if (Result<void> adopted = residuals_.adopt(seat.value()); !adopted) return adopted;
       replace_memory(std::move(plan), std::move(memory).value());
       seat_ = std::move(seat).value();
+      owners_changed_ = false;
     }
     duties_are_usual_ = usual;
   } catch (const std::bad_alloc&) {
@@ -169,6 +171,7 @@ void GradientStep::prepare_round(const RoundSpec& spec) {
   arrived_.clear();
   arrived_.reserve(plan_.buffers.size());
   arrived_told_ = 0;
+  owner_changes_.reserve(kOwnerChangesMax);
   finish_at_ = 0;
   owner_energy_ = residuals_.owner_energy();
   parts_to_encode_ = layout_.parts().size();
@@ -214,9 +217,9 @@ Result<void> GradientStep::keep_reserve() {
   scratch_.reserve(largest);
   const auto ranks = static_cast<uint64_t>(seat_.ranks());
   uint64_t records = 0;  // that are sorted at a time
-  for (const BufferMemory& memory : memory_) {
+  for_each_memory([&](const BufferMemory& memory) {
     for (const auto& slices : memory.slices) records = std::max(records, ranks * slices.size());
-  }
+  });
   const uint64_t bytes = kSmall + records * 2 * sizeof(SortedRecords::value_type) +
                          kOfSparseStep * codec::record_bytes_max(largest);
   if (reserve_.size() >= bytes) return {};
@@ -230,16 +233,16 @@ Result<void> GradientStep::keep_reserve() {
 Result<void> GradientStep::prepare_rest() try {
   if (options_.verdict_last) return {};
   uint64_t largest = 0;
-  for (size_t i = 0; i < memory_.size(); ++i) {
-    if (plan_.buffers[i].path != Path::split) continue;
-    for (const uint32_t slice : memory_[i].slices[static_cast<size_t>(seat_.rank())]) {
+  for_each_memory([&](const BufferMemory& memory) {
+    if (memory.averages.empty()) return;  // not split
+    for (const uint32_t slice : memory.slices[static_cast<size_t>(seat_.rank())]) {
       const SliceLayout& known = layout_.slices()[slice];
       const uint32_t tensor = layout_.parts()[known.part].tensor;
       if (!own_.present[tensor] && !options_.missing_as_zeros) continue;
       static_cast<void>(residuals_.owner(slice, seat_));
       largest = std::max(largest, codec::record_bytes_max(known.range.elements));
     }
-  }
+  });
   if (Result<void> prepared = workspace_.prepare(largest); !prepared) return prepared;
   const Result<MutableBytes> record = record_.resize(largest);
   return record ? Result<void>() : record.error();
@@ -296,6 +299,7 @@ void GradientStep::fail(Error error) {
   error_ = std::move(error);
   to_cancel_[static_cast<size_t>(Leg::first)] = true;
   to_cancel_[static_cast<size_t>(Leg::second)] = true;
+  to_cancel_[static_cast<size_t>(Leg::owners)] = true;
 }
 
 // Its text was made beforehand.
@@ -334,6 +338,7 @@ std::optional<uint32_t> GradientStep::next_arrived() {
 bool GradientStep::is_over() const {
   if (phase_ == Phase::idle || operations_ > 0 || job_) return false;
   if (aborted_) return true;
+  if (owner_change_is_due()) return false;
   return phase_ == Phase::finishing && verdict_over_ && (error_ || core_.done());
 }
 
@@ -363,6 +368,7 @@ std::optional<Result<StepReport>> GradientStep::take_outcome(Time now) {
     fail_for_memory();
   }
   if (const Result<void> settled = settle(); !settled) fail_with(settled.error());
+  forget_owner_changes();
   phase_ = Phase::idle;
   report_.end_s = seconds(now);
   report_.exposed_s = report_.end_s - finish_at_;

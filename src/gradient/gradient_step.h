@@ -78,7 +78,8 @@ struct Transmit {
 
 class GradientStep {
  public:
-  using Job = StepCore::Job;  // encode, add or decode
+  using Job = StepCore::Job;                     // encode, add or decode
+  static constexpr size_t kOwnerChangesMax = 8;  // in a round
 
   // `members`: of the first round; they may be others by then.
   static Result<std::unique_ptr<GradientStep>> create(Layout layout, StepOptions options,
@@ -98,6 +99,15 @@ class GradientStep {
   // Tensors that are not ready() have no gradient in this round. `samples`: how many this rank's
   // gradient is of.
   void finish(uint64_t parameters_hash, uint64_t samples, Time now);
+
+  // `split` buffers whose first leg has begun on no member go to these owners; of others the duties
+  // count for nothing. All members call it with the same duties, equally often in a round, each
+  // before its round is over: before finish() that is sure. They agree on the first turn that
+  // changes, and no first leg begins meanwhile. Where a member has no memory for it nothing changes
+  // on any. The next round has the owners that it begins with. ErrorCode::invalid_argument, and
+  // nothing has changed: no round is under way, or it had kOwnerChangesMax changes; duties that are
+  // not one for each slice, with an owner among the members and the round's own weight.
+  Result<void> change_owners(std::vector<SliceDuty> duties);
 
   // The next operation to submit, if there is one. Operations of a lane come in their order.
   [[nodiscard]] std::optional<Transmit> poll_transmit(Time now);
@@ -191,6 +201,31 @@ class GradientStep {
   [[nodiscard]] bool is_possible(const Missing& one, const Ticket& ticket) const;
   void note_arrival(uint32_t buffer);
 
+  // step_owners.cc
+  // By turn from `first` on: memory for the new owners; without slices where nothing changes.
+  struct OwnerChange {
+    std::vector<SliceDuty> duties;
+    uint32_t first = 0;
+    std::vector<BufferMemory> memory{};
+  };
+  [[nodiscard]] bool owner_change_is_due() const {
+    return !owner_change_ && !aborted_ && owner_changes_begun_ < owner_changes_.size();
+  }
+  [[nodiscard]] Transmit begin_owner_change();
+  [[nodiscard]] Result<void> prepare_owner_change();
+  [[nodiscard]] bool gets_other_owners(uint32_t buffer) const;
+  [[nodiscard]] int64_t owner_change_hash() const;
+  void owner_change_done();
+  void take_owners(OwnerChange& change, uint32_t first);
+  void forget_owner_changes();
+  // Of the round, and of what the members have not agreed on yet.
+  template <typename Body>
+  void for_each_memory(const Body& body) const {
+    for (const BufferMemory& memory : memory_) body(memory);
+    if (!owner_change_) return;
+    for (const BufferMemory& memory : owner_change_->memory) body(memory);
+  }
+
   // step_jobs.cc
   [[nodiscard]] Result<void> do_job(const Job& job, Effort& effort);
   Result<void> encode(uint32_t buffer, uint32_t part, Effort& effort);
@@ -231,6 +266,7 @@ class GradientStep {
   Residuals residuals_;
   std::vector<BufferMemory> memory_;  // by buffer of the plan
   bool duties_are_usual_ = true;      // those of duties_for()
+  bool owners_changed_ = false;       // within the last round, or nearly
   // Of the last round, where plan or members were replaced since: for averaged().
   struct Replaced {
     FusionPlan plan;
@@ -265,6 +301,12 @@ class GradientStep {
   bool verdict_over_ = false;
   bool nobody_applies_ = false;  // no member's verdict can be a good one
   bool aborted_ = false;
+  std::vector<std::vector<SliceDuty>> owner_changes_;  // asked for, in order
+  size_t owner_changes_begun_ = 0;
+  std::optional<OwnerChange> owner_change_;  // that the members agree on
+  std::array<int64_t, 3>
+      owner_change_told_{};               // first turn; a hash of the change; the same negated
+  std::vector<SliceDuty> duties_before_;  // when the round began; empty before a change
   size_t parts_to_encode_ = 0;
   size_t operations_ = 0;  // under way
   std::optional<Job> job_;

@@ -25,6 +25,25 @@ void BufferMemory::clear() {
   second_missing.clear();
 }
 
+void BufferMemory::reserve_pieces() {
+  for (size_t owner = 0; owner < slices.size(); ++owner) {
+    outgoing_pieces[owner].reserve(slices[owner].size());
+  }
+}
+
+void BufferMemory::take_records(const BufferMemory& other, std::span<const SliceDuty> duties) {
+  for (size_t from = 0; from < other.outgoing.size(); ++from) {
+    const Bytes records = other.outgoing[from].view();
+    for (Operation::Piece piece : other.outgoing_pieces[from]) {
+      const auto to = static_cast<size_t>(duties[piece.slice].owner);
+      const Bytes record = records.subspan(piece.begin, piece.bytes);
+      piece.begin = outgoing[to].view().size();
+      outgoing[to].append(record);
+      outgoing_pieces[to].push_back(piece);
+    }
+  }
+}
+
 size_t BufferMemory::used_bytes() const {
   size_t bytes = average.view().size();
   for (const Message& message : outgoing) bytes += message.view().size();

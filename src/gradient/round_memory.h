@@ -19,7 +19,7 @@ struct BufferMemory {
   Message average;                            // split: what this owner sends back
   std::vector<Message> averages;              // by owner, second leg; the own place stays empty
   std::vector<uint64_t> received;             // by rank, of the leg that is under way
-  // Where records lie in `outgoing` and in `average`: of bounded legs alone.
+  // Where records lie in `outgoing`, of split; and in `average`, where the second leg is bounded.
   std::vector<std::vector<Operation::Piece>> outgoing_pieces;
   std::vector<Operation::Piece> average_pieces;
   size_t added = 0;  // split: slices of this owner whose averages are encoded
@@ -28,6 +28,10 @@ struct BufferMemory {
   std::vector<Missing> second_missing;
 
   void clear();  // of records, for the next round
+  // Of split: the records that `other` has for the same slices, whose owners are others there.
+  // Needs no memory after reserve_pieces().
+  void reserve_pieces();
+  void take_records(const BufferMemory& other, std::span<const SliceDuty> duties);
   [[nodiscard]] size_t used_bytes() const;
 };
 

@@ -35,6 +35,8 @@ void StepCore::begin(const FusionPlan& plan) {
   ready_.assign(buffer_of_.size(), false);
   for (Turns& turns : next_) turns = {};
   reversed_under_way_ = 0;
+  begun_ = 0;
+  held_ = false;
   buffers_left_ = static_cast<uint32_t>(buffers_.size());
 }
 
@@ -47,7 +49,7 @@ void StepCore::part_ready(uint32_t part) {
 bool StepCore::may_begin(Stage stage) {
   uint32_t& next = next_[index(stage)].first;
   while (next < turns_.size() && !takes_part(turns_[next], stage)) ++next;
-  if (next == turns_.size()) return false;
+  if (held_ || next == turns_.size()) return false;
   const uint32_t buffer = turns_[next];
   if (!is_at(buffer, stage, State::waiting)) return false;
   return stage == Stage::basis || !is_reversed(buffer) || reversed_under_way_ < kCredit;
@@ -57,6 +59,7 @@ std::optional<StepCore::Job> StepCore::next_leg(Stage stage) {
   Turns& next = next_[index(stage)];
   if (may_begin(stage)) {
     const uint32_t buffer = turns_[next.first++];
+    begun_ = std::max(begun_, next.first);
     buffers_[buffer].state = State::first_leg;
     if (stage == Stage::values && is_reversed(buffer)) ++reversed_under_way_;
     return Job{Kind::begin_first, buffer, 0, stage};

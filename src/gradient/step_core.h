@@ -50,6 +50,12 @@ class StepCore {
   // begin_first, begin_second: the operation has ended. The others: the work is done.
   void finished(const Job& job);
 
+  // Until release() no first leg begins.
+  void hold() { held_ = true; }
+  void release() { held_ = false; }
+  // The turn from which on no leg of any buffer has begun; the number of buffers when all have.
+  [[nodiscard]] uint32_t next_first() const { return begun_; }
+
   [[nodiscard]] bool done() const { return buffers_left_ == 0; }
   [[nodiscard]] bool is_done(uint32_t buffer) const {
     return buffers_[buffer].state == State::done;
@@ -106,6 +112,8 @@ class StepCore {
   Turns next_[kStageCount];          // by stage
   uint32_t reversed_under_way_ = 0;
   uint32_t buffers_left_ = 0;
+  uint32_t begun_ = 0;
+  bool held_ = false;
 };
 
 }  // namespace scant::gradient

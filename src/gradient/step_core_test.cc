@@ -51,6 +51,27 @@ TEST(StepCore, AnAllReduceWaitsForItsPartsOnly) {
   EXPECT_TRUE(core.done());
 }
 
+TEST(StepCore, WhileItIsHeldOnlyFirstLegsWait) {
+  const FusionPlan plan = plan_of({{Path::split, 1}, {Path::split, 1}});
+  StepCore core;
+  core.begin(plan);
+  core.part_ready(0);
+  core.finished(*core.next());
+  const auto first = core.next();
+  EXPECT_EQ(core.next_first(), 1u);
+  core.hold();
+  core.part_ready(1);
+  core.finished(*core.next());
+  EXPECT_FALSE(core.next());
+  core.finished(*first);
+  core.finished(*core.next());  // added up
+  EXPECT_EQ(core.next(), (StepCore::Job{Kind::begin_second, 0, 0}));
+  EXPECT_FALSE(core.next());
+  core.release();
+  EXPECT_EQ(core.next(), (StepCore::Job{Kind::begin_first, 1, 0}));
+  EXPECT_EQ(core.next_first(), 2u);
+}
+
 TEST(StepCore, LegsBeginInTheOrderOfThePlanWhateverIsReadyFirst) {
   const FusionPlan plan = plan_of({{Path::split, 1}, {Path::all_reduce, 1}, {Path::split, 1}});
   StepCore core;

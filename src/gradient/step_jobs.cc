@@ -121,9 +121,7 @@ Result<void> GradientStep::encode_slice(uint32_t index, uint32_t part, uint32_t 
   }
   const size_t to = split ? static_cast<size_t>(seat_.duties[slice].owner) : 0;
   BufferMemory& memory = memory_[index];
-  if (split && !options_.first_leg.exact) {
-    memory.outgoing_pieces[to].reserve(memory.slices[to].size());
-  }
+  if (split) memory.outgoing_pieces[to].reserve(memory.slices[to].size());
   const auto done = encoder.encode(gradient, point, workspace_, record_);
   if (!done) return done.error();
   if (!split) residuals_.clear_owner(slice);
@@ -135,7 +133,7 @@ Result<void> GradientStep::encode_slice(uint32_t index, uint32_t part, uint32_t 
   report.energy += done.value().energy;
   report.energy_left += done.value().energy_left;
   charge_encoding(effort, point, range.elements, done.value().entries);
-  if (split && !options_.first_leg.exact) {
+  if (split) {
     memory.outgoing_pieces[to].push_back(
         {slice, range, memory.outgoing[to].view().size(), done.value().bytes});
   }

@@ -16,6 +16,7 @@ std::optional<Transmit> GradientStep::poll_transmit(Time now) {
     return Transmit{{.round = report_.step, .leg = Leg::verdict, .opening = true},
                     *std::exchange(opening_, std::nullopt)};
   }
+  if (owner_change_is_due()) return begin_owner_change();
   if (!error_ && !verdict_is_due()) {
     try {
       if (auto leg = begin_leg(now)) return leg;
@@ -138,6 +139,7 @@ void GradientStep::on_done(const Ticket& ticket, const Outcome& outcome, Time no
   try {
     if (!outcome.result) return fail(outcome.result.error());
     if (ticket.opening) return opening_done();
+    if (ticket.leg == Leg::owners) return owner_change_done();
     if (ticket.leg == Leg::verdict) return verdict_done();
     if (!error_) leg_done(ticket, outcome.missing, now);
   } catch (const std::bad_alloc&) {

@@ -41,6 +41,8 @@ struct StepReport {
   std::vector<bool> present;  // by tensor: on any rank
   uint64_t nonfinite = 0;     // values, on all ranks
   uint64_t sent_bytes = 0;    // by this rank, headers of frames not counted
+  // Buffers that got other owners within the round; of several changes each counts.
+  uint32_t changed_buffers = 0;
   // Their averages are not finite either: whether that is an error is for the caller to say.
   std::vector<NotFinite> not_finite;
   // By rank: when one is lost, this is what it took along.

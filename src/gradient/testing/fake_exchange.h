@@ -147,9 +147,10 @@ class FakeNetwork {
       }
     }
   }
-  // In the order of ranks, in f32.
+  // In the order of ranks, in f32; or the most of each i64.
   static void all_reduce(Meeting& meeting) {
     const Operation& first = meeting.there.begin()->second.first;
+    if (first.dtype == DType::i64) return most(meeting);
     const size_t elements = first.span.size() / sizeof(float);
     std::vector<float> sum(elements, 0.0f);
     for (auto& [place, member] : meeting.there) {
@@ -162,6 +163,19 @@ class FakeNetwork {
     for (auto& [place, member] : meeting.there) {
       ASSERT_EQ(member.first.span.size(), first.span.size());
       std::memcpy(member.first.span.data(), sum.data(), first.span.size());
+    }
+  }
+  static void most(Meeting& meeting) {
+    const Operation& first = meeting.there.begin()->second.first;
+    ASSERT_EQ(first.op, ReduceOp::max);
+    std::vector<int64_t> most(first.span.size() / sizeof(int64_t), INT64_MIN);
+    for (auto& [place, member] : meeting.there) {
+      ASSERT_EQ(member.first.span.size(), first.span.size());
+      const auto* values = reinterpret_cast<const int64_t*>(member.first.span.data());
+      for (size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], values[i]);
+    }
+    for (auto& [place, member] : meeting.there) {
+      std::memcpy(member.first.span.data(), most.data(), first.span.size());
     }
   }
   void swap(Meeting& meeting, std::vector<std::vector<Missing>>& missing) {

@@ -32,6 +32,8 @@ struct Member {
   std::vector<float> gradient;    // what the arena held when all was ready
   std::vector<uint32_t> to_come;  // tensors, from the back
   bool to_finish = false;
+  size_t changes_to_come = 0;  // of owners, before it finishes
+  bool verdict_sent = false;
   std::optional<Result<StepReport>> outcome;
   std::optional<GradientStep::Job> working;
   std::vector<Effort> efforts;  // of all jobs, in order
@@ -95,12 +97,14 @@ class RoundOfMembers {
       around(member.station, [&] { begun = member.step->begin(spec, now()); });
       if (!begun) {
         member.outcome = Result<StepReport>(begun.error());
-        for (const Leg leg : {Leg::first, Leg::second, Leg::verdict}) {
+        for (const Leg leg : {Leg::first, Leg::second, Leg::verdict, Leg::owners}) {
           network_.at(member.station).cancel(spec.members, {0, leg});
         }
         continue;
       }
       member.to_finish = true;
+      member.changes_to_come = owner_changes.size();
+      member.verdict_sent = false;
       shuffle(member, seed, absent);
     }
   }
@@ -141,6 +145,7 @@ class RoundOfMembers {
       around(member.station, [&] { next = step.poll_transmit(now()); });
       if (!next) break;
       const Ticket ticket = next->ticket;
+      member.verdict_sent |= ticket.leg == Leg::verdict && !ticket.opening;
       network_.at(member.station)
           .submit(step.seat().members, std::move(next->operation),
                   [this, &member, ticket](const Outcome& outcome) {
@@ -158,6 +163,8 @@ class RoundOfMembers {
 
   Around wrap;
   std::vector<SliceDuty> duties;  // of the next rounds; empty: the usual ones
+  // In the next rounds each member makes them at some time before it finishes.
+  std::vector<std::vector<SliceDuty>> owner_changes;
   std::function<float(int, Rank, uint32_t, uint64_t)> gradient = gradient_at;
 
  private:
@@ -191,6 +198,7 @@ class RoundOfMembers {
     for (Member& member : members_) {
       if (member.gone) continue;
       if (!member.to_come.empty() || member.to_finish) all.emplace_back([&] { go_on(member); });
+      if (member.changes_to_come > 0) all.emplace_back([&] { change_owners(member); });
       if (!member.working) begin_job(member);
       if (member.working) all.emplace_back([&] { end_job(member); });
     }
@@ -206,9 +214,16 @@ class RoundOfMembers {
     const GradientStep::Job job = *std::exchange(member.working, std::nullopt);
     around(member.station, [&] { member.step->finished(job, now(), now()); });
   }
+  void change_owners(Member& member) {
+    auto duties_now = owner_changes[owner_changes.size() - member.changes_to_come--];
+    Result<void> changed;
+    around(member.station, [&] { changed = member.step->change_owners(std::move(duties_now)); });
+    EXPECT_TRUE(changed.ok()) << changed.error().to_string();
+  }
   // Backward goes on.
   void go_on(Member& member) {
     if (member.to_come.empty()) {
+      if (member.changes_to_come > 0) return change_owners(member);
       member.to_finish = false;
       around(member.station, [&] { member.step->finish(0, 32, now()); });
       return;
