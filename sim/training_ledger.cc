@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/check.h"
+
 namespace scant::sim {
 namespace {
 
@@ -15,11 +17,11 @@ std::string text_of(const char* what, uint64_t element, double have, double want
   return text;
 }
 
-void read(const codec::Encoder* encoder, uint64_t offset, std::vector<float>& scratch,
+void read(const codec::TensorEncoder* encoder, uint64_t offset, std::vector<float>& scratch,
           std::vector<double>& to) {
   if (encoder == nullptr) return;
   scratch.resize(encoder->range().elements);
-  encoder->read_residual(scratch);
+  SCANT_CHECK(encoder->read_residual(scratch).ok(), "the simulator's encoders are of the host");
   for (size_t i = 0; i < scratch.size(); ++i) to[offset + i] = scratch[i];
 }
 

@@ -37,10 +37,13 @@ Result<void> Averager::start(Members members, std::span<float> arena,
                   .workers = options.workers,
                   .missing_as_zeros = options.missing_as_zeros,
                   .names = options.names,
-                  .timeout = options.timeout};
+                  .timeout = options.timeout,
+                  .encoders = options.encoders,
+                  .device = options.device};
   auto step = GradientStep::create(layout_, std::move(how), std::move(members), options.slot);
   if (!step) return step.error();
-  thread_ = std::make_unique<StepThread>(exchange_, std::move(step).value(), arena, options.slot);
+  thread_ = std::make_unique<StepThread>(exchange_, std::move(step).value(), arena,
+                                         options.gradients, options.slot);
   return thread_->start();
 }
 
@@ -194,8 +197,8 @@ std::vector<AveragedBuffer> Averager::averaged() const {
   return all;
 }
 
-std::vector<std::byte> Averager::save() const {
-  std::vector<std::byte> saved;
+Result<std::vector<std::byte>> Averager::save() const {
+  Result<std::vector<std::byte>> saved = std::vector<std::byte>();
   thread_->run([&](GradientStep& step) { saved = step.save(); });
   return saved;
 }

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "codec/encoder.h"
+#include "codec/device/tensor_encoder.h"
 #include "gradient/exchange.h"
 #include "gradient/fusion_plan.h"
 #include "gradient/layout.h"
@@ -35,6 +35,10 @@ struct AveragerOptions {
   bool missing_as_zeros = false;        // a tensor without a gradient on some ranks is no error
   Duration timeout = Duration::zero();  // of each operation; zero: the exchange's
   uint32_t slot = 0;                    // of the exchange: averagers at once have different ones
+  // Of a device: StepOptions::encoders and device, RoundSpec::gradients. Empty: of the host.
+  codec::MakeTensorEncoder encoders{};
+  codec::Device* device = nullptr;
+  codec::Placed<const float> gradients{};
 };
 
 class Averager {
@@ -98,7 +102,7 @@ class Averager {
   // Of the worker's and the owner's encoders, what `Encoder::save` gives, and back: restore()
   // between steps only. In the middle of a step the others wait for the job that runs and see its
   // state.
-  [[nodiscard]] std::vector<std::byte> save() const;
+  [[nodiscard]] Result<std::vector<std::byte>> save() const;
   Result<void> restore(Bytes saved);
   // The same in two: the state of now is asked for at once, and any thread waits for it, once.
   void ask_to_save() { thread_->ask_to_save(); }

@@ -306,7 +306,7 @@ TEST(Averager, SavedResidualsGoOnExactlyAndUnderAnotherNumberOfRanks) {
     const FusionPlan plan = uniform(layout, Path::split, 0.05, codec::ValueKind::q4);
     host.set(plan);
     for (int number = 1; number <= 4; ++number) ASSERT_TRUE(host.step(number, 3).ok());
-    saved[rank] = host.averager->save();
+    saved[rank] = host.averager->save().value();
     energy[rank] = host.averager->residual_energy();
     ASSERT_TRUE(host.step(5, 3).ok());
     next[rank] = host.arena;

@@ -29,7 +29,11 @@ GradientStep::GradientStep(Layout layout, StepOptions options, Seat seat, uint32
       slot_(slot),
       seat_(std::move(seat)),
       residuals_(layout_,
-                 {.residual = options_.residual, .decay = options_.decay, .seed = options_.seed}) {}
+                 {.residual = options_.residual,
+                  .decay = options_.decay,
+                  .seed = options_.seed,
+                  .make = options_.encoders},
+                 workspace_, record_) {}
 
 GradientStep::~GradientStep() {
   SCANT_CHECK(operations_ == 0, "an operation that is under way uses the round's memory");
@@ -121,6 +125,7 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
     return invalid("arena: the layout needs " + std::to_string(layout_.arena_elements()) +
                    " elements, got " + std::to_string(spec.arena.size()));
   }
+  if (auto fault = gradients_fault(spec)) return *std::move(fault);
   if (failed_epoch_ > 0 && spec.members.epoch <= failed_epoch_) {
     return invalid("the round before failed: the next needs members of a later epoch than " +
                    std::to_string(failed_epoch_));
@@ -140,9 +145,32 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
   replaced_.reset();
   for (BufferMemory& memory : memory_) memory.clear();
   arena_ = spec.arena;
+  gradients_ = spec.gradients;
   begun_ = now;
   phase_ = Phase::running;
   return {};
+}
+
+// What goes as it is goes from the host.
+std::optional<Error> GradientStep::gradients_fault(const RoundSpec& spec) const {
+  if (spec.gradients.memory.empty()) return std::nullopt;
+  if (spec.gradients.memory.size() != layout_.arena_elements()) {
+    return invalid("gradients: the layout needs " + std::to_string(layout_.arena_elements()) +
+                   " elements, got " + std::to_string(spec.gradients.memory.size()));
+  }
+  if (spec.gradients.place.kind != codec::Place::Kind::device) {
+    return invalid("gradients: those of the host lie in the arena");
+  }
+  if (options_.device && options_.device->ordinal() != spec.gradients.place.ordinal) {
+    return invalid("gradients: they lie on device " + std::to_string(spec.gradients.place.ordinal) +
+                   ", StepOptions::device is " + std::to_string(options_.device->ordinal()));
+  }
+  const auto plain = std::ranges::find(plan_.buffers, Path::all_reduce, &BufferPlan::path);
+  if (plain == plan_.buffers.end() || options_.device) return std::nullopt;
+  return Error{.code = ErrorCode::unsupported,
+               .message = "gradients: buffer " + std::to_string(plain - plan_.buffers.begin()) +
+                          " of the plan goes as all_reduce, from the host: StepOptions::device "
+                          "must say who copies it"};
 }
 
 // All that may run out of memory, before anything of the last round is gone.
@@ -168,6 +196,12 @@ void GradientStep::prepare_round(const RoundSpec& spec) {
   by_rank_.clear();
   prepare_verdict();
   core_.begin(plan_);
+  SCANT_CHECK(at_devices_.empty(), "a round ends after what its devices work on");
+  if (options_.encoders || options_.device) at_devices_.reserve(layout_.slices().size());
+  if (options_.device && !spec.gradients.memory.empty() && !fetches_) {
+    fetches_ = std::make_unique<codec::StreamCall[]>(layout_.parts().size());
+  }
+  wake_ = spec.wake;
   arrived_.clear();
   arrived_.reserve(plan_.buffers.size());
   arrived_told_ = 0;
@@ -258,6 +292,15 @@ std::span<float> GradientStep::floats(uint32_t tensor, const codec::Range& range
   return arena_.subspan(layout_.arena_offset(tensor, range), range.elements);
 }
 
+// That of a plain buffer was copied.
+codec::Placed<const float> GradientStep::gradient_of(const SliceLayout& slice) const {
+  const uint32_t tensor = layout_.parts()[slice.part].tensor;
+  const bool plain = plan_.buffers[core_.buffer_of(slice.part)].path == Path::all_reduce;
+  if (!on_device() || plain) return {.memory = floats(tensor, slice.range)};
+  const uint64_t at = layout_.arena_offset(tensor, slice.range);
+  return {.memory = gradients_.memory.subspan(at, slice.range.elements), .place = gradients_.place};
+}
+
 void GradientStep::ready(uint32_t tensor, Time now) {
   SCANT_CHECK(phase_ == Phase::running && tensor < own_.present.size() && !own_.present[tensor],
               "a tensor is ready once in a round that is not finished");
@@ -336,7 +379,7 @@ std::optional<uint32_t> GradientStep::next_arrived() {
 }
 
 bool GradientStep::is_over() const {
-  if (phase_ == Phase::idle || operations_ > 0 || job_) return false;
+  if (phase_ == Phase::idle || operations_ > 0 || job_ || device_works()) return false;
   if (aborted_) return true;
   if (owner_change_is_due()) return false;
   return phase_ == Phase::finishing && verdict_over_ && (error_ || core_.done());
@@ -367,6 +410,7 @@ std::optional<Result<StepReport>> GradientStep::take_outcome(Time now) {
   } catch (const std::bad_alloc&) {
     fail_for_memory();
   }
+  end_all();
   if (const Result<void> settled = settle(); !settled) fail_with(settled.error());
   forget_owner_changes();
   phase_ = Phase::idle;
@@ -408,7 +452,7 @@ Result<void> GradientStep::restore(Bytes saved) {
   }
 }
 
-std::vector<std::byte> GradientStep::save() const { return residuals_.save(seat_); }
+Result<std::vector<std::byte>> GradientStep::save() const { return residuals_.save(seat_); }
 
 void GradientStep::scale_residuals(float factor) { residuals_.scale(factor); }
 

@@ -4,17 +4,19 @@
 //
 //   begin() → ready() ... finish()      what backward does
 //   poll_transmit() → on_done()         operations, to be given to an Exchange
-//   next() → run() → finished()         work, one job at a time
+//   next() → run() → finished()         work, one job at a time; again after a device's wake
 //   next_cancelled()                    lanes to be cancelled
 //   take_outcome()                      the end of the round
 //
 // One owner thread. Several rounds under way at once are several objects with slots of their own.
 // Limits: one round at a time in one object; memory that an operation names stays untouched until
-// on_done(). A failed allocation is ErrorCode::resource of the round, on all members, until the
-// verdict is sent; what fails from then on is done once more with memory that was set aside.
+// on_done(), and gradients on a device until the end of the round. A failed allocation is
+// ErrorCode::resource of the round, on all members, until the verdict is sent; what fails from then
+// on is done once more with memory that was set aside.
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <new>
 #include <optional>
@@ -23,6 +25,8 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "codec/device/stream_call.h"
+#include "codec/device/tensor_encoder.h"
 #include "codec/workspace.h"
 #include "gradient/effort.h"
 #include "gradient/exchange.h"
@@ -46,6 +50,11 @@ struct StepOptions {
   bool missing_as_zeros = false;        // a tensor without a gradient on some ranks is no error
   std::vector<std::string> names{};     // of the tensors, for messages; may be empty
   Duration timeout = Duration::zero();  // of each operation; zero: the exchange's
+  // Makes the encoders of this rank's gradients, one for each slice, whose records lie on the host;
+  // empty: of the host. What they stand on outlives the step.
+  codec::MakeTensorEncoder encoders{};
+  // Copies gradients of plain buffers to the arena where they lie on it; outlives the step.
+  codec::Device* device = nullptr;
   // Of `split` buffers. All else is always exact.
   Delivery first_leg{};
   Delivery second_leg{};
@@ -61,6 +70,12 @@ struct RoundSpec {
   Members members{};                // self takes part
   std::vector<SliceDuty> duties{};  // empty: duties_for()
   bool curves = false;              // the report holds them
+  // Gradients on a device, laid out like the arena, which then holds none of them. Empty: they lie
+  // in the arena. ErrorCode::unsupported: the plan has plain buffers, and no device copies them.
+  codec::Placed<const float> gradients{};
+  // Called when a device is done with something, on a thread of the device's: next() may have
+  // another job, or the round be over. It must neither wait nor take memory.
+  std::function<void()> wake{};
 };
 
 // Names an operation until it is done.
@@ -94,7 +109,8 @@ class GradientStep {
   Result<void> set_members(Members members, std::vector<SliceDuty> duties = {});
   // After an error nothing has begun. After a round that failed, members are of a later epoch.
   Result<void> begin(const RoundSpec& spec, Time now);
-  // The tensor's gradient lies in the arena. Once for each tensor in a round.
+  // The tensor's gradient lies in the arena; on a device, its stream was given all that makes it.
+  // Once for each tensor in a round.
   void ready(uint32_t tensor, Time now);
   // Tensors that are not ready() have no gradient in this round. `samples`: how many this rank's
   // gradient is of.
@@ -112,7 +128,8 @@ class GradientStep {
   // The next operation to submit, if there is one. Operations of a lane come in their order.
   [[nodiscard]] std::optional<Transmit> poll_transmit(Time now);
   void on_done(const Ticket& ticket, const Outcome& outcome, Time now);
-  // The next job, if there is one; run() it at once, then tell when it began and ended.
+  // The next job, if there is one; run() it at once, then tell when it began and ended. A part that
+  // a device encodes or copies comes twice: to begin, and when it is done.
   [[nodiscard]] std::optional<Job> next();
   Effort run(const Job& job);
   void finished(const Job& job, Time begin, Time end);
@@ -127,6 +144,9 @@ class GradientStep {
   [[nodiscard]] bool failed() const { return error_.has_value(); }
   // Operations that are not done().
   [[nodiscard]] size_t under_way() const { return operations_; }
+  // Whether a device still encodes or copies; whatever ends is followed by a call of
+  // RoundSpec::wake.
+  [[nodiscard]] bool device_works() const;
   // Once, when the round is over: idle() from then on.
   [[nodiscard]] std::optional<Result<StepReport>> take_outcome(Time now);
 
@@ -139,7 +159,7 @@ class GradientStep {
   [[nodiscard]] std::vector<AveragedBuffer> averaged() const;
 
   // What outlives rounds. restore() and scale() between rounds only.
-  [[nodiscard]] std::vector<std::byte> save() const;
+  [[nodiscard]] Result<std::vector<std::byte>> save() const;
   Result<void> restore(Bytes saved);
   void scale_residuals(float factor);
   [[nodiscard]] const Residuals& residuals() const { return residuals_; }
@@ -183,6 +203,9 @@ class GradientStep {
   [[nodiscard]] std::optional<Error> check_presence() const;
   [[nodiscard]] double seconds(Time now) const;  // since the round began
   [[nodiscard]] std::span<float> floats(uint32_t tensor, const codec::Range& range) const;
+  [[nodiscard]] bool on_device() const { return !gradients_.memory.empty(); }
+  [[nodiscard]] codec::Placed<const float> gradient_of(const SliceLayout& slice) const;
+  [[nodiscard]] std::optional<Error> gradients_fault(const RoundSpec& spec) const;
 
   // step_legs.cc
   [[nodiscard]] std::optional<Transmit> begin_leg(Time now);
@@ -229,8 +252,15 @@ class GradientStep {
   // step_jobs.cc
   [[nodiscard]] Result<void> do_job(const Job& job, Effort& effort);
   Result<void> encode(uint32_t buffer, uint32_t part, Effort& effort);
-  Result<void> encode_slice(uint32_t buffer, uint32_t part, uint32_t slice, Effort& effort);
-  void encode_plain(uint32_t buffer, uint32_t part);
+  Result<void> begin_slice(uint32_t buffer, uint32_t part, uint32_t slice, Effort& effort);
+  Result<void> end_slice(uint32_t buffer, uint32_t part, uint32_t slice, Effort& effort);
+  Result<void> end_part(uint32_t part, Effort& effort);
+  void end_all();
+  Result<void> fetch(uint32_t buffer, uint32_t part);
+  [[nodiscard]] bool is_begun(uint32_t part) const;
+  void forget(uint32_t part);
+  [[nodiscard]] std::optional<Job> done_by_device() const;
+  Result<void> encode_plain(uint32_t buffer, uint32_t part);
   Result<void> look_at(uint32_t part);
   void count_nonfinite(uint32_t part);
   Result<void> add(uint32_t buffer, Effort& effort);
@@ -263,6 +293,8 @@ class GradientStep {
   Seat seat_;
   FusionPlan plan_;
   uint64_t plan_hash_ = 0;
+  codec::Workspace workspace_;
+  codec::RecordBuffer record_;
   Residuals residuals_;
   std::vector<BufferMemory> memory_;  // by buffer of the plan
   bool duties_are_usual_ = true;      // those of duties_for()
@@ -274,8 +306,6 @@ class GradientStep {
     std::vector<BufferMemory> memory;
   };
   std::optional<Replaced> replaced_;
-  codec::Workspace workspace_;
-  codec::RecordBuffer record_;
   std::vector<float> scratch_;
   base::Buffer reserve_;  // never touched; given up when memory runs out after the verdict
 
@@ -283,6 +313,20 @@ class GradientStep {
   Phase phase_ = Phase::idle;
   StepCore core_;
   std::span<float> arena_;
+  codec::Placed<const float> gradients_;  // empty: in the arena
+  std::function<void()> wake_;
+  // What was begun on a device and not finished, in that order: slices that are encoded, and parts
+  // that are copied. Room for all was made when the round began.
+  struct Begun {
+    uint32_t buffer = 0;
+    uint32_t part = 0;
+    uint32_t slice = 0;
+    const codec::TensorEncoder* encoder = nullptr;  // none: of a part
+  };
+  void note_begun(const Begun& one);
+  [[nodiscard]] bool is_done(const Begun& one) const;
+  std::vector<Begun> at_devices_;
+  std::unique_ptr<codec::StreamCall[]> fetches_;  // by part, where plain gradients lie on a device
   Time begun_{};
   StepReport report_;
   double finish_at_ = 0;

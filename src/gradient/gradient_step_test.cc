@@ -270,7 +270,7 @@ TEST(GradientStep, WhatIsSavedComesBackUnderTheSameMembers) {
   const Residuals& residuals = rounds.at(1).step->residuals();
   const double energy = residuals.measured_energy();
   const std::vector<double> owner = rounds.at(1).kept(true);
-  const std::vector<std::byte> saved = rounds.at(1).step->save();
+  const std::vector<std::byte> saved = rounds.at(1).step->save().value();
   rounds.run(2, {0, 1}, 1, 2);
   EXPECT_NE(residuals.measured_energy(), energy);
   ASSERT_TRUE(rounds.at(1).step->restore(saved).ok());
@@ -313,7 +313,7 @@ TEST(GradientStep, CallsThatDoNotFitTheStateAreRefusedByName) {
   EXPECT_TRUE(refused(step.set_plan(small_plan(layout, Path::gather, 1.0, codec::ValueKind::f32)),
                       "between steps"));
   EXPECT_TRUE(refused(step.set_members(everyone(1, 0)), "between steps"));
-  EXPECT_TRUE(refused(step.restore(step.save()), "between steps"));
+  EXPECT_TRUE(refused(step.restore(step.save().value()), "between steps"));
   EXPECT_TRUE(step.averaged().empty());
   member.to_finish = true;
   rounds.drive(1);

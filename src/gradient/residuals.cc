@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "codec/device/host_encoder.h"
 
 namespace scant::gradient {
 namespace {
@@ -15,9 +16,9 @@ namespace {
 constexpr uint64_t kOwnerStream = uint64_t{1} << 20;
 constexpr float kMost = std::numeric_limits<float>::max();
 
-double energy_of(const codec::Encoder& encoder, std::vector<float>& scratch) {
+double energy_of(const codec::TensorEncoder& encoder, std::vector<float>& scratch) {
   scratch.resize(encoder.range().elements);
-  encoder.read_residual(scratch);
+  if (!encoder.read_residual(scratch)) return std::numeric_limits<double>::quiet_NaN();
   double sum = 0;
   for (const float value : scratch) sum += static_cast<double>(value) * value;
   return sum;
@@ -25,39 +26,66 @@ double energy_of(const codec::Encoder& encoder, std::vector<float>& scratch) {
 
 }  // namespace
 
-Residuals::Residuals(const Layout& layout, const Options& options)
-    : layout_(layout), options_(options), slices_(layout.slices().size()) {}
+Residuals::Residuals(const Layout& layout, Options options, codec::Workspace& workspace,
+                     codec::RecordBuffer& record)
+    : layout_(layout),
+      options_(std::move(options)),
+      workspace_(workspace),
+      record_(record),
+      slices_(layout.slices().size()) {}
 
-std::unique_ptr<codec::Encoder> Residuals::make(uint32_t slice, uint64_t stream) const {
+codec::EncoderSpec Residuals::spec_of(uint32_t slice, uint64_t stream) const {
   const SliceLayout& known = layout_.slices()[slice];
   const uint32_t tensor = layout_.parts()[known.part].tensor;
-  const codec::EncoderOptions how{.residual = options_.residual,
-                                  .decay = options_.decay,
-                                  .seed = options_.seed ^ (stream + 1) << 40};
-  auto made = codec::Encoder::create(tensor, layout_.tensors()[tensor].shape, how, known.range);
+  return {.tensor = tensor,
+          .shape = layout_.tensors()[tensor].shape,
+          .options = {.residual = options_.residual,
+                      .decay = options_.decay,
+                      .seed = options_.seed ^ (stream + 1) << 40},
+          .range = known.range};
+}
+
+std::unique_ptr<codec::TensorEncoder> Residuals::make_of_host(
+    const codec::EncoderSpec& spec) const {
+  auto made = codec::Encoder::create(spec.tensor, spec.shape, spec.options, spec.range);
   if (!made && made.error().code == ErrorCode::resource) throw std::bad_alloc();
   SCANT_CHECK(made.ok(), "the layout has only ranges that an encoder takes");
-  return std::make_unique<codec::Encoder>(std::move(made).value());
+  return std::make_unique<codec::HostEncoder>(std::move(made).value(), workspace_, record_);
 }
 
-codec::Encoder& Residuals::worker(uint32_t slice, const Seat& seat) {
+Result<codec::TensorEncoder*> Residuals::worker(uint32_t slice, const Seat& seat) {
   auto& encoder = slices_[slice].worker.encoder;
-  if (!encoder) encoder = make(slice, static_cast<uint64_t>(seat.station()));
-  return *encoder;
+  if (encoder) return encoder.get();
+  const codec::EncoderSpec spec = spec_of(slice, static_cast<uint64_t>(seat.station()));
+  if (!options_.make) {
+    encoder = make_of_host(spec);
+    return encoder.get();
+  }
+  Result<std::unique_ptr<codec::TensorEncoder>> made = options_.make(spec);
+  if (!made) return made.error();
+  if (made.value()->records().kind == codec::Place::Kind::device) {
+    return Error{.code = ErrorCode::unsupported,
+                 .message = "an encoder whose records lie on a device: messages are of the host"};
+  }
+  encoder = std::move(made).value();
+  return encoder.get();
 }
 
-codec::Encoder& Residuals::owner(uint32_t slice, const Seat& seat) {
+codec::TensorEncoder& Residuals::owner(uint32_t slice, const Seat& seat) {
   auto& encoder = slices_[slice].owner.encoder;
-  if (!encoder) encoder = make(slice, static_cast<uint64_t>(seat.station()) + kOwnerStream);
+  if (!encoder) {
+    encoder = make_of_host(spec_of(slice, static_cast<uint64_t>(seat.station()) + kOwnerStream));
+  }
   return *encoder;
 }
 
-void Residuals::add(const Kept& kept, float weight, std::span<float> to,
-                    std::vector<float>& scratch) {
-  if (!kept.dirty) return;
+Result<void> Residuals::add(const Kept& kept, float weight, std::span<float> to,
+                            std::vector<float>& scratch) {
+  if (!kept.dirty) return {};
   scratch.resize(to.size());
-  kept.encoder->read_residual(scratch);
+  if (Result<void> read = kept.encoder->read_residual(scratch); !read) return read;
   for (size_t k = 0; k < to.size(); ++k) to[k] += weight * scratch[k];
+  return {};
 }
 
 void Residuals::clear(Kept& kept) {
@@ -67,16 +95,28 @@ void Residuals::clear(Kept& kept) {
   kept.energy = 0;
 }
 
-void Residuals::move_worker(uint32_t slice, float weight, std::span<float> to,
-                            std::vector<float>& scratch) {
-  add(slices_[slice].worker, weight, to, scratch);
-  clear(slices_[slice].worker);
+Result<void> Residuals::move_worker(uint32_t slice, float weight, std::span<float> to,
+                                    std::vector<float>& scratch) {
+  Result<void> added = add(slices_[slice].worker, weight, to, scratch);
+  if (added) clear(slices_[slice].worker);
+  return added;
 }
 
-void Residuals::move_owner(uint32_t slice, float weight, std::span<float> to,
-                           std::vector<float>& scratch) {
-  add_owner(slice, weight, to, scratch);
-  clear_owner(slice);
+Result<void> Residuals::move_owner(uint32_t slice, float weight, std::span<float> to,
+                                   std::vector<float>& scratch) {
+  Result<void> added = add_owner(slice, weight, to, scratch);
+  if (added) clear_owner(slice);
+  return added;
+}
+
+Result<void> Residuals::owner_to_worker(uint32_t slice, const Seat& seat) {
+  Kept& kept = slices_[slice].owner;
+  if (!kept.dirty) return {};
+  std::vector<float> of_owner(kept.encoder->range().elements);
+  if (Result<void> read = kept.encoder->read_residual(of_owner); !read) return read;
+  Result<void> added = add_to_worker(slice, std::move(of_owner), seat);
+  if (added) clear(kept);
+  return added;
 }
 
 Result<void> Residuals::take_back(uint32_t slice, bool of_owner, const codec::RecordView& record,
@@ -104,12 +144,7 @@ Result<void> Residuals::adopt(const Seat& seat) {
   for (uint32_t slice = 0; slice < slices_.size(); ++slice) {
     Kept& kept = slices_[slice].owner;
     if (!kept.encoder || seat.owns(slice)) continue;
-    if (kept.dirty) {
-      std::vector<float> of_owner(kept.encoder->range().elements);
-      kept.encoder->read_residual(of_owner);
-      Result<void> added = add_to_worker(slice, std::move(of_owner), seat);
-      if (!added) return added;
-    }
+    if (Result<void> moved = owner_to_worker(slice, seat); !moved) return moved;
     kept = Kept{};
   }
   return {};
@@ -119,8 +154,9 @@ Result<void> Residuals::add_to_worker(uint32_t slice, std::vector<float> of_owne
                                       const Seat& seat) {
   const float times = seat.times(slice);
   for (float& value : of_owner) value = std::clamp(times * value, -kMost, kMost);
-  codec::Encoder& to = worker(slice, seat);
-  if (Result<void> added = to.add_residual(of_owner); !added) return added;
+  const Result<codec::TensorEncoder*> to = worker(slice, seat);
+  if (!to) return to.error();
+  if (Result<void> added = to.value()->add_residual(of_owner); !added) return added;
   slices_[slice].worker.dirty = true;
   slices_[slice].worker.measure();
   return {};

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "codec/encoder.h"
+#include "codec/device/tensor_encoder.h"
 #include "gradient/layout.h"
 #include "gradient/seat.h"
 
@@ -17,18 +17,20 @@ class Residuals {
     codec::ResidualKind residual = codec::ResidualKind::f32;
     float decay = 1.0f;
     uint64_t seed = 1;
+    codec::MakeTensorEncoder make{};  // of workers; empty: HostEncoder
   };
-  // The layout outlives this object.
-  Residuals(const Layout& layout, const Options& options);
+  // The rest outlives this object. Encoders of the host share workspace and record.
+  Residuals(const Layout& layout, Options options, codec::Workspace& workspace,
+            codec::RecordBuffer& record);
 
   // Made when first needed: a plan of all_reduce alone takes no memory for residuals. Throw
-  // std::bad_alloc.
-  [[nodiscard]] codec::Encoder& worker(uint32_t slice, const Seat& seat);
-  [[nodiscard]] codec::Encoder& owner(uint32_t slice, const Seat& seat);
-  [[nodiscard]] const codec::Encoder* worker_if_made(uint32_t slice) const {
+  // std::bad_alloc. An owner adds up on the host, so its encoder is one of the host.
+  [[nodiscard]] Result<codec::TensorEncoder*> worker(uint32_t slice, const Seat& seat);
+  [[nodiscard]] codec::TensorEncoder& owner(uint32_t slice, const Seat& seat);
+  [[nodiscard]] codec::TensorEncoder* worker_if_made(uint32_t slice) const {
     return slices_[slice].worker.encoder.get();
   }
-  [[nodiscard]] const codec::Encoder* owner_if_made(uint32_t slice) const {
+  [[nodiscard]] codec::TensorEncoder* owner_if_made(uint32_t slice) const {
     return slices_[slice].owner.encoder.get();
   }
   // After encode(): there may be a residual, of this energy.
@@ -41,15 +43,20 @@ class Residuals {
 
   // Adds what is kept to a gradient, times `weight`, and clears it. `scratch` is anybody's. When it
   // runs out of memory nothing has changed.
-  void move_worker(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);
-  void move_owner(uint32_t slice, float weight, std::span<float> to, std::vector<float>& scratch);
+  Result<void> move_worker(uint32_t slice, float weight, std::span<float> to,
+                           std::vector<float>& scratch);
+  Result<void> move_owner(uint32_t slice, float weight, std::span<float> to,
+                          std::vector<float>& scratch);
 
   // The two halves of move_owner(), for what may fail in between.
-  void add_owner(uint32_t slice, float weight, std::span<float> to,
-                 std::vector<float>& scratch) const {
-    add(slices_[slice].owner, weight, to, scratch);
+  Result<void> add_owner(uint32_t slice, float weight, std::span<float> to,
+                         std::vector<float>& scratch) const {
+    return add(slices_[slice].owner, weight, to, scratch);
   }
   void clear_owner(uint32_t slice) { clear(slices_[slice].owner); }
+  // Where the gradient is out of the host's reach: what is kept as the owner goes to the worker's
+  // residual instead, as often as it takes to count once in the average.
+  Result<void> owner_to_worker(uint32_t slice, const Seat& seat);
 
   // A record that did not arrive, or that nobody applied, goes back to who made it.
   Result<void> take_back(uint32_t slice, bool of_owner, const codec::RecordView& record,
@@ -61,10 +68,10 @@ class Residuals {
   // worker's residual, as often as it takes to count once in an average of these members.
   Result<void> adopt(const Seat& seat);
 
-  [[nodiscard]] std::vector<std::byte> save(const Seat& seat) const;
+  [[nodiscard]] Result<std::vector<std::byte>> save(const Seat& seat) const;
   Result<void> restore(Bytes saved, const Seat& seat);
   void scale(float factor);
-  // Sum of squares of the worker's residuals, element by element.
+  // Sum of squares of the worker's residuals, element by element. NaN: a device did not tell.
   [[nodiscard]] double measured_energy() const;
   // The same as encode() told it, for the worker and for the owner: no pass over memory.
   [[nodiscard]] double worker_energy() const;
@@ -73,10 +80,10 @@ class Residuals {
 
  private:
   struct Kept {
-    std::unique_ptr<codec::Encoder> encoder;
+    std::unique_ptr<codec::TensorEncoder> encoder;
     bool dirty = false;  // may have a residual that is not zero
     double energy = 0;   // as encode() told it, or measured where something else changed it
-    void measure();      // NaN where there is no memory for it
+    void measure();      // NaN where there is no memory for it, or a device did not tell
   };
   struct OfSlice {
     Kept worker;
@@ -86,13 +93,17 @@ class Residuals {
     kept.dirty = true;
     kept.energy = energy;
   }
-  [[nodiscard]] std::unique_ptr<codec::Encoder> make(uint32_t slice, uint64_t stream) const;
-  static void add(const Kept& kept, float weight, std::span<float> to, std::vector<float>& scratch);
+  [[nodiscard]] codec::EncoderSpec spec_of(uint32_t slice, uint64_t stream) const;
+  [[nodiscard]] std::unique_ptr<codec::TensorEncoder> make_of_host(
+      const codec::EncoderSpec& spec) const;
+  static Result<void> add(const Kept& kept, float weight, std::span<float> to,
+                          std::vector<float>& scratch);
   static void clear(Kept& kept);
   // residuals_saved.cc
   [[nodiscard]] size_t saved_bytes_max() const;
   Result<void> take_all(Bytes body, const Seat& seat);
   Result<void> take(codec::Encoder saved, bool of_owner, const Seat& seat);
+  Result<bool> take_whole(codec::Encoder& saved, bool of_owner, uint32_t slice, const Seat& seat);
   Result<void> take_part(const codec::Encoder& saved, bool of_owner, uint32_t slice,
                          const Seat& seat);
   // residuals.cc
@@ -100,6 +111,8 @@ class Residuals {
 
   const Layout& layout_;
   const Options options_;
+  codec::Workspace& workspace_;
+  codec::RecordBuffer& record_;
   std::vector<OfSlice> slices_;
 };
 

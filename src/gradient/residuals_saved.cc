@@ -27,11 +27,6 @@ void put(std::vector<std::byte>& out, T value) {
   base::store_little(out.data() + out.size() - sizeof(T), value);
 }
 
-bool same_place(const codec::Encoder& a, const codec::Encoder& b) {
-  return a.tensor() == b.tensor() && a.shape() == b.shape() && a.range() == b.range() &&
-         a.options().residual == b.options().residual;
-}
-
 }  // namespace
 
 size_t Residuals::saved_bytes_max() const {
@@ -44,7 +39,7 @@ size_t Residuals::saved_bytes_max() const {
   return bytes;
 }
 
-std::vector<std::byte> Residuals::save(const Seat& seat) const {
+Result<std::vector<std::byte>> Residuals::save(const Seat& seat) const {
   std::vector<std::byte> out;
   out.reserve(saved_bytes_max());
   put(out, kSavedMagic);
@@ -53,17 +48,21 @@ std::vector<std::byte> Residuals::save(const Seat& seat) const {
   put(out, static_cast<uint32_t>(seat.station()));
   put(out, uint64_t{0});  // entries, below
   uint64_t entries = 0;
-  const auto add = [&](const codec::Encoder& encoder, uint32_t of_owner) {
-    const std::vector<std::byte> bytes = encoder.save();
+  const auto add = [&](const Kept& kept, uint32_t of_owner) -> Result<void> {
+    if (!kept.dirty) return {};
+    const Result<std::vector<std::byte>> saved = kept.encoder->save();
+    if (!saved) return saved.error();
+    const std::vector<std::byte>& bytes = saved.value();
     put(out, of_owner);
     put(out, uint32_t{0});
     put(out, uint64_t{bytes.size()});
     out.insert(out.end(), bytes.begin(), bytes.end());
     ++entries;
+    return {};
   };
   for (const OfSlice& slice : slices_) {
-    if (slice.worker.dirty) add(*slice.worker.encoder, 0);
-    if (slice.owner.dirty) add(*slice.owner.encoder, 1);
+    if (Result<void> added = add(slice.worker, 0); !added) return added.error();
+    if (Result<void> added = add(slice.owner, 1); !added) return added.error();
   }
   base::store_little(out.data() + 16, entries);
   put(out, base::crc32c(out));
@@ -90,7 +89,7 @@ Result<void> Residuals::restore(Bytes saved, const Seat& seat) {
                             ", this is rank " + std::to_string(seat.station()) +
                             "; every rank loads its own"};
   }
-  Residuals fresh(layout_, options_);
+  Residuals fresh(layout_, options_, workspace_, record_);
   if (Result<void> taken = fresh.take_all(body, seat); !taken) return taken;
   slices_ = std::move(fresh.slices_);
   for (OfSlice& slice : slices_) {
@@ -130,23 +129,15 @@ Result<void> Residuals::take_all(Bytes body, const Seat& seat) {
   return {};
 }
 
-// An encoder that fits as it is goes on as if nothing had been; of others, the residual is taken.
 Result<void> Residuals::take(codec::Encoder saved, bool of_owner, const Seat& seat) {
   const TensorLayout& tensor = layout_.tensors()[saved.tensor()];
   for (uint32_t part = tensor.first_part; part < tensor.first_part + tensor.parts; ++part) {
     const PartLayout& known = layout_.parts()[part];
     for (uint32_t i = known.first_slice; i < known.first_slice + known.slices; ++i) {
       const codec::Range range = layout_.slices()[i].range;
-      if (range == saved.range() && (!of_owner || seat.owns(i))) {
-        Kept& kept = of_owner ? slices_[i].owner : slices_[i].worker;
-        const bool free =
-            !kept.encoder && same_place(saved, of_owner ? owner(i, seat) : worker(i, seat));
-        if (free) {
-          *kept.encoder = std::move(saved);
-          kept.dirty = true;
-          return {};
-        }
-      }
+      const Result<bool> whole = take_whole(saved, of_owner, i, seat);
+      if (!whole) return whole.error();
+      if (whole.value()) return {};
       const bool apart = range.first >= saved.range().first + saved.range().elements ||
                          saved.range().first >= range.first + range.elements;
       if (apart) continue;
@@ -156,14 +147,30 @@ Result<void> Residuals::take(codec::Encoder saved, bool of_owner, const Seat& se
   return {};
 }
 
+// An encoder that fits as it is goes on as if nothing had been; of others, the residual is taken.
+Result<bool> Residuals::take_whole(codec::Encoder& saved, bool of_owner, uint32_t slice,
+                                   const Seat& seat) {
+  Kept& kept = of_owner ? slices_[slice].owner : slices_[slice].worker;
+  const bool fits = saved.range() == layout_.slices()[slice].range &&
+                    saved.options().residual == options_.residual;
+  if (kept.encoder || !fits || (of_owner && !seat.owns(slice))) return false;
+  const Result<codec::TensorEncoder*> made = of_owner ? &owner(slice, seat) : worker(slice, seat);
+  if (!made) return made.error();
+  if (Result<void> gone = made.value()->go_on_from(std::move(saved)); !gone) return gone.error();
+  kept.dirty = true;
+  return true;
+}
+
 // A rank that owns a slice no more gives what the average lacks to its own gradient: P times, since
 // the average divides by P.
 Result<void> Residuals::take_part(const codec::Encoder& saved, bool of_owner, uint32_t slice,
                                   const Seat& seat) {
   if (!of_owner || seat.owns(slice)) {
     Kept& kept = of_owner ? slices_[slice].owner : slices_[slice].worker;
+    const Result<codec::TensorEncoder*> to = of_owner ? &owner(slice, seat) : worker(slice, seat);
+    if (!to) return to.error();
     kept.dirty = true;
-    return (of_owner ? owner(slice, seat) : worker(slice, seat)).take_over(saved);
+    return to.value()->take_over(saved);
   }
   std::vector<float> theirs(saved.range().elements);
   saved.read_residual(theirs);

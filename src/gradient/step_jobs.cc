@@ -45,6 +45,7 @@ bool is_whole(std::span<const codec::Range> ranges, codec::Range range) {
 
 std::optional<GradientStep::Job> GradientStep::next() {
   if (phase_ == Phase::idle || error_ || job_) return std::nullopt;
+  if (auto job = done_by_device()) return job;
   return core_.next_work();
 }
 
@@ -73,9 +74,9 @@ void GradientStep::finished(const Job& job, Time begin, Time end) {
   BufferTimes& times = report_.buffers[job.buffer];
   if (job.kind == StepCore::Kind::encode) {
     report_.encode_s += spent;
-    report_.parts[job.part].encode_s = spent;
+    report_.parts[job.part].encode_s += spent;
     times.encoded = seconds(end);
-    --parts_to_encode_;
+    if (!is_begun(job.part)) --parts_to_encode_;
   } else {
     const bool adds = job.kind == StepCore::Kind::add;
     (adds ? report_.add_s : report_.decode_s) += spent;
@@ -83,7 +84,7 @@ void GradientStep::finished(const Job& job, Time begin, Time end) {
   }
   const Result<void> outcome = std::exchange(job_outcome_, {});
   if (!outcome) return fail_with(outcome.error());
-  if (error_) return;
+  if (error_ || (job.kind == StepCore::Kind::encode && is_begun(job.part))) return;
   core_.finished(job);
   note_arrival(job.buffer);
 }
@@ -92,71 +93,169 @@ Result<void> GradientStep::encode(uint32_t index, uint32_t part, Effort& effort)
   const BufferPlan& buffer = plan_.buffers[index];
   const PartLayout& known = layout_.parts()[part];
   const bool present = own_.present[known.tensor];
+  const bool plain = buffer.path == Path::all_reduce;
+  const bool begun = is_begun(part);
+  if (plain && present && on_device() && !begun) return fetch(index, part);
+  if (begun && !plain) return end_part(part, effort);
+  forget(part);
   if (!report_.curves.empty() && present) {
     if (Result<void> looked = look_at(part); !looked) return looked;
   }
-  if (buffer.path == Path::all_reduce) {
-    encode_plain(index, part);
-    return {};
-  }
+  if (plain) return encode_plain(index, part);
   for (uint32_t i = 0; present && i < known.slices; ++i) {
-    Result<void> done = encode_slice(index, part, known.first_slice + i, effort);
+    Result<void> done = begin_slice(index, part, known.first_slice + i, effort);
     if (!done) return done;
   }
   return {};
 }
 
-Result<void> GradientStep::encode_slice(uint32_t index, uint32_t part, uint32_t slice,
-                                        Effort& effort) {
+// A step that is over at once is finished at once: encoders of the host share one record.
+Result<void> GradientStep::begin_slice(uint32_t index, uint32_t part, uint32_t slice,
+                                       Effort& effort) {
   const BufferPlan& buffer = plan_.buffers[index];
   const codec::Point point = buffer.points[part - buffer.first_part].first;
   const codec::Range range = layout_.slices()[slice].range;
   const uint32_t tensor = layout_.parts()[part].tensor;
-  const std::span<float> gradient = floats(tensor, range);
   const bool split = buffer.path == Path::split;
+  const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
+  if (!encoder) return encoder.error();
   // Nobody owns a gathered slice: what its owner kept of another plan would wait for ever.
-  codec::Encoder& encoder = residuals_.worker(slice, seat_);
   if (!split) {
-    residuals_.add_owner(slice, options_.decay * seat_.times(slice), gradient, scratch_);
+    Result<void> added = on_device()
+                             ? residuals_.owner_to_worker(slice, seat_)
+                             : residuals_.add_owner(slice, options_.decay * seat_.times(slice),
+                                                    floats(tensor, range), scratch_);
+    if (!added) return added;
   }
   const size_t to = split ? static_cast<size_t>(seat_.duties[slice].owner) : 0;
   BufferMemory& memory = memory_[index];
   if (split) memory.outgoing_pieces[to].reserve(memory.slices[to].size());
-  const auto done = encoder.encode(gradient, point, workspace_, record_);
+  Result<void> begun = encoder.value()->begin(gradient_of(layout_.slices()[slice]), point, wake_);
+  if (!begun) return begun;
+  if (encoder.value()->done()) return end_slice(index, part, slice, effort);
+  note_begun({index, part, slice, encoder.value()});
+  return {};
+}
+
+// What goes as it is goes from the arena.
+Result<void> GradientStep::fetch(uint32_t index, uint32_t part) {
+  const PartLayout& known = layout_.parts()[part];
+  const uint64_t at = layout_.arena_offset(known.tensor, known.range);
+  const std::span<const float> from = gradients_.memory.subspan(at, known.range.elements);
+  const MutableBytes to = std::as_writable_bytes(floats(known.tensor, known.range));
+  const codec::Stream stream = gradients_.place.stream;
+  codec::Device& device = *options_.device;
+  if (Result<void> copied = device.copy(to, std::as_bytes(from), stream); !copied) return copied;
+  Result<void> called = fetches_[part].begin(device, stream, nullptr, nullptr, wake_);
+  if (!called) {
+    static_cast<void>(device.wait(stream));  // for the copy
+    return called;
+  }
+  note_begun({.buffer = index, .part = part});
+  return {};
+}
+
+Result<void> GradientStep::end_slice(uint32_t index, uint32_t part, uint32_t slice,
+                                     Effort& effort) {
+  const BufferPlan& buffer = plan_.buffers[index];
+  const codec::Range range = layout_.slices()[slice].range;
+  const bool split = buffer.path == Path::split;
+  const auto done = residuals_.worker_if_made(slice)->finish();
   if (!done) return done.error();
+  const codec::EncodeReport& told = done.value().report;
   if (!split) residuals_.clear_owner(slice);
-  residuals_.worker_encoded(slice, done.value().energy_left);
-  own_.nonfinite += done.value().nonfinite;
-  if (done.value().nonfinite > 0) own_.not_finite[tensor] = true;
+  residuals_.worker_encoded(slice, told.energy_left);
+  own_.nonfinite += told.nonfinite;
+  if (told.nonfinite > 0) own_.not_finite[layout_.parts()[part].tensor] = true;
   PartReport& report = report_.parts[part];
-  report.bytes += done.value().bytes;
-  report.energy += done.value().energy;
-  report.energy_left += done.value().energy_left;
-  charge_encoding(effort, point, range.elements, done.value().entries);
+  report.bytes += told.bytes;
+  report.energy += told.energy;
+  report.energy_left += told.energy_left;
+  charge_encoding(effort, buffer.points[part - buffer.first_part].first, range.elements,
+                  told.entries);
+  BufferMemory& memory = memory_[index];
+  const size_t to = split ? static_cast<size_t>(seat_.duties[slice].owner) : 0;
   if (split) {
     memory.outgoing_pieces[to].push_back(
-        {slice, range, memory.outgoing[to].view().size(), done.value().bytes});
+        {slice, range, memory.outgoing[to].view().size(), told.bytes});
   }
-  memory.outgoing[to].append(std::as_const(record_).view());
+  memory.outgoing[to].append(done.value().record.memory);
   return {};
+}
+
+void GradientStep::note_begun(const Begun& one) {
+  SCANT_CHECK(at_devices_.size() < at_devices_.capacity(), "room was made when the round began");
+  at_devices_.push_back(one);
+}
+
+bool GradientStep::is_begun(uint32_t part) const {
+  return std::ranges::find(at_devices_, part, &Begun::part) != at_devices_.end();
+}
+
+bool GradientStep::is_done(const Begun& one) const {
+  return one.encoder != nullptr ? one.encoder->done() : fetches_[one.part].done();
+}
+
+bool GradientStep::device_works() const {
+  return !std::ranges::all_of(at_devices_, [this](const Begun& one) { return is_done(one); });
+}
+
+// The first part of which nothing is under way any more. What is of one part stands together.
+std::optional<GradientStep::Job> GradientStep::done_by_device() const {
+  for (auto at = at_devices_.begin(); at != at_devices_.end();) {
+    const auto end = std::find_if(at, at_devices_.end(),
+                                  [at](const Begun& one) { return one.part != at->part; });
+    if (std::all_of(at, end, [this](const Begun& one) { return is_done(one); })) {
+      return Job{StepCore::Kind::encode, at->buffer, at->part};
+    }
+    at = end;
+  }
+  return std::nullopt;
+}
+
+void GradientStep::forget(uint32_t part) {
+  std::erase_if(at_devices_, [part](const Begun& one) { return one.part == part; });
+}
+
+// Of several slices that failed, the first one's error.
+Result<void> GradientStep::end_part(uint32_t part, Effort& effort) {
+  Result<void> outcome;
+  for (const Begun& one : at_devices_) {
+    if (one.part != part || one.encoder == nullptr) continue;
+    Result<void> ended = end_slice(one.buffer, part, one.slice, effort);
+    if (outcome) outcome = std::move(ended);
+  }
+  forget(part);
+  return outcome;
+}
+
+// After an error: what devices have encoded meanwhile returns with all other records. A slice whose
+// step failed has kept its residual.
+void GradientStep::end_all() {
+  Effort uncharged;
+  while (!at_devices_.empty()) static_cast<void>(end_part(at_devices_.front().part, uncharged));
 }
 
 // What earlier steps kept goes along when a plan is exact: the owner's counts once in the average,
 // so P times in the sum.
-void GradientStep::encode_plain(uint32_t index, uint32_t part) {
+Result<void> GradientStep::encode_plain(uint32_t index, uint32_t part) {
   const PartLayout& known = layout_.parts()[part];
   if (!own_.present[known.tensor]) {
     std::ranges::fill(floats(known.tensor, known.range), 0.0f);
-    return;
+    return {};
   }
   for (uint32_t i = known.first_slice; i < known.first_slice + known.slices; ++i) {
     const std::span<float> gradient = floats(known.tensor, layout_.slices()[i].range);
-    residuals_.move_worker(i, options_.decay, gradient, scratch_);
-    residuals_.move_owner(i, options_.decay * seat_.times(i), gradient, scratch_);
+    Result<void> moved = residuals_.move_worker(i, options_.decay, gradient, scratch_);
+    if (moved) {
+      moved = residuals_.move_owner(i, options_.decay * seat_.times(i), gradient, scratch_);
+    }
+    if (!moved) return moved;
     if (memory_[index].mean) continue;
     for (float& value : gradient) value *= seat_.duties[i].weight;
   }
   count_nonfinite(part);
+  return {};
 }
 
 // What goes as it is meets no encoder that would count it. One pass, which writes nothing.
@@ -175,16 +274,23 @@ Result<void> GradientStep::look_at(uint32_t part) {
   const auto turn = static_cast<uint32_t>(report_.step % known.slices);
   const uint32_t chosen = known.first_slice + turn;
   const SliceLayout& slice = layout_.slices()[chosen];
-  const std::span<const float> gradient = floats(known.tensor, slice.range);
+  const codec::Placed<const float> gradient = gradient_of(slice);
   Result<codec::Curve> curve = Error{};
-  if (const codec::Encoder* encoder = residuals_.worker_if_made(chosen)) {
-    curve = codec::probe(*encoder, gradient, codec::default_points(), workspace_);
+  codec::TensorEncoder* encoder = residuals_.worker_if_made(chosen);
+  if (encoder == nullptr && gradient.place.kind == codec::Place::Kind::device) {
+    // Nobody else reads it.
+    const Result<codec::TensorEncoder*> made = residuals_.worker(chosen, seat_);
+    if (!made) return made.error();
+    encoder = made.value();
+  }
+  if (encoder != nullptr) {
+    curve = encoder->probe(gradient, codec::default_points(), workspace_);
   } else {
     const auto without =
         codec::Encoder::create(known.tensor, layout_.tensors()[known.tensor].shape,
                                {.residual = codec::ResidualKind::none}, slice.range);
     SCANT_CHECK(without.ok());
-    curve = codec::probe(without.value(), gradient, codec::default_points(), workspace_);
+    curve = codec::probe(without.value(), gradient.memory, codec::default_points(), workspace_);
   }
   if (!curve) return curve.error();
   const double all =
@@ -285,15 +391,17 @@ Result<void> GradientStep::add_slice(uint32_t index, size_t at, std::vector<Sort
   const codec::Point point = buffer.points[known.part - buffer.first_part].second;
   const bool bounded = !options_.second_leg.exact;
   if (bounded) memory.average_pieces.reserve(slices.size());
-  const auto encoded = residuals_.owner(slice, seat_).encode(out, point, workspace_, record_);
+  codec::TensorEncoder& encoder = residuals_.owner(slice, seat_);
+  if (Result<void> begun = encoder.begin({.memory = out}, point, nullptr); !begun) return begun;
+  const auto encoded = encoder.finish();
   if (!encoded) return encoded.error();
-  residuals_.owner_encoded(slice, encoded.value().energy_left);
-  charge_encoding(effort, point, known.range.elements, encoded.value().entries);
-  const uint64_t bytes = encoded.value().bytes;
+  const codec::EncodeReport& told = encoded.value().report;
+  residuals_.owner_encoded(slice, told.energy_left);
+  charge_encoding(effort, point, known.range.elements, told.entries);
   if (bounded) {
-    memory.average_pieces.push_back({slice, known.range, memory.average.view().size(), bytes});
+    memory.average_pieces.push_back({slice, known.range, memory.average.view().size(), told.bytes});
   }
-  memory.average.append(std::as_const(record_).view());
+  memory.average.append(encoded.value().record.memory);
   return {};
 }
 

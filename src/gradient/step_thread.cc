@@ -14,7 +14,8 @@ Outcome copy_of(const Outcome& outcome) try { return outcome; } catch (const std
   return Outcome{.result = Error{.code = ErrorCode::resource, .message = {}}};
 }
 
-// At most one event of each kind for each tensor and operation is under way in a step.
+// At most one event of each kind for each tensor and operation is under way in a step, and one of
+// all devices.
 size_t events_max(const Layout& layout) {
   return layout.tensors().size() + 2 * layout.parts().size() + 16;
 }
@@ -22,12 +23,13 @@ size_t events_max(const Layout& layout) {
 }  // namespace
 
 StepThread::StepThread(Exchange& exchange, std::unique_ptr<GradientStep> step,
-                       std::span<float> arena, uint32_t slot)
+                       std::span<float> arena, codec::Placed<const float> gradients, uint32_t slot)
     : exchange_(exchange),
       events_(events_max(step->layout())),
       arrived_in_(step->layout().parts().size()),
       step_(std::move(step)),
       arena_(arena),
+      gradients_(gradients),
       slot_(slot) {}
 
 StepThread::~StepThread() {
@@ -70,6 +72,12 @@ std::vector<std::byte> StepThread::saved() {
   return bytes ? std::move(*bytes) : std::vector<std::byte>();
 }
 
+// On a device's thread, which may neither wait nor take memory. The queue has room.
+void StepThread::wake() {
+  if (woken_.exchange(true, std::memory_order_acq_rel)) return;
+  static_cast<void>(events_.try_push(Woken{}));
+}
+
 void StepThread::loop() {
   for (;;) {
     std::optional<Event> event = events_.try_pop();
@@ -102,7 +110,10 @@ void StepThread::on_event(Event& event) {
   } else if (auto* asked = std::get_if<Asked>(&event)) {
     asked_ = std::move(asked->buffers);
   } else if (std::holds_alternative<Save>(event)) {
-    static_cast<void>(saves_.try_push(step_->save()));
+    Result<std::vector<std::byte>> saved = step_->save();
+    static_cast<void>(saves_.try_push(saved ? std::move(saved).value() : std::vector<std::byte>()));
+  } else if (std::holds_alternative<Woken>(event)) {
+    woken_.exchange(false, std::memory_order_acq_rel);
   }
 }
 
@@ -120,7 +131,9 @@ Result<void> StepThread::begin_round(const Begin& event) try {
   const RoundSpec spec{.round = steps_begun_,
                        .arena = arena_,
                        .members = step_->seat().members,
-                       .curves = event.curves};
+                       .curves = event.curves,
+                       .gradients = gradients_,
+                       .wake = [this] { wake(); }};
   return step_->begin(spec, exchange_.now());
 } catch (const std::bad_alloc&) {
   return Error{.code = ErrorCode::resource, .message = "out of memory"};
@@ -198,7 +211,8 @@ void StepThread::give_answer() {
   answers_.push(!failed);
 }
 
-// What is under way reads and writes the step's memory: it must end first.
+// What is under way reads and writes the step's memory: it must end first. What devices work on
+// ends with the step's encoders.
 void StepThread::stop() {
   step_->abort(Error{.code = ErrorCode::closed, .message = "the gradients' averager was closed"});
   leave_lanes();

@@ -1,7 +1,8 @@
 // The thread scant-grad: drives one GradientStep on an Exchange. Owner: that thread owns the step
-// and submits its operations; the user's thread calls what is public here, and the exchange's own
-// thread tells of operations that are done. Everything crosses through bounded queues, but for the
-// buffers that have arrived, which are flags.
+// and submits its operations; the user's thread calls what is public here, the exchange's own
+// thread tells of operations that are done, and a device's that it has encoded. Everything crosses
+// through bounded queues, but for the buffers that have arrived, which are flags, and the one that
+// keeps a device's calls to one event.
 #pragma once
 
 #include <atomic>
@@ -22,9 +23,9 @@ namespace scant::gradient {
 class StepThread {
  public:
   // Exchange and arena outlive this object. The members are the step's until a body of run() sets
-  // others.
+  // others. `gradients`: those of a device, or empty.
   StepThread(Exchange& exchange, std::unique_ptr<GradientStep> step, std::span<float> arena,
-             uint32_t slot);
+             codec::Placed<const float> gradients, uint32_t slot);
   // Ends a step that is under way, here and on the other members.
   ~StepThread();
   StepThread(const StepThread&) = delete;
@@ -50,7 +51,8 @@ class StepThread {
   // Runs on the thread between two of its jobs; returns when it has.
   void run(const std::function<void(GradientStep&)>& body);
   void ask_to_save();
-  [[nodiscard]] std::vector<std::byte> saved();  // any thread; nothing when this object goes
+  // Any thread; nothing when this object goes, or where a device could not be read.
+  [[nodiscard]] std::vector<std::byte> saved();
 
  private:
   struct Begin {
@@ -74,9 +76,12 @@ class StepThread {
     std::vector<uint32_t> buffers;
   };
   struct Save {};
+  struct Woken {};  // by a device
   struct Stop {};
-  using Event = std::variant<Begin, TensorReady, Finish, OperationDone, Task, Asked, Save, Stop>;
+  using Event =
+      std::variant<Begin, TensorReady, Finish, OperationDone, Task, Asked, Save, Woken, Stop>;
 
+  void wake();  // a device's thread
   void loop();
   void on_event(Event& event);
   void begin_step(const Begin& event);
@@ -100,10 +105,14 @@ class StepThread {
   // By buffer the last step in which it arrived: written by the thread (release), read by the user
   // (acquire).
   std::vector<std::atomic<uint64_t>> arrived_in_;
+  // A Woken is in the queue. Set by devices' threads, taken back by the thread before it looks what
+  // is done (both acquire and release), so that what comes later is another event.
+  std::atomic<bool> woken_{false};
 
   // The thread's.
   const std::unique_ptr<GradientStep> step_;
   const std::span<float> arena_;
+  const codec::Placed<const float> gradients_;
   const uint32_t slot_;
   uint64_t steps_begun_ = 0;
   std::optional<Error> refused_;                // the step could not begin

@@ -210,7 +210,7 @@ void step_all(Host& host, const Case& known, OfRank& result) {
     result.messages.push_back(digest_of_messages(*host.averager));
     if (step == 2) host.averager->scale_residuals(0.5f);
   }
-  result.saved = host.averager->save();
+  result.saved = host.averager->save().value();
 }
 
 using ByRank = std::vector<OfRank>;

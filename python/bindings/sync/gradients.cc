@@ -380,7 +380,7 @@ void bind_gradients(nb::module_& module) {
       .def("save",
            [](PythonAverager& self) {
              Averager& averager = self.get();
-             return to_bytes(without_gil([&] { return averager.save(); }));
+             return to_bytes(unwrap(without_gil([&] { return averager.save(); }), self.rank()));
            })
       .def("restore",
            [](PythonAverager& self, const nb::bytes& saved) {

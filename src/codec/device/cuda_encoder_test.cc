@@ -19,6 +19,9 @@ TEST(CudaEncoder, HasTheBitsOfAnEncoder) {
   ASSERT_TRUE(encoder.ok()) << encoder.error().to_string();
   testing::expect_the_bits_of(testing::make(shape, options), *encoder.value(), device.value().get(),
                               nullptr, own);
+  Encoder twin = std::move(Encoder::restore(encoder.value()->save().value())).value();
+  testing::expect_the_residual_of(std::move(twin), *encoder.value(), device.value().get(), nullptr,
+                                  own);
   testing::expect_refusals(*encoder.value(), device.value().get(), nullptr, shape.elements());
 }
 

@@ -1,10 +1,11 @@
-// The interface over an encoder of this host: a step is over when begin() returns, and nothing is
-// copied. What has the encoder itself at hand uses that.
+// The interface over an encoder of this host: a step is over when begin() returns, `wake` is never
+// called, and nothing is copied.
 #pragma once
 
 #include <functional>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "codec/device/tensor_encoder.h"
@@ -13,24 +14,35 @@ namespace scant::codec {
 
 class HostEncoder final : public TensorEncoder {
  public:
-  // Encoders may share a workspace; it outlives them.
-  HostEncoder(Encoder encoder, Workspace& workspace)
-      : encoder_(std::move(encoder)), workspace_(workspace) {}
+  // Workspace and record outlive it. Encoders may share both: a record is there until the next of
+  // them begins.
+  HostEncoder(Encoder encoder, Workspace& workspace, RecordBuffer& record)
+      : encoder_(std::move(encoder)), workspace_(workspace), record_(record) {}
 
   [[nodiscard]] Place gradients() const override { return {}; }
   [[nodiscard]] Place records() const override { return {}; }
+  [[nodiscard]] Range range() const override { return encoder_.range(); }
+  [[nodiscard]] size_t memory_bytes() const override { return encoder_.memory_bytes(); }
   Result<void> begin(Placed<const float> gradient, Point point,
                      std::function<void()> wake) override;
   [[nodiscard]] bool done() const override { return report_.has_value(); }
   Result<Encoded> finish() override;
-  Result<void> take_back(const RecordView& record, std::span<const Range> ranges) override;
-  Result<void> read_residual(std::span<float> out) override;
-  Result<std::vector<std::byte>> save() override;
+  Result<Curve> probe(Placed<const float> gradient, std::span<const Point> points,
+                      Workspace& workspace) override;
+  Result<void> take_back(const RecordView& record, std::span<const Range> ranges,
+                         Workspace& workspace) override;
+  Result<void> add_residual(std::span<const float> addend) override;
+  Result<void> take_over(const Encoder& other) override;
+  Result<void> go_on_from(Encoder saved) override;
+  void clear_residual() override;
+  void scale_residual(float factor) override;
+  Result<void> read_residual(std::span<float> out) const override;
+  [[nodiscard]] Result<std::vector<std::byte>> save() const override;
 
  private:
   Encoder encoder_;
   Workspace& workspace_;
-  RecordBuffer record_;
+  RecordBuffer& record_;
   std::optional<EncodeReport> report_;  // of a step that was not finished
 };
 

@@ -4,7 +4,6 @@
 // the device's thread between begin() and done().
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "codec/device/device.h"
+#include "codec/device/stream_call.h"
 #include "codec/device/tensor_encoder.h"
 
 namespace scant::codec {
@@ -19,7 +19,8 @@ namespace scant::codec {
 class StagedEncoder final : public TensorEncoder {
  public:
   // ErrorCode::resource: no pinned memory for a gradient. Device and workspace outlive it; encoders
-  // that share a workspace are given gradients of one stream, which calls them one by one.
+  // that share a workspace are given gradients of one stream, which calls them one by one, and
+  // nobody else uses that workspace.
   static Result<std::unique_ptr<StagedEncoder>> create(Encoder encoder, Device& device,
                                                        Workspace& workspace);
   // Waits for a step that was begun.
@@ -31,20 +32,34 @@ class StagedEncoder final : public TensorEncoder {
     return {.kind = Place::Kind::device, .ordinal = device_.ordinal()};
   }
   [[nodiscard]] Place records() const override { return {}; }
+  [[nodiscard]] Range range() const override { return encoder_.range(); }
+  [[nodiscard]] size_t memory_bytes() const override {
+    return encoder_.memory_bytes() + staging_.size() + record_.capacity();
+  }
   Result<void> begin(Placed<const float> gradient, Point point,
                      std::function<void()> wake) override;
-  [[nodiscard]] bool done() const override {
-    return done_.load(std::memory_order_acquire);  // pairs with the store in encode()
-  }
+  [[nodiscard]] bool done() const override { return begun_ && call_.done(); }
   Result<Encoded> finish() override;
-  Result<void> take_back(const RecordView& record, std::span<const Range> ranges) override;
-  Result<void> read_residual(std::span<float> out) override;
-  Result<std::vector<std::byte>> save() override;
+  Result<Curve> probe(Placed<const float> gradient, std::span<const Point> points,
+                      Workspace& workspace) override;
+  Result<void> take_back(const RecordView& record, std::span<const Range> ranges,
+                         Workspace& workspace) override;
+  Result<void> add_residual(std::span<const float> addend) override;
+  Result<void> take_over(const Encoder& other) override;
+  Result<void> go_on_from(Encoder saved) override;
+  void clear_residual() override;
+  void scale_residual(float factor) override;
+  Result<void> read_residual(std::span<float> out) const override;
+  [[nodiscard]] Result<std::vector<std::byte>> save() const override;
 
  private:
   StagedEncoder(Encoder encoder, Device& device, Workspace& workspace, MutableBytes staging)
       : encoder_(std::move(encoder)), device_(device), workspace_(workspace), staging_(staging) {}
   static void encode(void* self);
+  [[nodiscard]] std::span<const float> staged() const {
+    return {reinterpret_cast<const float*>(staging_.data()), staging_.size() / sizeof(float)};
+  }
+  [[nodiscard]] std::optional<Error> fault_of(const Placed<const float>& gradient) const;
 
   Encoder encoder_;
   Device& device_;
@@ -52,11 +67,9 @@ class StagedEncoder final : public TensorEncoder {
   MutableBytes staging_;  // pinned
   RecordBuffer record_;
   bool begun_ = false;
-  Stream stream_ = nullptr;  // of the step that was begun
   Point point_{};
-  std::function<void()> wake_;
-  std::optional<Result<EncodeReport>> outcome_;  // before done_ the device's thread's
-  std::atomic<bool> done_{false};
+  std::optional<Result<EncodeReport>> outcome_;  // of the device's thread, before done()
+  StreamCall call_;
 };
 
 }  // namespace scant::codec

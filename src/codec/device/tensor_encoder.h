@@ -4,11 +4,13 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "codec/device/place.h"
 #include "codec/encoder.h"
+#include "codec/rate/probe.h"
 #include "scant/base/result.h"
 #include "scant/base/types.h"
 
@@ -21,26 +23,52 @@ class TensorEncoder {
     Placed<const std::byte> record{};  // until the next begin()
   };
 
+  // Ends after a step that was begun, and after its call of `wake`.
   virtual ~TensorEncoder() = default;
   // Where the gradients that it takes lie, and the records that it makes. The streams say nothing.
   [[nodiscard]] virtual Place gradients() const = 0;
   [[nodiscard]] virtual Place records() const = 0;
+  [[nodiscard]] virtual Range range() const = 0;
+  [[nodiscard]] virtual size_t memory_bytes() const = 0;  // of what it keeps, wherever that lies
 
   // Begins a step. The gradient covers the range, lies at gradients() and stays untouched until
-  // done(). `wake` is called once when the step is over, from within begin() or on another thread,
-  // and may only wake somebody. After an error there is no step, and no call of `wake`.
-  // ErrorCode::invalid_argument: another place, size or point.
+  // done(). A step that goes on after begin() calls `wake` once when it is over, on another thread;
+  // that may only wake somebody. After an error there is no step, no call of `wake`, and nothing
+  // has changed. ErrorCode::invalid_argument: another place, size or point.
   virtual Result<void> begin(Placed<const float> gradient, Point point,
                              std::function<void()> wake) = 0;
   // The event: whether the step that was begun is over.
   [[nodiscard]] virtual bool done() const = 0;
-  // What the step gave; waits for it. Once for each begin().
+  // What the step gave; waits for it. Once for each begin(). After an error nothing has changed.
   virtual Result<Encoded> finish() = 0;
 
-  // Between finish() and begin(). Records and results lie on the host.
-  virtual Result<void> take_back(const RecordView& record, std::span<const Range> ranges) = 0;
-  virtual Result<void> read_residual(std::span<float> out) = 0;
-  virtual Result<std::vector<std::byte>> save() = 0;
+  // Between finish() and begin(), on the caller's thread and in a workspace of its own. Records,
+  // addends and results lie on the host; a gradient to probe there or at gradients(), in which case
+  // the call waits for its stream.
+  virtual Result<Curve> probe(Placed<const float> gradient, std::span<const Point> points,
+                              Workspace& workspace) = 0;
+  virtual Result<void> take_back(const RecordView& record, std::span<const Range> ranges,
+                                 Workspace& workspace) = 0;
+  virtual Result<void> add_residual(std::span<const float> addend) = 0;
+  virtual Result<void> take_over(const Encoder& other) = 0;
+  // Goes on where an encoder of the same range and kind of residual stopped.
+  virtual Result<void> go_on_from(Encoder saved) = 0;
+  // If a device fails at these, the next call says so.
+  virtual void clear_residual() = 0;
+  virtual void scale_residual(float factor) = 0;
+
+  // At any time: what the last step left. Wait for a step that was begun.
+  virtual Result<void> read_residual(std::span<float> out) const = 0;
+  [[nodiscard]] virtual Result<std::vector<std::byte>> save() const = 0;
 };
+
+// What an encoder is made of.
+struct EncoderSpec {
+  uint32_t tensor = 0;
+  Shape shape{};
+  EncoderOptions options{};
+  Range range{};
+};
+using MakeTensorEncoder = std::function<Result<std::unique_ptr<TensorEncoder>>(const EncoderSpec&)>;
 
 }  // namespace scant::codec

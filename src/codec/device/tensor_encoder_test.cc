@@ -5,6 +5,7 @@
 
 #include "codec/device/host_encoder.h"
 #include "codec/device/staged_encoder.h"
+#include "codec/testing/late_encoder.h"
 #include "codec/testing/simulated_device.h"
 #include "codec/testing/tensor_encoders.h"
 
@@ -22,10 +23,16 @@ Encoder plain() {
   return testing::make(kShape, {.residual = ResidualKind::bf16, .momentum = 0.5f});
 }
 
+Encoder restored(const TensorEncoder& encoder) {
+  return std::move(Encoder::restore(encoder.save().value())).value();
+}
+
 TEST(TensorEncoder, OfTheHostHasTheBitsOfAnEncoder) {
   Workspace workspace;
-  HostEncoder encoder(plain(), workspace);
+  RecordBuffer record;
+  HostEncoder encoder(plain(), workspace, record);
   testing::expect_the_bits_of(plain(), encoder, nullptr, nullptr, workspace);
+  testing::expect_the_residual_of(restored(encoder), encoder, nullptr, nullptr, workspace);
   testing::expect_refusals(encoder, nullptr, nullptr, kElements);
 }
 
@@ -36,7 +43,15 @@ TEST(TensorEncoder, OfADeviceHasTheBitsOfAnEncoder) {
   int stream = 0;
   auto encoder = std::move(StagedEncoder::create(plain(), device, workspace)).value();
   testing::expect_the_bits_of(plain(), *encoder, &device, &stream, own);
+  testing::expect_the_residual_of(restored(*encoder), *encoder, &device, &stream, own);
   testing::expect_refusals(*encoder, &device, &stream, kElements);
+}
+
+TEST(TensorEncoder, ThatEndsLateHasTheBitsOfAnEncoder) {
+  Workspace workspace;
+  testing::LateEncoder encoder(plain());
+  testing::expect_the_bits_of(plain(), encoder, nullptr, nullptr, workspace);
+  testing::expect_the_residual_of(restored(encoder), encoder, nullptr, nullptr, workspace);
 }
 
 // Nothing is read, encoded or said before the stream comes to it.

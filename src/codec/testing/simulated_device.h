@@ -59,6 +59,8 @@ class SimulatedDevice final : public Device {
     return true;
   }
 
+  [[nodiscard]] size_t pending(Stream stream) { return streams_[stream].size(); }
+
   size_t bytes_left = SIZE_MAX;  // of each allocation
   int fails_after = -1;          // copies and calls, before one fails
 

@@ -3,6 +3,9 @@
 
 #include <atomic>
 #include <gtest/gtest.h>
+#include <limits>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "codec/device/device.h"
@@ -43,16 +46,30 @@ class PlacedGradient {
   MutableBytes memory_;
 };
 
+inline void expect_equal_states(const TensorEncoder& encoder, const Encoder& twin) {
+  std::vector<float> own(twin.range().elements);
+  std::vector<float> kept(own.size());
+  ASSERT_TRUE(encoder.read_residual(own).ok());
+  twin.read_residual(kept);
+  ASSERT_EQ(own, kept);
+  const auto saved = encoder.save();
+  ASSERT_TRUE(saved.ok());
+  ASSERT_EQ(saved.value(), twin.save());
+}
+
 inline void expect_the_bits_of(Encoder twin, TensorEncoder& encoder, Device* device, Stream stream,
                                Workspace& workspace) {
   base::Rng rng = printed_rng(20261130);
   const uint64_t n = twin.range().elements;
+  EXPECT_EQ(encoder.range(), twin.range());
+  EXPECT_GE(encoder.memory_bytes(), twin.memory_bytes());
   for (uint64_t t = 0; t < 16; ++t) {
     const Point point{t % 2 == 0 ? 1.0 : 0.05, static_cast<ValueKind>(t / 2)};
     SCOPED_TRACE(std::string(name(point.values)) + " at " + std::to_string(point.density));
     PlacedGradient gradient(device, stream, gaussians(n, 7, t));
     std::atomic<int> woken = 0;
     ASSERT_TRUE(encoder.begin(gradient.get(), point, [&] { ++woken; }).ok());
+    const bool over_at_once = encoder.done();
     const auto encoded = encoder.finish();
     ASSERT_TRUE(encoded.ok()) << encoded.error().to_string();
     const auto expected = step(twin, gradient.values(), point, workspace);
@@ -64,20 +81,67 @@ inline void expect_the_bits_of(Encoder twin, TensorEncoder& encoder, Device* dev
     if (device != nullptr) {
       ASSERT_TRUE(device->wait(stream).ok());  // for what follows done()
     }
-    EXPECT_EQ(woken, 1);
+    EXPECT_EQ(woken, over_at_once ? 0 : 1);
     const auto view = std::move(RecordView::parse(expected.bytes)).value();
     const auto lost = random_ranges(rng, twin.range());
-    ASSERT_TRUE(encoder.take_back(view, lost).ok());
+    ASSERT_TRUE(encoder.take_back(view, lost, workspace).ok());
     ASSERT_TRUE(twin.take_back(view, lost, workspace).ok());
-    std::vector<float> own(n);
-    std::vector<float> kept(n);
-    ASSERT_TRUE(encoder.read_residual(own).ok());
-    twin.read_residual(kept);
-    ASSERT_EQ(own, kept);
+    ASSERT_NO_FATAL_FAILURE(expect_equal_states(encoder, twin));
   }
-  const auto saved = encoder.save();
-  ASSERT_TRUE(saved.ok());
-  EXPECT_EQ(saved.value(), twin.save());
+}
+
+// What changes a residual between steps, what looks at it, and a step after each.
+inline void expect_the_residual_of(Encoder twin, TensorEncoder& encoder, Device* device,
+                                   Stream stream, Workspace& workspace) {
+  const uint64_t n = twin.range().elements;
+  const Point point{0.1, ValueKind::q4};
+  uint64_t t = 100;
+  const auto step_both = [&](const char* after) {
+    SCOPED_TRACE(after);
+    PlacedGradient gradient(device, stream, gaussians(n, 7, ++t));
+    ASSERT_TRUE(encoder.begin(gradient.get(), point, nullptr).ok());
+    const auto expected = step(twin, gradient.values(), point, workspace);
+    ASSERT_NO_FATAL_FAILURE(expect_equal_states(encoder, twin)) << "of a step that was begun";
+    const auto encoded = encoder.finish();
+    ASSERT_TRUE(encoded.ok());
+    const Bytes record = encoded.value().record.memory;
+    ASSERT_EQ(std::vector<std::byte>(record.begin(), record.end()), expected.bytes);
+  };
+  ASSERT_NO_FATAL_FAILURE(step_both("nothing"));
+  const std::vector<float> addend = gaussians(n, 8, 0);
+  ASSERT_TRUE(encoder.add_residual(addend).ok());
+  ASSERT_TRUE(twin.add_residual(addend).ok());
+  ASSERT_NO_FATAL_FAILURE(step_both("an addition"));
+  const std::vector<float> endless(n, std::numeric_limits<float>::infinity());
+  EXPECT_EQ(encoder.add_residual(endless).error().code, ErrorCode::invalid_argument);
+  encoder.scale_residual(-3.0f);
+  twin.scale_residual(-3.0f);
+  ASSERT_NO_FATAL_FAILURE(step_both("a scaling"));
+  Encoder other = std::move(Encoder::restore(twin.save())).value();
+  ASSERT_TRUE(encoder.take_over(other).ok());
+  ASSERT_TRUE(twin.take_over(other).ok());
+  ASSERT_NO_FATAL_FAILURE(step_both("another's residual"));
+  const PlacedGradient gradient(device, stream, gaussians(n, 7, ++t));
+  for (const bool placed : {true, false}) {  // a gradient of the host is taken, too
+    const Placed<const float> looked =
+        placed ? gradient.get() : Placed<const float>{.memory = gradient.values()};
+    const auto curve = encoder.probe(looked, default_points(), workspace);
+    const auto expected = probe(twin, gradient.values(), default_points(), workspace);
+    ASSERT_TRUE(curve.ok());
+    EXPECT_EQ(curve.value().energy, expected.value().energy);
+    ASSERT_EQ(curve.value().points.size(), expected.value().points.size());
+    for (size_t i = 0; i < curve.value().points.size(); ++i) {
+      EXPECT_EQ(curve.value().points[i].energy, expected.value().points[i].energy);
+    }
+  }
+  ASSERT_NO_FATAL_FAILURE(step_both("a look"));
+  encoder.clear_residual();
+  twin.clear_residual();
+  ASSERT_NO_FATAL_FAILURE(step_both("an end of the residual"));
+  ASSERT_TRUE(encoder.go_on_from(std::move(other)).ok());
+  EXPECT_NE(encoder.save().value(), twin.save());
+  ASSERT_TRUE(encoder.go_on_from(std::move(Encoder::restore(twin.save())).value()).ok());
+  ASSERT_NO_FATAL_FAILURE(step_both("a saved state"));
 }
 
 inline void expect_refusals(TensorEncoder& encoder, Device* device, Stream stream, uint64_t n) {

@@ -43,12 +43,12 @@ struct Member {
     std::vector<double> all(arena.size(), 0.0);
     const Layout& layout = step->layout();
     for (uint32_t slice = 0; slice < layout.slices().size(); ++slice) {
-      const codec::Encoder* encoder = of_owner ? step->residuals().owner_if_made(slice)
-                                               : step->residuals().worker_if_made(slice);
+      const codec::TensorEncoder* encoder = of_owner ? step->residuals().owner_if_made(slice)
+                                                     : step->residuals().worker_if_made(slice);
       if (encoder == nullptr) continue;
       const SliceLayout& known = layout.slices()[slice];
       std::vector<float> residual(known.range.elements);
-      encoder->read_residual(residual);
+      EXPECT_TRUE(encoder->read_residual(residual).ok());
       const uint64_t at = layout.arena_offset(layout.parts()[known.part].tensor, known.range);
       std::copy(residual.begin(), residual.end(), all.begin() + static_cast<std::ptrdiff_t>(at));
     }
@@ -63,11 +63,17 @@ class RoundOfMembers {
 
   RoundOfMembers(FakeNetwork& network, const Layout& layout, int stations,
                  const StepOptions& options = {}, uint32_t slot = 0)
+      : RoundOfMembers(network, layout,
+                       std::vector<StepOptions>(static_cast<size_t>(stations), options), slot) {}
+  RoundOfMembers(FakeNetwork& network, const Layout& layout,
+                 const std::vector<StepOptions>& by_station, uint32_t slot = 0)
       : network_(network) {
+    const auto stations = static_cast<int>(by_station.size());
     for (Rank station = 0; station < stations; ++station) {
       Member& member = members_.emplace_back();
       member.station = station;
-      auto made = GradientStep::create(layout, options, everyone(stations, station), slot);
+      auto made = GradientStep::create(layout, by_station[static_cast<size_t>(station)],
+                                       everyone(stations, station), slot);
       EXPECT_TRUE(made.ok()) << made.error().to_string();
       member.step = std::move(made).value();
       member.arena.assign(layout.arena_elements(), 0.0f);
@@ -89,10 +95,11 @@ class RoundOfMembers {
       Member& member = at(stations[place]);
       fill(member, round, absent);
       member.outcome.reset();
-      const RoundSpec spec{.round = round,
-                           .arena = member.arena,
-                           .members = {epoch, stations, static_cast<Rank>(place)},
-                           .duties = duties};
+      RoundSpec spec{.round = round,
+                     .arena = member.arena,
+                     .members = {epoch, stations, static_cast<Rank>(place)},
+                     .duties = duties};
+      if (change) change(member, spec);
       Result<void> begun;
       around(member.station, [&] { begun = member.step->begin(spec, now()); });
       if (!begun) {
@@ -162,6 +169,9 @@ class RoundOfMembers {
   [[nodiscard]] Time now() const { return Time(network_.elapsed); }
 
   Around wrap;
+  std::function<void(Member&, RoundSpec&)> change;  // of a round that is about to begin
+  // What else can happen, as when a device goes on.
+  std::function<void(std::vector<std::function<void()>>&)> elsewhere;
   std::vector<SliceDuty> duties;  // of the next rounds; empty: the usual ones
   // In the next rounds each member makes them at some time before it finishes.
   std::vector<std::vector<SliceDuty>> owner_changes;
@@ -195,6 +205,7 @@ class RoundOfMembers {
         order, [&](uint32_t tensor) { return std::ranges::find(absent, tensor) != absent.end(); });
   }
   void add_possibilities(std::vector<std::function<void()>>& all) {
+    if (elsewhere) elsewhere(all);
     for (Member& member : members_) {
       if (member.gone) continue;
       if (!member.to_come.empty() || member.to_finish) all.emplace_back([&] { go_on(member); });
