@@ -38,7 +38,9 @@ plan::WorkRates usual_rates() {
 Duration duration_of(const gradient::Effort& effort, const plan::WorkRates& rates) {
   double seconds = static_cast<double>(effort.scanned) * rates.scan_s +
                    static_cast<double>(effort.cleared) * rates.clear_s +
-                   static_cast<double>(effort.records) * rates.record_s;
+                   static_cast<double>(effort.records) * rates.record_s +
+                   static_cast<double>(effort.products) * rates.product_s +
+                   static_cast<double>(effort.bases) * rates.basis_s;
   for (size_t kind = 0; kind < effort.encoded.size(); ++kind) {
     seconds += static_cast<double>(effort.encoded[kind].dense) * rates.encode[kind].dense_s +
                static_cast<double>(effort.encoded[kind].entries) * rates.encode[kind].entry_s +

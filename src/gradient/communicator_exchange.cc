@@ -12,8 +12,8 @@
 namespace scant::gradient {
 namespace {
 
-constexpr std::array<const char*, kLegCount> kSuffixes = {".first", ".second", ".verdict", ".plans",
-                                                          ".owners"};
+constexpr std::array<const char*, kLegCount> kSuffixes = {
+    ".first", ".second", ".verdict", ".plans", ".owners", ".basis", ".basis2"};
 
 using base::invalid;
 

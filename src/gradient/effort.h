@@ -21,6 +21,8 @@ struct Effort {
   uint64_t scanned = 0;  // elements looked at, below density 1
   uint64_t cleared = 0;  // elements of sums of such records
   uint64_t records = 0;
+  uint64_t products = 0;  // elements of matrices times directions
+  uint64_t bases = 0;     // rows times pairs of directions
   friend bool operator==(const Effort&, const Effort&) = default;
 };
 

@@ -17,8 +17,8 @@
 
 namespace scant::gradient {
 
-enum class Leg : uint8_t { first, second, verdict, agreement, owners };
-inline constexpr int kLegCount = 5;
+enum class Leg : uint8_t { first, second, verdict, agreement, owners, basis_first, basis_second };
+inline constexpr int kLegCount = 7;
 
 // An exchange carries lanes of slots 0 to kSlotsMax - 1: so many rounds can be under way together.
 inline constexpr uint32_t kSlotsMax = 16;

@@ -65,9 +65,12 @@ Result<void> GradientStep::set_plan(const FusionPlan& wanted) {
   try {
     const uint64_t hash = hash_of(serialise(wanted, layout_));
     FusionPlan copy = wanted;
-    Result<std::vector<BufferMemory>> memory = memory_of(copy, seat_);
+    SliceTable table(layout_, copy);
+    Result<std::vector<StageMemory>> memory = memory_of(copy, table, seat_);
     if (!memory) return memory.error();
+    if (Result<void> prepared = factors_.prepare(table); !prepared) return prepared;
     replace_memory(std::move(copy), std::move(memory).value());
+    table_ = std::move(table);
     plan_hash_ = hash;
   } catch (const std::bad_alloc&) {
     return out_of_memory(report_.step + 1);
@@ -75,12 +78,25 @@ Result<void> GradientStep::set_plan(const FusionPlan& wanted) {
   return {};
 }
 
-Result<std::vector<BufferMemory>> GradientStep::memory_of(const FusionPlan& plan,
+Result<GradientStep::StageMemory> GradientStep::memory_of(const BufferPlan& buffer,
+                                                          const SliceTable& table,
                                                           const Seat& seat) const {
-  std::vector<BufferMemory> all;
+  StageMemory stages;
+  for (const Stage stage : {Stage::basis, Stage::values}) {
+    Result<BufferMemory> memory = memory_for(buffer, layout_, table, seat, stage);
+    if (!memory) return memory.error();
+    stages[static_cast<size_t>(stage)] = std::move(memory).value();
+  }
+  return stages;
+}
+
+Result<std::vector<GradientStep::StageMemory>> GradientStep::memory_of(const FusionPlan& plan,
+                                                                       const SliceTable& table,
+                                                                       const Seat& seat) const {
+  std::vector<StageMemory> all;
   all.reserve(plan.buffers.size());
   for (const BufferPlan& buffer : plan.buffers) {
-    Result<BufferMemory> memory = memory_for(buffer, layout_, seat);
+    Result<StageMemory> memory = memory_of(buffer, table, seat);
     if (!memory) return memory.error();
     all.push_back(std::move(memory).value());
   }
@@ -88,7 +104,7 @@ Result<std::vector<BufferMemory>> GradientStep::memory_of(const FusionPlan& plan
 }
 
 // What the last round decoded stays until the next begins.
-void GradientStep::replace_memory(FusionPlan plan, std::vector<BufferMemory> memory) {
+void GradientStep::replace_memory(FusionPlan plan, std::vector<StageMemory> memory) {
   if (!replaced_) replaced_ = Replaced{std::move(plan_), seat_.rank(), std::move(memory_)};
   plan_ = std::move(plan);
   memory_ = std::move(memory);
@@ -103,7 +119,7 @@ Result<void> GradientStep::set_members(Members members, std::vector<SliceDuty> d
     Result<Seat> seat = seat_for(layout_, std::move(members), std::move(duties));
     if (!seat) return seat.error();
     if (seat.value() != seat_ || owners_changed_) {
-      Result<std::vector<BufferMemory>> memory = memory_of(plan_, seat.value());
+      Result<std::vector<StageMemory>> memory = memory_of(plan_, table_, seat.value());
       if (!memory) return memory.error();
       FusionPlan plan = plan_;
       if (Result<void> adopted = residuals_.adopt(seat.value()); !adopted) return adopted;
@@ -134,6 +150,7 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
     // A rank that does not begin takes the round from all others, which cannot know why.
     Result<void> prepared = again([&]() -> Result<void> {
       if (Result<void> set = set_members(spec.members, spec.duties); !set) return set;
+      if (Result<void> made = factors_.prepare(table_); !made) return made;
       if (Result<void> kept = keep_reserve(); !kept) return kept;
       prepare_round(spec);
       return {};
@@ -143,7 +160,10 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
     return out_of_memory(spec.round);
   }
   replaced_.reset();
-  for (BufferMemory& memory : memory_) memory.clear();
+  for (StageMemory& stages : memory_) {
+    for (BufferMemory& memory : stages) memory.clear();
+  }
+  factors_.begin();
   arena_ = spec.arena;
   gradients_ = spec.gradients;
   begun_ = now;
@@ -208,7 +228,7 @@ void GradientStep::prepare_round(const RoundSpec& spec) {
   owner_changes_.reserve(kOwnerChangesMax);
   finish_at_ = 0;
   owner_energy_ = residuals_.owner_energy();
-  parts_to_encode_ = layout_.parts().size();
+  parts_to_encode_ = layout_.parts().size() + table_.matrices().size();
   verdict_over_ = nobody_applies_ = aborted_ = false;
   error_.reset();
   to_cancel_ = {};
@@ -253,9 +273,15 @@ Result<void> GradientStep::keep_reserve() {
   uint64_t records = 0;  // that are sorted at a time
   for_each_memory([&](const BufferMemory& memory) {
     for (const auto& slices : memory.slices) records = std::max(records, ranks * slices.size());
+    for (const auto& slices : memory.slices) {
+      for (const uint32_t slice : slices) {
+        largest = std::max(largest, table_.record_of(slice).range.elements);
+      }
+    }
   });
   const uint64_t bytes = kSmall + records * 2 * sizeof(SortedRecords::value_type) +
-                         kOfSparseStep * codec::record_bytes_max(largest);
+                         kOfSparseStep * codec::record_bytes_max(largest) +
+                         factors_.scratch_elements(table_) * sizeof(float);
   if (reserve_.size() >= bytes) return {};
   Result<base::Buffer> made = base::Buffer::allocate(bytes);
   if (!made) return made.error();
@@ -270,11 +296,11 @@ Result<void> GradientStep::prepare_rest() try {
   for_each_memory([&](const BufferMemory& memory) {
     if (memory.averages.empty()) return;  // not split
     for (const uint32_t slice : memory.slices[static_cast<size_t>(seat_.rank())]) {
-      const SliceLayout& known = layout_.slices()[slice];
-      const uint32_t tensor = layout_.parts()[known.part].tensor;
+      const uint32_t tensor = layout_.parts()[table_.part_of(slice)].tensor;
       if (!own_.present[tensor] && !options_.missing_as_zeros) continue;
-      static_cast<void>(residuals_.owner(slice, seat_));
-      largest = std::max(largest, codec::record_bytes_max(known.range.elements));
+      if (!table_.is_factor(slice)) static_cast<void>(residuals_.owner(slice, seat_));
+      const uint64_t elements = table_.record_of(slice).range.elements;
+      largest = std::max(largest, codec::record_bytes_max(elements));
     }
   });
   if (Result<void> prepared = workspace_.prepare(largest); !prepared) return prepared;
@@ -343,6 +369,8 @@ void GradientStep::fail(Error error) {
   to_cancel_[static_cast<size_t>(Leg::first)] = true;
   to_cancel_[static_cast<size_t>(Leg::second)] = true;
   to_cancel_[static_cast<size_t>(Leg::owners)] = true;
+  to_cancel_[static_cast<size_t>(Leg::basis_first)] = true;
+  to_cancel_[static_cast<size_t>(Leg::basis_second)] = true;
 }
 
 // Its text was made beforehand.
@@ -426,12 +454,17 @@ std::vector<AveragedBuffer> GradientStep::averaged() const {
   std::vector<AveragedBuffer> all;
   if (phase_ != Phase::idle || !ended_well_ || !options_.second_leg.exact) return all;
   const FusionPlan& plan = replaced_ ? replaced_->plan : plan_;
-  const std::vector<BufferMemory>& buffers = replaced_ ? replaced_->memory : memory_;
+  const std::vector<StageMemory>& buffers = replaced_ ? replaced_->memory : memory_;
   const auto self = static_cast<size_t>(replaced_ ? replaced_->rank : seat_.rank());
   for (size_t i = 0; i < plan.buffers.size(); ++i) {
     const BufferPlan& known = plan.buffers[i];
-    const BufferMemory& memory = buffers[i];
+    const BufferMemory& memory = buffers[i][static_cast<size_t>(Stage::values)];
     AveragedBuffer one{.path = known.path, .first_part = known.first_part, .parts = known.parts};
+    if (!buffers[i][static_cast<size_t>(Stage::basis)].slices.empty()) {
+      one.path = Path::all_reduce;  // a product of factors is no sum of records
+      all.push_back(std::move(one));
+      continue;
+    }
     const bool split = known.path == Path::split;
     for (size_t rank = 0; rank < memory.incoming.size(); ++rank) {
       const Message& own = split ? memory.average : memory.outgoing[0];
@@ -458,8 +491,8 @@ void GradientStep::scale_residuals(float factor) { residuals_.scale(factor); }
 
 size_t GradientStep::memory_bytes() const {
   size_t bytes = residuals_.memory_bytes();
-  for (const BufferMemory& memory : memory_) bytes += memory.used_bytes();
-  return bytes;
+  for_each_memory([&bytes](const BufferMemory& memory) { bytes += memory.used_bytes(); });
+  return bytes + factors_.memory_bytes();
 }
 
 }  // namespace scant::gradient

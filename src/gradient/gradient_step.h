@@ -34,6 +34,7 @@
 #include "gradient/layout.h"
 #include "gradient/members.h"
 #include "gradient/residuals.h"
+#include "gradient/round_factors.h"
 #include "gradient/round_memory.h"
 #include "gradient/seat.h"
 #include "gradient/step_core.h"
@@ -170,9 +171,17 @@ class GradientStep {
   enum class Phase : uint8_t { idle, running, finishing };
 
   // gradient_step.cc
-  [[nodiscard]] Result<std::vector<BufferMemory>> memory_of(const FusionPlan& plan,
-                                                            const Seat& seat) const;
-  void replace_memory(FusionPlan plan, std::vector<BufferMemory> memory);
+  // By stage.
+  using StageMemory = std::array<BufferMemory, kStageCount>;
+  [[nodiscard]] Result<StageMemory> memory_of(const BufferPlan& buffer, const SliceTable& table,
+                                              const Seat& seat) const;
+  [[nodiscard]] Result<std::vector<StageMemory>> memory_of(const FusionPlan& plan,
+                                                           const SliceTable& table,
+                                                           const Seat& seat) const;
+  void replace_memory(FusionPlan plan, std::vector<StageMemory> memory);
+  [[nodiscard]] BufferMemory& memory_of_stage(uint32_t buffer, Stage stage) {
+    return memory_[buffer][static_cast<size_t>(stage)];
+  }
   void prepare_round(const RoundSpec& spec);
   void prepare_verdict();
   [[nodiscard]] Operation all_tell(const std::vector<std::byte>& own, std::vector<std::byte>& all);
@@ -209,10 +218,14 @@ class GradientStep {
 
   // step_legs.cc
   [[nodiscard]] std::optional<Transmit> begin_leg(Time now);
+  [[nodiscard]] static Leg leg_of(const StepCore::Job& job);
   [[nodiscard]] Operation all_reduce(uint32_t buffer);
-  [[nodiscard]] Operation first_swap(uint32_t buffer);
-  [[nodiscard]] Operation second_swap(uint32_t buffer);
-  [[nodiscard]] Operation swap_of(uint32_t buffer, Leg leg, const Delivery& delivery);
+  [[nodiscard]] Operation first_swap(uint32_t buffer, Stage stage);
+  [[nodiscard]] Operation second_swap(uint32_t buffer, Stage stage);
+  [[nodiscard]] Operation swap_of(uint32_t buffer, Stage stage, Leg leg, const Delivery& delivery);
+  [[nodiscard]] bool has_factors(uint32_t buffer) const {
+    return !memory_[buffer][static_cast<size_t>(Stage::basis)].slices.empty();
+  }
   [[nodiscard]] bool verdict_is_due() const;
   [[nodiscard]] Transmit begin_verdict();
   [[nodiscard]] Operation operation_of(const StepCore::Job& leg);
@@ -229,7 +242,7 @@ class GradientStep {
   struct OwnerChange {
     std::vector<SliceDuty> duties;
     uint32_t first = 0;
-    std::vector<BufferMemory> memory{};
+    std::vector<StageMemory> memory{};
   };
   [[nodiscard]] bool owner_change_is_due() const {
     return !owner_change_ && !aborted_ && owner_changes_begun_ < owner_changes_.size();
@@ -244,9 +257,13 @@ class GradientStep {
   // Of the round, and of what the members have not agreed on yet.
   template <typename Body>
   void for_each_memory(const Body& body) const {
-    for (const BufferMemory& memory : memory_) body(memory);
-    if (!owner_change_) return;
-    for (const BufferMemory& memory : owner_change_->memory) body(memory);
+    const auto of_all = [&](const std::vector<StageMemory>& buffers) {
+      for (const StageMemory& stages : buffers) {
+        for (const BufferMemory& memory : stages) body(memory);
+      }
+    };
+    of_all(memory_);
+    if (owner_change_) of_all(owner_change_->memory);
   }
 
   // step_jobs.cc
@@ -263,16 +280,41 @@ class GradientStep {
   Result<void> encode_plain(uint32_t buffer, uint32_t part);
   Result<void> look_at(uint32_t part);
   void count_nonfinite(uint32_t part);
-  Result<void> add(uint32_t buffer, Effort& effort);
-  Result<void> add_slice(uint32_t buffer, size_t at, std::vector<SortedRecords>& by_rank,
-                         Effort& effort);
+  Result<void> add(uint32_t buffer, Stage stage, Effort& effort);
+  Result<void> add_slice(uint32_t buffer, Stage stage, size_t at,
+                         std::vector<SortedRecords>& by_rank, Effort& effort);
   // Of the slice at this place of those that this rank adds up. Whether there was any record; what
   // there was is used up.
-  Result<bool> sum_of(uint32_t buffer, size_t at, std::vector<SortedRecords>& by_rank,
+  Result<bool> sum_of(uint32_t buffer, Stage stage, size_t at, std::vector<SortedRecords>& by_rank,
                       std::span<float> out, Effort& effort);
-  [[nodiscard]] Result<SortedRecords> records_from(uint32_t buffer, Rank sender);
-  Result<void> decode(uint32_t buffer, Effort& effort);
-  Result<void> decode_from(uint32_t buffer, Rank owner, Effort& effort);
+  [[nodiscard]] Result<SortedRecords> records_from(uint32_t buffer, Stage stage, Rank sender);
+  Result<void> decode(uint32_t buffer, Stage stage, Effort& effort);
+  Result<void> decode_from(uint32_t buffer, Stage stage, Rank owner, Effort& effort);
+  // Dense points of factors; those of elements as the plan has them.
+  [[nodiscard]] codec::Point point_of(uint32_t slice, bool back) const;
+
+  // step_factors.cc
+  [[nodiscard]] static std::span<float> left_of(const MatrixPart& matrix, std::span<float> array);
+  [[nodiscard]] static std::span<float> right_of(const MatrixPart& matrix, std::span<float> array);
+  [[nodiscard]] const MatrixPart* matrix_part(uint32_t part) const;
+  [[nodiscard]] std::span<float> factor_of(uint32_t slice, std::span<float> array) const;
+  [[nodiscard]] std::span<float> room_of(uint32_t slice);
+  [[nodiscard]] Result<std::vector<codec::MatrixSlice>> matrix_slices(uint32_t part);
+  Result<void> encode_left(uint32_t buffer, uint32_t part, Effort& effort);
+  Result<void> encode_rest(uint32_t buffer, uint32_t part, Effort& effort);
+  Result<void> add_owners(const PartLayout& part);
+  Result<void> send_coefficients(uint32_t buffer, const MatrixPart& matrix,
+                                 std::span<const codec::MatrixSlice> slices, Effort& effort);
+  Result<void> encode_factor(uint32_t buffer, Stage stage, uint32_t slice,
+                             std::span<const float> values, Effort& effort);
+  Result<uint64_t> write_factor(uint32_t slice, std::span<const float> values,
+                                codec::ValueKind kind, Effort& effort);
+  Result<void> read_factor(uint32_t slice, std::span<float> out);
+  Result<void> encode_average_factor(uint32_t buffer, Stage stage, uint32_t slice, Effort& effort);
+  Result<void> take_factors(uint32_t buffer, Stage stage, Effort& effort);
+  Result<void> settle_factors(bool all);
+  Result<void> keep_product(const MatrixPart& matrix, uint32_t slice, std::span<const float> right,
+                            float times);
 
   // step_settle.cc
   struct Returned {
@@ -296,14 +338,16 @@ class GradientStep {
   codec::Workspace workspace_;
   codec::RecordBuffer record_;
   Residuals residuals_;
-  std::vector<BufferMemory> memory_;  // by buffer of the plan
-  bool duties_are_usual_ = true;      // those of duties_for()
-  bool owners_changed_ = false;       // within the last round, or nearly
+  SliceTable table_;  // of the plan
+  RoundFactors factors_{layout_};
+  std::vector<StageMemory> memory_;  // by buffer of the plan
+  bool duties_are_usual_ = true;     // those of duties_for()
+  bool owners_changed_ = false;      // within the last round, or nearly
   // Of the last round, where plan or members were replaced since: for averaged().
   struct Replaced {
     FusionPlan plan;
     Rank rank = 0;
-    std::vector<BufferMemory> memory;
+    std::vector<StageMemory> memory;
   };
   std::optional<Replaced> replaced_;
   std::vector<float> scratch_;

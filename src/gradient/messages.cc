@@ -22,11 +22,9 @@ std::string range_text(const codec::RecordHeader& header) {
          std::to_string(header.tensor);
 }
 
-bool is_of(const codec::RecordHeader& header, const Layout& layout, uint32_t slice) {
-  const SliceLayout& known = layout.slices()[slice];
-  const uint32_t tensor = layout.parts()[known.part].tensor;
-  return tensor == header.tensor && known.range == codec::Range{header.first, header.elements} &&
-         layout.tensors()[tensor].shape == header.shape;
+bool is_of(const codec::RecordHeader& header, const SliceRecord& known) {
+  return known.tensor == header.tensor && known.shape == header.shape &&
+         known.range == codec::Range{header.first, header.elements};
 }
 
 }  // namespace
@@ -47,7 +45,7 @@ void Message::append(Bytes record) {
   size_ += record.size();
 }
 
-Result<SortedRecords> sort_records(Bytes message, const Layout& layout,
+Result<SortedRecords> sort_records(Bytes message, const SliceTable& table,
                                    std::span<const uint32_t> slices, Rank from) {
   Result<std::vector<codec::RecordView>> records = codec::parse_all(message);
   if (!records) return corrupt(from, "a damaged message: " + records.error().message);
@@ -55,12 +53,12 @@ Result<SortedRecords> sort_records(Bytes message, const Layout& layout,
   for (codec::RecordView& record : records.value()) {
     const codec::RecordHeader& header = record.header();
     const auto before = [&](uint32_t slice, const codec::RecordHeader& wanted) {
-      const SliceLayout& known = layout.slices()[slice];
-      const uint32_t tensor = layout.parts()[known.part].tensor;
-      return tensor != wanted.tensor ? tensor < wanted.tensor : known.range.first < wanted.first;
+      const SliceRecord known = table.record_of(slice);
+      return known.tensor != wanted.tensor ? known.tensor < wanted.tensor
+                                           : known.range.first < wanted.first;
     };
     const auto found = std::lower_bound(slices.begin(), slices.end(), header, before);
-    if (found == slices.end() || !is_of(header, layout, *found)) {
+    if (found == slices.end() || !is_of(header, table.record_of(*found))) {
       return corrupt(from, range_text(header) + ", which do not belong here");
     }
     auto& place = sorted[static_cast<size_t>(found - slices.begin())];

@@ -8,16 +8,10 @@
 
 #include "base/buffer.h"
 #include "codec/record/record.h"
-#include "gradient/layout.h"
+#include "gradient/slice_table.h"
 #include "scant/base/result.h"
 
 namespace scant::gradient {
-
-// Consecutive slices of a layout.
-struct SliceSpan {
-  uint32_t first = 0;
-  uint32_t count = 0;
-};
 
 class Message {
  public:
@@ -42,7 +36,7 @@ using SortedRecords = std::vector<std::optional<codec::RecordView>>;
 
 // Checks all of a message from rank `from`: that it holds records of these slices, which ascend,
 // each at most once. ErrorCode::corrupt names rank and tensor.
-[[nodiscard]] Result<SortedRecords> sort_records(Bytes message, const Layout& layout,
+[[nodiscard]] Result<SortedRecords> sort_records(Bytes message, const SliceTable& table,
                                                  std::span<const uint32_t> slices, Rank from);
 
 }  // namespace scant::gradient

@@ -153,10 +153,15 @@ Result<void> Residuals::adopt(const Seat& seat) {
 Result<void> Residuals::add_to_worker(uint32_t slice, std::vector<float> of_owner,
                                       const Seat& seat) {
   const float times = seat.times(slice);
-  for (float& value : of_owner) value = std::clamp(times * value, -kMost, kMost);
+  for (float& value : of_owner) value *= times;
+  return add_worker(slice, std::move(of_owner), seat);
+}
+
+Result<void> Residuals::add_worker(uint32_t slice, std::vector<float> more, const Seat& seat) {
+  for (float& value : more) value = std::clamp(value, -kMost, kMost);
   const Result<codec::TensorEncoder*> to = worker(slice, seat);
   if (!to) return to.error();
-  if (Result<void> added = to.value()->add_residual(of_owner); !added) return added;
+  if (Result<void> added = to.value()->add_residual(more); !added) return added;
   slices_[slice].worker.dirty = true;
   slices_[slice].worker.measure();
   return {};

@@ -64,6 +64,9 @@ class Residuals {
   // An average that nobody applied goes out of the owner's residual, where take_back() put it.
   Result<void> subtract_from_owner(uint32_t slice, std::span<const float> average);
 
+  // Adds finite numbers to what the worker keeps. When it runs out of memory nothing has changed.
+  Result<void> add_worker(uint32_t slice, std::vector<float> more, const Seat& seat);
+
   // What this rank kept as the owner of slices that it owns no more in `seat` goes to its own
   // worker's residual, as often as it takes to count once in an average of these members.
   Result<void> adopt(const Seat& seat);

@@ -7,10 +7,26 @@
 namespace scant::gradient {
 namespace {
 
-SliceSpan slices_of(const BufferPlan& buffer, const Layout& layout) {
-  const PartLayout& first = layout.parts()[buffer.first_part];
-  const PartLayout& last = layout.parts()[buffer.first_part + buffer.parts - 1];
-  return {first.first_slice, last.first_slice + last.slices - first.first_slice};
+// Those that travel in a stage, ascending.
+std::vector<uint32_t> travelling(const BufferPlan& buffer, const Layout& layout,
+                                 const SliceTable& table, Stage stage) {
+  std::vector<uint32_t> all;
+  const auto append = [&all](SliceSpan span) {
+    for (uint32_t slice = span.first; slice < span.first + span.count; ++slice) {
+      all.push_back(slice);
+    }
+  };
+  for (uint32_t i = 0; stage == Stage::values && i < buffer.parts; ++i) {
+    const PartLayout& part = layout.parts()[buffer.first_part + i];
+    if (buffer.points[i].first.density > 0) append({part.first_slice, part.slices});
+  }
+  for (uint32_t i = 0; i < buffer.parts; ++i) {
+    const auto number = table.matrix_of(buffer.first_part + i);
+    if (!number) continue;
+    const MatrixPart& matrix = table.matrices()[*number];
+    append(stage == Stage::basis ? matrix.left : matrix.right);
+  }
+  return all;
 }
 
 }  // namespace
@@ -31,11 +47,12 @@ void BufferMemory::reserve_pieces() {
   }
 }
 
-void BufferMemory::take_records(const BufferMemory& other, std::span<const SliceDuty> duties) {
+void BufferMemory::take_records(const BufferMemory& other, const SliceTable& table,
+                                std::span<const SliceDuty> duties) {
   for (size_t from = 0; from < other.outgoing.size(); ++from) {
     const Bytes records = other.outgoing[from].view();
     for (Operation::Piece piece : other.outgoing_pieces[from]) {
-      const auto to = static_cast<size_t>(duties[piece.slice].owner);
+      const auto to = static_cast<size_t>(duties[table.owned_like(piece.slice)].owner);
       const Bytes record = records.subspan(piece.begin, piece.bytes);
       piece.begin = outgoing[to].view().size();
       outgoing[to].append(record);
@@ -74,25 +91,35 @@ std::vector<codec::Range> lost_ranges(std::span<const Missing> missing, uint32_t
   return merged;
 }
 
+SliceSpan slices_of(const BufferPlan& buffer, const Layout& layout) {
+  const PartLayout& first = layout.parts()[buffer.first_part];
+  const PartLayout& last = layout.parts()[buffer.first_part + buffer.parts - 1];
+  return {first.first_slice, last.first_slice + last.slices - first.first_slice};
+}
+
 // Rooms have one size on all members, as a swap wants it.
-Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout, const Seat& seat) {
+Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout,
+                                const SliceTable& table, const Seat& seat, Stage stage) {
   BufferMemory memory;
-  const SliceSpan span = slices_of(buffer, layout);
   const auto ranks = static_cast<size_t>(seat.ranks());
   if (buffer.path == Path::all_reduce) {
+    const SliceSpan span = slices_of(buffer, layout);
     const float mean = codec::mean_weight(static_cast<uint32_t>(ranks));
     for (const SliceDuty& duty : std::span(seat.duties).subspan(span.first, span.count)) {
       memory.mean = memory.mean && duty.weight == mean;
     }
     return memory;
   }
+  const std::vector<uint32_t> all = travelling(buffer, layout, table, stage);
+  if (stage == Stage::basis && all.empty()) return memory;
   const bool split = buffer.path == Path::split;
   memory.slices.resize(split ? ranks : 1);
   std::vector<uint64_t> bytes(memory.slices.size(), 0);
-  for (uint32_t slice = span.first; slice < span.first + span.count; ++slice) {
-    const size_t of = split ? static_cast<size_t>(seat.duties[slice].owner) : 0;
+  for (const uint32_t slice : all) {
+    const SliceDuty& duty = seat.duties[table.owned_like(slice)];
+    const size_t of = split ? static_cast<size_t>(duty.owner) : 0;
     memory.slices[of].push_back(slice);
-    bytes[of] += codec::record_bytes_max(layout.slices()[slice].range.elements);
+    bytes[of] += codec::record_bytes_max(table.record_of(slice).range.elements);
   }
   const uint64_t room = *std::ranges::max_element(bytes);
   memory.received.assign(ranks, 0);

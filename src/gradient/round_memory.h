@@ -8,12 +8,14 @@
 #include "gradient/fusion_plan.h"
 #include "gradient/messages.h"
 #include "gradient/seat.h"
+#include "gradient/slice_table.h"
+#include "gradient/step_core.h"
 
 namespace scant::gradient {
 
 struct BufferMemory {
   bool mean = true;                           // all_reduce: every member counts 1 / P
-  std::vector<std::vector<uint32_t>> slices;  // split: by owner; gather: one list of all
+  std::vector<std::vector<uint32_t>> slices;  // of a SliceTable; split: by owner; gather: all
   std::vector<Message> outgoing;              // by owner; gather: one
   std::vector<Message> incoming;              // by rank, first leg; the own place stays empty
   Message average;                            // split: what this owner sends back
@@ -31,7 +33,8 @@ struct BufferMemory {
   // Of split: the records that `other` has for the same slices, whose owners are others there.
   // Needs no memory after reserve_pieces().
   void reserve_pieces();
-  void take_records(const BufferMemory& other, std::span<const SliceDuty> duties);
+  void take_records(const BufferMemory& other, const SliceTable& table,
+                    std::span<const SliceDuty> duties);
   [[nodiscard]] size_t used_bytes() const;
 };
 
@@ -40,8 +43,13 @@ struct BufferMemory {
 [[nodiscard]] std::vector<codec::Range> lost_ranges(std::span<const Missing> missing,
                                                     uint32_t slice, Rank sender, Rank receiver);
 
-// Of what is reserved, only what messages fill is ever touched.
+// The slices of the layout that a buffer is about.
+[[nodiscard]] SliceSpan slices_of(const BufferPlan& buffer, const Layout& layout);
+
+// Of one stage; of buffers without matrix parts that of the basis is empty. Of what is reserved,
+// only what messages fill is ever touched.
 [[nodiscard]] Result<BufferMemory> memory_for(const BufferPlan& buffer, const Layout& layout,
-                                              const Seat& seat);
+                                              const SliceTable& table, const Seat& seat,
+                                              Stage stage);
 
 }  // namespace scant::gradient

@@ -9,9 +9,14 @@
 
 #include "gradient/fusion_plan.h"
 #include "gradient/layout.h"
-#include "gradient/messages.h"
 
 namespace scant::gradient {
+
+// Consecutive slices.
+struct SliceSpan {
+  uint32_t first = 0;
+  uint32_t count = 0;
+};
 
 // Records of factors name these numbers + that of the part as their tensor.
 inline constexpr uint32_t kLeftFactors = uint32_t{1} << 30;

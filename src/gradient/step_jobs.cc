@@ -62,9 +62,13 @@ Effort GradientStep::run(const Job& job) {
 }
 
 Result<void> GradientStep::do_job(const Job& job, Effort& effort) {
-  if (job.kind == StepCore::Kind::encode) return encode(job.buffer, job.part, effort);
-  if (job.kind == StepCore::Kind::add) return add(job.buffer, effort);
-  return decode(job.buffer, effort);
+  if (job.kind == StepCore::Kind::encode) {
+    if (matrix_part(job.part) == nullptr) return encode(job.buffer, job.part, effort);
+    return job.stage == Stage::basis ? encode_left(job.buffer, job.part, effort)
+                                     : encode_rest(job.buffer, job.part, effort);
+  }
+  if (job.kind == StepCore::Kind::add) return add(job.buffer, job.stage, effort);
+  return decode(job.buffer, job.stage, effort);
 }
 
 void GradientStep::finished(const Job& job, Time begin, Time end) {
@@ -80,7 +84,8 @@ void GradientStep::finished(const Job& job, Time begin, Time end) {
   } else {
     const bool adds = job.kind == StepCore::Kind::add;
     (adds ? report_.add_s : report_.decode_s) += spent;
-    if (!adds || plan_.buffers[job.buffer].path == Path::gather) times.done = seconds(end);
+    const bool last = !adds || plan_.buffers[job.buffer].path == Path::gather;
+    if (last && job.stage == Stage::values) times.done = seconds(end);
   }
   const Result<void> outcome = std::exchange(job_outcome_, {});
   if (!outcome) return fail_with(outcome.error());
@@ -113,14 +118,15 @@ Result<void> GradientStep::encode(uint32_t index, uint32_t part, Effort& effort)
 Result<void> GradientStep::begin_slice(uint32_t index, uint32_t part, uint32_t slice,
                                        Effort& effort) {
   const BufferPlan& buffer = plan_.buffers[index];
-  const codec::Point point = buffer.points[part - buffer.first_part].first;
+  const codec::Point point = codec::rest_of(buffer.points[part - buffer.first_part].first);
   const codec::Range range = layout_.slices()[slice].range;
   const uint32_t tensor = layout_.parts()[part].tensor;
   const bool split = buffer.path == Path::split;
   const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
   if (!encoder) return encoder.error();
-  // Nobody owns a gathered slice: what its owner kept of another plan would wait for ever.
-  if (!split) {
+  // Nobody owns a gathered slice: what its owner kept of another plan would wait for ever. Of a
+  // matrix part it was added before the projection.
+  if (!split && matrix_part(part) == nullptr) {
     Result<void> added = on_device()
                              ? residuals_.owner_to_worker(slice, seat_)
                              : residuals_.add_owner(slice, options_.decay * seat_.times(slice),
@@ -128,7 +134,7 @@ Result<void> GradientStep::begin_slice(uint32_t index, uint32_t part, uint32_t s
     if (!added) return added;
   }
   const size_t to = split ? static_cast<size_t>(seat_.duties[slice].owner) : 0;
-  BufferMemory& memory = memory_[index];
+  BufferMemory& memory = memory_of_stage(index, Stage::values);
   if (split) memory.outgoing_pieces[to].reserve(memory.slices[to].size());
   Result<void> begun = encoder.value()->begin(gradient_of(layout_.slices()[slice]), point, wake_);
   if (!begun) return begun;
@@ -171,9 +177,10 @@ Result<void> GradientStep::end_slice(uint32_t index, uint32_t part, uint32_t sli
   report.bytes += told.bytes;
   report.energy += told.energy;
   report.energy_left += told.energy_left;
-  charge_encoding(effort, buffer.points[part - buffer.first_part].first, range.elements,
-                  told.entries);
-  BufferMemory& memory = memory_[index];
+  const codec::Point point = codec::rest_of(buffer.points[part - buffer.first_part].first);
+  charge_encoding(effort, point, range.elements, told.entries);
+  if (point == codec::kKeepAll) return {};
+  BufferMemory& memory = memory_of_stage(index, Stage::values);
   const size_t to = split ? static_cast<size_t>(seat_.duties[slice].owner) : 0;
   if (split) {
     memory.outgoing_pieces[to].push_back(
@@ -251,7 +258,7 @@ Result<void> GradientStep::encode_plain(uint32_t index, uint32_t part) {
       moved = residuals_.move_owner(i, options_.decay * seat_.times(i), gradient, scratch_);
     }
     if (!moved) return moved;
-    if (memory_[index].mean) continue;
+    if (memory_of_stage(index, Stage::values).mean) continue;
     for (float& value : gradient) value *= seat_.duties[i].weight;
   }
   count_nonfinite(part);
@@ -304,9 +311,17 @@ Result<void> GradientStep::look_at(uint32_t part) {
   return {};
 }
 
+codec::Point GradientStep::point_of(uint32_t slice, bool back) const {
+  const uint32_t part = table_.part_of(slice);
+  const BufferPlan& buffer = plan_.buffers[core_.buffer_of(part)];
+  const PartPlan& points = buffer.points[part - buffer.first_part];
+  const codec::Point point = back ? points.second : points.first;
+  return table_.is_factor(slice) ? codec::Point{1.0, point.factors} : codec::rest_of(point);
+}
+
 // By slice of those that this rank adds up; notes which tensors the sender had.
-Result<SortedRecords> GradientStep::records_from(uint32_t index, Rank sender) {
-  BufferMemory& memory = memory_[index];
+Result<SortedRecords> GradientStep::records_from(uint32_t index, Stage stage, Rank sender) {
+  BufferMemory& memory = memory_of_stage(index, stage);
   const bool split = plan_.buffers[index].path == Path::split;
   const auto place = static_cast<size_t>(sender);
   const auto& slices = memory.slices[split ? static_cast<size_t>(seat_.rank()) : 0];
@@ -314,44 +329,42 @@ Result<SortedRecords> GradientStep::records_from(uint32_t index, Rank sender) {
   if (sender != seat_.rank()) message.received(memory.received[place]);
   const Bytes bytes = sender == seat_.rank() ? memory.outgoing[split ? place : 0].view()
                                              : std::as_const(message).view();
-  Result<SortedRecords> sorted = sort_records(bytes, layout_, slices, sender);
+  Result<SortedRecords> sorted = sort_records(bytes, table_, slices, sender);
   for (size_t i = 0; sorted && i < slices.size(); ++i) {
-    const SliceLayout& slice = layout_.slices()[slices[i]];
-    const uint32_t tensor = layout_.parts()[slice.part].tensor;
+    const uint32_t tensor = layout_.parts()[table_.part_of(slices[i])].tensor;
     const bool came = sorted.value()[i].has_value();
     const bool lost =
-        !came &&
-        is_whole(lost_ranges(memory.first_missing, slices[i], sender, seat_.rank()), slice.range);
+        !came && is_whole(lost_ranges(memory.first_missing, slices[i], sender, seat_.rank()),
+                          table_.record_of(slices[i]).range);
     if (!lost) (came ? seen_ : missed_)[place][tensor] = true;
   }
   return sorted;
 }
 
-Result<void> GradientStep::add(uint32_t index, Effort& effort) {
+Result<void> GradientStep::add(uint32_t index, Stage stage, Effort& effort) {
   const bool split = plan_.buffers[index].path == Path::split;
   std::vector<SortedRecords> by_rank;
   for (Rank sender = 0; sender < seat_.ranks(); ++sender) {
-    Result<SortedRecords> sorted = records_from(index, sender);
+    Result<SortedRecords> sorted = records_from(index, stage, sender);
     if (!sorted) return sorted.error();
     by_rank.push_back(std::move(sorted).value());
   }
-  BufferMemory& memory = memory_[index];
+  BufferMemory& memory = memory_of_stage(index, stage);
   const auto& slices = memory.slices[split ? static_cast<size_t>(seat_.rank()) : 0];
   for (size_t i = memory.added; i < slices.size(); ++i) {
-    if (Result<void> added = add_slice(index, i, by_rank, effort); !added) return added;
+    if (Result<void> added = add_slice(index, stage, i, by_rank, effort); !added) return added;
     if (split) memory.added = i + 1;
   }
-  return {};
+  return split ? Result<void>() : take_factors(index, stage, effort);
 }
 
-Result<bool> GradientStep::sum_of(uint32_t index, size_t at, std::vector<SortedRecords>& by_rank,
-                                  std::span<float> out, Effort& effort) {
-  const BufferPlan& buffer = plan_.buffers[index];
-  const BufferMemory& memory = memory_[index];
-  const bool split = buffer.path == Path::split;
+Result<bool> GradientStep::sum_of(uint32_t index, Stage stage, size_t at,
+                                  std::vector<SortedRecords>& by_rank, std::span<float> out,
+                                  Effort& effort) {
+  const BufferMemory& memory = memory_of_stage(index, stage);
+  const bool split = plan_.buffers[index].path == Path::split;
   const uint32_t slice = memory.slices[split ? static_cast<size_t>(seat_.rank()) : 0][at];
-  const SliceLayout& known = layout_.slices()[slice];
-  const uint32_t tensor = layout_.parts()[known.part].tensor;
+  const SliceRecord known = table_.record_of(slice);
   std::vector<codec::RecordView> records;
   std::vector<std::vector<codec::Range>> lost;
   for (size_t sender = 0; sender < by_rank.size(); ++sender) {
@@ -367,28 +380,27 @@ Result<bool> GradientStep::sum_of(uint32_t index, size_t at, std::vector<SortedR
     return false;
   }
   const std::vector<std::span<const codec::Range>> absent(lost.begin(), lost.end());
-  const PartPlan& points = buffer.points[known.part - buffer.first_part];
-  charge_adding(effort, points.first, known.range.elements, records);
+  charge_adding(effort, point_of(slice, false), known.range.elements, records);
   Result<void> added =
-      codec::accumulate(records, tensor, layout_.tensors()[tensor].shape, known.range.first, out,
-                        seat_.duties[slice].weight, workspace_, absent);
+      codec::accumulate(records, known.tensor, known.shape, known.range.first, out,
+                        seat_.duties[table_.owned_like(slice)].weight, workspace_, absent);
   if (!added) return added.error();
   return true;
 }
 
-Result<void> GradientStep::add_slice(uint32_t index, size_t at, std::vector<SortedRecords>& by_rank,
-                                     Effort& effort) {
-  const BufferPlan& buffer = plan_.buffers[index];
-  BufferMemory& memory = memory_[index];
-  const bool split = buffer.path == Path::split;
+Result<void> GradientStep::add_slice(uint32_t index, Stage stage, size_t at,
+                                     std::vector<SortedRecords>& by_rank, Effort& effort) {
+  BufferMemory& memory = memory_of_stage(index, stage);
+  const bool split = plan_.buffers[index].path == Path::split;
   const auto& slices = memory.slices[split ? static_cast<size_t>(seat_.rank()) : 0];
   const uint32_t slice = slices[at];
-  const SliceLayout& known = layout_.slices()[slice];
-  const std::span<float> out = floats(layout_.parts()[known.part].tensor, known.range);
-  const Result<bool> summed = sum_of(index, at, by_rank, out, effort);
+  const std::span<float> out = room_of(slice);
+  const Result<bool> summed = sum_of(index, stage, at, by_rank, out, effort);
   if (!summed) return summed.error();
   if (!summed.value() || !split) return {};
-  const codec::Point point = buffer.points[known.part - buffer.first_part].second;
+  if (table_.is_factor(slice)) return encode_average_factor(index, stage, slice, effort);
+  const codec::Range range = layout_.slices()[slice].range;
+  const codec::Point point = point_of(slice, true);
   const bool bounded = !options_.second_leg.exact;
   if (bounded) memory.average_pieces.reserve(slices.size());
   codec::TensorEncoder& encoder = residuals_.owner(slice, seat_);
@@ -397,50 +409,46 @@ Result<void> GradientStep::add_slice(uint32_t index, size_t at, std::vector<Sort
   if (!encoded) return encoded.error();
   const codec::EncodeReport& told = encoded.value().report;
   residuals_.owner_encoded(slice, told.energy_left);
-  charge_encoding(effort, point, known.range.elements, told.entries);
+  charge_encoding(effort, point, range.elements, told.entries);
   if (bounded) {
-    memory.average_pieces.push_back({slice, known.range, memory.average.view().size(), told.bytes});
+    memory.average_pieces.push_back({slice, range, memory.average.view().size(), told.bytes});
   }
   memory.average.append(encoded.value().record.memory);
   return {};
 }
 
-Result<void> GradientStep::decode(uint32_t index, Effort& effort) {
+Result<void> GradientStep::decode(uint32_t index, Stage stage, Effort& effort) {
   for (Rank owner = 0; owner < seat_.ranks(); ++owner) {
-    if (Result<void> done = decode_from(index, owner, effort); !done) return done;
+    if (Result<void> done = decode_from(index, stage, owner, effort); !done) return done;
   }
-  return {};
+  return take_factors(index, stage, effort);
 }
 
 // The owner's own too: all ranks get the same bits. What any of them lacks is 0 on all.
-Result<void> GradientStep::decode_from(uint32_t index, Rank owner, Effort& effort) {
-  const BufferPlan& buffer = plan_.buffers[index];
-  BufferMemory& memory = memory_[index];
+Result<void> GradientStep::decode_from(uint32_t index, Stage stage, Rank owner, Effort& effort) {
+  BufferMemory& memory = memory_of_stage(index, stage);
   const size_t place = static_cast<size_t>(owner);
   if (owner != seat_.rank()) memory.averages[place].received(memory.received[place]);
   const Message& message = owner == seat_.rank() ? memory.average : memory.averages[place];
   const auto& slices = memory.slices[place];
-  Result<SortedRecords> sorted = sort_records(message.view(), layout_, slices, owner);
+  Result<SortedRecords> sorted = sort_records(message.view(), table_, slices, owner);
   if (!sorted) return sorted.error();
   for (size_t i = 0; i < slices.size(); ++i) {
-    const SliceLayout& slice = layout_.slices()[slices[i]];
-    const uint32_t tensor = layout_.parts()[slice.part].tensor;
-    const std::span<float> out = floats(tensor, slice.range);
+    const SliceRecord known = table_.record_of(slices[i]);
+    const std::span<float> out = room_of(slices[i]);
     const auto& record = sorted.value()[i];
     const std::vector<codec::Range> lost =
         lost_ranges(memory.second_missing, slices[i], owner, kNoRank);
-    if (!record || is_whole(lost, slice.range)) {
+    if (!record || is_whole(lost, known.range)) {
       std::ranges::fill(out, 0.0f);
       continue;
     }
     const std::span<const codec::Range> absent(lost);
     Result<void> done = codec::accumulate(
-        {&*record, 1}, tensor, layout_.tensors()[tensor].shape, slice.range.first, out, 1.0f,
-        workspace_,
+        {&*record, 1}, known.tensor, known.shape, known.range.first, out, 1.0f, workspace_,
         lost.empty() ? std::span<const std::span<const codec::Range>>{} : std::span(&absent, 1));
     if (!done) return done;
-    charge_adding(effort, buffer.points[slice.part - buffer.first_part].second,
-                  slice.range.elements, {&*record, 1});
+    charge_adding(effort, point_of(slices[i], true), known.range.elements, {&*record, 1});
   }
   return {};
 }

@@ -54,20 +54,33 @@ std::optional<Transmit> GradientStep::begin_leg(Time now) {
   const std::optional<StepCore::Job> leg = core_.next_leg();
   if (!leg) return std::nullopt;
   const bool first = leg->kind == StepCore::Kind::begin_first;
+  const bool basis = leg->stage == Stage::basis;
   BufferTimes& times = report_.buffers[leg->buffer];
-  (first ? times.first_begin : times.second_begin) = seconds(now);
+  if (!basis) (first ? times.first_begin : times.second_begin) = seconds(now);
+  if (basis && first) times.basis_begin = seconds(now);
   Result<Operation> operation = steadily([&] { return Result<Operation>(operation_of(*leg)); });
-  Transmit transmit{
-      {.round = report_.step, .leg = first ? Leg::first : Leg::second, .buffer = leg->buffer},
-      std::move(operation).value()};
-  report_.sent_bytes += first ? times.first_bytes : times.second_bytes;
+  Transmit transmit{{.round = report_.step, .leg = leg_of(*leg), .buffer = leg->buffer},
+                    std::move(operation).value()};
+  uint64_t bytes = 0;
+  for (const Bytes message : transmit.operation.sent) bytes += message.size();
+  if (plan_.buffers[leg->buffer].path == Path::all_reduce) bytes = times.first_bytes;
+  if (basis) times.basis_bytes += bytes;
+  if (!basis) (first ? times.first_bytes : times.second_bytes) = bytes;
+  report_.sent_bytes += bytes;
   ++operations_;
   return transmit;
 }
 
+Leg GradientStep::leg_of(const StepCore::Job& job) {
+  const bool first = job.kind == StepCore::Kind::begin_first;
+  if (job.stage == Stage::basis) return first ? Leg::basis_first : Leg::basis_second;
+  return first ? Leg::first : Leg::second;
+}
+
 Operation GradientStep::operation_of(const StepCore::Job& leg) {
   if (plan_.buffers[leg.buffer].path == Path::all_reduce) return all_reduce(leg.buffer);
-  return leg.kind == StepCore::Kind::begin_first ? first_swap(leg.buffer) : second_swap(leg.buffer);
+  return leg.kind == StepCore::Kind::begin_first ? first_swap(leg.buffer, leg.stage)
+                                                 : second_swap(leg.buffer, leg.stage);
 }
 
 Operation GradientStep::all_reduce(uint32_t index) {
@@ -83,52 +96,49 @@ Operation GradientStep::all_reduce(uint32_t index) {
           .lane = {slot_, Leg::first},
           .round = report_.step,
           .dtype = DType::f32,
-          .op = memory_[index].mean ? ReduceOp::average : ReduceOp::sum,
+          .op = memory_of_stage(index, Stage::values).mean ? ReduceOp::average : ReduceOp::sum,
           .span = bytes,
           .timeout = options_.timeout};
 }
 
-Operation GradientStep::swap_of(uint32_t index, Leg leg, const Delivery& delivery) {
+// With factors all legs are exact.
+Operation GradientStep::swap_of(uint32_t index, Stage stage, Leg leg, const Delivery& delivery) {
   Operation swap{.kind = Operation::Kind::swap,
                  .lane = {slot_, leg},
                  .round = report_.step,
-                 .received = memory_[index].received,
-                 .delivery = delivery,
+                 .received = memory_of_stage(index, stage).received,
+                 .delivery = has_factors(index) ? Delivery{} : delivery,
                  .timeout = options_.timeout};
   swap.sent.reserve(static_cast<size_t>(seat_.ranks()));
   swap.room.reserve(static_cast<size_t>(seat_.ranks()));
   return swap;
 }
 
-Operation GradientStep::first_swap(uint32_t index) {
+Operation GradientStep::first_swap(uint32_t index, Stage stage) {
   const bool split = plan_.buffers[index].path == Path::split;
-  BufferMemory& memory = memory_[index];
-  Operation swap = swap_of(index, Leg::first, split ? options_.first_leg : Delivery{});
-  uint64_t bytes = 0;
+  BufferMemory& memory = memory_of_stage(index, stage);
+  const Leg leg = stage == Stage::basis ? Leg::basis_first : Leg::first;
+  Operation swap = swap_of(index, stage, leg, split ? options_.first_leg : Delivery{});
   for (size_t to = 0; to < memory.incoming.size(); ++to) {
     const Message& message = memory.outgoing[split ? to : 0];
     const bool self = to == static_cast<size_t>(seat_.rank());
     swap.sent.push_back(self ? Bytes{} : message.view());
     swap.room.push_back(memory.incoming[to].room());
-    bytes += swap.sent.back().size();
   }
   if (!swap.delivery.exact) swap.pieces = memory.outgoing_pieces;
-  report_.buffers[index].first_bytes = bytes;
   return swap;
 }
 
-Operation GradientStep::second_swap(uint32_t index) {
-  BufferMemory& memory = memory_[index];
-  Operation swap = swap_of(index, Leg::second, options_.second_leg);
-  uint64_t bytes = 0;
+Operation GradientStep::second_swap(uint32_t index, Stage stage) {
+  BufferMemory& memory = memory_of_stage(index, stage);
+  const Leg leg = stage == Stage::basis ? Leg::basis_second : Leg::second;
+  Operation swap = swap_of(index, stage, leg, options_.second_leg);
   for (size_t to = 0; to < memory.averages.size(); ++to) {
     const bool self = to == static_cast<size_t>(seat_.rank());
     swap.sent.push_back(self ? Bytes{} : std::as_const(memory.average).view());
     swap.room.push_back(memory.averages[to].room());
-    bytes += swap.sent.back().size();
     if (!swap.delivery.exact) swap.pieces.push_back(memory.average_pieces);
   }
-  report_.buffers[index].second_bytes = bytes;
   return swap;
 }
 
@@ -152,12 +162,13 @@ void GradientStep::leg_done(const Ticket& ticket, const std::vector<Missing>& mi
     const Result<void> taken = steadily([&] { return take_missing(ticket, missing); });
     if (!taken) return fail(taken.error());
   }
-  const bool first = ticket.leg == Leg::first;
+  const bool basis = ticket.leg == Leg::basis_first || ticket.leg == Leg::basis_second;
+  const bool first = ticket.leg == Leg::first || ticket.leg == Leg::basis_first;
   BufferTimes& times = report_.buffers[ticket.buffer];
-  (first ? times.first_end : times.second_end) = seconds(now);
+  (basis ? times.basis_end : first ? times.first_end : times.second_end) = seconds(now);
   if (first && plan_.buffers[ticket.buffer].path == Path::all_reduce) times.done = times.first_end;
-  core_.finished(
-      {first ? StepCore::Kind::begin_first : StepCore::Kind::begin_second, ticket.buffer, 0});
+  core_.finished({first ? StepCore::Kind::begin_first : StepCore::Kind::begin_second, ticket.buffer,
+                  0, basis ? Stage::basis : Stage::values});
   note_arrival(ticket.buffer);
 }
 
@@ -172,7 +183,7 @@ Result<void> GradientStep::take_missing(const Ticket& ticket, const std::vector<
   const Delivery& delivery = first ? options_.first_leg : options_.second_leg;
   const bool possible =
       std::ranges::all_of(missing, [&](const Missing& one) { return is_possible(one, ticket); });
-  if (!split || delivery.exact || !possible) {
+  if (!split || delivery.exact || has_factors(ticket.buffer) || !possible) {
     const Missing& one = missing.front();
     return Error{.code = ErrorCode::corrupt,
                  .peer = one.sender,
@@ -182,8 +193,8 @@ Result<void> GradientStep::take_missing(const Ticket& ticket, const std::vector<
                             " are missing, which cannot be in this leg of buffer " +
                             std::to_string(ticket.buffer)};
   }
-  auto& taken =
-      first ? memory_[ticket.buffer].first_missing : memory_[ticket.buffer].second_missing;
+  BufferMemory& memory = memory_of_stage(ticket.buffer, Stage::values);
+  auto& taken = first ? memory.first_missing : memory.second_missing;
   taken = missing;
   std::ranges::stable_sort(taken, {}, &Missing::slice);
   return {};
@@ -197,7 +208,8 @@ bool GradientStep::is_possible(const Missing& one, const Ticket& ticket) const {
   }
   const Rank owner = seat_.duties[one.slice].owner;
   if (owner != (ticket.leg == Leg::first ? one.receiver : one.sender)) return false;
-  const auto& slices = memory_[ticket.buffer].slices[static_cast<size_t>(owner)];
+  const auto& slices =
+      memory_[ticket.buffer][static_cast<size_t>(Stage::values)].slices[static_cast<size_t>(owner)];
   return std::ranges::binary_search(slices, one.slice) &&
          !codec::ranges_fault(one.elements, layout_.slices()[one.slice].range);
 }

@@ -72,12 +72,12 @@ Result<void> GradientStep::prepare_owner_change() try {
   const Seat seat{seat_.members, change.duties};
   for (uint32_t turn = change.first; turn < plan_.buffers.size(); ++turn) {
     const uint32_t buffer = buffer_at(plan_, turn);
-    BufferMemory& memory = change.memory.emplace_back();
+    StageMemory& memory = change.memory.emplace_back();
     if (!gets_other_owners(buffer)) continue;
-    Result<BufferMemory> made = memory_for(plan_.buffers[buffer], layout_, seat);
+    Result<StageMemory> made = memory_of(plan_.buffers[buffer], table_, seat);
     if (!made) return made.error();
     memory = std::move(made).value();
-    memory.reserve_pieces();
+    for (BufferMemory& stage : memory) stage.reserve_pieces();
   }
   if (Result<void> kept = keep_reserve(); !kept) return kept;
   return verdict_ ? Result<void>() : prepare_rest();
@@ -87,12 +87,9 @@ Result<void> GradientStep::prepare_owner_change() try {
 
 bool GradientStep::gets_other_owners(uint32_t buffer) const {
   if (plan_.buffers[buffer].path != Path::split) return false;
-  const auto& by_owner = memory_[buffer].slices;
-  for (size_t owner = 0; owner < by_owner.size(); ++owner) {
-    const auto changes = [&](uint32_t slice) {
-      return owner_change_->duties[slice].owner != static_cast<Rank>(owner);
-    };
-    if (std::ranges::any_of(by_owner[owner], changes)) return true;
+  const SliceSpan span = slices_of(plan_.buffers[buffer], layout_);
+  for (uint32_t slice = span.first; slice < span.first + span.count; ++slice) {
+    if (owner_change_->duties[slice].owner != seat_.duties[slice].owner) return true;
   }
   return false;
 }
@@ -122,15 +119,17 @@ void GradientStep::owner_change_done() {
 // Needs no memory: no member can be left alone with the old owners.
 void GradientStep::take_owners(OwnerChange& change, uint32_t first) {
   for (uint32_t turn = first; turn < plan_.buffers.size(); ++turn) {
-    BufferMemory& next = change.memory[turn - change.first];
-    if (next.slices.empty()) continue;
-    for (size_t owner = 0; owner < next.slices.size(); ++owner) {
-      for (const uint32_t slice : next.slices[owner]) {
-        seat_.duties[slice].owner = static_cast<Rank>(owner);
-      }
+    StageMemory& next = change.memory[turn - change.first];
+    if (next.back().slices.empty()) continue;
+    const uint32_t buffer = buffer_at(plan_, turn);
+    const SliceSpan span = slices_of(plan_.buffers[buffer], layout_);
+    for (uint32_t slice = span.first; slice < span.first + span.count; ++slice) {
+      seat_.duties[slice].owner = change.duties[slice].owner;
     }
-    BufferMemory& memory = memory_[buffer_at(plan_, turn)];
-    next.take_records(memory, seat_.duties);
+    StageMemory& memory = memory_[buffer];
+    for (size_t stage = 0; stage < kStageCount; ++stage) {
+      next[stage].take_records(memory[stage], table_, seat_.duties);
+    }
     memory = std::move(next);
     ++report_.changed_buffers;
   }

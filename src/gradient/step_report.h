@@ -23,6 +23,10 @@ struct BufferTimes {
   double done = 0;
   uint64_t first_bytes = 0;  // sent by this rank
   uint64_t second_bytes = 0;
+  // Of buffers with matrix parts: both legs of the left factors.
+  double basis_begin = 0;
+  double basis_end = 0;
+  uint64_t basis_bytes = 0;
 };
 
 struct PartReport {

@@ -13,8 +13,8 @@ namespace scant::gradient {
 Result<void> GradientStep::settle() {
   const bool all = error_ && nobody_applies_;
   const bool bounded = !options_.first_leg.exact || !options_.second_leg.exact;
-  if (!all && !bounded) return {};
-  Result<void> outcome;
+  Result<void> outcome = settle_factors(all);
+  if (!all && !bounded) return outcome;
   for (uint32_t buffer = 0; buffer < memory_.size(); ++buffer) {
     try {
       Result<std::vector<Returned>> returned = again([&] { return returned_of(buffer, all); });
@@ -42,14 +42,14 @@ Result<void> GradientStep::give_back(Returned& one) {
 
 // Of one buffer: this rank's records, and its averages. `all`: whole, else what is missing.
 Result<std::vector<GradientStep::Returned>> GradientStep::returned_of(uint32_t index, bool all) {
-  BufferMemory& memory = memory_[index];
+  BufferMemory& memory = memory_of_stage(index, Stage::values);
   std::vector<Returned> returned;
   const auto append = [&](const Message& message, const std::vector<uint32_t>& slices,
                           bool of_owner) -> Result<void> {
-    Result<SortedRecords> sorted = sort_records(message.view(), layout_, slices, seat_.rank());
+    Result<SortedRecords> sorted = sort_records(message.view(), table_, slices, seat_.rank());
     if (!sorted) return sorted.error();
     for (size_t i = 0; i < slices.size(); ++i) {
-      if (!sorted.value()[i]) continue;
+      if (!sorted.value()[i] || table_.is_factor(slices[i])) continue;
       std::vector<codec::Range> ranges{layout_.slices()[slices[i]].range};
       const auto& missing = of_owner ? memory.second_missing : memory.first_missing;
       if (!all) ranges = lost_ranges(missing, slices[i], seat_.rank(), kNoRank);
@@ -78,14 +78,14 @@ Result<std::vector<GradientStep::Returned>> GradientStep::returned_of(uint32_t i
 // take_back() leaves the average in the owner's residual, and the members' own records return to
 // them: it would count twice.
 Result<void> GradientStep::append_averages(uint32_t index, std::vector<Returned>& returned) {
-  BufferMemory& memory = memory_[index];
+  BufferMemory& memory = memory_of_stage(index, Stage::values);
   const auto self = static_cast<size_t>(seat_.rank());
   const auto& slices = memory.slices[self];
   std::vector<SortedRecords> by_rank;
   for (size_t from = 0; from < memory.incoming.size(); ++from) {
     const Message& message = from == self ? memory.outgoing[self] : memory.incoming[from];
     Result<SortedRecords> sorted =
-        sort_records(message.view(), layout_, slices, static_cast<Rank>(from));
+        sort_records(message.view(), table_, slices, static_cast<Rank>(from));
     if (!sorted) return sorted.error();
     by_rank.push_back(std::move(sorted).value());
   }
@@ -97,7 +97,7 @@ Result<void> GradientStep::append_averages(uint32_t index, std::vector<Returned>
     Returned one{.slice = slice, .of_owner = true};
     one.average.resize(layout_.slices()[slice].range.elements);
     Effort uncharged;
-    Result<bool> summed = sum_of(index, at, by_rank, one.average, uncharged);
+    Result<bool> summed = sum_of(index, Stage::values, at, by_rank, one.average, uncharged);
     if (!summed) return summed.error();
     returned.push_back(std::move(one));
   }

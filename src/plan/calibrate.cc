@@ -122,7 +122,8 @@ Result<void> rate_factors(const Clock& now, std::span<const float> all, codec::W
     Result<void> done;
     const double three = seconds(now, [&] {
       done = factors.project({&slice, 1}, workspace, left);
-      if (done) done = factors.coefficients({&slice, 1}, workspace, right);
+      const Result<bool> usable = factors.coefficients({&slice, 1}, workspace, right);
+      if (!usable) done = usable.error();
       factors.add(right, 1, whole, copy, workspace);
     });
     if (!done) return done;

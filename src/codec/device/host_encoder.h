@@ -23,6 +23,7 @@ class HostEncoder final : public TensorEncoder {
   [[nodiscard]] Place records() const override { return {}; }
   [[nodiscard]] Range range() const override { return encoder_.range(); }
   [[nodiscard]] size_t memory_bytes() const override { return encoder_.memory_bytes(); }
+  [[nodiscard]] const Encoder* of_host() const override { return &encoder_; }
   Result<void> begin(Placed<const float> gradient, Point point,
                      std::function<void()> wake) override;
   [[nodiscard]] bool done() const override { return report_.has_value(); }

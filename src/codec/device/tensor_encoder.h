@@ -30,6 +30,8 @@ class TensorEncoder {
   [[nodiscard]] virtual Place records() const = 0;
   [[nodiscard]] virtual Range range() const = 0;
   [[nodiscard]] virtual size_t memory_bytes() const = 0;  // of what it keeps, wherever that lies
+  // The encoder itself where gradients, residual and records lie on the host; else null.
+  [[nodiscard]] virtual const Encoder* of_host() const { return nullptr; }
 
   // Begins a step. The gradient covers the range, lies at gradients() and stays untouched until
   // done(). A step that goes on after begin() calls `wake` once when it is over, on another thread;

@@ -149,10 +149,10 @@ void Factors::set_basis(std::span<const float> left) {
 
 // The sum of each slice is taken apart, and these are added in order: so the bits do not depend on
 // who took them.
-Result<void> Factors::coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
+Result<bool> Factors::coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
                                    std::span<float> right) {
   SCANT_CHECK(right.size() == right_elements());
-  if (Result<void> prepared = workspace.prepare(); !prepared) return prepared;
+  if (Result<void> prepared = workspace.prepare(); !prepared) return prepared.error();
   const size_t at_a_time = std::min(workspace.pool().workers(), slices.size());
   std::vector<float> sums(at_a_time * right.size());
   std::ranges::fill(right, 0.0f);
@@ -179,8 +179,9 @@ Result<void> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
     }
   }
   const auto usable = [](float value) { return std::fabs(value) <= kCoefficientMost; };
-  if (!std::ranges::all_of(right, usable)) std::ranges::fill(right, 0.0f);
-  return {};
+  const bool all_usable = std::ranges::all_of(right, usable);
+  if (!all_usable) std::ranges::fill(right, 0.0f);
+  return all_usable;
 }
 
 void Factors::subtract(std::span<const float> right, std::span<const MatrixSlice> slices,

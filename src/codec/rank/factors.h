@@ -61,9 +61,9 @@ class Factors {
                        std::span<float> left);
   // The average of all members' projections becomes the basis: orthonormal, the same bits on all.
   void set_basis(std::span<const float> left);
-  // The transpose of A times the basis. Where a number is not finite, or beyond 2^100, all are 0:
-  // the rest then holds all of A.
-  Result<void> coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
+  // The transpose of A times the basis. False where a number is not finite, or beyond 2^100: then
+  // all are 0, and the rest holds all of A.
+  Result<bool> coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
                             std::span<float> right);
   // gradient - basis * right, for what was sent of this member's coefficients.
   void subtract(std::span<const float> right, std::span<const MatrixSlice> slices,

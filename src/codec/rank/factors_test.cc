@@ -68,7 +68,7 @@ std::vector<float> project(Factors& factors, Member& member) {
 }
 std::vector<float> coefficients(Factors& factors, Member& member) {
   std::vector<float> right(factors.right_elements());
-  EXPECT_TRUE(factors.coefficients(member.slices, member.workspace, right));
+  EXPECT_TRUE(factors.coefficients(member.slices, member.workspace, right).ok());
   return right;
 }
 double energy(std::span<const float> values) {

@@ -131,7 +131,7 @@ Result<Spectrum> spectrum(Shape shape, Range range, std::span<const MatrixSlice>
   for (int i = 0; i < kIterations; ++i) {
     if (Result<void> done = factors.project({&all, 1}, workspace, left); !done) return done.error();
     factors.set_basis(left);
-    Result<void> done = factors.coefficients({&all, 1}, workspace, right);
+    const Result<bool> done = factors.coefficients({&all, 1}, workspace, right);
     if (!done) return done.error();
     factors.learn(right);
   }

@@ -1,0 +1,54 @@
+#include "gradient/round_factors.h"
+
+#include <algorithm>
+
+namespace scant::gradient {
+namespace {
+
+// The same on all members, so that their first directions are.
+constexpr uint64_t kSeed = 0x4641'4354;
+
+}  // namespace
+
+codec::Factors& RoundFactors::factors_of(uint32_t part) {
+  const PartLayout& known = layout_.parts()[part];
+  const codec::Shape shape = layout_.tensors()[known.tensor].shape;
+  return known_.try_emplace(part, shape, known.range, kSeed + part).first->second;
+}
+
+Result<void> RoundFactors::prepare(const SliceTable& table) {
+  for (std::vector<float>* array : {&values_, &sent_, &lost_}) {
+    array->resize(table.factor_elements());
+  }
+  encoded.resize(table.matrices().size());
+  for (const MatrixPart& matrix : table.matrices()) {
+    if (Result<void> set = factors_of(matrix.part).set_rank(matrix.rank); !set) return set;
+  }
+  return {};
+}
+
+void RoundFactors::begin() {
+  std::ranges::fill(lost_, 0.0f);
+  encoded.assign(encoded.size(), false);
+}
+
+void RoundFactors::restore(uint32_t part, uint32_t rank, std::span<const float> directions) {
+  if (part >= layout_.parts().size() || rank > layout_.rank_max(part)) return;
+  static_cast<void>(factors_of(part).restore_directions(rank, directions));
+}
+
+size_t RoundFactors::memory_bytes() const {
+  size_t bytes = (values_.capacity() + sent_.capacity() + lost_.capacity()) * sizeof(float);
+  for (const auto& [part, factors] : known_) bytes += factors.memory_bytes();
+  return bytes;
+}
+
+uint64_t RoundFactors::scratch_elements(const SliceTable& table) const {
+  uint64_t most = 0;
+  for (const MatrixPart& matrix : table.matrices()) {
+    most = std::max(most, matrix.left_elements + 2 * matrix.right_elements);
+  }
+  return most;
+}
+
+}  // namespace scant::gradient

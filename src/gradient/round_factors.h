@@ -1,0 +1,54 @@
+// The factors of a round's matrix parts: what is projected, sent and averaged, and the directions
+// that outlive rounds and plans. docs/gradients.md, "Factors". One owner thread.
+#pragma once
+
+#include <map>
+#include <span>
+#include <vector>
+
+#include "codec/rank/factors.h"
+#include "gradient/slice_table.h"
+
+namespace scant::gradient {
+
+class RoundFactors {
+ public:
+  // The layout outlives this object.
+  explicit RoundFactors(const Layout& layout) : layout_(layout) {}
+
+  // Ranks and memory for a plan's matrix parts; nothing to do where they are there. After an error
+  // it has to be called again before a round begins. Throws std::bad_alloc.
+  Result<void> prepare(const SliceTable& table);
+  // A round begins: nothing was sent, nothing lost.
+  void begin();
+
+  // By number in table.matrices().
+  [[nodiscard]] codec::Factors& of(const MatrixPart& matrix) { return known_.at(matrix.part); }
+
+  // Arrays of all factors, in which the table knows places. What was projected, then averages:
+  [[nodiscard]] std::span<float> values() { return values_; }
+  // Of this member's coefficients what the others decode:
+  [[nodiscard]] std::span<float> sent() { return sent_; }
+  // What the averaged coefficients lost by this member's rounding as their owner:
+  [[nodiscard]] std::span<float> lost() { return lost_; }
+  // Whether coefficients and rest were encoded, by number of the matrix.
+  std::vector<bool> encoded{};
+
+  // Directions, by part. What restore() does not know is left out.
+  [[nodiscard]] const std::map<uint32_t, codec::Factors>& known() const { return known_; }
+  void restore(uint32_t part, uint32_t rank, std::span<const float> directions);
+  [[nodiscard]] size_t memory_bytes() const;
+  // Floats that the steps of the largest matrix part take for a while.
+  [[nodiscard]] uint64_t scratch_elements(const SliceTable& table) const;
+
+ private:
+  codec::Factors& factors_of(uint32_t part);
+
+  const Layout& layout_;
+  std::map<uint32_t, codec::Factors> known_;  // by part
+  std::vector<float> values_;
+  std::vector<float> sent_;
+  std::vector<float> lost_;
+};
+
+}  // namespace scant::gradient
