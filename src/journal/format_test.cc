@@ -115,7 +115,7 @@ TEST(Format, ASegmentOfANewerVersionIsNamedWhateverItsHeaderIs) {
   std::vector<std::byte> bytes(known.begin(), known.end());
   base::store_little(bytes.data() + 4, uint16_t{3});
   bytes[20] ^= std::byte{1};
-  for (const size_t length : {6, 12, 47, 48, 100}) {
+  for (const size_t length : {6U, 12U, 47U, 48U, 100U}) {
     bytes.resize(length);
     const auto header = read_segment_header(bytes, "log-x");
     ASSERT_FALSE(header.ok());
