@@ -41,7 +41,7 @@ struct AveragerOptions {
   codec::MakeTensorEncoder encoders{};
   codec::Device* device = nullptr;
   codec::Placed<const float> gradients{};
-  bool joins = false;                   // create() on a communicator: as a newcomer
+  bool joins = false;  // create() on a communicator: as a newcomer
 };
 
 class Averager {

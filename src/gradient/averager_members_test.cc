@@ -387,7 +387,8 @@ class Simulated {
     }
     return all;
   }
-  void add(const codec::TensorEncoder* encoder, uint32_t slice, double times, std::vector<double>& to) {
+  void add(const codec::TensorEncoder* encoder, uint32_t slice, double times,
+           std::vector<double>& to) {
     if (encoder == nullptr) return;
     const SliceLayout& known = layout_.slices()[slice];
     std::vector<float> residual(known.range.elements);
