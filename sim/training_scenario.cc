@@ -72,27 +72,29 @@ void draw_faults(base::Rng& rng, Training& training) {
   training.kill_while_shrinking = training.ranks > 3 && rng.chance(0.2);
 }
 
-// Long enough for several periods of the planner. A generator of its own, so that all else of a
-// seed is as it was before.
+// What scenarios got later each draw from, so that all else of a seed is as it was before.
+enum class Later : uint64_t { planned = 4, i8 = 6, deadlines = 7 };
+base::Rng rng_of(uint64_t seed, Later what) { return base::Rng(seed, static_cast<uint64_t>(what)); }
+
+// Long enough for several periods of the planner.
 void draw_planned(uint64_t seed, Training& training) {
-  base::Rng rng(seed, 4);
+  base::Rng rng = rng_of(seed, Later::planned);
   if (!rng.chance(0.15)) return;
   training.planned = true;
   training.rounds += 4 + rng.below(14);
   training.backward_max = std::min<Duration>(training.backward_max, 10ms);
 }
 
-// Likewise.
 void draw_i8(uint64_t seed, Training& training) {
-  base::Rng rng(seed, 6);
+  base::Rng rng = rng_of(seed, Later::i8);
   if (training.residual == codec::ResidualKind::f32 && rng.chance(0.15)) {
     training.residual = codec::ResidualKind::i8;
   }
 }
 
-// Likewise. Deadlines about as long as a message takes.
+// About as long as a message takes.
 void draw_deadlines(uint64_t seed, Training& training) {
-  base::Rng rng(seed, 7);
+  base::Rng rng = rng_of(seed, Later::deadlines);
   training.loss.latency = training.network.link.latency;
   training.loss.rate_bytes_per_second = training.network.link.rate_bytes_per_second;
   for (gradient::Delivery* leg : {&training.first_leg, &training.second_leg}) {

@@ -1,11 +1,11 @@
 #include "gradient/averager.h"
 
 #include <algorithm>
+#include <new>
 #include <string>
 #include <utility>
 
 #include "base/fault.h"
-#include "gradient/communicator_exchange.h"
 
 namespace scant::gradient {
 namespace {
@@ -20,6 +20,8 @@ Averager::Averager(std::unique_ptr<Exchange> owned, Exchange& exchange, Layout l
       exchange_(exchange),
       layout_(std::move(layout)),
       names_(options.names),
+      slot_(options.slot),
+      timeout_(options.timeout),
       told_(layout_.tensors().size(), false),
       needed_(layout_.tensors().size(), kNotAsked) {}
 
@@ -71,6 +73,7 @@ Result<std::unique_ptr<Averager>> Averager::create(std::unique_ptr<Exchange> exc
 Result<std::unique_ptr<Averager>> Averager::create(Communicator& communicator, Layout layout,
                                                    std::span<float> arena,
                                                    const AveragerOptions& options) {
+  if (options.joins) return join(communicator, std::move(layout), arena, options);
   auto exchange =
       CommunicatorExchange::create(communicator, {.key = options.key, .ranks = options.members});
   if (!exchange) return exchange.error();
@@ -80,11 +83,49 @@ Result<std::unique_ptr<Averager>> Averager::create(Communicator& communicator, L
                    " ranks and this rank is one of them; got " + std::to_string(members.size()) +
                    " members");
   }
+  return on(std::move(exchange).value(), std::move(members), std::move(layout), arena, options);
+}
+
+Result<std::unique_ptr<Averager>> Averager::join(Communicator& communicator, Layout layout,
+                                                 std::span<float> arena,
+                                                 const AveragerOptions& options) {
+  auto exchange = CommunicatorExchange::newcomer(options.key);
+  Result<Meeting> meeting = exchange->continue_on(
+      communicator,
+      {.ranks = options.members, .layout_ranks = layout.ranks(), .timeout = options.timeout});
+  if (!meeting) return meeting.error();
+  auto made = on(std::move(exchange), std::move(meeting.value().members), std::move(layout), arena,
+                 options);
+  if (made) made.value()->begin_at(meeting.value().next_step);
+  return made;
+}
+
+Result<std::unique_ptr<Averager>> Averager::on(std::unique_ptr<CommunicatorExchange> exchange,
+                                               Members members, Layout layout,
+                                               std::span<float> arena,
+                                               const AveragerOptions& options) {
+  CommunicatorExchange* const used = exchange.get();
+  Result<void> made = make_lanes(*used, members, options.slot);
+  if (!made) return made.error();
+  auto averager =
+      create(std::move(exchange), std::move(members), std::move(layout), arena, options);
+  if (averager) averager.value()->on_communicator_ = used;
+  return averager;
+}
+
+// In one order on all members: averagers may have the same key.
+Result<void> Averager::make_lanes(CommunicatorExchange& exchange, const Members& members,
+                                  uint32_t slot) {
   for (const Leg leg : {Leg::first, Leg::second, Leg::verdict}) {
-    Result<void> made = exchange.value()->make(members, {options.slot, leg});
-    if (!made) return made.error();
+    Result<void> made = exchange.make(members, {slot, leg});
+    if (!made) return made;
   }
-  return create(std::move(exchange).value(), std::move(members), std::move(layout), arena, options);
+  return {};
+}
+
+void Averager::begin_at(uint64_t step) {
+  thread_->run([&](GradientStep&) { thread_->begin_at(step); });
+  steps_over_ = step - 1;
 }
 
 Result<void> Averager::set_plan(const FusionPlan& plan) {
@@ -102,8 +143,12 @@ Result<void> Averager::set_plan(const FusionPlan& plan) {
   return {};
 }
 
-Result<void> Averager::set_members(const Members& members) {
+Result<void> Averager::set_members(const Members& members, uint64_t next_step) {
   if (step_open_) return invalid("members can only be set between steps");
+  if (next_step != 0 && next_step <= steps_over_) {
+    return invalid("members: step " + std::to_string(next_step) + " is over on this rank, which " +
+                   "can go on with step " + std::to_string(steps_over_ + 1));
+  }
   Result<void> outcome;
   thread_->run([&](GradientStep& step) {
     if (broken_ && members.epoch <= step.seat().members.epoch) {
@@ -113,8 +158,34 @@ Result<void> Averager::set_members(const Members& members) {
     }
     outcome = step.set_members(members);
   });
-  if (outcome) broken_ = false;
-  return outcome;
+  if (!outcome) return outcome;
+  broken_ = false;
+  if (next_step != 0) begin_at(next_step);
+  return {};
+}
+
+Result<Members> Averager::continue_on(Communicator& next, const std::vector<Rank>& ranks) {
+  if (step_open_) return invalid("members can only be set between steps");
+  if (on_communicator_ == nullptr) {
+    return invalid("members: this averager was created on an exchange; set_members() changes them");
+  }
+  const CommunicatorExchange::ContinueOptions how{
+      .ranks = ranks, .steps = steps_over_, .layout_ranks = layout_.ranks(), .timeout = timeout_};
+  std::optional<Result<Meeting>> meeting;
+  Result<void> outcome;
+  thread_->run([&](GradientStep&) {
+    try {
+      meeting = on_communicator_->continue_on(next, how);
+      if (*meeting) outcome = make_lanes(*on_communicator_, meeting->value().members, slot_);
+    } catch (const std::bad_alloc&) {
+      outcome = Error{.code = ErrorCode::resource, .message = "members: no memory for them"};
+    }
+  });
+  if (meeting && !*meeting) return meeting->error();
+  if (outcome) outcome = set_members(meeting->value().members, meeting->value().next_step);
+  if (outcome) return std::move(*meeting).value().members;
+  broken_ = true;
+  return outcome.error();
 }
 
 Result<void> Averager::may_step() const {

@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "codec/device/tensor_encoder.h"
+#include "codec/encoder.h"
+#include "gradient/communicator_exchange.h"
 #include "gradient/exchange.h"
 #include "gradient/fusion_plan.h"
 #include "gradient/layout.h"
@@ -39,6 +41,7 @@ struct AveragerOptions {
   codec::MakeTensorEncoder encoders{};
   codec::Device* device = nullptr;
   codec::Placed<const float> gradients{};
+  bool joins = false;  // create() on a communicator: as a newcomer
 };
 
 class Averager {
@@ -53,7 +56,10 @@ class Averager {
                                                   Members members, Layout layout,
                                                   std::span<float> arena,
                                                   const AveragerOptions& options);
-  // On groups of a communicator, which outlives this object; options.key and options.members.
+  // On groups of a communicator, which outlives this object, or continue_on() another one;
+  // options.key and options.members. With options.joins members of a training call continue_on() at
+  // the same time: the layout is cut for as many ranks as theirs, whatever the communicator's size,
+  // and the next step has the number of theirs.
   static Result<std::unique_ptr<Averager>> create(Communicator& communicator, Layout layout,
                                                   std::span<float> arena,
                                                   const AveragerOptions& options);
@@ -68,7 +74,14 @@ class Averager {
   [[nodiscard]] uint64_t plan_hash() const { return plan_hash_; }
   // Between steps, the same on all members. After a step that failed: members of a later epoch let
   // another follow it.
-  Result<void> set_members(const Members& members);
+  // `next_step`: the number of the step that follows, where members come from different ones.
+  Result<void> set_members(const Members& members, uint64_t next_step = 0);
+  // Between steps, of an averager that was created on a communicator: goes on with those who call
+  // it together, residuals and all. `next` is the same communicator, after its shrink() say, or one
+  // that members created, with newcomers or without; it takes the place of the former one. Who was
+  // a member keeps its station. Where the ranks cannot go on together, all get the same error and
+  // this rank is as before.
+  Result<Members> continue_on(Communicator& next, const std::vector<Rank>& ranks = {});
 
   // Between steps: the next one reports what each point of the plane would have cost and kept.
   void ask_for_curves() { curves_wanted_ = true; }
@@ -117,6 +130,16 @@ class Averager {
   static constexpr double kNotAsked = -1;
   Averager(std::unique_ptr<Exchange> owned, Exchange& exchange, Layout layout,
            const AveragerOptions& options);
+  static Result<std::unique_ptr<Averager>> join(Communicator& communicator, Layout layout,
+                                                std::span<float> arena,
+                                                const AveragerOptions& options);
+  static Result<std::unique_ptr<Averager>> on(std::unique_ptr<CommunicatorExchange> exchange,
+                                              Members members, Layout layout,
+                                              std::span<float> arena,
+                                              const AveragerOptions& options);
+  static Result<void> make_lanes(CommunicatorExchange& exchange, const Members& members,
+                                 uint32_t slot);
+  void begin_at(uint64_t step);
   Result<void> start(Members members, std::span<float> arena, const AveragerOptions& options);
   [[nodiscard]] Result<void> may_step() const;
   void open_step();
@@ -129,9 +152,12 @@ class Averager {
   void tell_needs(StepReport& report);
 
   const std::unique_ptr<Exchange> owned_;
-  Exchange& exchange_;  // the user's thread asks it for the time alone
+  Exchange& exchange_;                               // the user's thread asks it for the time alone
+  CommunicatorExchange* on_communicator_ = nullptr;  // exchange_, where it is one
   const Layout layout_;
   const std::vector<std::string> names_;
+  const uint32_t slot_;
+  const Duration timeout_;
   uint64_t plan_hash_ = 0;
   std::vector<uint32_t> buffer_of_part_;  // by the plan
   bool curves_wanted_ = false;

@@ -21,46 +21,136 @@ using base::invalid;
 struct Pending {
   Work work;
   Done done;
+  std::vector<Rank> station_of_rank;  // empty: the error's peer stays as it is
 };
 
 void on_done(void* context) {
   const std::unique_ptr<Pending> pending(static_cast<Pending*>(context));
-  pending->done(Outcome{.result = pending->work.wait()});
+  Result<void> result = pending->work.wait();
+  const Rank peer = result ? kNoRank : result.error().peer;
+  if (peer >= 0 && static_cast<size_t>(peer) < pending->station_of_rank.size()) {
+    Error error = result.error();
+    error.peer = pending->station_of_rank[static_cast<size_t>(peer)];
+    result = std::move(error);
+  }
+  pending->done(Outcome{.result = std::move(result)});
+}
+
+// Those given, or all of the communicator; refused where this rank is none of them.
+Result<std::vector<Rank>> ranks_of(const Communicator& communicator, std::vector<Rank> given) {
+  if (given.empty()) {
+    given.resize(static_cast<size_t>(communicator.size()));
+    std::iota(given.begin(), given.end(), 0);
+  }
+  if (std::ranges::find(given, communicator.rank()) == given.end()) {
+    return invalid("members: rank " + std::to_string(communicator.rank()) +
+                   ", this one, is not of the " + std::to_string(given.size()) + " that take part");
+  }
+  return given;
+}
+
+Rank place_of(const Communicator& communicator, const std::vector<Rank>& ranks) {
+  return static_cast<Rank>(std::ranges::find(ranks, communicator.rank()) - ranks.begin());
 }
 
 }  // namespace
 
 Result<std::unique_ptr<CommunicatorExchange>> CommunicatorExchange::create(
     Communicator& communicator, const Options& options) {
-  std::vector<Rank> ranks = options.ranks;
-  if (ranks.empty()) {
-    ranks.resize(static_cast<size_t>(communicator.size()));
-    std::iota(ranks.begin(), ranks.end(), 0);
-  }
-  const auto self = std::ranges::find(ranks, communicator.rank());
-  if (self == ranks.end()) {
-    return invalid("members: rank " + std::to_string(communicator.rank()) +
-                   ", this one, is not of the " + std::to_string(ranks.size()) + " that take part");
-  }
-  const auto station = static_cast<Rank>(self - ranks.begin());
-  return std::unique_ptr<CommunicatorExchange>(
-      new CommunicatorExchange(communicator, options.key, std::move(ranks), station));
+  Result<std::vector<Rank>> ranks = ranks_of(communicator, options.ranks);
+  if (!ranks) return ranks.error();
+  const Rank self = place_of(communicator, ranks.value());
+  std::unique_ptr<CommunicatorExchange> made = newcomer(options.key);
+  const auto size = static_cast<int>(ranks.value().size());
+  made->stations_used_ = size;
+  made->attach(communicator, std::move(ranks).value(), everyone(size, self));
+  return made;
 }
 
-CommunicatorExchange::CommunicatorExchange(Communicator& communicator, std::string key,
-                                           std::vector<Rank> ranks, Rank self)
-    : communicator_(communicator), key_(std::move(key)), ranks_(std::move(ranks)), self_(self) {}
+std::unique_ptr<CommunicatorExchange> CommunicatorExchange::newcomer(std::string key) {
+  return std::unique_ptr<CommunicatorExchange>(new CommunicatorExchange(std::move(key)));
+}
 
-CommunicatorExchange::~CommunicatorExchange() {
+CommunicatorExchange::~CommunicatorExchange() { release_groups(); }
+
+// A shrink has ended those of earlier epochs.
+void CommunicatorExchange::release_groups() {
   for (const auto& [key, group] : groups_) {
-    if (!group.closed) static_cast<void>(communicator_.release_group(group.id));
+    if (group.closed || communicator_->epoch() != communicator_epoch_) continue;
+    static_cast<void>(communicator_->release_group(group.id));
+  }
+  groups_.clear();
+}
+
+void CommunicatorExchange::attach(Communicator& to, std::vector<Rank> ranks, Members members) {
+  communicator_ = &to;
+  communicator_epoch_ = to.epoch();
+  members_ = std::move(members);
+  rank_of_.clear();
+  for (size_t place = 0; place < ranks.size(); ++place) {
+    rank_of_[members_.stations[place]] = ranks[place];
   }
 }
 
 Time CommunicatorExchange::now() const { return std::chrono::steady_clock::now(); }
 
-Members CommunicatorExchange::members() const {
-  return everyone(static_cast<int>(ranks_.size()), self_);
+Rank CommunicatorExchange::station() const {
+  return members_.self == kNoRank ? kNoRank : members_.stations[static_cast<size_t>(members_.self)];
+}
+
+Result<Meeting> CommunicatorExchange::continue_on(Communicator& next,
+                                                  const ContinueOptions& options) {
+  Result<std::vector<Rank>> ranks = ranks_of(next, options.ranks);
+  if (!ranks) return ranks.error();
+  const Result<std::vector<Arrival>> all = tell_all(next, ranks.value(), options);
+  if (!all) return all.error();
+  Result<Meeting> meeting = meet(all.value(), place_of(next, ranks.value()));
+  if (!meeting) return meeting;
+  release_groups();
+  stations_used_ = meeting.value().stations_used;
+  station_of_rank_.assign(static_cast<size_t>(next.size()), kNoRank);
+  for (size_t place = 0; place < ranks.value().size(); ++place) {
+    station_of_rank_[static_cast<size_t>(ranks.value()[place])] =
+        meeting.value().members.stations[place];
+  }
+  attach(next, std::move(ranks).value(), meeting.value().members);
+  return meeting;
+}
+
+// In a group of its own, so that no other operation of the communicator comes between.
+Result<std::vector<Arrival>> CommunicatorExchange::tell_all(Communicator& next,
+                                                            const std::vector<Rank>& ranks,
+                                                            const ContinueOptions& options) const {
+  const Arrival arrival{.station = station(),
+                        .stations_used = stations_used_,
+                        .epoch = members_.epoch,
+                        .steps = options.steps,
+                        .layout_ranks = static_cast<uint64_t>(options.layout_ranks)};
+  std::vector<std::byte> own(kArrivalBytes);
+  write_arrival(arrival, own);
+  std::vector<std::byte> told(kArrivalBytes * ranks.size());
+  std::vector<MutableBytes> rooms;
+  for (size_t at = 0; at < told.size(); at += kArrivalBytes) {
+    rooms.push_back(MutableBytes(told).subspan(at, kArrivalBytes));
+  }
+  Result<GroupId> group = next.make_group(ranks, key_ + ".members");
+  if (!group) return group.error();
+  const Work work = next.all_gather(own, std::move(rooms), DType::u8,
+                                    {.group = group.value(), .timeout = options.timeout});
+  const Result<void> done = work.wait();
+  static_cast<void>(next.release_group(group.value()));
+  if (!done) return done.error();
+  std::vector<Arrival> all;
+  for (size_t at = 0; at < told.size(); at += kArrivalBytes) {
+    Result<Arrival> one = read_arrival(Bytes(told).subspan(at, kArrivalBytes));
+    if (!one) {
+      Error error = one.error();
+      error.peer = static_cast<Rank>(at / kArrivalBytes);
+      return error;
+    }
+    all.push_back(one.value());
+  }
+  return all;
 }
 
 // Lanes of the first members keep the names that the groups of one round always had.
@@ -72,10 +162,13 @@ std::string CommunicatorExchange::name_of(const Members& among, Lane lane) const
 }
 
 Result<GroupId> CommunicatorExchange::group_of(const Members& among, Lane lane) {
-  if (among.self < 0 || among.self >= among.size() ||
-      among.stations[static_cast<size_t>(among.self)] != self_) {
-    return invalid("members: station " + std::to_string(self_) +
+  if (station() == kNoRank || among.self < 0 || among.self >= among.size() ||
+      among.stations[static_cast<size_t>(among.self)] != station()) {
+    return invalid("members: station " + std::to_string(station()) +
                    ", this one, is not the member that it says");
+  }
+  if (communicator_->epoch() != communicator_epoch_) {
+    return base::closed("the communicator has other ranks since its shrink(): continue_on() it");
   }
   const Key key{among.hash(), lane.slot, lane.leg};
   if (const auto known = groups_.find(key); known != groups_.end()) {
@@ -89,12 +182,16 @@ Result<GroupId> CommunicatorExchange::group_of(const Members& among, Lane lane) 
   }
   std::vector<Rank> ranks;
   for (const Rank station : among.stations) {
-    if (station < 0 || static_cast<size_t>(station) >= ranks_.size()) {
-      return invalid("members: there is no station " + std::to_string(station));
+    const auto known = rank_of_.find(station);
+    if (known == rank_of_.end()) {
+      return Error{.code = ErrorCode::peer_lost,
+                   .peer = station,
+                   .message = "members: station " + std::to_string(station) +
+                              " is not there in epoch " + std::to_string(members_.epoch)};
     }
-    ranks.push_back(ranks_[static_cast<size_t>(station)]);
+    ranks.push_back(known->second);
   }
-  Result<GroupId> made = communicator_.make_group(ranks, name_of(among, lane));
+  Result<GroupId> made = communicator_->make_group(ranks, name_of(among, lane));
   if (made) groups_[key] = Group{.id = made.value()};
   return made;
 }
@@ -109,6 +206,7 @@ void CommunicatorExchange::submit(const Members& among, Operation operation, Don
   if (!group) return done(Outcome{.result = group.error()});
   auto pending = std::make_unique<Pending>();
   pending->done = std::move(done);
+  pending->station_of_rank = station_of_rank_;
   pending->work = call(operation, group.value());
   const Work work = pending->work;
   work.on_done(&on_done, pending.release());
@@ -119,21 +217,21 @@ Work CommunicatorExchange::call(Operation& operation, GroupId group) {
       .group = group, .timeout = operation.timeout, .priority = operation.delivery.priority};
   switch (operation.kind) {
     case Operation::Kind::all_reduce:
-      return communicator_.all_reduce(operation.span, operation.span, operation.dtype, operation.op,
-                                      how);
+      return communicator_->all_reduce(operation.span, operation.span, operation.dtype,
+                                       operation.op, how);
     case Operation::Kind::swap:
-      return communicator_.exchange(std::move(operation.sent), std::move(operation.room),
-                                    operation.received, how);
+      return communicator_->exchange(std::move(operation.sent), std::move(operation.room),
+                                     operation.received, how);
     case Operation::Kind::all_gather:
       SCANT_CHECK(operation.sent.size() == 1, "an all_gather sends one message");
-      return communicator_.all_gather(operation.sent[0], std::move(operation.room), operation.dtype,
-                                      how);
+      return communicator_->all_gather(operation.sent[0], std::move(operation.room),
+                                       operation.dtype, how);
     case Operation::Kind::gather:
       SCANT_CHECK(operation.sent.size() == 1, "a gather sends one message");
-      return communicator_.gather(operation.sent[0], std::move(operation.room), operation.dtype,
-                                  operation.root, how);
+      return communicator_->gather(operation.sent[0], std::move(operation.room), operation.dtype,
+                                   operation.root, how);
     case Operation::Kind::broadcast:
-      return communicator_.broadcast(operation.span, operation.dtype, operation.root, how);
+      return communicator_->broadcast(operation.span, operation.dtype, operation.root, how);
   }
   SCANT_CHECK(false, "an operation has one of five kinds");
   return {};
@@ -144,7 +242,7 @@ void CommunicatorExchange::cancel(const Members& among, Lane lane) {
   const Result<GroupId> group = group_of(among, lane);
   if (!group) return;
   groups_[{among.hash(), lane.slot, lane.leg}].closed = true;
-  static_cast<void>(communicator_.release_group(group.value()));
+  static_cast<void>(communicator_->release_group(group.value()));
 }
 
 }  // namespace scant::gradient

@@ -1,201 +1,20 @@
 // What every Exchange promises (docs/exchange.md), held against each of them: kinds by members by
 // sizes, lanes, cancelling, errors, losses, members as a value, bounded messages.
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <gtest/gtest.h>
-#include <mutex>
 #include <set>
 #include <tuple>
 #include <vector>
 
 #include "base/rng.h"
-#include "gradient/testing/exchanges.h"
+#include "gradient/testing/exchange_trial.h"
 
 namespace scant::gradient {
 namespace {
 
 using Kind = Operation::Kind;
 using Buffer = std::vector<std::byte>;
-
-std::byte byte_at(uint64_t tag, Rank from, Rank to, uint64_t index) {
-  return static_cast<std::byte>(tag * 101 + static_cast<uint64_t>(from) * 37 +
-                                static_cast<uint64_t>(to) * 11 + index * 7 + index / 251);
-}
-
-Buffer message(uint64_t tag, Rank from, Rank to, uint64_t bytes) {
-  Buffer made(bytes);
-  for (uint64_t i = 0; i < bytes; ++i) made[i] = byte_at(tag, from, to, i);
-  return made;
-}
-
-// Of a swap, at most `bytes`.
-uint64_t swap_bytes(uint64_t bytes, Rank from, Rank to) {
-  if (from == to) return 0;
-  return bytes - bytes * (static_cast<uint64_t>(from + 2 * to) % 4) / 4;
-}
-
-float term(Rank place, uint64_t index) {
-  return static_cast<float>((static_cast<uint64_t>(place) * 3 + index) % 17) - 8.0f;
-}
-
-// One operation on all members: its memory, its outcomes and what is expected of them. Outcomes may
-// come on any thread.
-class Trial {
- public:
-  Trial(Kind kind, const std::vector<Rank>& stations, Lane lane, uint64_t bytes, uint64_t tag)
-      : kind_(kind), lane_(lane), bytes_(bytes), tag_(tag), hosts_(stations.size()) {
-    root_ = static_cast<Rank>(tag % stations.size());
-    for (Rank place = 0; place < size(); ++place) fill(place);
-  }
-  [[nodiscard]] Rank size() const { return static_cast<Rank>(hosts_.size()); }
-
-  void submit(Exchanges& on, const Members& among, Delivery delivery = {}) {
-    const Rank place = among.self;
-    Host& host = hosts_[static_cast<size_t>(place)];
-    on.at(among.stations[static_cast<size_t>(place)])
-        .submit(among, operation(place, delivery), [this, &host](const Outcome& outcome) {
-          const std::lock_guard lock(mutex_);
-          ++host.ended;
-          host.outcome = outcome;
-        });
-  }
-  [[nodiscard]] bool ended() const {
-    const std::lock_guard lock(mutex_);
-    return std::ranges::all_of(hosts_, [](const Host& host) { return host.ended > 0; });
-  }
-  [[nodiscard]] int ended(Rank place) const {
-    const std::lock_guard lock(mutex_);
-    return hosts_[static_cast<size_t>(place)].ended;
-  }
-  [[nodiscard]] Outcome outcome(Rank place) const {
-    const std::lock_guard lock(mutex_);
-    return hosts_[static_cast<size_t>(place)].outcome;
-  }
-  void expect_well() const {
-    for (Rank place = 0; place < size(); ++place) {
-      EXPECT_EQ(ended(place), 1);
-      const Outcome of = outcome(place);
-      ASSERT_TRUE(of.result.ok()) << "place " << place << ": " << of.result.error().to_string();
-      EXPECT_TRUE(of.missing.empty());
-      expect_result(place);
-    }
-  }
-  void expect_result(Rank place) const;
-  // Makes a message larger than its room.
-  void spoil(Rank place) {
-    hosts_[static_cast<size_t>(place)].sent[static_cast<size_t>(place == 0)].resize(bytes_ + 9);
-  }
-  [[nodiscard]] const Buffer& room(Rank place, Rank from) const {
-    return hosts_[static_cast<size_t>(place)].rooms[static_cast<size_t>(from)];
-  }
-  [[nodiscard]] uint64_t received(Rank place, Rank from) const {
-    return hosts_[static_cast<size_t>(place)].received[static_cast<size_t>(from)];
-  }
-  void set_pieces(Rank place, std::vector<std::vector<Operation::Piece>> pieces) {
-    hosts_[static_cast<size_t>(place)].pieces = std::move(pieces);
-  }
-
- private:
-  struct Host {
-    std::vector<Buffer> sent;
-    std::vector<Buffer> rooms;
-    std::vector<uint64_t> received;
-    std::vector<std::vector<Operation::Piece>> pieces;
-    Buffer span;
-    int ended = 0;
-    Outcome outcome;
-  };
-  void fill(Rank place);
-  [[nodiscard]] Operation operation(Rank place, Delivery delivery);
-
-  Kind kind_;
-  Lane lane_;
-  uint64_t bytes_;
-  uint64_t tag_;
-  Rank root_ = 0;
-  mutable std::mutex mutex_;
-  std::vector<Host> hosts_;
-};
-
-void Trial::fill(Rank place) {
-  Host& host = hosts_[static_cast<size_t>(place)];
-  switch (kind_) {
-    case Kind::all_reduce: {
-      std::vector<float> values(bytes_);
-      for (uint64_t i = 0; i < bytes_; ++i) values[i] = term(place, i);
-      const Bytes raw = std::as_bytes(std::span(values));
-      host.span.assign(raw.begin(), raw.end());
-      return;
-    }
-    case Kind::broadcast:
-      host.span = place == root_ ? message(tag_, root_, 0, bytes_) : Buffer(bytes_);
-      return;
-    case Kind::swap:
-      for (Rank to = 0; to < size(); ++to) {
-        host.sent.push_back(message(tag_, place, to, swap_bytes(bytes_, place, to)));
-      }
-      host.received.assign(hosts_.size(), 0);
-      host.rooms.assign(hosts_.size(), Buffer(bytes_));
-      return;
-    case Kind::all_gather:
-    case Kind::gather:
-      host.sent = {message(tag_, place, 0, bytes_)};
-      if (kind_ == Kind::all_gather || place == root_) {
-        host.rooms.assign(hosts_.size(), Buffer(bytes_));
-      }
-      return;
-  }
-}
-
-Operation Trial::operation(Rank place, Delivery delivery) {
-  Host& host = hosts_[static_cast<size_t>(place)];
-  Operation made{.kind = kind_,
-                 .lane = lane_,
-                 .round = tag_,
-                 .root = root_,
-                 .span = host.span,
-                 .received = host.received,
-                 .pieces = host.pieces,
-                 .delivery = delivery};
-  if (kind_ == Kind::all_reduce) {
-    made.dtype = DType::f32;
-    made.op = tag_ % 2 == 0 ? ReduceOp::sum : ReduceOp::average;
-  }
-  for (const Buffer& sent : host.sent) made.sent.emplace_back(sent);
-  for (Buffer& room : host.rooms) made.room.emplace_back(room);
-  return made;
-}
-
-void Trial::expect_result(Rank place) const {
-  const Host& host = hosts_[static_cast<size_t>(place)];
-  if (kind_ == Kind::all_reduce) {
-    std::vector<float> values(bytes_);
-    if (bytes_ > 0) std::memcpy(values.data(), host.span.data(), host.span.size());
-    for (uint64_t i = 0; i < bytes_; ++i) {
-      float sum = 0;
-      for (Rank other = 0; other < size(); ++other) sum += term(other, i);
-      const float want = tag_ % 2 == 0 ? sum : sum / static_cast<float>(size());
-      ASSERT_EQ(values[i], want) << "element " << i << " at place " << place;
-    }
-    return;
-  }
-  if (kind_ == Kind::broadcast) {
-    EXPECT_TRUE(host.span == message(tag_, root_, 0, bytes_)) << "place " << place;
-    return;
-  }
-  for (Rank from = 0; from < static_cast<Rank>(host.rooms.size()); ++from) {
-    const Buffer& room = host.rooms[static_cast<size_t>(from)];
-    const bool swapped = kind_ == Kind::swap;
-    const uint64_t bytes = swapped ? swap_bytes(bytes_, from, place) : bytes_;
-    if (swapped) {
-      EXPECT_EQ(host.received[static_cast<size_t>(from)], bytes);
-    }
-    const Buffer want = message(tag_, from, swapped ? place : 0, bytes);
-    EXPECT_TRUE(std::equal(want.begin(), want.end(), room.begin()))
-        << "from " << from << " at place " << place;
-  }
-}
 
 class ExchangeConformance : public testing::TestWithParam<std::tuple<Backend, int>> {
  protected:
@@ -385,6 +204,77 @@ TEST_P(ExchangeConformance, MembersAreAValue) {
     ASSERT_TRUE(on->run([&] { return run.ended(); }));
     run.expect_well();
   }
+  expect_clean(*on);
+}
+
+// One of the first members is lost, then one of the newcomers.
+TEST_P(ExchangeConformance, MembersLeaveAndJoinAndKeepTheirNumbers) {
+  const auto on = make();
+  std::set<Rank> used;
+  std::vector<Members> members;
+  for (Rank place = 0; place < size(); ++place) members.push_back(as(place));
+  uint64_t tag = 0;
+  const auto take_turns = [&] {
+    for (const Kind kind : kKinds) {
+      Trial run(kind, members[0].stations, Lane{}, 400, ++tag);
+      for (const Members& one : members) run.submit(*on, one);
+      ASSERT_TRUE(on->run([&] { return run.ended(); })) << "kind " << static_cast<int>(kind);
+      run.expect_well();
+    }
+  };
+  const auto change = [&](std::vector<Rank> stay, int newcomers) {
+    const uint64_t epoch = members[0].epoch;
+    members = on->go_on(newcomers);
+    ASSERT_EQ(members.size(), stay.size() + static_cast<size_t>(newcomers));
+    const std::vector<Rank> stations = members[0].stations;
+    EXPECT_TRUE(std::equal(stay.begin(), stay.end(), stations.begin() + newcomers));
+    for (int i = 0; i < newcomers; ++i) {
+      EXPECT_FALSE(used.contains(stations[static_cast<size_t>(i)])) << "a number of somebody else";
+    }
+    for (Rank place = 0; place < static_cast<Rank>(members.size()); ++place) {
+      EXPECT_EQ(members[static_cast<size_t>(place)], (Members{members[0].epoch, stations, place}));
+    }
+    EXPECT_GT(members[0].epoch, epoch);
+    used.insert(stations.begin(), stations.end());
+    for (const Rank station : stations) {
+      const std::vector<Rank> there = on->at(station).members().stations;
+      for (const Rank other : used) {
+        const bool stays = std::ranges::find(stations, other) != stations.end();
+        EXPECT_EQ(std::ranges::find(there, other) != there.end(), stays) << "station " << other;
+      }
+    }
+    take_turns();
+  };
+  used.insert(members[0].stations.begin(), members[0].stations.end());
+  take_turns();
+  std::vector<Rank> left = all();
+  const auto lose = [&](Rank victim) {
+    std::erase(left, victim);
+    Trial run(Kind::swap, members[0].stations, Lane{}, 300, ++tag);
+    for (const Members& one : members) {
+      if (one.stations[static_cast<size_t>(one.self)] != victim) run.submit(*on, one);
+    }
+    on->lose(victim);
+    const auto told = [&] {
+      return std::ranges::all_of(members, [&](const Members& one) {
+        return one.stations[static_cast<size_t>(one.self)] == victim || run.ended(one.self) > 0;
+      });
+    };
+    ASSERT_TRUE(on->run(told));
+    for (const Members& one : members) {
+      if (one.stations[static_cast<size_t>(one.self)] == victim) continue;
+      ASSERT_FALSE(run.outcome(one.self).result.ok());
+      EXPECT_EQ(run.outcome(one.self).result.error().peer, victim);
+    }
+  };
+  if (size() > 1) {
+    ASSERT_NO_FATAL_FAILURE(lose(static_cast<Rank>(size() / 2)));
+    ASSERT_NO_FATAL_FAILURE(change(left, 0));
+  }
+  ASSERT_NO_FATAL_FAILURE(change(left, kNewcomersMax));
+  left = members[0].stations;
+  ASSERT_NO_FATAL_FAILURE(lose(left[0]));
+  ASSERT_NO_FATAL_FAILURE(change(left, 0));
   expect_clean(*on);
 }
 

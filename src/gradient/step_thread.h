@@ -50,6 +50,8 @@ class StepThread {
 
   // Runs on the thread between two of its jobs; returns when it has.
   void run(const std::function<void(GradientStep&)>& body);
+  // From within such a body: the number of the next step.
+  void begin_at(uint64_t step) { steps_begun_ = step - 1; }
   void ask_to_save();
   // Any thread; nothing when this object goes, or where a device could not be read.
   [[nodiscard]] std::vector<std::byte> saved();

@@ -5,6 +5,7 @@
 #include <bit>
 #include <map>
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "base/little_endian.h"
 
@@ -178,21 +179,22 @@ Verdict read_verdict(Bytes bytes, size_t tensors) {
 
 void write_opening(const Verdict& verdict, MutableBytes out) {
   SCANT_CHECK(out.size() == kOpeningBytes);
-  base::store_little(out.data(), verdict.version);
-  base::store_little(out.data() + 8, verdict.step);
-  base::store_little(out.data() + 16, verdict.plan_hash);
-  base::store_little(out.data() + 24, verdict.members_hash);
+  base::ByteWriter writer(out);
+  writer.put(verdict.version);
+  writer.put(verdict.step);
+  writer.put(verdict.plan_hash);
+  writer.put(verdict.members_hash);
 }
 
 Result<void> compare_openings(Bytes all) {
   SCANT_CHECK(!all.empty() && all.size() % kOpeningBytes == 0);
   std::vector<Verdict> by_rank(all.size() / kOpeningBytes);
-  for (size_t rank = 0; rank < by_rank.size(); ++rank) {
-    const std::byte* from = all.data() + rank * kOpeningBytes;
-    by_rank[rank].version = base::load_little<uint64_t>(from);
-    by_rank[rank].step = base::load_little<uint64_t>(from + 8);
-    by_rank[rank].plan_hash = base::load_little<uint64_t>(from + 16);
-    by_rank[rank].members_hash = base::load_little<uint64_t>(from + 24);
+  base::ByteReader reader(all);
+  for (Verdict& verdict : by_rank) {
+    verdict.version = reader.get<uint64_t>();
+    verdict.step = reader.get<uint64_t>();
+    verdict.plan_hash = reader.get<uint64_t>();
+    verdict.members_hash = reader.get<uint64_t>();
   }
   if (auto error = compare_versions(by_rank)) return *std::move(error);
   if (auto error = compare_steps(by_rank)) return *std::move(error);

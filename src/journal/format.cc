@@ -133,6 +133,18 @@ Identity read_identity(Lines& lines) {
 constexpr std::string_view kManifestLine = "scant-journal 1";
 constexpr std::string_view kIndexLine = "scant-base 1";
 
+// Magic and version, which headers of every version begin with.
+constexpr size_t kSegmentVersionEnd = 6;
+
+// Whether the checksum is that of this header with this version in it.
+bool fits(Bytes bytes, uint16_t version) {
+  if (bytes.size() < kSegmentHeaderBytes) return false;
+  std::array<std::byte, kSegmentHeaderBytes - kCrcBytes> covered{};
+  std::copy_n(bytes.begin(), covered.size(), covered.begin());
+  base::store_little(covered.data() + 4, version);
+  return base::load_little<uint32_t>(bytes.data() + covered.size()) == base::crc32c(covered);
+}
+
 // A file of a base lies in its folder.
 bool is_plain_name(std::string_view name) {
   return !name.empty() && name.front() != '.' && name.find('/') == std::string_view::npos;
@@ -153,19 +165,22 @@ std::array<std::byte, kSegmentHeaderBytes> write_segment_header(const SegmentHea
   return out;
 }
 
+// Where another version has its checksum this one cannot know, so the version decides first. What
+// fits once the version is this one's is a header of this version whose version was damaged.
 Result<SegmentHeader> read_segment_header(Bytes bytes, const std::string& name) {
-  if (bytes.size() < kSegmentHeaderBytes) return corrupt(name, "shorter than a segment's header");
+  if (bytes.size() < kSegmentVersionEnd) return corrupt(name, "shorter than a segment's header");
   if (base::load_little<uint32_t>(bytes.data()) != kSegmentMagic) {
     return corrupt(name, "not begun by SCJS");
   }
-  const Bytes covered = bytes.first(kSegmentHeaderBytes - kCrcBytes);
-  if (base::load_little<uint32_t>(bytes.data() + covered.size()) != base::crc32c(covered)) {
-    return corrupt(name, "the checksum of the segment's header does not fit");
-  }
   const auto version = base::load_little<uint16_t>(bytes.data() + 4);
-  if (version != kVersion) {
+  if (version > kVersion && !fits(bytes, kVersion)) {
     return base::other_version(name, version, kVersion);
   }
+  if (bytes.size() < kSegmentHeaderBytes) return corrupt(name, "shorter than a segment's header");
+  if (!fits(bytes, version)) {
+    return corrupt(name, "the checksum of the segment's header does not fit");
+  }
+  if (version != kVersion) return base::other_version(name, version, kVersion);
   return SegmentHeader{.identity = {.job = base::load_little<uint64_t>(bytes.data() + 8),
                                     .model = base::load_little<uint64_t>(bytes.data() + 16)},
                        .sequence = base::load_little<uint64_t>(bytes.data() + 24),

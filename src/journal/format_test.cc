@@ -109,6 +109,30 @@ TEST(Format, ASegmentOfAnotherVersionIsUnsupported) {
             "log-x is of version 2; this scant reads up to 1: upgrade scant");
 }
 
+// Its header may be shorter or longer, and have its checksum elsewhere or none.
+TEST(Format, ASegmentOfANewerVersionIsNamedWhateverItsHeaderIs) {
+  const auto known = write_segment_header({.identity = kIdentity, .sequence = 12, .joins = 9});
+  std::vector<std::byte> bytes(known.begin(), known.end());
+  base::store_little(bytes.data() + 4, uint16_t{3});
+  bytes[20] ^= std::byte{1};
+  for (const size_t length : {6U, 12U, 47U, 48U, 100U}) {
+    bytes.resize(length);
+    const auto header = read_segment_header(bytes, "log-x");
+    ASSERT_FALSE(header.ok());
+    EXPECT_EQ(header.error().code, ErrorCode::unsupported) << length << " bytes";
+    EXPECT_EQ(header.error().message,
+              "log-x is of version 3; this scant reads up to 1: upgrade scant");
+  }
+}
+
+// There was no version 0, so it is no other version's.
+TEST(Format, ASegmentOfVersion0WhoseChecksumDoesNotFitIsCorrupt) {
+  auto bytes = write_segment_header({.identity = kIdentity, .sequence = 12, .joins = 9});
+  base::store_little(bytes.data() + 4, uint16_t{0});
+  bytes[20] ^= std::byte{1};
+  EXPECT_EQ(read_segment_header(bytes, "log-x").error().code, ErrorCode::corrupt);
+}
+
 Manifest a_manifest() {
   return {.identity = kIdentity,
           .timeline = UINT32_MAX,

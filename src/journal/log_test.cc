@@ -234,6 +234,23 @@ TEST(Log, AnotherVersionIsUnsupported) {
   EXPECT_EQ(log.error().code, ErrorCode::unsupported);
 }
 
+// Behind segments of this version too: it is not the end of what can be read.
+TEST(Log, ANewerVersionWithoutThisOnesChecksumIsUnsupported) {
+  SimulatedDisk disk;
+  LogWriter known(disk, kIdentity, 0, kNoLimit);
+  append(known, 0, 1, 2);
+  std::vector<std::byte> header(20);
+  base::store_little(header.data(), kSegmentMagic);
+  base::store_little(header.data() + 4, uint16_t{2});
+  auto file = disk.create(segment_name(2));
+  const Bytes piece(header);
+  ASSERT_TRUE(file.value()->append({&piece, 1}).ok());
+  const auto log = read_log(disk, kIdentity, 0);
+  ASSERT_FALSE(log.ok());
+  EXPECT_EQ(log.error().code, ErrorCode::unsupported);
+  EXPECT_NE(log.error().message.find(segment_name(2) + " is of version 2"), std::string::npos);
+}
+
 TEST(Log, ASegmentUnderAnothersNameIsNotRead) {
   SimulatedDisk disk;
   LogWriter log(disk, kIdentity, 0, kNoLimit);

@@ -117,8 +117,13 @@ nb::dict dict_of(const gradient::StepReport& report) {
   }
   out["not_finite"] = not_finite;
   nb::list energies;  // by rank: what each would take along if it were lost now
-  for (const gradient::RankAccount& one : report.accounts) energies.append(one.residual_energy);
+  uint64_t samples = 0;
+  for (const gradient::RankAccount& one : report.accounts) {
+    energies.append(one.residual_energy);
+    samples += one.samples;
+  }
   out["residual_energy"] = energies;
+  out["samples"] = samples;
   out["sent_bytes"] = report.sent_bytes;
   out["backward_s"] = report.backward_s;
   out["end_s"] = report.end_s;
@@ -372,8 +377,12 @@ void bind_gradients(nb::module_& module) {
       .def_prop_ro("plan_hash", [](PythonAverager& self) { return self.get().plan_hash(); })
       .def("ready", [](PythonAverager& self,
                        uint32_t tensor) { unwrap(self.get().ready(tensor), self.rank()); })
-      .def("finish", [](PythonAverager& self,
-                        uint64_t hash) { unwrap(self.get().finish(hash), self.rank()); })
+      .def(
+          "finish",
+          [](PythonAverager& self, uint64_t hash, uint64_t samples) {
+            unwrap(self.get().finish(hash, samples), self.rank());
+          },
+          nb::arg("parameters_hash"), nb::arg("samples") = 0)
       .def("wait_for", &PythonAverager::wait_for)
       .def("arrived", [](PythonAverager& self) { return self.get().arrived(); })
       .def("wait", &PythonAverager::wait)

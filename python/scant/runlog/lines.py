@@ -122,6 +122,7 @@ class Steps(Line):
     kept: float | None = None
     residual: float | None = None
     nonfinite: int | None = None
+    samples: int | None = None
     plan: str | None = None
     measuring: bool = False
     bytes_per_s: float | None = None

@@ -11,6 +11,8 @@
 
 namespace scant::gradient {
 
+inline constexpr int kNewcomersMax = 2;
+
 class Exchanges {
  public:
   virtual ~Exchanges() = default;
@@ -23,6 +25,9 @@ class Exchanges {
   virtual void pass(uint64_t events) = 0;
   // The station is gone; what the others are told then.
   virtual ErrorCode lose(Rank station) = 0;
+  // Those who were not lost go on, with so many newcomers, kNewcomersMax in all: their members, by
+  // place. Newcomers have the first places.
+  [[nodiscard]] virtual std::vector<Members> go_on(int newcomers) = 0;
   // Empty when nothing is left of what was submitted.
   [[nodiscard]] virtual std::string leaks() = 0;
 };

@@ -15,6 +15,7 @@ WORKERS = [
     "torch_auto.py",
     "torch_late_step.py",
     "torch_late_edges.py",
+    "torch_samples.py",
 ]
 CASES = [(worker, case) for worker in WORKERS for case in case_names(worker)]
 

@@ -73,11 +73,11 @@ class Averaging:
             view.copy_(gradient)
         self.averager.ready(index)
 
-    def finish(self, parameters: Iterable[torch.Tensor], steps: int) -> None:
-        """No more gradients come in this step, of so many; now and then the ranks compare these
-        parameters."""
+    def finish(self, parameters: Iterable[torch.Tensor], steps: int, samples: int) -> None:
+        """No more gradients come in this step, of so many; they are of so many samples. Now and
+        then the ranks compare these parameters."""
         checked = self._check_every > 0 and steps % self._check_every == 0
-        self.averager.finish(hash_of(parameters) if checked else 0)
+        self.averager.finish(hash_of(parameters) if checked else 0, samples)
 
     def wait(self) -> dict[str, Any]:
         """The report of the step, after ``finish``; the averages lie in the views."""

@@ -16,6 +16,7 @@ from scant.torch.backend.compiler import not_compiled
 from scant.torch.backend.process_group import ProcessGroup
 from scant.torch.gradient.averaging import Averaging, process_group_of
 from scant.torch.gradient.same_model import Row, agreed, check_same, describe
+from scant.torch.gradient.samples import Samples
 from scant.torch.gradient.wrap_options import WrapOptions, given
 
 __all__ = ["HookState", "ddp_hook"]
@@ -50,6 +51,7 @@ class HookState:
         self.options, _ = agreed(look, lambda: group)
         self.last_step: dict[str, Any] | None = None
         self._steps = 0
+        self._samples = Samples()
         self._seen: list[torch.Tensor] = []
         self._averaging: Averaging | None = None
         self._places: dict[int, int] = {}
@@ -73,6 +75,11 @@ class HookState:
         self._keeps = True
         if self._averaging is not None:
             self._restore(self._averaging)
+
+    def samples(self, count: int) -> None:
+        """So many samples more are in the gradients of this rank's next average. The hook sees no
+        forward: what is not said counts as 0."""
+        self._samples.say(count)
 
     def close(self) -> None:
         """Ends what is under way."""
@@ -102,6 +109,7 @@ class HookState:
         if not bucket.is_last():
             return future
         self._steps += 1
+        self._samples.take()
         if self._steps == 1:
             self._seen.clear()
             return future
@@ -132,7 +140,7 @@ class HookState:
         """All buckets are there: waits, and gives DDP the averages."""
         waiting, self._waiting = self._waiting, []
         self._steps += 1
-        averaging.finish(self._seen, self._steps)
+        averaging.finish(self._seen, self._steps, self._samples.take())
         self.last_step = averaging.wait()
         for gradients, buffer, future in waiting:
             for place, gradient in gradients:

@@ -28,6 +28,7 @@ class Watching:
         self._watch: Watch | None = None
         self._begun = time.monotonic()
         self._steps = 0
+        self._samples = 0  # since the last line of `steps`
         if dist.get_rank(group) != 0:
             return
         watch = Watch(options.log, options.metrics_port, options.tensorboard)
@@ -52,9 +53,13 @@ class Watching:
     def step(self, report: dict[str, Any]) -> None:
         """A step is over."""
         self._steps += 1
+        self._samples += report["samples"]
         if self._watch is None:
             return
         for line in report.get("agreement", ()):
+            if line["kind"] == "steps":
+                line = {**line, "samples": self._samples or None}
+                self._samples = 0
             self._write(line)
 
     def close(self) -> None:

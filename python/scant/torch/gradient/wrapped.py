@@ -18,6 +18,7 @@ from scant.errors import Closed, Error, InvalidArgument, Unsupported
 from scant.torch.gradient.averaging import Averaging, check_device, process_group_of
 from scant.torch.gradient.late_step import LateStep, check_steps_all
 from scant.torch.gradient.same_model import Row, agreed, broadcast_from_first, describe
+from scant.torch.gradient.samples import Samples
 from scant.torch.gradient.unreached import Unreached
 from scant.torch.gradient.wrap_options import WrapOptions, given, with_plan
 
@@ -99,6 +100,7 @@ class Wrapped(torch.nn.Module):
         self._sync = True
         self._check_due = True
         self._steps = 0
+        self._samples = Samples()
         self._waited = True
         self._in_backward = False
         self._fired = [False] * len(self._names)
@@ -129,6 +131,8 @@ class Wrapped(torch.nn.Module):
         if self.training and self._sync and self._has_buffers:
             broadcast_from_first(self.module.buffers(), self.group)
         result = self.module(*args, **kwargs)
+        if gradients:
+            self._samples.forward(args, kwargs)
         if gradients and self._sync:
             self._unreached.forward()
         return result
@@ -141,6 +145,12 @@ class Wrapped(torch.nn.Module):
             yield
         finally:
             self._sync = before
+
+    def samples(self, count: int) -> None:
+        """So many samples more are in the gradients of this rank's next average. Without it, the
+        rows of the first tensor that each forward got since the last average, with gradients
+        enabled, are counted. ``last_step["samples"]`` is the sum over all ranks."""
+        self._samples.say(count)
 
     def settle(self) -> None:
         """With ``step_in_forward``: waits for what still travels. After ``optimizer.step()`` the
@@ -294,7 +304,7 @@ class Wrapped(torch.nn.Module):
         self._waited = False
         self._steps += 1
         self._check_due = self._steps % _LOOK_EVERY == 0
-        self._averaging.finish(self.module.parameters(), self._steps)
+        self._averaging.finish(self.module.parameters(), self._steps, self._samples.take())
         self._unreached.averaged()
 
     def _unreached_here(self) -> Unreached:
