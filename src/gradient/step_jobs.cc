@@ -149,7 +149,7 @@ Result<void> GradientStep::fetch(uint32_t index, uint32_t part) {
   const uint64_t at = layout_.arena_offset(known.tensor, known.range);
   const std::span<const float> from = gradients_.memory.subspan(at, known.range.elements);
   const MutableBytes to = std::as_writable_bytes(floats(known.tensor, known.range));
-  const codec::Stream stream = gradients_.place.stream;
+  codec::Stream stream = gradients_.place.stream;
   codec::Device& device = *options_.device;
   if (Result<void> copied = device.copy(to, std::as_bytes(from), stream); !copied) return copied;
   Result<void> called = fetches_[part].begin(device, stream, nullptr, nullptr, wake_);

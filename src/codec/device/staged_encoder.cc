@@ -44,7 +44,7 @@ Result<void> StagedEncoder::begin(Placed<const float> gradient, Point point,
   if (auto fault = point_fault(point)) return invalid(*std::move(fault));
   point_ = point;
   outcome_.reset();
-  const Stream stream = gradient.place.stream;
+  Stream stream = gradient.place.stream;
   if (auto copied = device_.copy(staging_, std::as_bytes(gradient.memory), stream); !copied)
     return copied;
   auto called = call_.begin(device_, stream, &StagedEncoder::encode, this, std::move(wake));
@@ -77,7 +77,7 @@ Result<Curve> StagedEncoder::probe(Placed<const float> gradient, std::span<const
   if (gradient.place.kind != Place::Kind::device)
     return codec::probe(encoder_, gradient.memory, points, workspace);
   if (auto fault = fault_of(gradient)) return *std::move(fault);
-  const Stream stream = gradient.place.stream;
+  Stream stream = gradient.place.stream;
   if (auto copied = device_.copy(staging_, std::as_bytes(gradient.memory), stream); !copied)
     return copied.error();
   if (auto waited = device_.wait(stream); !waited) return waited.error();
