@@ -142,6 +142,7 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
                    " elements, got " + std::to_string(spec.arena.size()));
   }
   if (auto fault = gradients_fault(spec)) return *std::move(fault);
+  if (auto fault = weights_fault(spec.duties)) return *std::move(fault);
   if (failed_epoch_ > 0 && spec.members.epoch <= failed_epoch_) {
     return invalid("the round before failed: the next needs members of a later epoch than " +
                    std::to_string(failed_epoch_));
@@ -191,6 +192,20 @@ std::optional<Error> GradientStep::gradients_fault(const RoundSpec& spec) const 
                .message = "gradients: buffer " + std::to_string(plain - plan_.buffers.begin()) +
                           " of the plan goes as all_reduce, from the host: StepOptions::device "
                           "must say who copies it"};
+}
+
+// A product of factors counts as a whole.
+std::optional<Error> GradientStep::weights_fault(std::span<const SliceDuty> duties) const {
+  if (duties.size() != layout_.slices().size()) return std::nullopt;
+  for (const MatrixPart& matrix : table_.matrices()) {
+    const PartLayout& part = layout_.parts()[matrix.part];
+    for (uint32_t slice = part.first_slice + 1; slice < part.first_slice + part.slices; ++slice) {
+      if (duties[slice].weight == duties[part.first_slice].weight) continue;
+      return invalid("duties: part " + std::to_string(matrix.part) +
+                     " of the plan sends factors, and its slices have different weights");
+    }
+  }
+  return std::nullopt;
 }
 
 // All that may run out of memory, before anything of the last round is gone.

@@ -215,6 +215,7 @@ class GradientStep {
   [[nodiscard]] bool on_device() const { return !gradients_.memory.empty(); }
   [[nodiscard]] codec::Placed<const float> gradient_of(const SliceLayout& slice) const;
   [[nodiscard]] std::optional<Error> gradients_fault(const RoundSpec& spec) const;
+  [[nodiscard]] std::optional<Error> weights_fault(std::span<const SliceDuty> duties) const;
 
   // step_legs.cc
   [[nodiscard]] std::optional<Transmit> begin_leg(Time now);

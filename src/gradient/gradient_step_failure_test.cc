@@ -168,7 +168,8 @@ TEST(GradientStepFailure, AnAbortedRoundEndsHereAndOnTheOthers) {
     for (const auto& [station, lane] : network.cancelled) {
       if (station == 1) legs.push_back(lane.leg);
     }
-    EXPECT_EQ(legs, (std::vector<Leg>{Leg::first, Leg::second, Leg::verdict, Leg::owners}));
+    EXPECT_EQ(legs, (std::vector<Leg>{Leg::first, Leg::second, Leg::verdict, Leg::owners,
+                                      Leg::basis_first, Leg::basis_second}));
   }
 }
 

@@ -174,8 +174,8 @@ void StepThread::transmit() {
 // Others may not have met the error: they shall not wait for this rank. An agreement has an owner
 // of its own.
 void StepThread::leave_lanes() {
-  for (const Leg leg : {Leg::first, Leg::second, Leg::verdict, Leg::owners, Leg::basis_first,
-                        Leg::basis_second}) {
+  for (const Leg leg :
+       {Leg::first, Leg::second, Leg::verdict, Leg::owners, Leg::basis_first, Leg::basis_second}) {
     cancel({slot_, leg});
   }
 }

@@ -104,7 +104,8 @@ class RoundOfMembers {
       around(member.station, [&] { begun = member.step->begin(spec, now()); });
       if (!begun) {
         member.outcome = Result<StepReport>(begun.error());
-        for (const Leg leg : {Leg::first, Leg::second, Leg::verdict, Leg::owners}) {
+        for (const Leg leg : {Leg::first, Leg::second, Leg::verdict, Leg::owners, Leg::basis_first,
+                              Leg::basis_second}) {
           network_.at(member.station).cancel(spec.members, {0, leg});
         }
         continue;
