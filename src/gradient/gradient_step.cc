@@ -494,13 +494,15 @@ std::vector<AveragedBuffer> GradientStep::averaged() const {
 Result<void> GradientStep::restore(Bytes saved) {
   if (phase_ != Phase::idle) return invalid("residuals can only be restored between steps");
   try {
-    return residuals_.restore(saved, seat_);
+    return residuals_.restore(saved, seat_, factors_);
   } catch (const std::bad_alloc&) {
     return out_of_memory(report_.step + 1);
   }
 }
 
-Result<std::vector<std::byte>> GradientStep::save() const { return residuals_.save(seat_); }
+Result<std::vector<std::byte>> GradientStep::save() const {
+  return residuals_.save(seat_, factors_);
+}
 
 void GradientStep::scale_residuals(float factor) { residuals_.scale(factor); }
 

@@ -7,6 +7,7 @@
 
 #include "codec/device/tensor_encoder.h"
 #include "gradient/layout.h"
+#include "gradient/round_factors.h"
 #include "gradient/seat.h"
 
 namespace scant::gradient {
@@ -71,8 +72,10 @@ class Residuals {
   // worker's residual, as often as it takes to count once in an average of these members.
   Result<void> adopt(const Seat& seat);
 
-  [[nodiscard]] Result<std::vector<std::byte>> save(const Seat& seat) const;
-  Result<void> restore(Bytes saved, const Seat& seat);
+  // With the directions of factors, which are part of the same state.
+  [[nodiscard]] Result<std::vector<std::byte>> save(const Seat& seat,
+                                                    const RoundFactors& factors) const;
+  Result<void> restore(Bytes saved, const Seat& seat, RoundFactors& factors);
   void scale(float factor);
   // Sum of squares of the worker's residuals, element by element. NaN: a device did not tell.
   [[nodiscard]] double measured_energy() const;
@@ -104,7 +107,9 @@ class Residuals {
   static void clear(Kept& kept);
   // residuals_saved.cc
   [[nodiscard]] size_t saved_bytes_max() const;
-  Result<void> take_all(Bytes body, const Seat& seat);
+  static void put_directions(uint32_t part, const codec::Factors& factors,
+                             std::vector<std::byte>& out);
+  Result<void> take_all(Bytes body, const Seat& seat, std::vector<Bytes>& directions);
   Result<void> take(codec::Encoder saved, bool of_owner, const Seat& seat);
   Result<bool> take_whole(codec::Encoder& saved, bool of_owner, uint32_t slice, const Seat& seat);
   Result<void> take_part(const codec::Encoder& saved, bool of_owner, uint32_t slice,

@@ -14,7 +14,9 @@ namespace scant::gradient {
 namespace {
 
 constexpr uint32_t kSavedMagic = 0x52474353;  // "SCGR" in memory
-constexpr uint32_t kSavedVersion = 1;
+constexpr uint32_t kSavedVersion = 2;
+constexpr uint32_t kVersionWithoutDirections = 1;
+constexpr uint32_t kDirections = 2;  // beside worker 0 and owner 1
 constexpr size_t kHeadBytes = 24;
 constexpr size_t kEntryBytes = 16;
 constexpr size_t kCrcBytes = 4;
@@ -39,11 +41,23 @@ size_t Residuals::saved_bytes_max() const {
   return bytes;
 }
 
-Result<std::vector<std::byte>> Residuals::save(const Seat& seat) const {
+void Residuals::put_directions(uint32_t part, const codec::Factors& factors,
+                               std::vector<std::byte>& out) {
+  const Bytes directions = std::as_bytes(factors.directions());
+  put(out, kDirections);
+  put(out, uint32_t{0});
+  put(out, uint64_t{2 * sizeof(uint32_t) + directions.size()});
+  put(out, part);
+  put(out, factors.rank());
+  out.insert(out.end(), directions.begin(), directions.end());
+}
+
+Result<std::vector<std::byte>> Residuals::save(const Seat& seat,
+                                               const RoundFactors& factors) const {
   std::vector<std::byte> out;
-  out.reserve(saved_bytes_max());
+  out.reserve(saved_bytes_max() + factors.memory_bytes());
   put(out, kSavedMagic);
-  put(out, kSavedVersion);
+  put(out, factors.known().empty() ? kVersionWithoutDirections : kSavedVersion);
   put(out, static_cast<uint32_t>(layout_.ranks()));
   put(out, static_cast<uint32_t>(seat.station()));
   put(out, uint64_t{0});  // entries, below
@@ -64,16 +78,20 @@ Result<std::vector<std::byte>> Residuals::save(const Seat& seat) const {
     if (Result<void> added = add(slice.worker, 0); !added) return added.error();
     if (Result<void> added = add(slice.owner, 1); !added) return added.error();
   }
+  for (const auto& [part, known] : factors.known()) {
+    put_directions(part, known, out);
+    ++entries;
+  }
   base::store_little(out.data() + 16, entries);
   put(out, base::crc32c(out));
   return out;
 }
 
-Result<void> Residuals::restore(Bytes saved, const Seat& seat) {
+Result<void> Residuals::restore(Bytes saved, const Seat& seat, RoundFactors& factors) {
   if (saved.size() < kHeadBytes + kCrcBytes) return corrupt("too few bytes");
   if (base::load_little<uint32_t>(saved.data()) != kSavedMagic) return corrupt("not begun by SCGR");
   const auto version = base::load_little<uint32_t>(saved.data() + 4);
-  if (version != kSavedVersion) {
+  if (version != kSavedVersion && version != kVersionWithoutDirections) {
     return base::other_version("what was saved of the residuals", version, kSavedVersion);
   }
   const Bytes body = saved.first(saved.size() - kCrcBytes);
@@ -90,7 +108,11 @@ Result<void> Residuals::restore(Bytes saved, const Seat& seat) {
                             "; every rank loads its own"};
   }
   Residuals fresh(layout_, options_, workspace_, record_);
-  if (Result<void> taken = fresh.take_all(body, seat); !taken) return taken;
+  std::vector<Bytes> directions;
+  if (Result<void> taken = fresh.take_all(body, seat, directions); !taken) return taken;
+  for (const Bytes one : directions) {
+    if (Result<void> taken = factors.restore(one); !taken) return taken;
+  }
   slices_ = std::move(fresh.slices_);
   for (OfSlice& slice : slices_) {
     slice.worker.measure();
@@ -100,16 +122,21 @@ Result<void> Residuals::restore(Bytes saved, const Seat& seat) {
 }
 
 // The entries behind the head; the checksum fits. All are read before the first is taken.
-Result<void> Residuals::take_all(Bytes body, const Seat& seat) {
+Result<void> Residuals::take_all(Bytes body, const Seat& seat, std::vector<Bytes>& directions) {
   const auto entries = base::load_little<uint64_t>(body.data() + 16);
   std::vector<std::pair<codec::Encoder, bool>> found;
   size_t at = kHeadBytes;
   for (uint64_t i = 0; i < entries; ++i) {
     if (body.size() - at < kEntryBytes) return corrupt("an entry is cut off");
-    const auto of_owner = base::load_little<uint32_t>(body.data() + at);
+    const auto kind = base::load_little<uint32_t>(body.data() + at);
     const auto size = base::load_little<uint64_t>(body.data() + at + 8);
     at += kEntryBytes;
-    if (of_owner > 1 || size > body.size() - at) return corrupt("an entry is damaged");
+    if (kind > kDirections || size > body.size() - at) return corrupt("an entry is damaged");
+    if (kind == kDirections) {
+      directions.push_back(body.subspan(at, size));
+      at += size;
+      continue;
+    }
     Result<codec::Encoder> encoder = codec::Encoder::restore(body.subspan(at, size));
     if (!encoder) return encoder.error();
     at += size;
@@ -120,7 +147,7 @@ Result<void> Residuals::take_all(Bytes body, const Seat& seat) {
           .code = ErrorCode::mismatch,
           .message = "saved residuals: tensor " + std::to_string(tensor) + " is of another model"};
     }
-    found.emplace_back(std::move(encoder).value(), of_owner == 1);
+    found.emplace_back(std::move(encoder).value(), kind == 1);
   }
   if (at != body.size()) return corrupt("bytes are left over");
   for (auto& [encoder, of_owner] : found) {

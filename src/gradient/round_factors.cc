@@ -1,6 +1,11 @@
 #include "gradient/round_factors.h"
 
 #include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "base/fault.h"
+#include "base/little_endian.h"
 
 namespace scant::gradient {
 namespace {
@@ -32,9 +37,21 @@ void RoundFactors::begin() {
   encoded.assign(encoded.size(), false);
 }
 
-void RoundFactors::restore(uint32_t part, uint32_t rank, std::span<const float> directions) {
-  if (part >= layout_.parts().size() || rank > layout_.rank_max(part)) return;
-  static_cast<void>(factors_of(part).restore_directions(rank, directions));
+Result<void> RoundFactors::restore(Bytes saved) {
+  constexpr size_t kHead = 2 * sizeof(uint32_t);
+  const auto wrong = [] { return base::corrupt("saved residuals: directions are damaged"); };
+  if (saved.size() < kHead || (saved.size() - kHead) % sizeof(float) != 0) return wrong();
+  const auto part = base::load_little<uint32_t>(saved.data());
+  const auto rank = base::load_little<uint32_t>(saved.data() + sizeof(uint32_t));
+  if (part >= layout_.parts().size() || rank > layout_.rank_max(part)) {
+    return Error{.code = ErrorCode::mismatch,
+                 .message = "saved residuals: directions of part " + std::to_string(part) +
+                            " are of another model"};
+  }
+  std::vector<float> directions((saved.size() - kHead) / sizeof(float));
+  std::memcpy(directions.data(), saved.data() + kHead, saved.size() - kHead);
+  if (!factors_of(part).restore_directions(rank, directions)) return wrong();
+  return {};
 }
 
 size_t RoundFactors::memory_bytes() const {

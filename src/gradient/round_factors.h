@@ -34,9 +34,10 @@ class RoundFactors {
   // Whether coefficients and rest were encoded, by number of the matrix.
   std::vector<bool> encoded{};
 
-  // Directions, by part. What restore() does not know is left out.
+  // Directions, by part.
   [[nodiscard]] const std::map<uint32_t, codec::Factors>& known() const { return known_; }
-  void restore(uint32_t part, uint32_t rank, std::span<const float> directions);
+  // Part, rank and directions as they are saved: docs/gradients.md, "Saved residuals".
+  Result<void> restore(Bytes saved);
   [[nodiscard]] size_t memory_bytes() const;
   // Floats that the steps of the largest matrix part take for a while.
   [[nodiscard]] uint64_t scratch_elements(const SliceTable& table) const;

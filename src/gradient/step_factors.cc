@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "codec/accumulate.h"
+#include "codec/rate/spectrum.h"
 #include "gradient/gradient_step.h"
 
 namespace scant::gradient {
@@ -46,11 +47,17 @@ std::span<float> GradientStep::room_of(uint32_t slice) {
   return floats(layout_.parts()[known.part].tensor, known.range);
 }
 
-// What a gradient and its residual are multiplied where they lie.
-Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t part) {
+// A gradient and its residual are multiplied where they lie. `make`: encoders that are not there
+// yet.
+Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t part, bool make) {
   const PartLayout& known = layout_.parts()[part];
   std::vector<codec::MatrixSlice> slices;
   for (uint32_t slice = known.first_slice; slice < known.first_slice + known.slices; ++slice) {
+    const codec::Range range = layout_.slices()[slice].range;
+    if (!make && residuals_.worker_if_made(slice) == nullptr) {
+      slices.push_back({.range = range, .gradient = floats(known.tensor, range)});
+      continue;
+    }
     const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
     if (!encoder) return encoder.error();
     const codec::Encoder* const of_host = encoder.value()->of_host();
@@ -59,10 +66,24 @@ Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t par
                    .message = "part " + std::to_string(part) +
                               " of the plan sends factors, which gradients on a device cannot yet"};
     }
-    const codec::Range range = layout_.slices()[slice].range;
     slices.push_back({of_host, range, floats(known.tensor, range)});
   }
   return slices;
+}
+
+// What the strongest directions of a part hold; of gradients on a device nobody looks.
+Result<void> GradientStep::look_at_directions(uint32_t part, codec::Curve& curve) {
+  if (layout_.rank_max(part) == 0 || on_device() || options_.encoders) return {};
+  const PartLayout& known = layout_.parts()[part];
+  Result<std::vector<codec::MatrixSlice>> slices = matrix_slices(part, false);
+  if (!slices) return slices.error();
+  const Result<codec::Spectrum> found = codec::spectrum(layout_.tensors()[known.tensor].shape,
+                                                        known.range, slices.value(), workspace_);
+  if (!found) return found.error();
+  for (size_t i = 0; i < curve.held.size(); ++i) {
+    curve.held[i] = found.value().share(codec::kHeldRanks[i]) * curve.energy;
+  }
+  return {};
 }
 
 // As a record without a residual, to its owner's message.
@@ -116,7 +137,10 @@ Result<void> GradientStep::encode_left(uint32_t buffer, uint32_t part, Effort& e
   const MatrixPart& matrix = *matrix_part(part);
   const PartLayout& known = layout_.parts()[part];
   if (!own_.present[known.tensor]) return {};
-  Result<std::vector<codec::MatrixSlice>> slices = matrix_slices(part);
+  if (!report_.curves.empty()) {
+    if (Result<void> looked = look_at(part); !looked) return looked;
+  }
+  Result<std::vector<codec::MatrixSlice>> slices = matrix_slices(part, true);
   if (!slices) return slices.error();
   if (plan_.buffers[buffer].path == Path::gather) {
     if (Result<void> added = add_owners(known); !added) return added;
@@ -150,7 +174,7 @@ Result<void> GradientStep::encode_rest(uint32_t buffer, uint32_t part, Effort& e
   const MatrixPart& matrix = *matrix_part(part);
   const PartLayout& known = layout_.parts()[part];
   if (!own_.present[known.tensor]) return {};
-  Result<std::vector<codec::MatrixSlice>> slices = matrix_slices(part);
+  Result<std::vector<codec::MatrixSlice>> slices = matrix_slices(part, true);
   if (!slices) return slices.error();
   Result<void> sent = send_coefficients(buffer, matrix, slices.value(), effort);
   if (!sent) return sent;

@@ -293,6 +293,54 @@ TEST(StepFactors, SlicesOfAMatrixPartHaveOneWeight) {
       << refused.error().message;
 }
 
+TEST(StepFactors, ASavedStateGoesOnToTheBit) {
+  for (const Path path : {Path::split, Path::gather}) {
+    const Layout layout = small_layout(3);
+    const FusionPlan plan = plan_of(layout, path, ranked(3, ValueKind::q4, {1, ValueKind::q1}));
+    FakeNetwork network(3);
+    RoundOfMembers first(network, layout, 3);
+    first.set_plan(plan);
+    for (uint64_t round = 1; round <= 3; ++round) first.run(round, first_stations(3), 1, round);
+    FakeNetwork again(3);
+    RoundOfMembers second(again, layout, 3);
+    second.set_plan(plan);
+    for (const Rank rank : first_stations(3)) {
+      const std::vector<std::byte> saved = first.at(rank).step->save().value();
+      ASSERT_TRUE(second.at(rank).step->restore(saved).ok());
+      EXPECT_EQ(second.at(rank).step->save().value(), saved);
+      std::vector<std::byte> damaged = saved;
+      damaged[damaged.size() / 2] ^= std::byte{1};
+      EXPECT_EQ(second.at(rank).step->restore(damaged).error().code, ErrorCode::corrupt);
+    }
+    first.run(4, first_stations(3), 1, 4);
+    second.run(4, first_stations(3), 1, 4);
+    ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(second, first_stations(3)));
+    EXPECT_EQ(first.at(0).arena, second.at(0).arena);
+  }
+}
+
+// Steps that report curves say what the directions of matrices hold.
+TEST(StepFactors, CurvesSayWhatDirectionsHold) {
+  const Layout layout = small_layout(2);
+  for (const Point point : {Point{1, ValueKind::q4}, ranked(2, ValueKind::q8)}) {
+    FakeNetwork network(2);
+    RoundOfMembers rounds(network, layout, 2);
+    rounds.set_plan(plan_of(layout, Path::split, point));
+    rounds.change = [](Member&, RoundSpec& spec) { spec.curves = true; };
+    rounds.run(1, first_stations(2), 1, 1);
+    ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(2)));
+    const std::vector<codec::Curve>& curves = rounds.at(0).outcome->value().curves;
+    for (uint32_t part = 0; part < curves.size(); ++part) {
+      const bool matrix = layout.rank_max(part) > 0;
+      EXPECT_EQ(curves[part].held[0] > 0, matrix) << part;
+      for (size_t i = 1; i < curves[part].held.size(); ++i) {
+        EXPECT_GE(curves[part].held[i], curves[part].held[i - 1]);
+      }
+      EXPECT_LE(curves[part].held.back(), curves[part].energy * 1.000001);
+    }
+  }
+}
+
 // What a rank's directions are changes what the factors hold, and nothing else.
 TEST(StepFactors, ANewcomerWithOtherDirectionsLosesNothing) {
   const Layout layout = small_layout(3);

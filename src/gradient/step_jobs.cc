@@ -307,6 +307,7 @@ Result<void> GradientStep::look_at(uint32_t part) {
     point.bytes *= all;
     point.energy *= all;
   }
+  if (Result<void> held = look_at_directions(part, curve.value()); !held) return held;
   report_.curves[part] = std::move(curve).value();
   return {};
 }

@@ -213,7 +213,7 @@ void Factors::learn(std::span<const float> right) {
 
 bool Factors::restore_directions(uint32_t rank, std::span<const float> directions) {
   if (directions.size() != columns() * rank || !set_rank(rank)) return false;
-  learn(directions);
+  std::ranges::copy(directions, directions_.begin());
   return true;
 }
 
