@@ -152,7 +152,8 @@ void TrainingHost::begin_round(uint32_t index) {
   Stream& stream = streams_[index];
   if (deviates(index)) {
     base::Rng own = rng_of(index, stream.round, 3);
-    const Result<void> set = stream.step->set_plan(draw_plan(own, stream.step->layout()));
+    const Result<void> set =
+        stream.step->set_plan(draw_plan(own, training_, stream.step->layout()));
     if (!set) return watcher_.complain(rank_, "set_plan: " + set.error().to_string());
   }
   base::Rng rng = rng_of(index, stream.round, 4);

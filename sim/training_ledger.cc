@@ -41,12 +41,13 @@ Held held_by(const gradient::GradientStep& step) {
   return held;
 }
 
-Roundings roundings_of(codec::ResidualKind kind, bool bounded) {
+Roundings roundings_of(codec::ResidualKind kind, bool bounded, uint32_t rank) {
   // A scale is the largest / 127, rounded to bf16; draws round by less than one scale.
   const double scale = 1.01 / 127;
   return {.residual = kind == codec::ResidualKind::bf16 ? 0x1p-7 : 0,
           .residual_of_largest = kind == codec::ResidualKind::i8 ? scale : 0,
-          .bounded = bounded};
+          .bounded = bounded,
+          .rank = rank};
 }
 
 RoundLedger::RoundLedger(const gradient::Layout& layout, const gradient::Seat& seat,
@@ -140,6 +141,24 @@ double RoundLedger::bound(uint64_t element) const {
   return steps * magnitude_[element] + 1e-40;
 }
 
+// An element of basis times coefficients is at most as large as its column of the matrix, that is
+// the square root of the rows times the part's largest; a coefficient's record has one scale for
+// many, which makes the square root of the rank of it.
+double RoundLedger::bound_of_factors(uint32_t slice) const {
+  const uint32_t part = layout_.slices()[slice].part;
+  if (roundings_.rank == 0 || layout_.rank_max(part) == 0) return 0;
+  const gradient::PartLayout& known = layout_.parts()[part];
+  double largest = 0;
+  for (uint32_t i = known.first_slice; i < known.first_slice + known.slices; ++i) {
+    largest = std::max(largest, largest_[i]);
+  }
+  const double rank = roundings_.rank;
+  const double product =
+      2 * std::sqrt(rank * static_cast<double>(layout_.matrix_of(part).rows)) * largest;
+  const double residual = roundings_.residual + roundings_.residual_of_largest;
+  return (4 * (members_ + rank + 8) * roundings_.f32 + 4 * residual) * product;
+}
+
 std::string RoundLedger::check() const {
   for (uint32_t slice = 0; slice < largest_.size(); ++slice) {
     const codec::Range place = place_of(slice);
@@ -148,9 +167,10 @@ std::string RoundLedger::check() const {
     const double came_back = roundings_.bounded ? 6 * once * largest_[slice] : 0;
     // Of i8, of all members: workers' residuals once at L, owners' once at 2 L.
     const double scaled = 3 * roundings_.residual_of_largest * largest_[slice];
+    const double of_factors = bound_of_factors(slice);
     for (uint64_t i = place.first; i < place.first + place.elements; ++i) {
       const double have = times(i) * static_cast<double>(average_[i]) + after_[i];
-      const double allowed = bound(i) + came_back + scaled;
+      const double allowed = bound(i) + came_back + scaled + of_factors;
       if (std::abs(have - before_[i]) <= allowed) continue;
       return text_of("mass is not conserved", i, have, before_[i], allowed);
     }
@@ -199,7 +219,7 @@ std::string RoundLedger::check_sent(const Held& after, std::span<const float> fe
 double RoundLedger::bound_returned(uint32_t slice) const {
   const double residual = roundings_.residual + roundings_.residual_of_largest;
   const double steps = 2 * (2 * members_ + 16) * roundings_.f32 + 7 * residual;
-  return steps * largest_[slice] + 1e-40;
+  return steps * largest_[slice] + bound_of_factors(slice) + 1e-40;
 }
 
 std::string RoundLedger::check_returned(const Held& before, const Held& after,

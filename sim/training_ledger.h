@@ -26,8 +26,9 @@ struct Roundings {
   double residual = 0;
   double residual_of_largest = 0;
   bool bounded = false;  // of a leg: records may come back in a round that ends well
+  uint32_t rank = 0;     // that matrix parts may have
 };
-[[nodiscard]] Roundings roundings_of(codec::ResidualKind kind, bool bounded);
+[[nodiscard]] Roundings roundings_of(codec::ResidualKind kind, bool bounded, uint32_t rank);
 
 class RoundLedger {
  public:
@@ -59,6 +60,7 @@ class RoundLedger {
  private:
   [[nodiscard]] double bound(uint64_t element) const;
   [[nodiscard]] double bound_returned(uint32_t slice) const;
+  [[nodiscard]] double bound_of_factors(uint32_t slice) const;
   [[nodiscard]] std::string check_returned(uint32_t slice, const Held& before, const Held& after,
                                            std::span<const float> fed) const;
   [[nodiscard]] codec::Range place_of(uint32_t slice) const;  // in the arena

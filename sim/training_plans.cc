@@ -28,7 +28,7 @@ void TrainingHost::agree_on_plan(uint32_t index) {
                                                               .point = {1.0, codec::ValueKind::q4},
                                                               .small_elements = 0},
                                                              layout)
-                                    : draw_plan(rng, layout);
+                                    : draw_plan(rng, training_, layout);
     const std::vector<std::byte> bytes = gradient::serialise(plan, layout);
     SCANT_CHECK(bytes.size() + 8 <= stream.plan_bytes.size());
     base::store_little(stream.plan_bytes.data(), static_cast<uint64_t>(bytes.size()));

@@ -74,8 +74,11 @@ void TrainingRunner::on_begin(TrainingHost& host, uint32_t index, const Held& be
   if (!round.ledger) {
     round.members = host.members();
     round.over.assign(static_cast<size_t>(host.members().size()), false);
-    round.ledger = std::make_unique<RoundLedger>(stream.step->layout(), stream.step->seat(),
-                                                 roundings_of(training_.residual, !is_exact()));
+    const uint32_t drawn = training_.factors_chance > 0 ? kDrawnRankMax : 0;
+    const uint32_t rank = training_.planned ? codec::kHeldRanks.back() : drawn;
+    round.ledger =
+        std::make_unique<RoundLedger>(stream.step->layout(), stream.step->seat(),
+                                      roundings_of(training_.residual, !is_exact(), rank));
   }
   round.plan_hashes.push_back(stream.step->plan_hash());
   round.ledger->begin(stream.held, stream.fed);
@@ -144,10 +147,13 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
     }
   }
   // What it takes along if it is lost: its worker's residual of now, its owner's of the round
-  // before. It does not know yet what of its records will come back.
+  // before. It does not know yet what of its records will come back, nor what coefficients will
+  // lose by its rounding.
   const gradient::RankAccount& own = report.accounts[place];
   if (own.samples != stream.samples) complain(host.rank(), "its samples are told wrong");
-  if (!stream.lost_first) {
+  const bool factors = std::ranges::any_of(
+      report.buffers, [](const gradient::BufferTimes& times) { return times.basis_end > 0; });
+  if (!stream.lost_first && !factors) {
     check_energy(host, index, energy_of(held, stream.held), own.residual_energy,
                  "its verdict says");
   }

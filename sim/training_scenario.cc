@@ -73,7 +73,7 @@ void draw_faults(base::Rng& rng, Training& training) {
 }
 
 // What scenarios got later each draw from, so that all else of a seed is as it was before.
-enum class Later : uint64_t { planned = 4, i8 = 6, deadlines = 7 };
+enum class Later : uint64_t { planned = 4, i8 = 6, deadlines = 7, owners = 8, factors = 9 };
 base::Rng rng_of(uint64_t seed, Later what) { return base::Rng(seed, static_cast<uint64_t>(what)); }
 
 // Long enough for several periods of the planner.
@@ -107,8 +107,13 @@ void draw_deadlines(uint64_t seed, Training& training) {
 
 // Likewise.
 void draw_owner_changes(uint64_t seed, Training& training) {
-  base::Rng rng(seed, 8);
+  base::Rng rng = rng_of(seed, Later::owners);
   if (rng.chance(0.35)) training.owner_change_chance = rng.uniform();
+}
+
+void draw_factors(uint64_t seed, Training& training) {
+  base::Rng rng = rng_of(seed, Later::factors);
+  if (rng.chance(0.4)) training.factors_chance = rng.uniform();
 }
 
 void draw_sites(base::Rng& rng, Training& training) {
@@ -170,6 +175,7 @@ std::string Training::to_string() const {
   if (verdict_last) text += ", verdict last";
   if (planned) text += ", planned";
   if (owner_change_chance > 0) text += ", owners change within rounds";
+  if (factors_chance > 0) text += ", factors";
   if (missing_as_zeros) text += ", missing as zeros";
   for (size_t i = 0; i < site_of.size(); ++i) {
     text += i == 0 ? ", sites " : " ";
@@ -209,6 +215,7 @@ Training make_training(uint64_t seed, int ranks) {
   draw_i8(seed, training);
   draw_deadlines(seed, training);
   draw_owner_changes(seed, training);
+  draw_factors(seed, training);
   return training;
 }
 
@@ -229,7 +236,20 @@ Training make_training_crowd(uint64_t seed, int ranks) {
   return training;
 }
 
-gradient::FusionPlan draw_plan(base::Rng& rng, const gradient::Layout& layout) {
+// Both legs of a part get factors, with a rest or without.
+void draw_factors(base::Rng& rng, uint64_t most, gradient::Path path, gradient::PartPlan& part) {
+  const auto rank = static_cast<uint16_t>(1 + rng.below(std::min<uint64_t>(most, kDrawnRankMax)));
+  const bool rest = rng.chance(0.5);
+  for (codec::Point* leg : {&part.first, &part.second}) {
+    if (leg == &part.second && path == gradient::Path::gather) return;
+    if (!rest) *leg = codec::kKeepAll;
+    leg->rank = rank;
+    leg->factors = static_cast<codec::ValueKind>(rng.below(codec::kValueKindCount));
+  }
+}
+
+gradient::FusionPlan draw_plan(base::Rng& rng, const Training& training,
+                               const gradient::Layout& layout) {
   gradient::FusionPlan plan;
   const auto parts = static_cast<uint32_t>(layout.parts().size());
   for (uint32_t next = 0; next < parts;) {
@@ -239,9 +259,13 @@ gradient::FusionPlan draw_plan(base::Rng& rng, const gradient::Layout& layout) {
         .path = static_cast<gradient::Path>(rng.below(gradient::kPathCount))};
     next += buffer.parts;
     if (buffer.path != gradient::Path::all_reduce) buffer.points.resize(buffer.parts);
-    for (gradient::PartPlan& part : buffer.points) {
+    for (uint32_t i = 0; i < buffer.points.size(); ++i) {
+      gradient::PartPlan& part = buffer.points[i];
       part.first = draw_point(rng);
       if (buffer.path == gradient::Path::split) part.second = draw_point(rng);
+      const uint64_t most = layout.rank_max(buffer.first_part + i);
+      if (training.factors_chance == 0 || most == 0) continue;
+      if (rng.chance(training.factors_chance)) draw_factors(rng, most, buffer.path, part);
     }
     plan.buffers.push_back(std::move(buffer));
   }

@@ -50,6 +50,7 @@ struct Training {
   bool planned = false;        // plans are those that plan::Agreement comes to
   double new_duties_chance = 0;
   double owner_change_chance = 0;  // within a round
+  double factors_chance = 0;       // of a part that is a matrix
   double absent_chance = 0;        // of a tensor
   Duration backward_max{};
   uint64_t deviant_round = 0;  // in it one rank has another plan; 0: never
@@ -66,7 +67,9 @@ struct Training {
 [[nodiscard]] Training make_training_crowd(uint64_t seed, int ranks);
 
 // Random paths and points that obey all rules of docs/gradients.md.
-[[nodiscard]] gradient::FusionPlan draw_plan(base::Rng& rng, const gradient::Layout& layout);
+[[nodiscard]] gradient::FusionPlan draw_plan(base::Rng& rng, const Training& training,
+                                             const gradient::Layout& layout);
+inline constexpr uint32_t kDrawnRankMax = 6;
 // Random owners; weights 1 / members, or all less by one factor.
 [[nodiscard]] std::vector<gradient::SliceDuty> draw_duties(base::Rng& rng,
                                                            const gradient::Layout& layout,

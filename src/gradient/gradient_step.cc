@@ -255,11 +255,12 @@ void GradientStep::prepare_verdict() {
   verdict_own_.resize(bytes);
   verdict_all_.resize(bytes * ranks);
   verdict_ = all_tell(verdict_own_, verdict_all_);
-  opening_over_ = !options_.verdict_last;
+  // Where verdicts wait for legs, ranks with other plans would wait for one another's.
+  opening_over_ = !options_.verdict_last && table_.matrices().empty();
   if (opening_over_) return;
-  opening_own_.resize(kOpeningBytes);
-  opening_all_.resize(kOpeningBytes * ranks);
-  write_opening(own_, opening_own_);
+  opening_own_.resize(bytes);
+  opening_all_.resize(bytes * ranks);
+  write_verdict(own_, opening_own_);
   opening_ = all_tell(opening_own_, opening_all_);
 }
 

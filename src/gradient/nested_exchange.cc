@@ -22,7 +22,7 @@ constexpr size_t kFarewellHead = 16;
 Lane lane_of(Lane lane, uint32_t which) {
   return {.slot = lane.slot * kLanesOfNestedSlot + which, .leg = lane.leg};
 }
-Lane lane_of(Lane lane, Stage stage) { return lane_of(lane, static_cast<uint32_t>(stage)); }
+Lane lane_of(Lane lane, TransferStage stage) { return lane_of(lane, static_cast<uint32_t>(stage)); }
 
 using base::closed;
 
@@ -138,7 +138,7 @@ void NestedExchange::work(Channel& channel) {
     changed = false;
     for (size_t i = 0; i < channel.moving.size() && !channel.cause; ++i) {
       Moving& moving = *channel.moving[i];
-      while (!moving.under_way && moving.stage < kStageCount && !channel.cause &&
+      while (!moving.under_way && moving.stage < kTransferStageCount && !channel.cause &&
              channel.begun[static_cast<size_t>(moving.stage)] == channel.first + i) {
         changed = true;
         begin_stage(channel, moving);
@@ -146,7 +146,7 @@ void NestedExchange::work(Channel& channel) {
     }
     while (!channel.moving.empty() && !channel.cause) {
       Moving& moving = *channel.moving.front();
-      if (moving.under_way || moving.stage < kStageCount) break;
+      if (moving.under_way || moving.stage < kTransferStageCount) break;
       const std::unique_ptr<Moving> over = std::move(channel.moving.front());
       channel.moving.pop_front();
       ++channel.first;
@@ -159,7 +159,7 @@ void NestedExchange::work(Channel& channel) {
 }
 
 void NestedExchange::begin_stage(Channel& channel, Moving& moving) {
-  const auto stage = static_cast<Stage>(moving.stage);
+  const auto stage = static_cast<TransferStage>(moving.stage);
   ++channel.begun[static_cast<size_t>(moving.stage)];
   std::optional<Operation> part = moving.transfer.begin(stage);
   if (!part) {
@@ -167,7 +167,7 @@ void NestedExchange::begin_stage(Channel& channel, Moving& moving) {
     return;
   }
   part->lane = lane_of(channel.lane, stage);
-  const bool across = stage == Stage::between;
+  const bool across = stage == TransferStage::between;
   moving.under_way = true;
   (across ? *outer_ : inner_)
       .submit(across ? channel.sites.outer : channel.sites.inner, *std::move(part),
@@ -176,13 +176,14 @@ void NestedExchange::begin_stage(Channel& channel, Moving& moving) {
               });
 }
 
-void NestedExchange::stage_ended(Channel& channel, Moving& moving, Stage stage,
+void NestedExchange::stage_ended(Channel& channel, Moving& moving, TransferStage stage,
                                  const Outcome& outcome) {
   moving.under_way = false;
   ++moving.stage;
   if (channel.cause) return end_moving(channel);
   if (!outcome.result) {
-    return fail(channel, by_station(outcome.result.error(), stage == Stage::between, channel));
+    return fail(channel,
+                by_station(outcome.result.error(), stage == TransferStage::between, channel));
   }
   if (const Result<void> ended = moving.transfer.end(stage); !ended) {
     return fail(channel, ended.error());
@@ -196,10 +197,10 @@ void NestedExchange::fail(Channel& channel, Error cause) {
   if (cause.code != ErrorCode::closed) channel.cause_known = true;
   channel.cause = std::move(cause);
   const Sites& sites = channel.sites;
-  inner_.cancel(sites.inner, lane_of(channel.lane, Stage::up));
-  inner_.cancel(sites.inner, lane_of(channel.lane, Stage::down));
+  inner_.cancel(sites.inner, lane_of(channel.lane, TransferStage::up));
+  inner_.cancel(sites.inner, lane_of(channel.lane, TransferStage::down));
   if (sites.leads() && sites.count() > 1) {
-    outer_->cancel(sites.outer, lane_of(channel.lane, Stage::between));
+    outer_->cancel(sites.outer, lane_of(channel.lane, TransferStage::between));
   }
   say_farewell(channel);
   end_moving(channel);

@@ -54,11 +54,11 @@ class NestedExchange final : public Exchange {
     Lane lane;
     Sites sites;
     Duration timeout = Duration::zero();
-    std::deque<std::unique_ptr<Moving>> moving;  // in the order of submission
-    uint64_t first = 0;                          // number of moving.front()
-    std::array<uint64_t, kStageCount> begun{};   // number of the next to begin this stage
-    std::optional<Error> cause;                  // the lane has failed
-    bool cause_known = false;                    // nobody has to be asked for it
+    std::deque<std::unique_ptr<Moving>> moving;         // in the order of submission
+    uint64_t first = 0;                                 // number of moving.front()
+    std::array<uint64_t, kTransferStageCount> begun{};  // number of the next to begin this stage
+    std::optional<Error> cause;                         // the lane has failed
+    bool cause_known = false;                           // nobody has to be asked for it
     Farewell farewell;
     bool working = false;
   };
@@ -70,7 +70,7 @@ class NestedExchange final : public Exchange {
   [[nodiscard]] Channel& channel_of(const Members& among, Lane lane);
   void work(Channel& channel);
   void begin_stage(Channel& channel, Moving& moving);
-  void stage_ended(Channel& channel, Moving& moving, Stage stage, const Outcome& outcome);
+  void stage_ended(Channel& channel, Moving& moving, TransferStage stage, const Outcome& outcome);
   void fail(Channel& channel, Error cause);
   void say_farewell(Channel& channel);
   void farewell_across(Channel& channel);

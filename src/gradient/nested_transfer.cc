@@ -112,14 +112,14 @@ Operation Transfer::ask(Kind kind) const {
           .timeout = operation_.timeout};
 }
 
-std::optional<Operation> Transfer::begin(Stage stage) {
+std::optional<Operation> Transfer::begin(TransferStage stage) {
   switch (stage) {
-    case Stage::up:
+    case TransferStage::up:
       return begin_up();
-    case Stage::between:
+    case TransferStage::between:
       if (sites_.count() == 1 || !sites_.leads()) return std::nullopt;
       return begin_between();
-    case Stage::down:
+    case TransferStage::down:
       if (sites_.count() == 1 && operation_.kind != Kind::gather &&
           operation_.kind != Kind::all_gather) {
         return std::nullopt;
@@ -210,23 +210,23 @@ std::optional<Operation> Transfer::begin_down() {
   return inside;
 }
 
-Result<void> Transfer::end(Stage stage) {
+Result<void> Transfer::end(TransferStage stage) {
   switch (operation_.kind) {
     case Kind::all_reduce: {
       // Once, at the end of the sum: at the leaders, or at everybody of a single site.
-      const Stage last = sites_.count() == 1 ? Stage::up : Stage::between;
+      const TransferStage last = sites_.count() == 1 ? TransferStage::up : TransferStage::between;
       if (stage == last && operation_.op == ReduceOp::average && !operation_.span.empty()) {
         collective::scale(operation_.dtype, operation_.span.data(), operation_.span.size(), size_);
       }
       return {};
     }
     case Kind::swap:
-      if (stage == Stage::up) return end_swap_up();
-      return stage == Stage::between ? end_swap_between() : end_swap_down();
+      if (stage == TransferStage::up) return end_swap_up();
+      return stage == TransferStage::between ? end_swap_between() : end_swap_down();
     case Kind::all_gather:
     case Kind::gather:
-      if (stage == Stage::between) return end_gather_between();
-      if (stage == Stage::down) place_all();
+      if (stage == TransferStage::between) return end_gather_between();
+      if (stage == TransferStage::down) place_all();
       return {};
     case Kind::broadcast:
       return {};

@@ -37,12 +37,12 @@ struct Sites {
 };
 [[nodiscard]] Sites sites_of(const Members& among, const std::vector<HostPlace>& hosts);
 
-enum class Stage : uint8_t {
+enum class TransferStage : uint8_t {
   up,       // inside: to the leader
   between,  // leaders
   down,     // inside: from the leader
 };
-inline constexpr int kStageCount = 3;
+inline constexpr int kTransferStageCount = 3;
 
 class Transfer {
  public:
@@ -52,9 +52,9 @@ class Transfer {
   // What this host's call alone gets wrong.
   [[nodiscard]] Result<void> check() const;
   // None: this host has nothing to do in the stage. All hosts of a site, and all leaders, agree.
-  [[nodiscard]] std::optional<Operation> begin(Stage stage);
+  [[nodiscard]] std::optional<Operation> begin(TransferStage stage);
   // ErrorCode::corrupt, mismatch: what came is not what was expected.
-  [[nodiscard]] Result<void> end(Stage stage);
+  [[nodiscard]] Result<void> end(TransferStage stage);
   [[nodiscard]] const Operation& operation() const { return operation_; }
 
  private:

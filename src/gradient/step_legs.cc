@@ -214,19 +214,24 @@ bool GradientStep::is_possible(const Missing& one, const Ticket& ticket) const {
          !codec::ranges_fault(one.elements, layout_.slices()[one.slice].range);
 }
 
+std::vector<Verdict> GradientStep::read_all(Bytes all) const {
+  std::vector<Verdict> by_rank;
+  const size_t bytes = verdict_own_.size();
+  for (size_t at = 0; at < all.size(); at += bytes) {
+    by_rank.push_back(read_verdict(all.subspan(at, bytes), layout_.tensors().size()));
+  }
+  return by_rank;
+}
+
 void GradientStep::opening_done() {
-  if (const Result<void> alike = compare_openings(opening_all_); !alike) fail(alike.error());
+  const Result<void> alike = compare_openings(read_all(opening_all_));
+  if (!alike) fail(alike.error());
 }
 
 void GradientStep::verdict_done() {
-  const size_t tensors = layout_.tensors().size();
-  const size_t bytes = verdict_own_.size();
   std::vector<Verdict> by_rank;
   Result<Judgement> judgement = steadily([&] {
-    by_rank.clear();
-    for (size_t i = 0; i < static_cast<size_t>(seat_.ranks()); ++i) {
-      by_rank.push_back(read_verdict(Bytes(verdict_all_).subspan(i * bytes, bytes), tensors));
-    }
+    by_rank = read_all(verdict_all_);
     return judge(by_rank, {.missing_as_zeros = options_.missing_as_zeros, .names = options_.names});
   });
   if (!judgement) {

@@ -5,7 +5,6 @@
 #include <bit>
 #include <map>
 
-#include "base/bytes.h"
 #include "base/check.h"
 #include "base/little_endian.h"
 
@@ -177,25 +176,7 @@ Verdict read_verdict(Bytes bytes, size_t tensors) {
           .not_finite = read_bits(bits + bytes_of_bits(tensors), tensors)};
 }
 
-void write_opening(const Verdict& verdict, MutableBytes out) {
-  SCANT_CHECK(out.size() == kOpeningBytes);
-  base::ByteWriter writer(out);
-  writer.put(verdict.version);
-  writer.put(verdict.step);
-  writer.put(verdict.plan_hash);
-  writer.put(verdict.members_hash);
-}
-
-Result<void> compare_openings(Bytes all) {
-  SCANT_CHECK(!all.empty() && all.size() % kOpeningBytes == 0);
-  std::vector<Verdict> by_rank(all.size() / kOpeningBytes);
-  base::ByteReader reader(all);
-  for (Verdict& verdict : by_rank) {
-    verdict.version = reader.get<uint64_t>();
-    verdict.step = reader.get<uint64_t>();
-    verdict.plan_hash = reader.get<uint64_t>();
-    verdict.members_hash = reader.get<uint64_t>();
-  }
+Result<void> compare_openings(std::span<const Verdict> by_rank) {
   if (auto error = compare_versions(by_rank)) return *std::move(error);
   if (auto error = compare_steps(by_rank)) return *std::move(error);
   return {};

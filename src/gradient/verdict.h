@@ -34,12 +34,9 @@ struct Verdict {
 void write_verdict(const Verdict& verdict, MutableBytes out);
 [[nodiscard]] Verdict read_verdict(Bytes bytes, size_t tensors);
 
-// What a round that gives its verdict last says when it begins: the verdict's version, step, plan
-// and members. Of the same size on all ranks.
-inline constexpr size_t kOpeningBytes = 32;
-void write_opening(const Verdict& verdict, MutableBytes out);
-// `all`: by rank. Every rank comes to the same result.
-[[nodiscard]] Result<void> compare_openings(Bytes all);
+// Where verdicts wait for legs, a round begins with one of which version, step, plan and members
+// count alone. Every rank comes to the same result.
+[[nodiscard]] Result<void> compare_openings(std::span<const Verdict> by_rank);
 
 // A tensor whose gradient is not finite, and the ranks that made it so.
 struct NotFinite {
