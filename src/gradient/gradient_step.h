@@ -232,6 +232,7 @@ class GradientStep {
   [[nodiscard]] Operation operation_of(const StepCore::Job& leg);
   void leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now);
   [[nodiscard]] std::vector<Verdict> read_all(Bytes all) const;
+  void fail_as_said(const Error& said);
   void opening_done();
   void verdict_done();
   [[nodiscard]] Result<void> take_missing(const Ticket& ticket,

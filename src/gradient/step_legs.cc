@@ -214,6 +214,15 @@ bool GradientStep::is_possible(const Missing& one, const Ticket& ticket) const {
          !codec::ranges_fault(one.elements, layout_.slices()[one.slice].range);
 }
 
+// What all say goes before what this one met, unless they say that this one failed, or that lanes
+// were cancelled, and this one knows why.
+void GradientStep::fail_as_said(const Error& said) {
+  fail(said);
+  const bool about_this = said.code == error_->code && said.peer == seat_.rank();
+  const bool less = said.code == ErrorCode::closed && error_->code != ErrorCode::closed;
+  if (!about_this && !less) error_ = said;
+}
+
 std::vector<Verdict> GradientStep::read_all(Bytes all) const {
   std::vector<Verdict> by_rank;
   const size_t bytes = verdict_own_.size();
@@ -225,7 +234,7 @@ std::vector<Verdict> GradientStep::read_all(Bytes all) const {
 
 void GradientStep::opening_done() {
   const Result<void> alike = compare_openings(read_all(opening_all_));
-  if (!alike) fail(alike.error());
+  if (!alike) fail_as_said(alike.error());
 }
 
 void GradientStep::verdict_done() {
@@ -236,14 +245,7 @@ void GradientStep::verdict_done() {
   });
   if (!judgement) {
     nobody_applies_ = true;
-    fail(judgement.error());
-    // What all say goes before what this one met, unless they say that this one failed, or that
-    // lanes were cancelled, and this one knows why.
-    const Error& said = judgement.error();
-    const bool about_this = said.code == error_->code && said.peer == seat_.rank();
-    const bool less = said.code == ErrorCode::closed && error_->code != ErrorCode::closed;
-    if (!about_this && !less) error_ = said;
-    return;
+    return fail_as_said(judgement.error());
   }
   report_.present = std::move(judgement.value().present);
   report_.nonfinite = judgement.value().nonfinite;
