@@ -184,14 +184,15 @@ std::optional<Error> GradientStep::gradients_fault(const RoundSpec& spec) const 
   }
   if (options_.device && options_.device->ordinal() != spec.gradients.place.ordinal) {
     return invalid("gradients: they lie on device " + std::to_string(spec.gradients.place.ordinal) +
-                   ", StepOptions::device is " + std::to_string(options_.device->ordinal()));
+                   ", but device " + std::to_string(options_.device->ordinal()) +
+                   " was given to copy them");
   }
   const auto plain = std::ranges::find(plan_.buffers, Path::all_reduce, &BufferPlan::path);
   if (plain == plan_.buffers.end() || options_.device) return std::nullopt;
   return Error{.code = ErrorCode::unsupported,
                .message = "gradients: buffer " + std::to_string(plain - plan_.buffers.begin()) +
-                          " of the plan goes as all_reduce, from the host: StepOptions::device "
-                          "must say who copies it"};
+                          " of the plan goes as all_reduce, from the host, and no device was "
+                          "given that copies it"};
 }
 
 // A product of factors counts as a whole.

@@ -68,8 +68,8 @@ class FakeNetwork {
       return everyone(static_cast<int>(network_.exchanges_.size()), station_);
     }
     void submit(const Members& among, Operation operation, Done done) override {
-      network_.submit(among, std::move(operation), std::move(done),
-                      next_[key(among, operation.lane)]++);
+      const uint64_t number = next_[key(among, operation.lane)]++;
+      network_.submit(among, std::move(operation), std::move(done), number);
     }
     void cancel(const Members& among, Lane lane) override {
       network_.cancelled.emplace_back(station_, lane);
