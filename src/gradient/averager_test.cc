@@ -338,7 +338,7 @@ TEST(Averager, SavedResidualsGoOnExactlyAndUnderAnotherNumberOfRanks) {
     ASSERT_FALSE(newer.ok());
     EXPECT_EQ(newer.error().code, ErrorCode::unsupported);
     EXPECT_EQ(newer.error().message,
-              "what was saved of the residuals is of version 9; this scant reads up to 1: upgrade "
+              "what was saved of the residuals is of version 9; this scant reads up to 2: upgrade "
               "scant");
   });
 }

@@ -154,7 +154,7 @@ inline void expect_refusals(TensorEncoder& encoder, Device* device, Stream strea
     EXPECT_NE(begun.error().message.find(what), std::string::npos) << begun.error().message;
   };
   refused(shorter.get(), {}, "the range has");
-  refused(gradient.get(), {.density = 0}, "density must lie above 0");
+  refused(gradient.get(), {.density = 1.5}, "density must lie above 0");
   Placed<const float> elsewhere = gradient.get();
   elsewhere.place = {Place::Kind::device, 99, stream};
   refused(elsewhere, {}, "lie");
