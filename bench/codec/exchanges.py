@@ -259,7 +259,9 @@ class Factors:
         how = codec.Encoder(tuple(factor.shape), values=self.options.factors, residual="none")
         return how.encode(factor.contiguous())
 
-    def _averaged(self, factors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    def _averaged(
+        self, factors: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
         """What was sent by each, the average that all decode, and what its rounding left."""
         records = [self._coded(factor) for factor in factors]
         sent = [codec.decode(record, torch.empty_like(factors[0])) for record in records]
@@ -269,7 +271,9 @@ class Factors:
         got = codec.decode(back, torch.empty_like(factors[0]))
         return sent, got, mean - got
 
-    def _records(self, number: int, parts: Sequence[torch.Tensor], density: float, values: str) -> torch.Tensor:
+    def _records(
+        self, number: int, parts: Sequence[torch.Tensor], density: float, values: str
+    ) -> torch.Tensor:
         records = [
             worker[number].encode(part.contiguous(), density, values)
             for worker, part in zip(self.workers, parts, strict=True)
@@ -279,7 +283,9 @@ class Factors:
         self._exchange(number, records, back)
         return codec.decode(back, mean)
 
-    def _matrix_average(self, number: int, right: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _matrix_average(
+        self, number: int, right: torch.Tensor, parts: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         shape = parts[0].shape
         size = PowerSgd._matrix(shape)
         right = right / right.norm(dim=1, keepdim=True).clamp_min(1e-30)
@@ -297,7 +303,9 @@ class Factors:
         ]
         average = (left @ mean).view(shape)
         if self.options.values:
-            average = average + self._records(number, rests, self.options.density, self.options.values)
+            average = average + self._records(
+                number, rests, self.options.density, self.options.values
+            )
         else:
             for worker, rest in zip(self.workers, rests, strict=True):
                 worker[number].add_residual(rest)

@@ -15,7 +15,10 @@ from train_tasks import Task
 
 ALONE, AUTO = "alone", "auto"
 IN_FORWARD = "auto, step in forward"
-PLANS = ("plain", "bf16", "fp16", "q8", "q4", "q3", "q2", "1% q4", "ssfusion 1%", "adtopk 1%")
+PLANS = (
+    "plain", "bf16", "fp16", "q8", "q4", "q3", "q2", "rank 4 q2", "rank 8 q1", "rank 32 of q4",
+    "rank 16 of q4", "1% q4", "ssfusion 1%", "adtopk 1%",
+)  # fmt: skip
 CHECK_EVERY = 10  # steps of a training; hashing 13 MB takes half a millisecond
 DEFAULT_BUCKET_MB = 25  # torch's own
 # PowerSGD's hook averages exactly in the first two steps, in which DDP settles its buckets.

@@ -18,7 +18,10 @@ import scant
 import scant.torch
 
 LAST = SIZE - 1
-PLANS = ["plain", "bf16", "q4", "1% q4", "5% bf16, gather", "ssfusion 5%", "adtopk 5% q4", "auto"]
+PLANS = [
+    "plain", "bf16", "q4", "1% q4", "5% bf16, gather", "ssfusion 5%", "adtopk 5% q4",
+    "rank 4 q2", "rank 4 of q4", "auto",
+]  # fmt: skip
 OVERFLOWS = 2.0**24  # times a loss: beyond what float16 holds
 FITS = 2.0**8
 
@@ -127,7 +130,7 @@ def scaled_training(model: Any, optimizer: Any, scaler: Any, loss: Any, steps: i
 def case_a_scaler_skips_the_step_on_all_ranks() -> None:
     """And training goes on, whatever a plan has kept."""
     ways = ((half_loss, OVERFLOWS, [0], (False, True)), (whole_loss, FITS, [1], (False,)))
-    for plan in ("plain", "bf16", "q4", "1% q4", "auto"):
+    for plan in ("plain", "bf16", "q4", "1% q4", "rank 8 of q8", "auto"):
         for loss, first, wanted, modes in ways:
             for in_forward in modes:
                 if in_forward:

@@ -22,6 +22,7 @@ from scant.torch.gradient.wrap_options import PLANS as PLAN_NAMES
 
 PLANS = [
     "plain", "bf16", "fp16", "q4", "q2", "5% q4", "5% bf16, gather", "ssfusion 5%", "adtopk 5% q4",
+    "rank 4 q1", "rank 8 of q4", "rank 2 of q8, 5% q4, gather",
 ]  # fmt: skip
 
 
@@ -322,6 +323,7 @@ def case_mistakes_are_named() -> None:
     for plan in (
         "fast", "0% q4", "101% q4", "1.2.3% q4", "q5", "1% q4, scatter", "ssfusion", "ssfusion q4",
         "ssfusion 0%", "adtopk 101%", "adtopk 1% q5", "adtopk 1% q4, gather", "plain 1%", "1%",
+        "rank 0 q1", "rank 8 of q5",
     ):  # fmt: skip
         with raises(scant.InvalidArgument, f"'{plan}'", PLAN_NAMES):
             wrap(network(), plan=plan)
