@@ -137,7 +137,7 @@ void GradientStep::on_done(const Ticket& ticket, const Outcome& outcome, Time no
   --operations_;
   if (ticket.leg == Leg::verdict) (ticket.opening ? opening_over_ : verdict_over_) = true;
   try {
-    if (!outcome.result) return fail(outcome.result.error());
+    if (!outcome.result) return fail_with(outcome.result.error());
     if (ticket.opening) return opening_done();
     if (ticket.leg == Leg::owners) return owner_change_done();
     if (ticket.leg == Leg::verdict) return verdict_done();
@@ -219,13 +219,16 @@ void GradientStep::verdict_done() {
   });
   if (!judgement) {
     nobody_applies_ = true;
-    fail(judgement.error());
-    // What all say goes before what this one met, unless they say that this one failed, or that
-    // lanes were cancelled, and this one knows why.
     const Error& said = judgement.error();
-    const bool about_this = said.code == error_->code && said.peer == seat_.rank();
-    const bool less = said.code == ErrorCode::closed && error_->code != ErrorCode::closed;
-    if (!about_this && !less) error_ = said;
+    if (!error_) return fail(said);
+    // What all say goes before what this one met, unless they say that this one failed, or that
+    // lanes were cancelled, and this one knows why. Of one kind, what this one met may tell more.
+    const bool same = said.code == error_->code;
+    const bool less = said.code == ErrorCode::closed && !same;
+    if (less || (same && said.peer == seat_.rank())) return;
+    Error all = said;
+    if (same) all.message.append("; here: ").append(error_->message);
+    error_ = std::move(all);
     return;
   }
   report_.present = std::move(judgement.value().present);
