@@ -459,7 +459,7 @@ void GradientStep::scale_residuals(float factor) { residuals_.scale(factor); }
 
 size_t GradientStep::memory_bytes() const {
   size_t bytes = residuals_.memory_bytes();
-  for (const BufferMemory& memory : memory_) bytes += memory.used_bytes();
+  for_each_memory([&bytes](const BufferMemory& memory) { bytes += memory.used_bytes(); });
   return bytes;
 }
 
