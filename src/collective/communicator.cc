@@ -94,6 +94,13 @@ void Communicator::Impl::expect(Work::State& state) {
   expected = &state;
 }
 
+// All groups went with the last epoch. Ranks that made unlike numbers of them, since one gave up,
+// count alike again.
+void Communicator::Impl::begin_epoch(uint32_t next) {
+  const base::MutexLock lock(mutex);
+  if (epoch.exchange(next, std::memory_order_relaxed) != next) group_keys.clear();
+}
+
 void Communicator::Impl::settle(Work::State& state, const Result<void>& outcome, Rank source) {
   (state.previous != nullptr ? state.previous->next : expected) = state.next;
   if (state.next != nullptr) state.next->previous = state.previous;
@@ -266,14 +273,13 @@ std::vector<PeerInfo> Communicator::peers() const {
 }
 
 Result<GroupId> Communicator::make_group(const std::vector<Rank>& members, std::string_view key) {
-  uint32_t times = 0;
+  GroupId id = 0;
   {
     std::string name(key);
     for (const Rank member : members) name += ',' + std::to_string(member);
     const base::MutexLock lock(impl_->mutex);
-    times = impl_->group_keys[name]++;
+    id = group_hash(members, key, impl_->group_keys[name]++, epoch());
   }
-  const GroupId id = group_hash(members, key, times, epoch());
   const auto outcome = std::make_shared<Result<void>>();
   Impl* impl = impl_.get();
   Result<void> ran = impl->run_on_io_thread(
@@ -310,7 +316,7 @@ Result<std::vector<Rank>> Communicator::shrink(Duration timeout) {
       shared->survivors = std::move(survivors);
       impl->rank = impl->engine.rank();
       impl->size = impl->engine.size();
-      impl->epoch = impl->engine.epoch();
+      impl->begin_epoch(impl->engine.epoch());
       impl->settle(*state, {}, kNoRank);
     });
   };

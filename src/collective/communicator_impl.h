@@ -64,6 +64,7 @@ struct Communicator::Impl {
   void execute(Command command);
   void expect(Work::State& state);
   void settle(Work::State& state, const Result<void>& outcome, Rank source);
+  void begin_epoch(uint32_t next);
   void finish_rest(const Error& error);
   [[nodiscard]] Error why_closed() const;
   void close_down();

@@ -227,6 +227,22 @@ TEST(Communicator, AnAbortIsALossToTheOthers) {
   });
 }
 
+// A rank that gave up, and tried again, has made a group more than the others.
+TEST(Communicator, GroupsOfOneKeyAreCountedAnewAfterAShrink) {
+  on_ranks(2, [](Communicator& communicator) {
+    const auto make = [&] { return communicator.make_group({0, 1}, "again"); };
+    ASSERT_TRUE(make().ok());
+    if (communicator.rank() == 0) {
+      ASSERT_TRUE(make().ok());
+    }
+    ASSERT_TRUE(communicator.shrink(10s).ok());
+    const Result<GroupId> group = make();
+    ASSERT_TRUE(group.ok());
+    const Result<void> met = communicator.barrier({.group = group.value(), .timeout = 5s}).wait();
+    EXPECT_TRUE(met.ok()) << met.error().to_string();
+  });
+}
+
 // Whatever the others do when it happens: what waits, what is submitted later, in any group, and a
 // message from the one that failed. Afterwards they can go on without it.
 TEST(Communicator, AFailureTellsItsReasonToTheOthers) {

@@ -73,7 +73,7 @@ Result<std::unique_ptr<Averager>> Averager::create(std::unique_ptr<Exchange> exc
 Result<std::unique_ptr<Averager>> Averager::create(Communicator& communicator, Layout layout,
                                                    std::span<float> arena,
                                                    const AveragerOptions& options) {
-  if (options.joins) return join(communicator, std::move(layout), arena, options);
+  if (options.joins) return join(communicator, layout, arena, options);
   auto exchange =
       CommunicatorExchange::create(communicator, {.key = options.key, .ranks = options.members});
   if (!exchange) return exchange.error();
@@ -83,40 +83,34 @@ Result<std::unique_ptr<Averager>> Averager::create(Communicator& communicator, L
                    " ranks and this rank is one of them; got " + std::to_string(members.size()) +
                    " members");
   }
-  return on(std::move(exchange).value(), std::move(members), std::move(layout), arena, options);
+  CommunicatorExchange* const used = exchange.value().get();
+  if (Result<void> made = make_lanes(*used, members, options.slot); !made) return made.error();
+  auto averager =
+      create(std::move(exchange).value(), std::move(members), std::move(layout), arena, options);
+  if (averager) averager.value()->on_communicator_ = used;
+  return averager;
 }
 
-Result<std::unique_ptr<Averager>> Averager::join(Communicator& communicator, Layout layout,
+// The members that it begins with are nobody's: what cannot be is refused before others count on
+// it.
+Result<std::unique_ptr<Averager>> Averager::join(Communicator& communicator, const Layout& layout,
                                                  std::span<float> arena,
                                                  const AveragerOptions& options) {
   auto exchange = CommunicatorExchange::newcomer(options.key);
-  Result<Meeting> meeting = exchange->continue_on(
-      communicator,
-      {.ranks = options.members, .layout_ranks = layout.ranks(), .timeout = options.timeout});
-  if (!meeting) return meeting.error();
-  auto made = on(std::move(exchange), std::move(meeting.value().members), std::move(layout), arena,
-                 options);
-  if (made) made.value()->begin_at(meeting.value().next_step);
-  return made;
-}
-
-Result<std::unique_ptr<Averager>> Averager::on(std::unique_ptr<CommunicatorExchange> exchange,
-                                               Members members, Layout layout,
-                                               std::span<float> arena,
-                                               const AveragerOptions& options) {
   CommunicatorExchange* const used = exchange.get();
-  Result<void> made = make_lanes(*used, members, options.slot);
-  if (!made) return made.error();
-  auto averager =
-      create(std::move(exchange), std::move(members), std::move(layout), arena, options);
-  if (averager) averager.value()->on_communicator_ = used;
-  return averager;
+  auto made = create(std::move(exchange), everyone(layout.ranks(), 0), layout, arena, options);
+  if (!made) return made;
+  made.value()->on_communicator_ = used;
+  const Result<Members> members = made.value()->continue_on(communicator, options.members);
+  if (!members) return members.error();
+  return made;
 }
 
 // In one order on all members: averagers may have the same key.
 Result<void> Averager::make_lanes(CommunicatorExchange& exchange, const Members& members,
                                   uint32_t slot) {
-  for (const Leg leg : {Leg::first, Leg::second, Leg::verdict}) {
+  for (const Leg leg :
+       {Leg::first, Leg::second, Leg::verdict, Leg::owners, Leg::basis_first, Leg::basis_second}) {
     Result<void> made = exchange.make(members, {slot, leg});
     if (!made) return made;
   }
@@ -189,7 +183,10 @@ Result<Members> Averager::continue_on(Communicator& next, const std::vector<Rank
 }
 
 Result<void> Averager::may_step() const {
-  if (broken_) return invalid("a step has failed: no other can follow it");
+  if (broken_) {
+    return invalid(
+        "a step has failed: continue_on() or set_members() first, on all ranks that go on");
+  }
   if (buffer_of_part_.empty()) return invalid("no plan is set");
   return {};
 }

@@ -105,7 +105,7 @@ class Averager {
   // After finish(): those that were ready() in this step and whose averages lie in the arena now.
   [[nodiscard]] std::vector<uint32_t> arrived() const;
   // After finish(): nothing when the step is not over within `limit`. An error is the step's, the
-  // same on all ranks where docs/gradients.md says so; no step can follow it.
+  // same on all ranks where docs/gradients.md says so; other members let a step follow it.
   std::optional<Result<StepReport>> wait(Duration limit);
 
   // After wait() of a step that did not fail, until the next ready() or finish(), whatever plan is
@@ -130,13 +130,9 @@ class Averager {
   static constexpr double kNotAsked = -1;
   Averager(std::unique_ptr<Exchange> owned, Exchange& exchange, Layout layout,
            const AveragerOptions& options);
-  static Result<std::unique_ptr<Averager>> join(Communicator& communicator, Layout layout,
+  static Result<std::unique_ptr<Averager>> join(Communicator& communicator, const Layout& layout,
                                                 std::span<float> arena,
                                                 const AveragerOptions& options);
-  static Result<std::unique_ptr<Averager>> on(std::unique_ptr<CommunicatorExchange> exchange,
-                                              Members members, Layout layout,
-                                              std::span<float> arena,
-                                              const AveragerOptions& options);
   static Result<void> make_lanes(CommunicatorExchange& exchange, const Members& members,
                                  uint32_t slot);
   void begin_at(uint64_t step);

@@ -95,6 +95,26 @@ TEST(AveragerMembersRefused, ANewcomerOfAnotherLayoutIsNamedOnAllRanks) {
   EXPECT_TRUE(step_of(*averager).ok());
 }
 
+// It meets nobody, so who was a member goes on as before.
+TEST(AveragerMembersRefused, ANewcomerThatIsRefusedIsNoMember) {
+  const collective::TemporaryDirectory alone;
+  const collective::TemporaryDirectory together;
+  std::thread newcomer([&] {
+    const auto communicator = collective::connect(together.path(), 1, 2);
+    std::vector<float> small(3);
+    const auto made = Averager::create(*communicator, layout_for(1), small, {.joins = true});
+    ASSERT_FALSE(made.ok());
+    EXPECT_EQ(made.error().code, ErrorCode::invalid_argument) << made.error().to_string();
+  });
+  const auto first = collective::connect(alone.path(), 0, 1);
+  std::vector<float> arena;
+  const auto averager = averager_on(*first, 1, arena, false);
+  const auto next = collective::connect(together.path(), 0, 2);
+  expect_refused(averager->continue_on(*next), ErrorCode::closed, "rank 1");
+  newcomer.join();
+  EXPECT_TRUE(step_of(*averager).ok());
+}
+
 TEST(AveragerMembersRefused, StationsOfTwoTrainingsCannotMeet) {
   const collective::TemporaryDirectory together;
   std::vector<std::thread> threads;
@@ -110,6 +130,22 @@ TEST(AveragerMembersRefused, StationsOfTwoTrainingsCannotMeet) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+TEST(AveragerMembersRefused, AMemberThatIsLostMeanwhileIsNamedAndTheOthersGoOn) {
+  collective::on_ranks(3, [](Communicator& communicator) {
+    std::vector<float> arena;
+    const auto averager = averager_on(communicator, 3, arena, false);
+    ASSERT_TRUE(step_of(*averager).ok());
+    if (communicator.rank() == 1) return communicator.abort("the test wants it");
+    const auto lost = averager->continue_on(communicator);
+    expect_refused(lost, ErrorCode::peer_lost, "rank 1");
+    ASSERT_TRUE(communicator.shrink(30s).ok());
+    const auto two = averager->continue_on(communicator);
+    ASSERT_TRUE(two.ok()) << two.error().to_string();
+    EXPECT_EQ(two.value(), (Members{2, {0, 2}, communicator.rank()}));
+    EXPECT_TRUE(step_of(*averager).ok());
+  });
 }
 
 TEST(AveragerMembersRefused, AfterAShrinkAStepNeedsOtherMembers) {

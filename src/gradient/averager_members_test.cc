@@ -146,7 +146,9 @@ void be_one_of_the_first(Rank rank, const std::string& first, const std::string&
     return communicator->abort("the test wants it");
   }
   ASSERT_NO_FATAL_FAILURE(host.step_in_which_one_is_lost(arrived));
-  EXPECT_FALSE(host.averager->ready(0).ok()) << "the members are still those of before";
+  const Result<void> early = host.averager->ready(0);
+  ASSERT_FALSE(early.ok()) << "the members are still those of before";
+  EXPECT_NE(early.error().message.find("continue_on()"), std::string::npos);
   ASSERT_TRUE(communicator->shrink(30s).ok());
   const auto two = host.averager->continue_on(*communicator);
   ASSERT_TRUE(two.ok()) << two.error().to_string();

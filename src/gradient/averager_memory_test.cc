@@ -97,6 +97,43 @@ TEST_P(AveragerMemory, AFailedAllocationIsAnErrorOnEveryRankAtTheLatestInTheNext
   EXPECT_GT(place, 30u);
 }
 
+// The end of an operation has to be told, whatever its error takes. Whether there was such a place.
+bool fails_while_a_rank_is_lost(uint64_t place) {
+  thread_name = "scant-io";
+  failing = place;
+  allocations = 0;
+  std::atomic<bool> begun{false};
+  collective::on_ranks(2, [&](Communicator& communicator) {
+    const Layout layout = layout_for(2, kFew);
+    Host host(communicator, layout);
+    host.set(uniform(layout, Path::split, 1.0, codec::ValueKind::q4));
+    ASSERT_TRUE(host.averager->continue_on(communicator).ok());
+    ASSERT_TRUE(communicator.barrier().wait().ok());
+    if (communicator.rank() == 1) {
+      while (!begun) std::this_thread::yield();
+      return communicator.abort("the test wants it");
+    }
+    for (uint32_t tensor = 0; tensor < kFew.size(); ++tensor) {
+      EXPECT_TRUE(host.averager->ready(tensor).ok());
+    }
+    begun = armed = true;
+    const Result<StepReport> outcome = host.end();
+    armed = false;
+    ASSERT_FALSE(outcome.ok());
+    EXPECT_NE(outcome.error().code, ErrorCode::timeout) << outcome.error().to_string();
+  });
+  return allocations > place;
+}
+
+TEST(AveragerMemory, AFailedAllocationWhileARankIsLostIsAnErrorToo) {
+  uint64_t place = 0;
+  for (; place < 500; ++place) {
+    SCOPED_TRACE(::testing::Message() << "allocation " << place);
+    if (!fails_while_a_rank_is_lost(place) || HasFailure()) break;
+  }
+  EXPECT_GT(place, 5u);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Threads, AveragerMemory,
     ::testing::Values(Case{"scant-io", Path::split, 1.0}, Case{"scant-io", Path::gather, 0.1},

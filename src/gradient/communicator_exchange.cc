@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <new>
 #include <numeric>
 #include <utility>
 
@@ -24,16 +25,21 @@ struct Pending {
   std::vector<Rank> station_of_rank;  // empty: the error's peer stays as it is
 };
 
+// On the communicator's own thread: whatever it finds no memory for, somebody waits for the end.
+Result<void> result_of(const Pending& pending) try {
+  Result<void> result = pending.work.wait();
+  const Rank peer = result ? kNoRank : result.error().peer;
+  if (peer < 0 || static_cast<size_t>(peer) >= pending.station_of_rank.size()) return result;
+  Error error = result.error();
+  error.peer = pending.station_of_rank[static_cast<size_t>(peer)];
+  return error;
+} catch (const std::bad_alloc&) {
+  return Error{.code = ErrorCode::resource, .message = {}};
+}
+
 void on_done(void* context) {
   const std::unique_ptr<Pending> pending(static_cast<Pending*>(context));
-  Result<void> result = pending->work.wait();
-  const Rank peer = result ? kNoRank : result.error().peer;
-  if (peer >= 0 && static_cast<size_t>(peer) < pending->station_of_rank.size()) {
-    Error error = result.error();
-    error.peer = pending->station_of_rank[static_cast<size_t>(peer)];
-    result = std::move(error);
-  }
-  pending->done(Outcome{.result = std::move(result)});
+  pending->done(Outcome{.result = result_of(*pending)});
 }
 
 // Those given, or all of the communicator; refused where this rank is none of them.

@@ -74,7 +74,9 @@ Result<Arrival> read_arrival(Bytes bytes) {
                   .layout_ranks = reader.get<uint64_t>()};
   constexpr auto kUsedMax = static_cast<uint64_t>(std::numeric_limits<Rank>::max());
   const bool newcomer = station == kNewcomer;
-  if (used > kUsedMax || (!newcomer && station >= used) || (newcomer == (arrival.epoch > 0))) {
+  constexpr uint64_t kMost = uint64_t{1} << 62;
+  if (used > kUsedMax || arrival.epoch > kMost || arrival.steps > kMost ||
+      (!newcomer && station >= used) || (newcomer == (arrival.epoch > 0))) {
     return base::corrupt("members: an arrival that nobody can have sent");
   }
   arrival.station = newcomer ? kNoRank : static_cast<Rank>(station);

@@ -104,6 +104,8 @@ TEST(Arrival, WhatNobodyCanHaveSentIsRefused) {
   EXPECT_EQ(refused(15, 1).code, ErrorCode::corrupt) << "a station above 2^31";
   EXPECT_EQ(refused(20, 1).code, ErrorCode::corrupt) << "more stations than there can be";
   EXPECT_EQ(refused(24, 0).code, ErrorCode::corrupt) << "a member of no epoch";
+  EXPECT_EQ(refused(31, 0x7f).code, ErrorCode::corrupt) << "an epoch that none can follow";
+  EXPECT_EQ(refused(39, 0x7f).code, ErrorCode::corrupt) << "a step that none can follow";
 }
 
 }  // namespace

@@ -393,6 +393,9 @@ TEST(OwnerChange, DifferentChangesAreAMismatchOnEveryRank) {
     for (Member& member : rounds.all()) {
       ASSERT_TRUE(member.outcome && !member.outcome->ok());
       EXPECT_EQ(member.outcome->error().code, ErrorCode::mismatch);
+      EXPECT_NE(member.outcome->error().message.find("changed its owners differently"),
+                std::string::npos)
+          << member.outcome->error().to_string();
     }
   }
 }

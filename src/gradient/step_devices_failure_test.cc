@@ -125,6 +125,28 @@ TEST(StepDevicesFailure, LikewiseWhereTheStepItselfFails) {
   }
 }
 
+// In a round whose owners change: what devices encode afterwards returns as well.
+TEST(StepDevicesFailure, LikewiseWhereOwnersChange) {
+  const Layout layout = small_layout(3);
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    base::Rng rng(seed);
+    Ranks ranks(layout, {Kind::staged, Kind::late, Kind::host}, {.verdict_last = seed % 2 == 0});
+    ranks.rounds->set_plan(plan_of(layout, Path::split, 1.0));
+    ranks.rounds->run(1, all_of(3), 1, seed);
+    const Kept before(ranks);
+    std::vector<SliceDuty> duties = duties_for(layout, 3);
+    for (SliceDuty& duty : duties) duty.owner = static_cast<Rank>(rng.below(3));
+    ranks.rounds->owner_changes = {duties};
+    auto& encoders = ranks.late[1].all();
+    encoders[rng.below(encoders.size())].second->fail_next(
+        {.code = ErrorCode::io, .message = "the test wants it"});
+    ranks.rounds->run(2, all_of(3), 1, seed);
+    ranks.rounds->owner_changes.clear();
+    ASSERT_NO_FATAL_FAILURE(expect_failed(ranks, before, ErrorCode::io, seed));
+  }
+}
+
 // The end is told when the device is done, not before; what it has encoded meanwhile returns.
 TEST(StepDevicesFailure, ARoundThatIsAbortedWaitsForTheDevice) {
   const Layout layout = small_layout(3);

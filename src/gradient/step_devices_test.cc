@@ -267,5 +267,40 @@ TEST(StepDevices, AGatheredRoundOfADeviceLosesNothingThatItsOwnerKept) {
   EXPECT_EQ(ranks.at(0).arena, ranks.at(1).arena);
 }
 
+// What a device ends after the change goes to the owner of then.
+TEST(StepDevices, OwnersChangeWhileDevicesWork) {
+  size_t changed = 0;
+  for (uint64_t seed = 1; seed <= 80; ++seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    base::Rng rng(seed);
+    const Layout layout = small_layout(3);
+    FusionPlan plan = plan_of(layout, Path::split, rng.chance(0.5) ? 1.0 : 0.3);
+    if (rng.chance(0.5)) plan.reversed = static_cast<uint32_t>(plan.buffers.size());
+    if (plan.reversed == 1) plan.reversed = 0;
+    Ranks ranks(layout, {Kind::host, Kind::late, Kind::staged}, {.verdict_last = rng.chance(0.5)});
+    ranks.rounds->set_plan(plan);
+    for (uint64_t round = 1; round <= 3; ++round) {
+      ranks.rounds->owner_changes.assign(1 + rng.below(2), duties_for(layout, 3));
+      for (auto& duties : ranks.rounds->owner_changes) {
+        for (SliceDuty& duty : duties) duty.owner = static_cast<Rank>(rng.below(3));
+      }
+      std::vector<double> wanted = kept_by(*ranks.rounds, all_of(3));
+      ranks.rounds->run(round, all_of(3), 1, seed * 10 + round);
+      const std::vector<double> after = kept_by(*ranks.rounds, all_of(3));
+      for (const Member& member : ranks.rounds->all()) {
+        ASSERT_TRUE(member.outcome) << "rank " << member.station << " waits for ever";
+        ASSERT_TRUE(member.outcome->ok()) << member.outcome->error().to_string();
+        ASSERT_EQ(member.arena, ranks.at(0).arena);
+        for (size_t i = 0; i < wanted.size(); ++i) wanted[i] += member.gradient[i];
+      }
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        ASSERT_NEAR(after[i] + 3.0 * ranks.at(0).arena[i], wanted[i], 5e-5) << "element " << i;
+      }
+      changed += ranks.at(0).outcome->value().changed_buffers;
+    }
+  }
+  EXPECT_GT(changed, 100u);
+}
+
 }  // namespace
 }  // namespace scant::gradient

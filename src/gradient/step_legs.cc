@@ -147,7 +147,7 @@ void GradientStep::on_done(const Ticket& ticket, const Outcome& outcome, Time no
   --operations_;
   if (ticket.leg == Leg::verdict) (ticket.opening ? opening_over_ : verdict_over_) = true;
   try {
-    if (!outcome.result) return fail(outcome.result.error());
+    if (!outcome.result) return fail_with(outcome.result.error());
     if (ticket.opening) return opening_done();
     if (ticket.leg == Leg::owners) return owner_change_done();
     if (ticket.leg == Leg::verdict) return verdict_done();
@@ -215,12 +215,15 @@ bool GradientStep::is_possible(const Missing& one, const Ticket& ticket) const {
 }
 
 // What all say goes before what this one met, unless they say that this one failed, or that lanes
-// were cancelled, and this one knows why.
+// were cancelled, and this one knows why. Of one kind, what this one met may tell more.
 void GradientStep::fail_as_said(const Error& said) {
-  fail(said);
-  const bool about_this = said.code == error_->code && said.peer == seat_.rank();
-  const bool less = said.code == ErrorCode::closed && error_->code != ErrorCode::closed;
-  if (!about_this && !less) error_ = said;
+  if (!error_) return fail(said);
+  const bool same = said.code == error_->code;
+  const bool less = said.code == ErrorCode::closed && !same;
+  if (less || (same && said.peer == seat_.rank())) return;
+  Error all = said;
+  if (same) all.message.append("; here: ").append(error_->message);
+  error_ = std::move(all);
 }
 
 std::vector<Verdict> GradientStep::read_all(Bytes all) const {

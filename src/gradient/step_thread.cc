@@ -64,6 +64,7 @@ void StepThread::run(const std::function<void(GradientStep&)>& body) {
 // What was asked for earlier, and nobody came for, is of another time.
 void StepThread::ask_to_save() {
   static_cast<void>(saves_.drain());
+  if (save_asked_.exchange(true, std::memory_order_acq_rel)) return;  // it is under way
   SCANT_CHECK(events_.push(Save{}));
 }
 
@@ -110,6 +111,7 @@ void StepThread::on_event(Event& event) {
   } else if (auto* asked = std::get_if<Asked>(&event)) {
     asked_ = std::move(asked->buffers);
   } else if (std::holds_alternative<Save>(event)) {
+    save_asked_.exchange(false, std::memory_order_acq_rel);
     Result<std::vector<std::byte>> saved = step_->save();
     static_cast<void>(saves_.try_push(saved ? std::move(saved).value() : std::vector<std::byte>()));
   } else if (std::holds_alternative<Woken>(event)) {

@@ -110,6 +110,7 @@ class StepThread {
   // A Woken is in the queue. Set by devices' threads, taken back by the thread before it looks what
   // is done (both acquire and release), so that what comes later is another event.
   std::atomic<bool> woken_{false};
+  std::atomic<bool> save_asked_{false};  // likewise a Save; set by the user
 
   // The thread's.
   const std::unique_ptr<GradientStep> step_;

@@ -5,8 +5,10 @@
 
 #include <atomic>
 #include <deque>
+#include <exception>
 #include <map>
 #include <memory>
+#include <new>
 #include <unordered_map>
 #include <vector>
 
@@ -126,8 +128,15 @@ struct Engine::Impl {
   class Scope {
    public:
     explicit Scope(Impl& impl) : impl_(impl) { ++impl_.depth; }
-    ~Scope() {
-      if (impl_.depth == 1) impl_.report_outcomes();
+    // Who reports may find no memory, as any entry may. Where one has failed for it, that is told.
+    ~Scope() noexcept(false) {  // NOLINT(performance-noexcept-destructor)
+      try {
+        if (impl_.depth == 1) impl_.report_outcomes();
+      } catch (const std::bad_alloc&) {
+        --impl_.depth;
+        if (std::uncaught_exceptions() > exceptions_) return;
+        throw;
+      }
       --impl_.depth;
     }
     Scope(const Scope&) = delete;
@@ -135,6 +144,7 @@ struct Engine::Impl {
 
    private:
     Impl& impl_;
+    const int exceptions_ = std::uncaught_exceptions();  // when the entry was called
   };
 
   // engine.cc

@@ -34,10 +34,13 @@ class Samples:
         self._said = total
 
     def forward(self, args: Sequence[Any], more: Mapping[str, Any]) -> None:
-        """A forward got these arguments: the first tensor among them has a sample a row."""
+        """A forward got these arguments: the first tensor among them has a sample a row. What a
+        trace gets is no sample."""
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            return
         for one in (*args, *more.values()):
             if isinstance(one, torch.Tensor):
-                self._seen += one.shape[0] if one.dim() > 0 else 0
+                self._seen += one.size(0) if one.dim() > 0 else 0  # nested ones have no shape
                 return
 
     def take(self) -> int:

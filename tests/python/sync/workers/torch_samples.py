@@ -59,6 +59,35 @@ def case_rows_of_the_first_tensor() -> None:
     model.close()
 
 
+class Padded(nn.Module):
+    """Takes rows of different lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(torch.nested.to_padded_tensor(x, 0.0))
+        return out
+
+
+def case_nested_rows_count() -> None:
+    model = wrap(Padded())
+    for layout in (torch.strided, torch.jagged):
+        sentences = [rows(1 + length) for length in range(3 + RANK)]
+        model(torch.nested.nested_tensor(sentences, layout=layout)).sum().backward()
+        assert told(model) == sum(3 + rank for rank in RANKS), layout
+    model.close()
+
+
+def case_a_trace_is_no_sample() -> None:
+    model = wrap(nn.Linear(4, 2))
+    torch.jit.trace(model, (rows(5),), check_trace=False)  # type: ignore[no-untyped-call]
+    model(rows(3)).sum().backward()
+    assert told(model) == 3 * SIZE
+    model.close()
+
+
 def case_small_batches_add_up() -> None:
     model = wrap(nn.Linear(4, 2))
     for turn in range(2):
