@@ -306,6 +306,7 @@ class GradientStep {
   Result<void> look_at_directions(uint32_t part, codec::Curve& curve);
   Result<void> encode_left(uint32_t buffer, uint32_t part, Effort& effort);
   Result<void> encode_rest(uint32_t buffer, uint32_t part, Effort& effort);
+  [[nodiscard]] bool averages_elements(uint32_t buffer, uint32_t part) const;
   Result<void> add_owners(const PartLayout& part);
   Result<void> send_coefficients(uint32_t buffer, const MatrixPart& matrix,
                                  std::span<const codec::MatrixSlice> slices, Effort& effort);
@@ -316,6 +317,7 @@ class GradientStep {
   Result<void> read_factor(uint32_t slice, std::span<float> out);
   Result<void> encode_average_factor(uint32_t buffer, Stage stage, uint32_t slice, Effort& effort);
   Result<void> take_factors(uint32_t buffer, Stage stage, Effort& effort);
+  [[nodiscard]] Result<void> make_workers(uint32_t part);
   Result<void> settle_factors(bool all);
   Result<void> keep_product(const MatrixPart& matrix, uint32_t slice, std::span<const float> right,
                             float times);
