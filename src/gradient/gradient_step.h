@@ -230,6 +230,7 @@ class GradientStep {
   [[nodiscard]] bool verdict_is_due() const;
   [[nodiscard]] Transmit begin_verdict();
   [[nodiscard]] Operation operation_of(const StepCore::Job& leg);
+  void leave_verdicts();
   void leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now);
   [[nodiscard]] std::vector<Verdict> read_all(Bytes all) const;
   void fail_as_said(const Error& said);

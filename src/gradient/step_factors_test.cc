@@ -187,8 +187,10 @@ void expect_undone(const Member& member, const std::vector<double>& worker,
   }
 }
 
+// The verdict's lane stands for the opening, which is the first in it.
 TEST(StepFactors, ALegThatFailsIsAnErrorOnEveryRankAndAllReturns) {
-  for (const Leg leg : {Leg::basis_first, Leg::basis_second, Leg::first, Leg::second}) {
+  for (const Leg leg :
+       {Leg::basis_first, Leg::basis_second, Leg::first, Leg::second, Leg::verdict}) {
     for (const Point rest : {codec::kKeepAll, Point{1, ValueKind::q2}}) {
       for (uint64_t seed = 1; seed <= 15; ++seed) {
         SCOPED_TRACE(::testing::Message() << "seed " << seed << ", leg " << static_cast<int>(leg));
