@@ -44,10 +44,25 @@ struct Case {
   double density = 1.0;
   bool verdict_last = false;
   bool changes_owners = false;  // within the step
+  uint16_t rank = 0;            // of matrices; with density 0 they send no rest
 };
 
-FusionPlan plan_of(const Layout& layout, Path path, double density) {
+FusionPlan plan_without_factors(const Layout& layout, Path path, double density) {
   return uniform(layout, path, density, codec::ValueKind::q4, 3000);
+}
+
+FusionPlan plan_of(const Layout& layout, const Case& of) {
+  if (of.rank == 0) return plan_without_factors(layout, of.path, of.density);
+  codec::Point point = codec::kKeepAll;
+  if (of.density > 0) point = {of.density, codec::ValueKind::q4};
+  point.rank = of.rank;
+  point.factors = codec::ValueKind::q4;
+  return uniform_plan({.path = of.path,
+                       .point = point,
+                       .buffer_bytes = 3000,
+                       .first_buffer_bytes = 100,
+                       .small_elements = 0},
+                      layout);
 }
 
 std::vector<SliceDuty> next_owners(const Layout& layout) {
@@ -63,9 +78,10 @@ struct Trial {
       : layout(small_layout(kRanks)),
         network(kRanks),
         rounds(network, layout, kRanks, {.verdict_last = of.verdict_last}) {
-    rounds.set_plan(plan_of(layout, Path::split, of.density));
+    const double density = of.density > 0 ? of.density : 1.0;
+    rounds.set_plan(plan_without_factors(layout, Path::split, density));
     rounds.run(1, kAll, 1, seed);
-    rounds.set_plan(plan_of(layout, of.path, of.density));
+    rounds.set_plan(plan_of(layout, of));
     if (of.changes_owners) rounds.owner_changes = {next_owners(layout)};
     for (Member& member : rounds.all()) {
       worker.push_back(member.kept(false));
@@ -99,8 +115,8 @@ struct Trial {
 };
 
 // After an error: of each slice either nothing happened, or its gradient was taken in, never a part
-// of it. `gather` takes in what an owner kept, too.
-void expect_whole(Trial& trial, Path path) {
+// of it. `gather` takes in what an owner kept, too, and so does a matrix without a rest.
+void expect_whole(Trial& trial, const Case& of) {
   for (size_t rank = 0; rank < kAll.size(); ++rank) {
     const Member& member = trial.rounds.at(kAll[rank]);
     const std::vector<double> worker = member.kept(false);
@@ -116,7 +132,7 @@ void expect_whole(Trial& trial, Path path) {
         const auto gradient = static_cast<double>(member.gradient[i]);
         untouched = untouched && std::abs(now - before) < 2e-5;
         taken = taken && std::abs(now - before - gradient) < 2e-5;
-        if (path == Path::gather) continue;
+        if (of.path == Path::gather || of.density == 0) continue;
         ASSERT_NEAR(owner[i], trial.owner[rank][i], 1e-5) << "owner " << rank << ", element " << i;
       }
       ASSERT_TRUE(untouched || taken) << "rank " << rank << ", elements from " << at;
@@ -182,7 +198,7 @@ void try_place(const Case& of, Fails how, base::Rng& rng, Counts& counts) {
   if (errors == kRanks) expect_errors_that_name_memory(trial, victim);
   // What an all_reduce took in is not kept; nor can what finds no memory at all be given back.
   if (errors == kRanks && how == Fails::once && of.path != Path::all_reduce) {
-    ASSERT_NO_FATAL_FAILURE(expect_whole(trial, of.path));
+    ASSERT_NO_FATAL_FAILURE(expect_whole(trial, of));
   }
   // All can go on, as members of a later epoch.
   trial.rounds.owner_changes.clear();
@@ -220,6 +236,21 @@ TEST(Allocation, LikewiseOfSparseRecords) { expect_all_or_none({Path::split, 0.1
 TEST(Allocation, LikewiseWhereAllGatherAll) { expect_all_or_none({Path::gather, 1.0}, 100); }
 TEST(Allocation, LikewiseWhereAllGatherSparse) { expect_all_or_none({Path::gather, 0.1}, 100); }
 TEST(Allocation, LikewiseOfWhatIsReduced) { expect_all_or_none({Path::all_reduce, 1.0}, 100); }
+
+// Factors with a dense rest, with a sparse one, and alone.
+TEST(Allocation, LikewiseOfFactors) {
+  for (const double density : {1.0, 0.1, 0.0}) {
+    SCOPED_TRACE(::testing::Message() << "density " << density);
+    expect_all_or_none({.path = Path::split, .density = density, .rank = 3}, 300);
+    expect_all_or_none({.path = Path::gather, .density = density, .rank = 3}, 100);
+  }
+}
+TEST(Allocation, LikewiseOfFactorsWhereOwnersChange) {
+  for (const double density : {1.0, 0.0}) {
+    expect_all_or_none({.path = Path::split, .density = density, .changes_owners = true, .rank = 3},
+                       200);
+  }
+}
 
 // A member that has no memory for other owners keeps them from changing, and the step goes on.
 TEST(Allocation, LikewiseWhereOwnersChange) {
@@ -306,8 +337,14 @@ TEST(Allocation, NobodyWaitsInAChangeForAMemberThatHasFailed) {
 }
 
 TEST(Allocation, WithTheVerdictLastMostFailuresAreErrors) {
-  for (const double density : {1.0, 0.1}) {
-    const Counts counts = try_places({Path::split, density, true}, Fails::once, 200);
+  const std::vector<Case> cases = {
+      {.density = 1.0, .verdict_last = true},
+      {.density = 0.1, .verdict_last = true},
+      {.density = 0.1, .verdict_last = true, .rank = 3},
+      {.density = 0.0, .verdict_last = true, .rank = 3},
+  };
+  for (const Case& of : cases) {
+    const Counts counts = try_places(of, Fails::once, 200);
     EXPECT_EQ(counts.alone, 0u);
     EXPECT_GT(counts.failed, 100u);
   }
@@ -318,6 +355,8 @@ TEST(Allocation, WithoutAnyMemoryFromThereOnNobodyWaits) {
   const Counts counts = try_places({Path::split, 0.1}, Fails::from_there_on, 200);
   EXPECT_EQ(counts.went_on, 0u);
   EXPECT_GT(counts.failed, 50u);
+  const Case factors{.path = Path::split, .density = 0.1, .rank = 3};
+  EXPECT_EQ(try_places(factors, Fails::from_there_on, 200).went_on, 0u);
 }
 
 }  // namespace

@@ -42,10 +42,21 @@ struct Case {
   const char* thread;
   Path path;
   double density;
+  uint16_t rank = 0;  // of matrices
   friend void PrintTo(const Case& one, std::ostream* out) {
-    *out << one.thread << ", " << name(one.path) << ", density " << one.density;
+    *out << one.thread << ", " << name(one.path) << ", density " << one.density << ", rank "
+         << one.rank;
   }
 };
+
+FusionPlan plan_of(const Layout& layout, const Case& of) {
+  return uniform_plan({.path = of.path,
+                       .point = {of.density, codec::ValueKind::q4, false, of.rank},
+                       .buffer_bytes = 300'000,
+                       .first_buffer_bytes = 10'000,
+                       .small_elements = 100},
+                      layout);
+}
 
 // One step with a place that fails. Whether there was such a place.
 bool fails_in_a_step(const Case& of, uint64_t place) {
@@ -59,7 +70,7 @@ bool fails_in_a_step(const Case& of, uint64_t place) {
   collective::on_ranks(2, [&](Communicator& communicator) {
     const Layout layout = layout_for(2, kFew);
     Host host(communicator, layout);
-    host.set(uniform(layout, of.path, of.density, codec::ValueKind::q4));
+    host.set(plan_of(layout, of));
     ASSERT_TRUE(host.step(1, 1).ok());
     if (++ready == 2) armed = true;
     while (!armed) std::this_thread::yield();
@@ -138,7 +149,9 @@ INSTANTIATE_TEST_SUITE_P(
     Threads, AveragerMemory,
     ::testing::Values(Case{"scant-io", Path::split, 1.0}, Case{"scant-io", Path::gather, 0.1},
                       Case{"scant-io", Path::all_reduce, 1.0}, Case{"scant-grad", Path::split, 1.0},
-                      Case{"scant-grad", Path::split, 0.1}, Case{"scant-grad", Path::gather, 0.1}));
+                      Case{"scant-grad", Path::split, 0.1}, Case{"scant-grad", Path::gather, 0.1},
+                      Case{"scant-io", Path::split, 1.0, 3},
+                      Case{"scant-grad", Path::split, 0.1, 3}));
 
 }  // namespace
 }  // namespace scant::gradient

@@ -64,7 +64,7 @@ TEST(AveragerNeeds, ATensorComesBeforeTheStepIsOver) {
 // One after the other, in any order, by random plans: each is what the step's end leaves there.
 TEST(AveragerNeeds, WhatComesEarlyIsWhatTheStepEndsWith) {
   for (uint64_t seed = 1; seed <= 8; ++seed) {
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
     const int ranks = 1 + static_cast<int>(seed % 4);
     Collected collected;
     collective::on_ranks(ranks, [&](Communicator& communicator) {

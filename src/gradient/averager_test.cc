@@ -37,8 +37,13 @@ class WithoutMemory final : public Exchange {
 
 // Nobody waits for a rank whose step failed alone, until the operation's timeout of a minute.
 TEST(Averager, ARankThatFailsAloneLeavesItsLanes) {
-  for (const Leg leg : {Leg::first, Leg::second, Leg::verdict}) {
-    SCOPED_TRACE(testing::Message() << "leg " << static_cast<int>(leg));
+  const std::vector<std::pair<Leg, bool>> cases = {
+      {Leg::first, false},      {Leg::second, false},      {Leg::verdict, false},
+      {Leg::basis_first, true}, {Leg::basis_second, true}, {Leg::verdict, true}};  // with factors
+  for (const auto& [failing, factors] : cases) {
+    const Leg leg = failing;
+    const auto rank = static_cast<uint16_t>(factors ? 4 : 0);
+    SCOPED_TRACE(::testing::Message() << "leg " << static_cast<int>(leg));
     const auto begun = std::chrono::steady_clock::now();
     std::atomic<int> over{0};
     collective::on_ranks(2, [&](Communicator& communicator) {
@@ -52,7 +57,12 @@ TEST(Averager, ARankThatFailsAloneLeavesItsLanes) {
       }
       auto averager = Averager::create(std::move(exchange), std::move(members), layout, arena, {});
       ASSERT_TRUE(averager.ok());
-      const FusionPlan plan = uniform(layout, Path::split, 1.0, codec::ValueKind::q4);
+      const FusionPlan plan = uniform_plan({.path = Path::split,
+                                            .point = {1.0, codec::ValueKind::q4, false, rank},
+                                            .buffer_bytes = 300'000,
+                                            .first_buffer_bytes = 10'000,
+                                            .small_elements = 100},
+                                           layout);
       ASSERT_TRUE(averager.value()->set_plan(plan).ok());
       for (uint32_t tensor = 0; tensor < kShapes.size(); ++tensor) {
         ASSERT_TRUE(averager.value()->ready(tensor).ok());
@@ -100,7 +110,7 @@ TEST(Averager, PlainAndExactPathsGiveTheMean) {
 // to all gradients, and the ranks have the same bits.
 TEST(Averager, NothingIsLostWhateverThePlansAre) {
   for (uint64_t seed = 1; seed <= 6; ++seed) {
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
     const int ranks = 2 + static_cast<int>(seed % 3);
     constexpr int kSteps = 6;
     Collected collected;

@@ -33,7 +33,7 @@ float uneven_at(uint64_t seed, int step, Rank rank, uint32_t tensor, uint64_t el
 
 TEST(AveragerOfUnevenRanks, NothingIsLostOrTakenForAnother) {
   for (uint64_t seed = 1; seed <= 8; ++seed) {
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
     const int ranks = seed % 4 == 0 ? 8 : 2 + static_cast<int>(seed % 4);
     constexpr int kSteps = 6;
     const auto gradient = [seed](int step, Rank rank, uint32_t tensor, uint64_t element) {

@@ -310,16 +310,19 @@ Result<void> GradientStep::keep_reserve() {
 Result<void> GradientStep::prepare_rest() try {
   if (options_.verdict_last) return {};
   uint64_t largest = 0;
+  Result<void> made;
   for_each_memory([&](const BufferMemory& memory) {
     if (memory.averages.empty()) return;  // not split
     for (const uint32_t slice : memory.slices[static_cast<size_t>(seat_.rank())]) {
       const uint32_t tensor = layout_.parts()[table_.part_of(slice)].tensor;
       if (!own_.present[tensor] && !options_.missing_as_zeros) continue;
       if (!table_.is_factor(slice)) static_cast<void>(residuals_.owner(slice, seat_));
+      if (made && table_.is_factor(slice)) made = make_workers(table_.part_of(slice));
       const uint64_t elements = table_.record_of(slice).range.elements;
       largest = std::max(largest, codec::record_bytes_max(elements));
     }
   });
+  if (!made) return made;
   if (Result<void> prepared = workspace_.prepare(largest); !prepared) return prepared;
   const Result<MutableBytes> record = record_.resize(largest);
   return record ? Result<void>() : record.error();

@@ -230,6 +230,7 @@ class GradientStep {
   [[nodiscard]] bool verdict_is_due() const;
   [[nodiscard]] Transmit begin_verdict();
   [[nodiscard]] Operation operation_of(const StepCore::Job& leg);
+  void leave_verdicts();
   void leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now);
   [[nodiscard]] std::vector<Verdict> read_all(Bytes all) const;
   void fail_as_said(const Error& said);
@@ -306,6 +307,7 @@ class GradientStep {
   Result<void> look_at_directions(uint32_t part, codec::Curve& curve);
   Result<void> encode_left(uint32_t buffer, uint32_t part, Effort& effort);
   Result<void> encode_rest(uint32_t buffer, uint32_t part, Effort& effort);
+  [[nodiscard]] bool averages_elements(uint32_t buffer, uint32_t part) const;
   Result<void> add_owners(const PartLayout& part);
   Result<void> send_coefficients(uint32_t buffer, const MatrixPart& matrix,
                                  std::span<const codec::MatrixSlice> slices, Effort& effort);
@@ -316,6 +318,7 @@ class GradientStep {
   Result<void> read_factor(uint32_t slice, std::span<float> out);
   Result<void> encode_average_factor(uint32_t buffer, Stage stage, uint32_t slice, Effort& effort);
   Result<void> take_factors(uint32_t buffer, Stage stage, Effort& effort);
+  [[nodiscard]] Result<void> make_workers(uint32_t part);
   Result<void> settle_factors(bool all);
   Result<void> keep_product(const MatrixPart& matrix, uint32_t slice, std::span<const float> right,
                             float times);

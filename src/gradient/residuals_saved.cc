@@ -46,9 +46,10 @@ void Residuals::put_directions(uint32_t part, const codec::Factors& factors,
   const Bytes directions = std::as_bytes(factors.directions());
   put(out, kDirections);
   put(out, uint32_t{0});
-  put(out, uint64_t{2 * sizeof(uint32_t) + directions.size()});
+  put(out, uint64_t{RoundFactors::kSavedHeadBytes + directions.size()});
   put(out, part);
   put(out, factors.rank());
+  put(out, factors.drawn());
   out.insert(out.end(), directions.begin(), directions.end());
 }
 

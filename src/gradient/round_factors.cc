@@ -25,7 +25,7 @@ Result<void> RoundFactors::prepare(const SliceTable& table) {
   for (std::vector<float>* array : {&values_, &sent_, &lost_}) {
     array->resize(table.factor_elements());
   }
-  encoded.resize(table.matrices().size());
+  if (!table.matrices().empty()) encoded.resize(layout_.slices().size());
   for (const MatrixPart& matrix : table.matrices()) {
     if (Result<void> set = factors_of(matrix.part).set_rank(matrix.rank); !set) return set;
   }
@@ -38,11 +38,12 @@ void RoundFactors::begin() {
 }
 
 Result<void> RoundFactors::restore(Bytes saved) {
-  constexpr size_t kHead = 2 * sizeof(uint32_t);
+  constexpr size_t kHead = kSavedHeadBytes;
   const auto wrong = [] { return base::corrupt("saved residuals: directions are damaged"); };
   if (saved.size() < kHead || (saved.size() - kHead) % sizeof(float) != 0) return wrong();
   const auto part = base::load_little<uint32_t>(saved.data());
-  const auto rank = base::load_little<uint32_t>(saved.data() + sizeof(uint32_t));
+  const auto rank = base::load_little<uint32_t>(saved.data() + 4);
+  const auto drawn = base::load_little<uint64_t>(saved.data() + 8);
   if (part >= layout_.parts().size() || rank > layout_.rank_max(part)) {
     return Error{.code = ErrorCode::mismatch,
                  .message = "saved residuals: directions of part " + std::to_string(part) +
@@ -50,7 +51,7 @@ Result<void> RoundFactors::restore(Bytes saved) {
   }
   std::vector<float> directions((saved.size() - kHead) / sizeof(float));
   std::memcpy(directions.data(), saved.data() + kHead, saved.size() - kHead);
-  if (!factors_of(part).restore_directions(rank, directions)) return wrong();
+  if (!factors_of(part).restore_directions(rank, drawn, directions)) return wrong();
   return {};
 }
 

@@ -31,12 +31,15 @@ class RoundFactors {
   [[nodiscard]] std::span<float> sent() { return sent_; }
   // What the averaged coefficients lost by this member's rounding as their owner:
   [[nodiscard]] std::span<float> lost() { return lost_; }
-  // Whether coefficients and rest were encoded, by number of the matrix.
+  // Slices of matrix parts whose rest was taken from what the coefficients leave; by number in the
+  // layout.
   std::vector<bool> encoded{};
 
   // Directions, by part.
   [[nodiscard]] const std::map<uint32_t, codec::Factors>& known() const { return known_; }
-  // Part, rank and directions as they are saved: docs/gradients.md, "Saved residuals".
+  // Part, rank, directions drawn and directions as they are saved: docs/gradients.md, "Saved
+  // residuals".
+  static constexpr size_t kSavedHeadBytes = 16;  // before the directions
   Result<void> restore(Bytes saved);
   [[nodiscard]] size_t memory_bytes() const;
   // Floats that the steps of the largest matrix part take for a while.

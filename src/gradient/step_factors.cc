@@ -142,7 +142,7 @@ Result<void> GradientStep::encode_left(uint32_t buffer, uint32_t part, Effort& e
   }
   Result<std::vector<codec::MatrixSlice>> slices = matrix_slices(part, true);
   if (!slices) return slices.error();
-  if (plan_.buffers[buffer].path == Path::gather) {
+  if (!averages_elements(buffer, part)) {
     if (Result<void> added = add_owners(known); !added) return added;
   }
   const std::span<float> left = left_of(matrix, factors_.values());
@@ -158,7 +158,13 @@ Result<void> GradientStep::encode_left(uint32_t buffer, uint32_t part, Effort& e
   return {};
 }
 
-// Nobody owns a gathered slice: what its owner kept of another plan would wait for ever.
+// Whether owners encode averages of a part's elements: not of gathered ones, nor without a rest.
+bool GradientStep::averages_elements(uint32_t buffer, uint32_t part) const {
+  const BufferPlan& plan = plan_.buffers[buffer];
+  return plan.path == Path::split && plan.points[part - plan.first_part].second.density > 0;
+}
+
+// What an owner kept of another plan would wait for ever.
 Result<void> GradientStep::add_owners(const PartLayout& part) {
   for (uint32_t slice = part.first_slice; slice < part.first_slice + part.slices; ++slice) {
     const std::span<float> gradient = floats(part.tensor, layout_.slices()[slice].range);
@@ -187,7 +193,6 @@ Result<void> GradientStep::encode_rest(uint32_t buffer, uint32_t part, Effort& e
     if (!done) return done;
   }
   report_.parts[part].energy += energy_of(right);
-  factors_.encoded[*table_.matrix_of(part)] = true;
   return {};
 }
 
@@ -262,19 +267,30 @@ Result<void> GradientStep::take_factors(uint32_t buffer, Stage stage, Effort& ef
   return {};
 }
 
+// What an owner's rounding loses of coefficients goes to them at the end, whether or not this
+// member has a gradient.
+Result<void> GradientStep::make_workers(uint32_t part) {
+  const PartLayout& known = layout_.parts()[part];
+  for (uint32_t slice = known.first_slice; slice < known.first_slice + known.slices; ++slice) {
+    const Result<codec::TensorEncoder*> worker = residuals_.worker(slice, seat_);
+    if (!worker) return worker.error();
+  }
+  return {};
+}
+
 // The end of the round. What this member sent goes back where nobody applied it; what averages lost
 // by its rounding, as their owner, goes to its own worker residuals, as often as it takes to count
 // once.
 Result<void> GradientStep::settle_factors(bool all) {
   Result<void> outcome;
-  for (size_t number = 0; number < table_.matrices().size(); ++number) {
-    const MatrixPart& matrix = table_.matrices()[number];
+  for (const MatrixPart& matrix : table_.matrices()) {
     const std::span<const float> sent = right_of(matrix, factors_.sent());
     const std::span<const float> lost = right_of(matrix, factors_.lost());
-    const bool back = all && factors_.encoded[number];
-    if (!back && (all || all_zero(lost))) continue;
+    const bool nothing = all || all_zero(lost);
     const PartLayout& known = layout_.parts()[matrix.part];
     for (uint32_t slice = known.first_slice; slice < known.first_slice + known.slices; ++slice) {
+      const bool back = all && factors_.encoded[slice];
+      if (!back && nothing) continue;
       const float times = back ? 1.0f : seat_.times(slice);
       try {
         Result<void> done =

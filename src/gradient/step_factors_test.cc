@@ -187,8 +187,10 @@ void expect_undone(const Member& member, const std::vector<double>& worker,
   }
 }
 
+// The verdict's lane stands for the opening, which is the first in it.
 TEST(StepFactors, ALegThatFailsIsAnErrorOnEveryRankAndAllReturns) {
-  for (const Leg leg : {Leg::basis_first, Leg::basis_second, Leg::first, Leg::second}) {
+  for (const Leg leg :
+       {Leg::basis_first, Leg::basis_second, Leg::first, Leg::second, Leg::verdict}) {
     for (const Point rest : {codec::kKeepAll, Point{1, ValueKind::q2}}) {
       for (uint64_t seed = 1; seed <= 15; ++seed) {
         SCOPED_TRACE(::testing::Message() << "seed " << seed << ", leg " << static_cast<int>(leg));
@@ -293,16 +295,48 @@ TEST(StepFactors, SlicesOfAMatrixPartHaveOneWeight) {
       << refused.error().message;
 }
 
+// Nor without a rest does an owner encode averages of elements.
+TEST(StepFactors, AMatrixWithoutARestBringsWhatOwnersKept) {
+  const Layout layout = small_layout(3);
+  FakeNetwork network(3);
+  RoundOfMembers rounds(network, layout, 3);
+  rounds.set_plan(plan_of(layout, Path::split, {1, ValueKind::q2}));
+  rounds.run(1, first_stations(3), 1, 1);
+  const auto owned = [&](uint32_t tensor) {
+    const TensorLayout& known = layout.tensors()[tensor];
+    double sum = 0;
+    for (Member& member : rounds.all()) {
+      const std::vector<double> kept = member.kept(true);
+      for (uint64_t i = 0; i < known.shape.elements(); ++i) sum += std::abs(kept[known.offset + i]);
+    }
+    return sum;
+  };
+  EXPECT_GT(owned(kLarge), 0);
+  rounds.set_plan(plan_of(layout, Path::split, ranked(2, ValueKind::q8)));
+  const std::vector<double> before = kept_by(rounds, first_stations(3));
+  rounds.run(2, first_stations(3), 1, 2);
+  ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
+  ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before));
+  EXPECT_EQ(owned(kLarge), 0);
+}
+
+// Also where directions are drawn anew, as of a matrix of which few columns hold something.
 TEST(StepFactors, ASavedStateGoesOnToTheBit) {
+  const auto few_columns = [](int step, Rank rank, uint32_t tensor, uint64_t element) {
+    const bool none = tensor == kLarge && element % 80 > 1;
+    return none ? 0.0f : gradient_at(step, rank, tensor, element);
+  };
   for (const Path path : {Path::split, Path::gather}) {
     const Layout layout = small_layout(3);
     const FusionPlan plan = plan_of(layout, path, ranked(3, ValueKind::q4, {1, ValueKind::q1}));
     FakeNetwork network(3);
     RoundOfMembers first(network, layout, 3);
+    first.gradient = few_columns;
     first.set_plan(plan);
     for (uint64_t round = 1; round <= 3; ++round) first.run(round, first_stations(3), 1, round);
     FakeNetwork again(3);
     RoundOfMembers second(again, layout, 3);
+    second.gradient = few_columns;
     second.set_plan(plan);
     for (const Rank rank : first_stations(3)) {
       const std::vector<std::byte> saved = first.at(rank).step->save().value();
@@ -316,6 +350,41 @@ TEST(StepFactors, ASavedStateGoesOnToTheBit) {
     second.run(4, first_stations(3), 1, 4);
     ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(second, first_stations(3)));
     EXPECT_EQ(first.at(0).arena, second.at(0).arena);
+    EXPECT_EQ(first.at(0).step->save().value(), second.at(0).step->save().value());
+  }
+}
+
+// Of any size and in any kind of value: finite on all ranks, and nothing is lost.
+TEST(StepFactors, HugeAndTinyValuesInAllKinds) {
+  for (const float times : {1e-38f, 1e-20f, 1e4f, 1e9f, 1e20f, 1e29f, 1e34f, 1e38f}) {
+    for (int kind = 0; kind < codec::kValueKindCount; ++kind) {
+      for (const Point rest : {codec::kKeepAll, Point{1, ValueKind::q2}}) {
+        SCOPED_TRACE(::testing::Message() << times << " in " << name(static_cast<ValueKind>(kind))
+                                          << ", rest " << rest.density);
+        const Layout layout = small_layout(3);
+        FakeNetwork network(3);
+        RoundOfMembers rounds(network, layout, 3);
+        rounds.set_plan(
+            plan_of(layout, Path::split, ranked(2, static_cast<ValueKind>(kind), rest)));
+        rounds.gradient = [&](int step, Rank rank, uint32_t tensor, uint64_t element) {
+          return tensor == kLarge ? times * gradient_at(step, rank, tensor, element) : 0.0f;
+        };
+        rounds.run(1, first_stations(3), 1, 1);
+        ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
+        const bool counted = rounds.at(0).outcome->value().nonfinite > 0;
+        const std::vector<double> after = kept_by(rounds, first_stations(3));
+        const TensorLayout& known = layout.tensors()[kLarge];
+        for (uint64_t i = known.offset; i < known.offset + known.shape.elements(); ++i) {
+          ASSERT_TRUE(std::isfinite(after[i]));
+          const auto average = static_cast<double>(rounds.at(0).arena[i]);
+          ASSERT_TRUE(counted || std::isfinite(average)) << "element " << i;
+          double wanted = 0;
+          for (const Member& member : rounds.all()) wanted += member.gradient[i];
+          if (counted) continue;
+          ASSERT_NEAR(after[i] + 3 * average, wanted, 1e-5 * times);
+        }
+      }
+    }
   }
 }
 

@@ -169,7 +169,8 @@ Result<void> GradientStep::end_slice(uint32_t index, uint32_t part, uint32_t sli
   const auto done = residuals_.worker_if_made(slice)->finish();
   if (!done) return done.error();
   const codec::EncodeReport& told = done.value().report;
-  if (!split) residuals_.clear_owner(slice);
+  if (matrix_part(part) != nullptr) factors_.encoded[slice] = true;
+  if (!averages_elements(index, part)) residuals_.clear_owner(slice);
   residuals_.worker_encoded(slice, told.energy_left);
   own_.nonfinite += told.nonfinite;
   if (told.nonfinite > 0) own_.not_finite[layout_.parts()[part].tensor] = true;

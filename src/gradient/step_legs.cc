@@ -146,6 +146,7 @@ void GradientStep::on_done(const Ticket& ticket, const Outcome& outcome, Time no
   SCANT_CHECK(operations_ > 0 && ticket.round == report_.step, "an operation is done once");
   --operations_;
   if (ticket.leg == Leg::verdict) (ticket.opening ? opening_over_ : verdict_over_) = true;
+  if (ticket.opening && !outcome.result) leave_verdicts();
   try {
     if (!outcome.result) return fail_with(outcome.result.error());
     if (ticket.opening) return opening_done();
@@ -155,6 +156,15 @@ void GradientStep::on_done(const Ticket& ticket, const Outcome& outcome, Time no
   } catch (const std::bad_alloc&) {
     fail_for_memory();
   }
+}
+
+// An opening that this member never sent is one operation less in the lane: others would take its
+// verdict for it.
+void GradientStep::leave_verdicts() {
+  verdict_.reset();
+  verdict_over_ = true;
+  nobody_applies_ = true;
+  to_cancel_[static_cast<size_t>(Leg::verdict)] = true;
 }
 
 void GradientStep::leg_done(const Ticket& ticket, const std::vector<Missing>& missing, Time now) {

@@ -155,12 +155,11 @@ Result<bool> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
   if (Result<void> prepared = workspace.prepare(); !prepared) return prepared.error();
   const size_t at_a_time = std::min(workspace.pool().workers(), slices.size());
   std::vector<float> sums(at_a_time * right.size());
+  const std::vector<Stretch> all = stretches(slices);  // workers take no memory
   std::ranges::fill(right, 0.0f);
   const auto add_slice = [&](size_t index, std::span<float> sum, float* work) {
-    std::vector<Stretch> own;
-    append_stretches(index, slices[index].range, own);
     std::ranges::fill(sum, 0.0f);
-    for (const Stretch& one : own) {
+    for (const Stretch& one : std::ranges::equal_range(all, index, {}, &Stretch::slice)) {
       const float* const a = load_elements(slices[index], one.at, one.rows * one.columns, work);
       kernels().times_left({a, one.columns, one.rows, one.columns}, basis_.data() + one.row * rank_,
                            {sum.data() + one.column, columns(), rank_});
@@ -211,9 +210,14 @@ void Factors::learn(std::span<const float> right) {
   }
 }
 
-bool Factors::restore_directions(uint32_t rank, std::span<const float> directions) {
-  if (directions.size() != columns() * rank || !set_rank(rank)) return false;
+bool Factors::restore_directions(uint32_t rank, uint64_t drawn, std::span<const float> directions) {
+  const auto finite = [](float value) { return std::isfinite(value); };
+  if (directions.size() != columns() * rank || !std::ranges::all_of(directions, finite) ||
+      !set_rank(rank)) {
+    return false;
+  }
   std::ranges::copy(directions, directions_.begin());
+  drawn_ = drawn;
   return true;
 }
 

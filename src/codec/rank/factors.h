@@ -74,9 +74,11 @@ class Factors {
   // The average of all members' coefficients are the next step's directions.
   void learn(std::span<const float> right);
 
-  // The directions, for a state that is saved; of another rank or size: false, nothing changed.
+  // The directions and how many were ever drawn, for a state that is saved. Of another rank or
+  // size, or not finite: false, nothing changed.
   [[nodiscard]] std::span<const float> directions() const { return directions_; }
-  bool restore_directions(uint32_t rank, std::span<const float> directions);
+  [[nodiscard]] uint64_t drawn() const { return drawn_; }
+  bool restore_directions(uint32_t rank, uint64_t drawn, std::span<const float> directions);
 
  private:
   // Elements that lie in whole rows, or in one row; `row` counts from the range's first.

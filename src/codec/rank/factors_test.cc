@@ -227,8 +227,11 @@ TEST(Factors, RankGrowsAndKeepsWhatItKnows) {
   EXPECT_EQ(refused.error().message, "rank 31 of a matrix of 40 x 30: it must lie in 0 to 30");
   EXPECT_EQ(factors.rank(), 0u);
 
-  EXPECT_FALSE(factors.restore_directions(2, std::vector<float>(30)));
-  EXPECT_TRUE(factors.restore_directions(2, two));
+  EXPECT_FALSE(factors.restore_directions(2, 2, std::vector<float>(30)));
+  std::vector<float> damaged = two;
+  damaged[1] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_FALSE(factors.restore_directions(2, 2, damaged));
+  EXPECT_TRUE(factors.restore_directions(2, 2, two));
   EXPECT_EQ(factors.rank(), 2u);
 }
 

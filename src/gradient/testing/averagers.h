@@ -14,6 +14,7 @@
 
 #include "base/rng.h"
 #include "gradient/averager.h"
+#include "gradient/testing/fusion_plans.h"
 
 namespace scant::gradient {
 
@@ -108,7 +109,12 @@ inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
                           rng.below(2) == 1};
     };
     for (uint32_t i = 0; buffer.path != Path::all_reduce && i < count; ++i) {
-      buffer.points.push_back({point(), buffer.path == Path::split ? point() : codec::Point{}});
+      PartPlan part{point(), buffer.path == Path::split ? point() : codec::Point{}};
+      const uint64_t most = std::min<uint64_t>(layout.rank_max(first + i), 8);
+      if (most > 0 && rng.chance(0.4)) {
+        testing::add_random_factors(rng, most, buffer.path, part);
+      }
+      buffer.points.push_back(part);
     }
     plan.buffers.push_back(std::move(buffer));
     first += count;
