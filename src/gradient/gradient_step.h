@@ -170,7 +170,7 @@ class GradientStep {
   GradientStep(Layout layout, StepOptions options, Seat seat, uint32_t slot);
   enum class Phase : uint8_t { idle, running, finishing };
 
-  // gradient_step.cc
+  // step_memory.cc
   // By stage.
   using StageMemory = std::array<BufferMemory, kStageCount>;
   [[nodiscard]] Result<StageMemory> memory_of(const BufferPlan& buffer, const SliceTable& table,
@@ -179,14 +179,16 @@ class GradientStep {
                                                            const SliceTable& table,
                                                            const Seat& seat) const;
   void replace_memory(FusionPlan plan, std::vector<StageMemory> memory);
+  [[nodiscard]] Result<void> prepare_rest();
+  [[nodiscard]] Result<void> keep_reserve();
+
+  // gradient_step.cc
   [[nodiscard]] BufferMemory& memory_of_stage(uint32_t buffer, Stage stage) {
     return memory_[buffer][static_cast<size_t>(stage)];
   }
   void prepare_round(const RoundSpec& spec);
   void prepare_verdict();
   [[nodiscard]] Operation all_tell(const std::vector<std::byte>& own, std::vector<std::byte>& all);
-  [[nodiscard]] Result<void> prepare_rest();
-  [[nodiscard]] Result<void> keep_reserve();
   // Once this rank's good verdict is on its way others may apply what it sent, so it must not fail
   // alone: what finds no memory gets the reserve, and is done once more. Bodies that fail for
   // memory have changed nothing that a second call would not find.
