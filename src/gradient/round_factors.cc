@@ -1,7 +1,6 @@
 #include "gradient/round_factors.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
 #include "base/fault.h"
@@ -50,7 +49,7 @@ Result<void> RoundFactors::restore(Bytes saved) {
                             " are of another model"};
   }
   std::vector<float> directions((saved.size() - kHead) / sizeof(float));
-  std::memcpy(directions.data(), saved.data() + kHead, saved.size() - kHead);
+  std::ranges::copy(saved.subspan(kHead), std::as_writable_bytes(std::span(directions)).begin());
   if (!factors_of(part).restore_directions(rank, drawn, directions)) return wrong();
   return {};
 }

@@ -15,8 +15,9 @@ using namespace scant;
 
 namespace {
 
-constexpr uint8_t kSealed = 1;  // magic, version, ranks, parts and checksum are put right
-constexpr size_t kLayouts = 4;  // chosen by the mode's other bits
+constexpr uint8_t kSealed = 1;   // magic, version, ranks, parts and checksum are put right
+constexpr size_t kLayouts = 4;   // chosen by the mode's next two bits
+constexpr uint8_t kFactors = 8;  // sealed as of the version that has them
 
 const gradient::Layout& layout_of(size_t index) {
   static const auto layouts = [] {
@@ -33,10 +34,10 @@ const gradient::Layout& layout_of(size_t index) {
   return layouts[index % kLayouts];
 }
 
-void seal(MutableBytes plan, const gradient::Layout& layout) {
+void seal(MutableBytes plan, uint16_t version, const gradient::Layout& layout) {
   if (plan.size() < 20) return;
   base::store_little(plan.data() + 0, gradient::kFusionPlanMagic);
-  base::store_little(plan.data() + 4, gradient::kFusionPlanVersion);
+  base::store_little(plan.data() + 4, version);
   base::store_little(plan.data() + 6, static_cast<uint16_t>(layout.ranks()));
   base::store_little(plan.data() + 8, static_cast<uint32_t>(layout.parts().size()));
   const size_t body = plan.size() - 4;
@@ -54,7 +55,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto memory = std::make_unique<std::byte[]>(bytes);
   std::ranges::copy(std::span(data, size).last(bytes), reinterpret_cast<uint8_t*>(memory.get()));
   const MutableBytes plan(memory.get(), bytes);
-  if ((mode & kSealed) != 0) seal(plan, layout);
+  const bool factors = (mode & kFactors) != 0;
+  const uint16_t version =
+      factors ? gradient::kFusionPlanVersion : gradient::kPlanVersionWithoutFactors;
+  if ((mode & kSealed) != 0) seal(plan, version, layout);
   const auto parsed = gradient::parse_fusion_plan(plan, layout);
   if (!parsed) {
     SCANT_CHECK(!parsed.error().message.empty());

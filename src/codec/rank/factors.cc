@@ -159,10 +159,13 @@ Result<bool> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
   std::ranges::fill(right, 0.0f);
   const auto add_slice = [&](size_t index, std::span<float> sum, float* work) {
     std::ranges::fill(sum, 0.0f);
-    for (const Stretch& one : std::ranges::equal_range(all, index, {}, &Stretch::slice)) {
-      const float* const a = load_elements(slices[index], one.at, one.rows * one.columns, work);
-      kernels().times_left({a, one.columns, one.rows, one.columns}, basis_.data() + one.row * rank_,
-                           {sum.data() + one.column, columns(), rank_});
+    auto one = std::ranges::lower_bound(all, index, {}, &Stretch::slice);
+    for (; one != all.end() && one->slice == index; ++one) {
+      const size_t count = one->rows * one->columns;
+      const float* const a = load_elements(slices[index], one->at, count, work);
+      kernels().times_left({a, one->columns, one->rows, one->columns},
+                           basis_.data() + one->row * rank_,
+                           {sum.data() + one->column, columns(), rank_});
     }
   };
   for (size_t done = 0; done < slices.size(); done += at_a_time) {

@@ -95,8 +95,8 @@ inline FusionPlan uniform(const Layout& layout, Path path, double density, codec
                       layout);
 }
 
-// A plan of random paths and points.
-inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
+// A plan of random paths and points; on demand some matrices have factors.
+inline FusionPlan random_plan(base::Rng& rng, const Layout& layout, bool factors = false) {
   FusionPlan plan;
   const auto parts = static_cast<uint32_t>(layout.parts().size());
   for (uint32_t first = 0; first < parts;) {
@@ -110,7 +110,7 @@ inline FusionPlan random_plan(base::Rng& rng, const Layout& layout) {
     };
     for (uint32_t i = 0; buffer.path != Path::all_reduce && i < count; ++i) {
       PartPlan part{point(), buffer.path == Path::split ? point() : codec::Point{}};
-      const uint64_t most = std::min<uint64_t>(layout.rank_max(first + i), 8);
+      const uint64_t most = factors ? std::min<uint64_t>(layout.rank_max(first + i), 8) : 0;
       if (most > 0 && rng.chance(0.4)) {
         testing::add_random_factors(rng, most, buffer.path, part);
       }
@@ -161,7 +161,7 @@ inline void step_by_random_plans(Host& host, uint64_t seed, int steps, Collected
   applied.assign(host.layout.arena_elements(), 0.0);
   base::Rng plans(seed);
   for (int number = 1; number <= steps; ++number) {
-    host.set(number < steps ? random_plan(plans, host.layout)
+    host.set(number < steps ? random_plan(plans, host.layout, true)
                             : uniform(host.layout, Path::all_reduce, 1.0, codec::ValueKind::f32));
     const auto report = host.step(number, seed * 100 + static_cast<uint64_t>(number));
     ASSERT_TRUE(report.ok()) << report.error().to_string();
