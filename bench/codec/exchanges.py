@@ -249,10 +249,9 @@ class Factors:
                 averages.append(self._matrix_average(number, right, parts))
         return averages
 
-    def _exchange(self, owned: int, records: Sequence[Any], back: Any) -> None:
-        """Counts the bytes of both legs."""
+    def _count(self, records: Sequence[Any], back: Any) -> None:
+        """The bytes of both legs."""
         ranks = len(records)
-        del owned
         self.sent_bytes += (ranks - 1) / ranks * (records[0].nbytes + back.nbytes)
 
     def _coded(self, factor: torch.Tensor) -> Any:
@@ -267,7 +266,7 @@ class Factors:
         sent = [codec.decode(record, torch.empty_like(factors[0])) for record in records]
         mean = codec.accumulate(records, torch.empty_like(factors[0]))
         back = self._coded(mean)
-        self._exchange(0, records, back)
+        self._count(records, back)
         got = codec.decode(back, torch.empty_like(factors[0]))
         return sent, got, mean - got
 
@@ -280,8 +279,9 @@ class Factors:
         ]
         mean = codec.accumulate(records, torch.empty(parts[0].shape))
         back = self.owners[number].encode(mean, density, values)
-        self._exchange(number, records, back)
-        return codec.decode(back, mean)
+        self._count(records, back)
+        codec.decode(back, mean)
+        return mean
 
     def _matrix_average(
         self, number: int, right: torch.Tensor, parts: Sequence[torch.Tensor]
