@@ -277,7 +277,7 @@ class Factors:
             worker[number].encode(part.contiguous(), density, values)
             for worker, part in zip(self.workers, parts, strict=True)
         ]
-        mean = codec.accumulate(records, torch.empty(parts[0].shape))
+        mean: torch.Tensor = codec.accumulate(records, torch.empty(parts[0].shape))
         back = self.owners[number].encode(mean, density, values)
         self._count(records, back)
         codec.decode(back, mean)
