@@ -12,41 +12,17 @@
 namespace scant::gradient {
 namespace {
 
+using testing::expect_alike_and_well;
+using testing::expect_mass;
 using testing::FakeNetwork;
+using testing::first_stations;
 using testing::kept_by;
 using testing::Member;
 using testing::RoundOfMembers;
 using testing::small_layout;
 
-std::vector<Rank> first_stations(int count) { return everyone(count, 0).stations; }
-
 FusionPlan small_plan(const Layout& layout, Path path, double density, codec::ValueKind values) {
   return uniform(layout, path, density, values, 3000);
-}
-
-void expect_alike_and_well(RoundOfMembers& rounds, const std::vector<Rank>& stations) {
-  for (const Rank station : stations) {
-    const Member& member = rounds.at(station);
-    ASSERT_TRUE(member.outcome) << "station " << station << " waits for ever";
-    ASSERT_TRUE(member.outcome->ok()) << member.outcome->error().to_string();
-    EXPECT_EQ(std::memcmp(member.arena.data(), rounds.at(stations[0]).arena.data(),
-                          member.arena.size() * sizeof(float)),
-              0)
-        << "station " << station;
-  }
-}
-
-// All that was there before and all gradients: applied, or kept.
-void expect_mass(RoundOfMembers& rounds, const std::vector<Rank>& stations,
-                 const std::vector<double>& before) {
-  const std::vector<double> after = kept_by(rounds, stations);
-  for (size_t i = 0; i < after.size(); ++i) {
-    double wanted = before[i];
-    for (const Rank station : stations) wanted += rounds.at(station).gradient[i];
-    const double got =
-        after[i] + static_cast<double>(stations.size()) * rounds.at(stations[0]).arena[i];
-    ASSERT_NEAR(got, wanted, 2e-5) << "element " << i;
-  }
 }
 
 TEST(GradientStep, EveryPathGivesTheMeanInWhateverOrderThingsHappen) {
@@ -82,7 +58,7 @@ TEST(GradientStep, NothingIsLostWhateverThePlansAreAndTheOrderIs) {
       const std::vector<double> before = kept_by(rounds, first_stations(ranks));
       rounds.run(round, first_stations(ranks), 1, seed * 10 + round);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(ranks)));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(ranks), before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(ranks), before, 2e-5));
     }
   }
 }
@@ -105,7 +81,7 @@ TEST(GradientStep, MembersShrinkAndGrowBetweenRoundsAndNothingIsLost) {
       const std::vector<double> before = kept_by(rounds, stations);
       rounds.drive(seed + round);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, stations));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, stations, before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, stations, before, 2e-5));
     }
   }
 }
@@ -174,8 +150,8 @@ TEST(GradientStep, TwoRoundsAreUnderWayAtOnce) {
       RoundOfMembers::drive_all(network, {&one, &other}, seed, [](uint64_t) {});
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(one, {0, 1, 2}));
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(other, {0, 1, 2}));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(one, {0, 1, 2}, kept));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(other, {0, 1, 2}, kept_other));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(one, {0, 1, 2}, kept, 2e-5));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(other, {0, 1, 2}, kept_other, 2e-5));
     }
   }
 }

@@ -8,13 +8,13 @@
 namespace scant::gradient {
 namespace {
 
+using testing::expect_mass;
 using testing::FakeNetwork;
+using testing::first_stations;
 using testing::kept_by;
 using testing::Member;
 using testing::RoundOfMembers;
 using testing::small_layout;
-
-std::vector<Rank> first_stations(int count) { return everyone(count, 0).stations; }
 
 std::vector<SliceDuty> drawn_duties(base::Rng& rng, const Layout& layout, int members) {
   std::vector<SliceDuty> duties = duties_for(layout, members);
@@ -66,17 +66,6 @@ void expect_alike_and_well(RoundOfMembers& rounds) {
     }
     ASSERT_EQ(member.outcome->value().changed_buffers,
               rounds.at(0).outcome->value().changed_buffers);
-  }
-}
-
-void expect_mass(RoundOfMembers& rounds, const std::vector<Rank>& all,
-                 const std::vector<double>& before) {
-  const std::vector<double> after = kept_by(rounds, all);
-  for (size_t i = 0; i < after.size(); ++i) {
-    double wanted = before[i];
-    for (const Rank rank : all) wanted += rounds.at(rank).gradient[i];
-    const double applied = static_cast<double>(all.size()) * rounds.at(0).arena[i];
-    ASSERT_NEAR(after[i] + applied, wanted, 5e-5) << "element " << i;
   }
 }
 
@@ -171,7 +160,7 @@ TEST(OwnerChange, NothingIsLostWhateverThePlansAreAndTheOrderIs) {
       ASSERT_NO_FATAL_FAILURE(expect_owners_alone_keep(rounds));
       rounds.drive(seed * 10 + round);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, all, before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, all, before, 5e-5));
       changed += rounds.at(0).outcome->value().changed_buffers;
     }
   }
@@ -237,7 +226,7 @@ TEST(OwnerChange, MayComeAfterTheVerdict) {
       for (Member& member : rounds.all()) ASSERT_TRUE(member.step->change_owners(duties).ok());
     });
     ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds));
-    ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, {0, 1, 2}, before));
+    ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, {0, 1, 2}, before, 5e-5));
     if (sent && rounds.at(0).outcome->value().changed_buffers > 0) ++after_verdicts;
   }
   EXPECT_GT(after_verdicts, 5u);
@@ -270,7 +259,7 @@ TEST(OwnerChange, WhatDoesNotArriveReturnsToWhoSentIt) {
       const std::vector<double> before = kept_by(rounds, all);
       rounds.run(round, all, 1, seed * 7 + round);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, all, before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, all, before, 5e-5));
       changed += rounds.at(0).outcome->value().changed_buffers;
     }
   }
@@ -331,7 +320,7 @@ TEST(OwnerChange, ARoundThatFailsGivesAllBack) {
       ASSERT_NO_FATAL_FAILURE(expect_owners_alone_keep(rounds));
       rounds.drive(seed);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, {0, 1, 2}, before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, {0, 1, 2}, before, 5e-5));
     }
   }
   EXPECT_GT(by_others, 100u);

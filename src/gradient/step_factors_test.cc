@@ -13,7 +13,10 @@ namespace {
 
 using codec::Point;
 using codec::ValueKind;
+using testing::expect_alike_and_well;
+using testing::expect_mass;
 using testing::FakeNetwork;
+using testing::first_stations;
 using testing::kept_by;
 using testing::Member;
 using testing::RoundOfMembers;
@@ -21,8 +24,6 @@ using testing::small_layout;
 
 constexpr uint32_t kMatrix = 1;  // the tensor of 20 x 40
 constexpr uint32_t kLarge = 3;   // and that of 64 x 80
-
-std::vector<Rank> first_stations(int count) { return everyone(count, 0).stations; }
 
 Point ranked(uint16_t rank, ValueKind factors, Point rest = codec::kKeepAll) {
   rest.rank = rank;
@@ -38,31 +39,6 @@ FusionPlan plan_of(const Layout& layout, Path path, Point point) {
                        .first_buffer_bytes = 100,
                        .small_elements = 0},
                       layout);
-}
-
-void expect_alike_and_well(RoundOfMembers& rounds, const std::vector<Rank>& stations) {
-  for (const Rank station : stations) {
-    const Member& member = rounds.at(station);
-    ASSERT_TRUE(member.outcome) << "station " << station << " waits for ever";
-    ASSERT_TRUE(member.outcome->ok()) << member.outcome->error().to_string();
-    ASSERT_EQ(std::memcmp(member.arena.data(), rounds.at(stations[0]).arena.data(),
-                          member.arena.size() * sizeof(float)),
-              0)
-        << "station " << station;
-  }
-}
-
-// All that was there before and all gradients: applied, or kept.
-void expect_mass(RoundOfMembers& rounds, const std::vector<Rank>& stations,
-                 const std::vector<double>& before) {
-  const std::vector<double> after = kept_by(rounds, stations);
-  for (size_t i = 0; i < after.size(); ++i) {
-    double wanted = before[i];
-    for (const Rank station : stations) wanted += rounds.at(station).gradient[i];
-    const double got =
-        after[i] + static_cast<double>(stations.size()) * rounds.at(stations[0]).arena[i];
-    ASSERT_NEAR(got, wanted, 4e-5) << "element " << i;
-  }
 }
 
 TEST(StepFactors, AllDirectionsInF32AreTheMean) {
@@ -111,7 +87,7 @@ TEST(StepFactors, NothingIsLostWhateverThePlansAreAndTheOrderIs) {
       const std::vector<double> before = kept_by(rounds, first_stations(ranks));
       rounds.run(round, first_stations(ranks), 1, seed * 10 + round);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(ranks)));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(ranks), before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(ranks), before, 4e-5));
     }
   }
   EXPECT_GT(with_factors, 100u);
@@ -135,7 +111,7 @@ TEST(StepFactors, MembersShrinkAndGrowBetweenRoundsAndNothingIsLost) {
       const std::vector<double> before = kept_by(rounds, stations);
       rounds.drive(seed + round);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, stations));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, stations, before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, stations, before, 4e-5));
     }
   }
 }
@@ -159,7 +135,7 @@ TEST(StepFactors, OwnersChangeWithinARound) {
       const std::vector<double> before = kept_by(rounds, first_stations(3));
       rounds.drive(seed * 10 + round);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before, 4e-5));
       changed += rounds.at(0).outcome->value().changed_buffers;
     }
   }
@@ -217,7 +193,7 @@ TEST(StepFactors, ALegThatFailsIsAnErrorOnEveryRankAndAllReturns) {
         const std::vector<double> before = kept_by(rounds, first_stations(3));
         rounds.run(3, first_stations(3), 2, seed + 2);
         ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
-        ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before));
+        ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before, 4e-5));
       }
     }
   }
@@ -234,7 +210,7 @@ TEST(StepFactors, ATensorWithoutAGradientSendsNoFactors) {
     rounds.begin(2, first_stations(3), 1, 2, {kMatrix});
     rounds.drive(2);
     ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
-    ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before));
+    ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before, 4e-5));
     const TensorLayout& absent = layout.tensors()[kMatrix];
     for (uint64_t i = 0; i < absent.shape.elements(); ++i) {
       ASSERT_EQ(rounds.at(0).arena[absent.offset + i], 0.0f);
@@ -272,7 +248,7 @@ TEST(StepFactors, WhatIsNotFiniteReachesAllAndStaysInNoResidual) {
       const std::vector<double> before = kept_by(rounds, first_stations(3));
       rounds.run(2, first_stations(3), 1, 2);
       ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
-      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before, 4e-5));
     }
   }
 }
@@ -316,7 +292,7 @@ TEST(StepFactors, AMatrixWithoutARestBringsWhatOwnersKept) {
   const std::vector<double> before = kept_by(rounds, first_stations(3));
   rounds.run(2, first_stations(3), 1, 2);
   ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
-  ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before));
+  ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before, 4e-5));
   EXPECT_EQ(owned(kLarge), 0);
 }
 
@@ -420,7 +396,7 @@ TEST(StepFactors, ANewcomerWithOtherDirectionsLosesNothing) {
   const std::vector<double> before = kept_by(rounds, first_stations(3));
   rounds.run(4, first_stations(3), 2, 4);
   ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
-  ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before));
+  ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before, 4e-5));
 }
 
 }  // namespace

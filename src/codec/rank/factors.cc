@@ -18,10 +18,6 @@ namespace {
 
 using base::invalid;
 
-// What a worker's scratch holds of a matrix at a time, less what lies before and behind it in
-// groups of 64.
-constexpr uint64_t kPanelElements = kSparseBlockElements - 2 * kGroupElements;
-
 // Larger coefficients count as none: sums of others, of any number of members, stay finite.
 constexpr float kCoefficientMost = 0x1p100f;
 

@@ -34,7 +34,10 @@ struct MatrixSlice {
   std::span<float> gradient;
 };
 
-// Elements [at, at + count) of a slice's A, count at most kSparseBlockElements less two groups;
+// What a worker's scratch holds of a matrix at a time, less what lies before and behind it in
+// groups of 64.
+inline constexpr uint64_t kPanelElements = kSparseBlockElements - 2 * kGroupElements;
+// Elements [at, at + count) of a slice's A, at most kPanelElements;
 // returns where the first one lies in `work`, which has room for kSparseBlockElements.
 const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, float* work);
 

@@ -31,12 +31,11 @@ size_t sampled_rows(const Factors& matrix) {
 
 // Of the tensor's elements [first, first + out.size()) those that the slices hold; others stay.
 void read(std::span<const MatrixSlice> slices, uint64_t first, std::span<float> out, float* work) {
-  constexpr uint64_t kMost = kSparseBlockElements - 2 * kGroupElements;
   for (const MatrixSlice& slice : slices) {
     uint64_t begin = std::max(first, slice.range.first);
     const uint64_t end = std::min(first + out.size(), slice.range.first + slice.range.elements);
     while (begin < end) {
-      const size_t count = std::min(kMost, end - begin);
+      const size_t count = std::min(kPanelElements, end - begin);
       const float* const from = load_elements(slice, begin - slice.range.first, count, work);
       std::copy_n(from, count, out.begin() + static_cast<ptrdiff_t>(begin - first));
       begin += count;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <gtest/gtest.h>
 #include <memory>
@@ -261,6 +262,34 @@ inline std::vector<double> kept_by(RoundOfMembers& rounds, const std::vector<Ran
     }
   }
   return sum;
+}
+
+inline std::vector<Rank> first_stations(int count) { return everyone(count, 0).stations; }
+
+// Rounds that ended well on these stations, with the same bits.
+inline void expect_alike_and_well(RoundOfMembers& rounds, const std::vector<Rank>& stations) {
+  for (const Rank station : stations) {
+    const Member& member = rounds.at(station);
+    ASSERT_TRUE(member.outcome) << "station " << station << " waits for ever";
+    ASSERT_TRUE(member.outcome->ok()) << member.outcome->error().to_string();
+    ASSERT_EQ(std::memcmp(member.arena.data(), rounds.at(stations[0]).arena.data(),
+                          member.arena.size() * sizeof(float)),
+              0)
+        << "station " << station;
+  }
+}
+
+// All that was there before and all gradients: applied, or kept.
+inline void expect_mass(RoundOfMembers& rounds, const std::vector<Rank>& stations,
+                        const std::vector<double>& before, double tolerance) {
+  const std::vector<double> after = kept_by(rounds, stations);
+  for (size_t i = 0; i < after.size(); ++i) {
+    double wanted = before[i];
+    for (const Rank station : stations) wanted += rounds.at(station).gradient[i];
+    const double got =
+        after[i] + static_cast<double>(stations.size()) * rounds.at(stations[0]).arena[i];
+    ASSERT_NEAR(got, wanted, tolerance) << "element " << i;
+  }
 }
 
 }  // namespace scant::gradient::testing
