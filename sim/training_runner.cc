@@ -82,7 +82,7 @@ void TrainingRunner::on_begin(TrainingHost& host, uint32_t index, const Held& be
   }
   round.plan_hashes.push_back(stream.step->plan_hash());
   round.ledger->begin(stream.held, stream.fed);
-  stream.energy_met += round.ledger->energy_met(stream.held, stream.fed);
+  round.energy_met += round.ledger->energy_met(stream.held, stream.fed);
   const std::string wrong = round.ledger->check_adopted(before, stream.held);
   if (!wrong.empty()) complain(host.rank(), wrong);
   check_owners(host, index);
@@ -102,6 +102,7 @@ void TrainingRunner::on_end(TrainingHost& host, uint32_t index,
   TrainingHost::Stream& stream = host.stream(index);
   Round& round = round_of(host, index);
   round.over[static_cast<size_t>(host.members().self)] = true;
+  stream.energy_met += round.energy_met;
   const Held held = held_by(*stream.step);
   if (outcome) {
     ended_well(host, index, round, outcome.value(), held);
@@ -153,6 +154,7 @@ void TrainingRunner::ended_well(TrainingHost& host, uint32_t index, Round& round
   if (own.samples != stream.samples) complain(host.rank(), "its samples are told wrong");
   const bool factors = std::ranges::any_of(
       report.buffers, [](const gradient::BufferTimes& times) { return times.basis_end > 0; });
+  round.factors |= factors;
   if (!stream.lost_first && !factors) {
     check_energy(host, index, energy_of(held, stream.held), own.residual_energy,
                  "its verdict says");
@@ -223,10 +225,11 @@ void TrainingRunner::judge(const RoundKey& key, Round& round) {
   if (round.well == 0) return;
   ++counts_.rounds;
   if (round.changed_buffers > 0) ++counts_.changed;
-  // A member that was lost after its part was done holds the rest.
+  // A member that was lost after its part was done holds the rest, unless some of it was to come
+  // back when it knew that all had ended well.
   for (size_t place = 0; place < round.over.size(); ++place) {
     if (round.over[place]) continue;
-    if (!is_exact()) return;
+    if (!is_exact() || round.factors) return;
     const Rank rank = round.members.stations[place];
     round.ledger->keep(held_by(*hosts_[static_cast<size_t>(rank)]->stream(stream).step));
   }

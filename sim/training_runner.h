@@ -47,6 +47,8 @@ class TrainingRunner final : public TrainingWatcher {
     std::vector<bool> over;             // by place
     std::vector<uint64_t> plan_hashes;  // of members that have begun
     std::vector<gradient::RankAccount> accounts;
+    double energy_met = 0;  // of all members that have begun: what encoders may look at
+    bool factors = false;   // some buffer has them
     bool judged = false;
   };
 

@@ -138,6 +138,26 @@ TEST_P(ExchangeConformance, CancellingEndsALaneOnAllMembersUntilALaterEpoch) {
   expect_clean(*on);
 }
 
+// The root is busy elsewhere: it takes no part in the lane, and learns nothing.
+TEST_P(ExchangeConformance, WhoWaitsForAThirdMemberLearnsOfACancel) {
+  if (size() < 3) GTEST_SKIP() << "there is no third member";
+  const auto on = make();
+  const auto root = static_cast<uint64_t>(size());  // as a tag: place 0
+  Trial before(Kind::broadcast, all(), {}, 100, root);
+  for (Rank place = 0; place < size(); ++place) before.submit(*on, as(place));
+  ASSERT_TRUE(on->run([&] { return before.ended(); }));
+  Trial waits(Kind::broadcast, all(), {}, 100, 2 * root);
+  for (Rank place = 2; place < size(); ++place) waits.submit(*on, as(place));
+  on->pass(static_cast<uint64_t>(size()));
+  on->at(1).cancel(as(1), {});
+  const auto told = [&](Rank place) { return waits.ended(place) == 1; };
+  for (Rank place = 2; place < size(); ++place) {
+    ASSERT_TRUE(on->run([&] { return told(place); })) << "place " << place;
+    EXPECT_EQ(waits.outcome(place).result.error().code, ErrorCode::closed);
+  }
+  expect_clean(*on);
+}
+
 TEST_P(ExchangeConformance, TheErrorOfOneMemberIsTheErrorOfAll) {
   if (size() == 1) GTEST_SKIP() << "nobody else is there to be told";
   const auto on = make();

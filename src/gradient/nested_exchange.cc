@@ -18,6 +18,8 @@ constexpr uint32_t kFarewellLane = 3;
 // Of a farewell: code, errno, peer, length of the text, text.
 constexpr size_t kFarewellBytes = 256;
 constexpr size_t kFarewellHead = 16;
+// A host that has nothing to do in the lane takes no part in its farewell.
+constexpr Duration kFarewellLimit = std::chrono::seconds(5);
 
 Lane lane_of(Lane lane, uint32_t which) {
   return {.slot = lane.slot * kLanesOfNestedSlot + which, .leg = lane.leg};
@@ -216,6 +218,7 @@ void NestedExchange::say_farewell(Channel& channel) {
   if (channel.sites.leads()) make_rooms(tell, farewell.all, channel.sites.inner.size());
   inner_.submit(channel.sites.inner, std::move(tell), [this, &channel](const Outcome& outcome) {
     const bool leads = channel.sites.leads();
+    if (!outcome.result) hear_loss(channel, outcome.result.error(), false);
     if (leads && outcome.result) hear_cause(channel, channel.farewell.all);
     if (!leads || channel.sites.count() == 1) return farewell_inside(channel);
     farewell_across(channel);
@@ -227,6 +230,7 @@ void NestedExchange::farewell_across(Channel& channel) {
   Operation tell = farewell_operation(channel, Operation::Kind::all_gather);
   make_rooms(tell, channel.farewell.all, channel.sites.count());
   outer_->submit(channel.sites.outer, std::move(tell), [this, &channel](const Outcome& outcome) {
+    if (!outcome.result) hear_loss(channel, outcome.result.error(), true);
     if (outcome.result) hear_cause(channel, channel.farewell.all);
     farewell_inside(channel);
   });
@@ -238,7 +242,14 @@ void NestedExchange::farewell_inside(Channel& channel) {
   tell.sent.clear();
   tell.span = channel.farewell.own;
   inner_.submit(channel.sites.inner, std::move(tell), [this, &channel](const Outcome& outcome) {
+    if (!outcome.result) hear_loss(channel, outcome.result.error(), false);
     if (outcome.result) hear_cause(channel, channel.farewell.own);
+    // Who still waits for others there does not wait for this host.
+    const Sites& sites = channel.sites;
+    inner_.cancel(sites.inner, lane_of(channel.lane, kFarewellLane));
+    if (sites.leads() && sites.count() > 1) {
+      outer_->cancel(sites.outer, lane_of(channel.lane, kFarewellLane));
+    }
     channel.farewell.under_way = false;
     channel.cause_known = true;
     end_moving(channel);
@@ -246,10 +257,11 @@ void NestedExchange::farewell_inside(Channel& channel) {
 }
 
 Operation NestedExchange::farewell_operation(const Channel& channel, Operation::Kind kind) {
+  const bool limited = channel.timeout > Duration::zero();
   return {.kind = kind,
           .lane = lane_of(channel.lane, kFarewellLane),
           .sent = {channel.farewell.own},
-          .timeout = channel.timeout};
+          .timeout = limited ? std::min(channel.timeout, kFarewellLimit) : kFarewellLimit};
 }
 
 // The first that is more than `closed`, in the order of sites.
@@ -259,6 +271,12 @@ void NestedExchange::hear_cause(Channel& channel, const std::vector<std::byte>& 
     Error error = read_error(told.data() + at);
     if (error.code != ErrorCode::closed) channel.cause = std::move(error);
   }
+}
+
+// A host that cannot be told, since it is lost, is the cause itself.
+void NestedExchange::hear_loss(Channel& channel, const Error& error, bool of_outer) {
+  if (channel.cause->code != ErrorCode::closed || error.code != ErrorCode::peer_lost) return;
+  channel.cause = by_station(error, of_outer, channel);
 }
 
 // What uses no memory any more is over, once the cause is known.

@@ -77,6 +77,7 @@ class NestedExchange final : public Exchange {
   void farewell_inside(Channel& channel);
   [[nodiscard]] static Operation farewell_operation(const Channel& channel, Operation::Kind kind);
   void hear_cause(Channel& channel, const std::vector<std::byte>& told);
+  void hear_loss(Channel& channel, const Error& error, bool of_outer);
   void end_moving(Channel& channel);
   [[nodiscard]] Error by_station(Error error, bool of_outer, const Channel& channel) const;
 

@@ -240,6 +240,7 @@ struct Engine::Impl {
   void mismatch(Operation& op, Rank station, const net::FrameHeader& theirs, const char* detail);
   void refuse_late(Rank station, const net::FrameHeader& theirs, const HistoryRecord& mine);
   void tell_all(const Error& error);
+  void tell_members(const Group& group, const Error& error);
   void cancel_late(Rank station, const HistoryRecord& mine, GroupId group, const Error& error);
   void on_late_mismatch(Group& group, const Error& error);
   void expire(Operation& op);

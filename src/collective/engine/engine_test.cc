@@ -265,6 +265,36 @@ TEST(Engine, ACollectiveOfAGroupThatARankReleasedEndsAtOnceAndNamesIt) {
   }
 }
 
+// Who waits for a third rank alone has told the one that released nothing.
+TEST(Engine, ARankThatWaitsForAnotherLearnsOfARelease) {
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    FakeNetwork network(seed, 3);
+    for (Rank rank = 0; rank < 3; ++rank) {
+      ASSERT_TRUE(network.engine(rank).add_group(7, everyone(3)));
+    }
+    ExerciseSpec spec;
+    spec.kind = OpKind::broadcast;
+    spec.root = 1;
+    spec.size = 3;
+    spec.elements = 1 + seed * 4000;
+    for (int done = 0; done < 2; ++done) {
+      ExerciseRun run(network, spec, 7, everyone(3));
+      for (size_t rank = 0; rank < 3; ++rank) run.submit(rank);
+      network.settle();
+    }
+    ExerciseRun waits(network, spec, 7, everyone(3));
+    waits.submit(2);
+    for (uint64_t steps = network.rng().below(20); steps > 0; --steps) network.step();
+    ASSERT_TRUE(network.engine(0).release_group(7));
+    network.run(network.now() + 1s);
+    ASSERT_TRUE(waits.outcome(2).done);
+    EXPECT_EQ(waits.outcome(2).result.error().code, ErrorCode::closed);
+    EXPECT_EQ(waits.outcome(2).result.error().peer, 0);
+    if (HasFailure()) return;
+  }
+}
+
 TEST(Engine, ADeferredOperationHasItsDeadline) {
   EngineOptions options;
   options.agree_first = 1;

@@ -51,6 +51,7 @@ Result<void> Engine::Impl::release_group(GroupId id) {
   for (Operation* op : by_age()) {
     if (op->group == group) fail(*op, error, Notify::group);
   }
+  tell_members(*group, error);
   released.emplace(id, group->next_sequence);
   groups.erase(id);
   for (Early& heard : early.take_group(id)) {

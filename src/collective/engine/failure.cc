@@ -176,14 +176,16 @@ void Engine::Impl::cancel_late(Rank station, const HistoryRecord& mine, GroupId 
   queue_control(station, header, encode_cancel(error));
 }
 
-// A cancel of the collective that this rank would begin next, and never will.
 void Engine::Impl::tell_all(const Error& error) {
-  for (const auto& [id, group] : groups) {
-    HistoryRecord never;
-    never.sequence = group->next_sequence;
-    for (const Rank station : group->stations) {
-      if (station != self && down(station) == nullptr) cancel_late(station, never, id, error);
-    }
+  for (const auto& [id, group] : groups) tell_members(*group, error);
+}
+
+// A cancel of the collective that this rank would begin next, and never will.
+void Engine::Impl::tell_members(const Group& group, const Error& error) {
+  HistoryRecord never;
+  never.sequence = group.next_sequence;
+  for (const Rank station : group.stations) {
+    if (station != self && down(station) == nullptr) cancel_late(station, never, group.id, error);
   }
 }
 
