@@ -23,6 +23,18 @@ constexpr float kCoefficientMost = 0x1p100f;
 
 }  // namespace
 
+uint64_t rank_max(Shape matrix) {
+  const uint64_t side = std::min(matrix.rows, matrix.columns);
+  return side < 2 ? 0 : std::min<uint64_t>(side, kRankMax);
+}
+
+Point point_for(Point wanted, Shape matrix, uint64_t elements) {
+  if (wanted.rank == 0) return wanted;
+  wanted.rank = static_cast<uint16_t>(std::min<uint64_t>(wanted.rank, rank_max(matrix)));
+  if (wanted.rank > 0 && wanted.rank * (matrix.rows + matrix.columns) < elements) return wanted;
+  return wanted.density > 0 ? rest_of(wanted) : Point{1.0, wanted.factors};
+}
+
 const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, float* work) {
   if (slice.encoder == nullptr) {
     std::memcpy(work, slice.gradient.data() + at, count * sizeof(float));
@@ -128,9 +140,7 @@ Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& wo
                           {directions_.data() + one.column, columns(), rank_},
                           basis_.data() + one.row * rank_);
   });
-  for (size_t row = 0; row < rows_; ++row) {
-    for (size_t k = 0; k < rank_; ++k) left[k * rows_ + row] = basis_[row * rank_ + k];
-  }
+  read_basis(left);
   return {};
 }
 
@@ -140,6 +150,13 @@ void Factors::set_basis(std::span<const float> left) {
   orthonormalise(columns, rows_);
   for (size_t row = 0; row < rows_; ++row) {
     for (size_t k = 0; k < rank_; ++k) basis_[row * rank_ + k] = columns[k * rows_ + row];
+  }
+}
+
+void Factors::read_basis(std::span<float> left) const {
+  SCANT_CHECK(left.size() == left_elements());
+  for (size_t row = 0; row < rows_; ++row) {
+    for (size_t k = 0; k < rank_; ++k) left[k * rows_ + row] = basis_[row * rank_ + k];
   }
 }
 
