@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <new>
 #include <string>
 
@@ -20,6 +21,24 @@ using base::invalid;
 
 // Larger coefficients count as none: sums of others, of any number of members, stay finite.
 constexpr float kCoefficientMost = 0x1p100f;
+
+// A left factor only chooses directions, so it is scaled to below this where it is larger.
+constexpr int kLeftMostExponent = 100;
+// Of directions, so that no product of finite values overflows.
+constexpr float kFarDown = 0x1p-60f;
+
+bool all_within(std::span<const float> values, float most) {
+  return std::ranges::all_of(values, [most](float value) { return std::fabs(value) <= most; });
+}
+
+// By the power of two that brings the largest just below 2^100.
+void scale_to_most(std::span<float> values) {
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::fabs(value));
+  if (largest == 0 || !all_within(values, std::numeric_limits<float>::max())) return;
+  const int up = kLeftMostExponent - 1 - std::ilogb(largest);
+  for (float& value : values) value = std::ldexp(value, up);
+}
 
 }  // namespace
 
@@ -130,6 +149,20 @@ Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& wo
                               std::span<float> left) {
   SCANT_CHECK(left.size() == left_elements());
   if (Result<void> prepared = workspace.prepare(); !prepared) return prepared;
+  multiply(slices, workspace, directions_);
+  if (!all_within(basis_, std::ldexp(1.0f, kLeftMostExponent))) {
+    std::vector<float> scaled = directions_;
+    for (float& value : scaled) value *= kFarDown;
+    multiply(slices, workspace, scaled);
+    scale_to_most(basis_);
+  }
+  read_basis(left);
+  return {};
+}
+
+// To where the basis will stand.
+void Factors::multiply(std::span<const MatrixSlice> slices, Workspace& workspace,
+                       std::span<const float> directions) {
   std::ranges::fill(basis_, 0.0f);
   const std::vector<Stretch> all = stretches(slices);
   for_rows(all, workspace, [&](const Stretch& one, size_t worker) {
@@ -137,11 +170,9 @@ Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& wo
     const float* const a =
         load_elements(slice, one.at, one.rows * one.columns, workspace.scratch(worker).work());
     kernels().times_right({a, one.columns, one.rows, one.columns},
-                          {directions_.data() + one.column, columns(), rank_},
+                          {directions.data() + one.column, columns(), rank_},
                           basis_.data() + one.row * rank_);
   });
-  read_basis(left);
-  return {};
 }
 
 void Factors::set_basis(std::span<const float> left) {
@@ -193,8 +224,7 @@ Result<bool> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
       std::ranges::transform(right, sum_of(i), right.begin(), std::plus<>{});
     }
   }
-  const auto usable = [](float value) { return std::fabs(value) <= kCoefficientMost; };
-  const bool all_usable = std::ranges::all_of(right, usable);
+  const bool all_usable = all_within(right, kCoefficientMost);
   if (!all_usable) std::ranges::fill(right, 0.0f);
   return all_usable;
 }

@@ -68,7 +68,8 @@ class Factors {
 
   // Factors are written column after column of `rank` columns: left ones of rows() numbers, right
   // ones of columns(). Slices ascend, and cover the range.
-  // A times the directions.
+  // A times the directions; where that is beyond 2^100, times the power of two that it takes to be
+  // below. Not finite only where A is not.
   Result<void> project(std::span<const MatrixSlice> slices, Workspace& workspace,
                        std::span<float> left);
   // The average of all members' projections becomes the basis: orthonormal, the same bits on all.
@@ -109,6 +110,8 @@ class Factors {
   // Calls body(stretch, worker) for all of them, those of one row one after the other.
   template <typename Body>
   static void for_rows(std::span<const Stretch> all, Workspace& workspace, const Body& body);
+  void multiply(std::span<const MatrixSlice> slices, Workspace& workspace,
+                std::span<const float> directions);
   void draw_direction(uint32_t k);
 
   Shape shape_;
