@@ -4,8 +4,9 @@
     ./dev bench convergence --seeds 1 2 3
 
 The ranks are simulated in one process: each computes its own gradient, the exchange under test
-turns them into one, AdamW steps. Nothing is timed. --real runs the same with four processes that
-gather their messages over the scant backend, and compares the losses bit for bit.
+turns them into one, AdamW steps. Nothing is timed. --real runs the same with four processes over
+the scant backend, and compares the losses bit for bit: they gather their messages, or, of points
+with a rank, train a wrapped model.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ CONFIGURATIONS: dict[str, Options] = {
     "PowerSGD 2": Options("powersgd", rank=2),
     "PowerSGD 1": Options("powersgd", rank=1),
 }
-REAL = ("q4", "1% q4")  # what --real trains
+REAL = ("q4", "1% q4", "rank 8 of q8, q1", "rank 32 of q4")  # what --real trains
 
 DEFAULTS: harness.Defaults = {
     "configurations": (list(CONFIGURATIONS), ["f32", "q4", "1% q4"]),
@@ -124,7 +125,11 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", metavar="N", help=words("seeds", "of weights and samples"))
     add("--steps", type=int, metavar="N", help=words("steps", "of training"))
     add("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
-    add("--real", action="store_true", help="four processes beside the simulation, q4 and 1%% q4")
+    add(
+        "--real",
+        action="store_true",
+        help="four processes beside the simulation: " + ", ".join(REAL).replace("%", "%%"),
+    )
     text = "no training: table and plots of the rows in these files, as --out/convergence.*"
     add("--report", nargs="+", type=pathlib.Path, metavar="JSONL", help=text)
     add("--out", default="out/bench", help="folder (default: %(default)s)")
@@ -197,6 +202,23 @@ class Training:
             parameter.grad = average.clone()
         self.optimizer.step()
 
+    def wrap(self) -> None:
+        """One rank of several processes, which average the gradients by a plan."""
+        import scant.torch
+
+        shapes = [parameter.shape for parameter in self.parameters]
+        plan = exchanges.plan_of(self.options, shapes, RANKS)
+        self.model = scant.torch.wrap(self.model, plan=plan)
+
+    def wrapped_step(self) -> float:
+        """One step of this rank, and its loss."""
+        self.optimizer.zero_grad()
+        (draw,) = self.draws
+        loss = self._loss(self.example.sample(self.text, draw, BATCH, BLOCK))
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach())
+
     def _loss(self, window: torch.Tensor) -> torch.Tensor:
         logits = self.model(window[:, :-1])
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
@@ -260,12 +282,18 @@ def real_losses(name: str, seed: int, steps: int) -> list[float]:
 
     from scant import codec
 
-    training = Training(CONFIGURATIONS[name], seed, [dist.get_rank()])
+    options = CONFIGURATIONS[name]
+    training = Training(options, seed, [dist.get_rank()])
+    if options.kind == "factors":
+        training.wrap()
     losses = []
     for _ in range(steps):
-        (message,), (loss,) = training.messages()
-        gathered = all_gather_bytes(b"".join(bytes(record) for record in message))
-        training.apply([codec.parse_all(one) for one in gathered])
+        if options.kind == "factors":
+            loss = training.wrapped_step()
+        else:
+            (message,), (loss,) = training.messages()
+            gathered = all_gather_bytes(b"".join(bytes(record) for record in message))
+            training.apply([codec.parse_all(one) for one in gathered])
         mean = torch.tensor([loss], dtype=torch.float64)
         parts = [torch.empty_like(mean) for _ in range(RANKS)]
         dist.all_gather(parts, mean)

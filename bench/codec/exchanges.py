@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from harness import all_reduce_bytes
 
-from scant import codec
+from scant import _scant, codec
 
 Tensors = Sequence[torch.Tensor]
 F32_BYTES = 4
@@ -217,101 +217,52 @@ class PowerSgd:
 
 
 class Factors:
-    """Two thin factors of each matrix, and the rest as records; all ranks in one.
+    """Points with a rank, all ranks in one, as real ones travel: a plan of tensors whole.
 
-    Each rank's matrix A = gradient + residual. Its product with the directions of the last step
-    goes to an owner, which sends the average back to all: orthonormal, that is the basis P. Each
-    rank then sends its coefficients Aᵀ·P and the rest, A minus what the coefficients say, both by
-    an owner. What the owner's rounding leaves of the coefficients joins one rank's own residual.
+    Tensors are parts of a layout in the order in which backward reaches them, the last first.
     """
 
     def __init__(self, shapes: Sequence[torch.Size], options: Options, ranks: int) -> None:
         self.sent_bytes = 0.0
-        self.options = options
-        draw = torch.Generator().manual_seed(7)
-        self.right: list[torch.Tensor | None] = []
-        for shape in shapes:
-            rows, columns = PowerSgd._matrix(shape)
-            low = min(options.rank, rows, columns) if len(shape) > 1 else 0
-            worth = low > 0 and low * (rows + columns) < rows * columns
-            self.right.append(torch.randn(low, columns, generator=draw) if worth else None)
-        self.workers = [CodecWorker(shapes, options, rank).encoders for rank in range(ranks)]
-        self.owners = CodecWorker(shapes, options, 1000).encoders
+        layout = layout_of(shapes, ranks)
+        owners = {part: owner for part, owner, _, _ in reversed(layout.slices)}  # of first slices
+        point = name_of(options)
+        parts = range(len(shapes) - 1, -1, -1)
+        self.members = [
+            codec.Members(tuple(shape), ranks, point, part=part, tensor=part, owner=owners[part])
+            for shape, part in zip(shapes, parts, strict=True)
+        ]
 
     def combine(self, messages: Sequence[list[Any]]) -> list[torch.Tensor]:
-        self.sent_bytes = 0.0
-        averages = []
-        for number, right in enumerate(self.right):
-            parts = [message[number] for message in messages]
-            if right is None:
-                averages.append(self._records(number, parts, 1.0, self.options.values or "q4"))
-            else:
-                averages.append(self._matrix_average(number, right, parts))
-        return averages
-
-    def _count(self, records: Sequence[Any], back: Any) -> None:
-        """The bytes of both legs."""
-        ranks = len(records)
-        self.sent_bytes += (ranks - 1) / ranks * (records[0].nbytes + back.nbytes)
-
-    def _coded(self, factor: torch.Tensor) -> Any:
-        how = codec.Encoder(tuple(factor.shape), values=self.options.factors, residual="none")
-        return how.encode(factor.contiguous())
-
-    def _averaged(
-        self, factors: Sequence[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """What was sent by each, the average that all decode, and what its rounding left."""
-        records = [self._coded(factor) for factor in factors]
-        sent = [codec.decode(record, torch.empty_like(factors[0])) for record in records]
-        mean = codec.accumulate(records, torch.empty_like(factors[0]))
-        back = self._coded(mean)
-        self._count(records, back)
-        got = codec.decode(back, torch.empty_like(factors[0]))
-        return sent, got, mean - got
-
-    def _records(
-        self, number: int, parts: Sequence[torch.Tensor], density: float, values: str
-    ) -> torch.Tensor:
-        records = [
-            worker[number].encode(part.contiguous(), density, values)
-            for worker, part in zip(self.workers, parts, strict=True)
+        done = [
+            members.exchange([message[number].contiguous() for message in messages])
+            for number, members in enumerate(self.members)
         ]
-        mean: torch.Tensor = codec.accumulate(records, torch.empty(parts[0].shape))
-        back = self.owners[number].encode(mean, density, values)
-        self._count(records, back)
-        codec.decode(back, mean)
-        return mean
+        self.sent_bytes = sum(one.bytes for one in done)
+        return [one.mean for one in done]
 
-    def _matrix_average(
-        self, number: int, right: torch.Tensor, parts: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        shape = parts[0].shape
-        size = PowerSgd._matrix(shape)
-        right = right / right.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        kept = [
-            part.view(size) + torch.from_numpy(worker[number].residual()).view(size)
-            for part, worker in zip(parts, self.workers, strict=True)
-        ]
-        _, left, _ = self._averaged([(matrix @ right.T).T.contiguous() for matrix in kept])
-        left = orthogonal(left.T)
-        sent, mean, lost = self._averaged([(matrix.T @ left).T.contiguous() for matrix in kept])
-        self.right[number] = mean
-        rests = [
-            (part.view(size) - left @ coefficients).view(shape)
-            for part, coefficients in zip(parts, sent, strict=True)
-        ]
-        average = (left @ mean).view(shape)
-        if self.options.values:
-            average = average + self._records(
-                number, rests, self.options.density, self.options.values
-            )
-        else:
-            for worker, rest in zip(self.workers, rests, strict=True):
-                worker[number].add_residual(rest)
-        owner = self.workers[number % len(self.workers)][number]
-        owner.add_residual((len(parts) * (left @ lost)).view(shape).contiguous())
-        return average
+
+def layout_of(shapes: Sequence[torch.Size], ranks: int) -> _scant.GradientLayout:
+    """As :func:`scant.torch.wrap` cuts a model with parameters of these shapes."""
+    layout = _scant.GradientLayout([PowerSgd._matrix(shape) for shape in reversed(shapes)], ranks)
+    if len(layout.parts) != len(shapes):
+        raise ValueError("a tensor of several parts: number them one after the other here")
+    return layout
+
+
+def name_of(options: Options) -> str:
+    """The name of a point with factors."""
+    rest = f", {100 * options.density:g}% {options.values}" if options.values else ""
+    return f"rank {options.rank} of {options.factors}{rest}"
+
+
+def plan_of(options: Options, shapes: Sequence[torch.Size], ranks: int) -> _scant.FusionPlan:
+    """The plan by which real ranks do what :class:`Factors` simulates."""
+    point = codec.points.named(name_of(options))
+    assert not isinstance(point, str)
+    path, layout = "split", layout_of(shapes, ranks)
+    sizes = (25 << 20, 1 << 20, 0)  # buffers, the first one, and tensors that go whole: none
+    return _scant.FusionPlan.uniform(layout, path, point.density, point.text, *sizes)
 
 
 def make(

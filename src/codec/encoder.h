@@ -45,6 +45,13 @@ struct EncodeReport {
 // what is not finite, which is counted and gone.
 inline constexpr Point kKeepAll{.density = 0};
 
+// Seeds of one member's encoders, from that of all: of what it sends itself, and of averages that
+// it makes as their owner.
+[[nodiscard]] constexpr uint64_t seed_of_member(uint64_t seed, uint64_t member, bool as_owner) {
+  constexpr uint64_t kOwners = uint64_t{1} << 20;
+  return seed ^ (member + (as_owner ? kOwners : 0) + 1) << 40;
+}
+
 // What is wrong with a point of a step; nothing where it can be encoded at.
 [[nodiscard]] std::optional<std::string> point_fault(Point point);
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "codec/point.h"
+
 namespace scant::codec {
 namespace {
 
@@ -35,6 +37,13 @@ std::span<const Range> ranges_within(std::span<const Range> ranges, uint64_t beg
   const auto to = std::partition_point(from, ranges.end(),
                                        [&](const Range& range) { return range.first < end; });
   return {from, to};
+}
+
+// The last is not rounded, so it is given one of the larger shares, where there are two sizes.
+uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count) {
+  if (index + 1 == count) return elements;
+  const uint64_t units = (elements + kGroupElements - 1) / kGroupElements;
+  return units * (index + 1) / count * kGroupElements;
 }
 
 }  // namespace scant::codec

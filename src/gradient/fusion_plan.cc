@@ -13,6 +13,7 @@
 #include "base/little_endian.h"
 #include "base/version.h"
 #include "codec/encoder.h"
+#include "codec/rank/factors.h"
 #include "codec/rate/probe.h"
 #include "codec/record/record.h"
 #include "collective/schedules/cost_model.h"
@@ -306,18 +307,7 @@ uint64_t hash_of(Bytes serialised) {
 }
 
 Point point_for(Point wanted, uint32_t part, const Layout& layout) {
-  if (wanted.rank == 0) return wanted;
-  wanted.rank = static_cast<uint16_t>(std::min<uint64_t>(wanted.rank, layout.rank_max(part)));
-  if (wanted.rank > 0 &&
-      factor_elements(part, wanted.rank, layout) < layout.parts()[part].range.elements) {
-    return wanted;
-  }
-  return wanted.density > 0 ? codec::rest_of(wanted) : Point{1.0, wanted.factors};
-}
-
-uint64_t factor_elements(uint32_t part, uint32_t rank, const Layout& layout) {
-  const auto [rows, columns] = layout.matrix_of(part);
-  return rank * (rows + columns);
+  return codec::point_for(wanted, layout.matrix_of(part), layout.parts()[part].range.elements);
 }
 
 double factor_bytes(uint32_t part, Point point, const Layout& layout) {

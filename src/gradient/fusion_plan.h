@@ -60,13 +60,9 @@ inline constexpr uint16_t kPlanVersionWithoutFactors = 2;
 // What ranks compare.
 [[nodiscard]] uint64_t hash_of(Bytes serialised);
 
-// The point nearest to the wanted one that this part can have: of a matrix the rank that its sides
-// allow; where factors have no fewer elements than the part, none, and all as the rest, or where
-// there is none, dense as the factors.
+// codec::point_for() of a part.
 [[nodiscard]] codec::Point point_for(codec::Point wanted, uint32_t part, const Layout& layout);
-// Of both factors of a part.
-[[nodiscard]] uint64_t factor_elements(uint32_t part, uint32_t rank, const Layout& layout);
-// What both take as records.
+// What both factors of a part take as records.
 [[nodiscard]] double factor_bytes(uint32_t part, codec::Point point, const Layout& layout);
 
 // One path and point for everything, buffers closed once they have at least `buffer_bytes` of f32

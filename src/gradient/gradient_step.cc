@@ -120,6 +120,8 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
     Result<void> prepared = again([&]() -> Result<void> {
       if (Result<void> set = set_members(spec.members, spec.duties); !set) return set;
       if (Result<void> made = factors_.prepare(table_); !made) return made;
+      const bool on_device = !spec.gradients.memory.empty();
+      if (Result<void> possible = check_factors(on_device); !possible) return possible;
       if (Result<void> kept = keep_reserve(); !kept) return kept;
       prepare_round(spec);
       return {};

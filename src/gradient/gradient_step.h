@@ -306,6 +306,7 @@ class GradientStep {
   [[nodiscard]] std::span<float> factor_of(uint32_t slice, std::span<float> array) const;
   [[nodiscard]] std::span<float> room_of(uint32_t slice);
   [[nodiscard]] Result<std::vector<codec::MatrixSlice>> matrix_slices(uint32_t part, bool make);
+  [[nodiscard]] Result<void> check_factors(bool on_device);
   Result<void> look_at_directions(uint32_t part, codec::Curve& curve);
   Result<void> encode_left(uint32_t buffer, uint32_t part, Effort& effort);
   Result<void> encode_rest(uint32_t buffer, uint32_t part, Effort& effort);

@@ -47,12 +47,11 @@ void cut(PartLayout& part, uint32_t number, uint64_t elements_min, Owners& owner
          std::vector<SliceLayout>& slices) {
   const uint64_t ranks = owners.ranks();
   part.first_slice = static_cast<uint32_t>(slices.size());
-  if (part.range.elements < ranks * elements_min) {
-    part.slices = 1;
+  part.slices = static_cast<uint32_t>(codec::slice_count(part.range.elements, ranks, elements_min));
+  if (part.slices == 1) {
     slices.push_back({number, owners.least(part.range.elements), part.range});
     return;
   }
-  part.slices = static_cast<uint32_t>(ranks);
   uint64_t begin = 0;
   for (uint64_t s = 0; s < ranks; ++s) {
     const uint64_t end = slice_end(part.range.elements, s, ranks);
@@ -64,14 +63,6 @@ void cut(PartLayout& part, uint32_t number, uint64_t elements_min, Owners& owner
 }
 
 }  // namespace
-
-// The last is not rounded, so it is given one of the larger shares, where there are two sizes.
-uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count) {
-  constexpr uint64_t kUnit = codec::kGroupElements;
-  if (index + 1 == count) return elements;
-  const uint64_t units = (elements + kUnit - 1) / kUnit;
-  return units * (index + 1) / count * kUnit;
-}
 
 Result<Layout> Layout::create(std::span<const Shape> tensors, int ranks,
                               const LayoutOptions& options) {
@@ -117,10 +108,6 @@ codec::Shape Layout::matrix_of(uint32_t part) const {
           tensors_[parts_[part].tensor].shape.columns};
 }
 
-uint64_t Layout::rank_max(uint32_t part) const {
-  const codec::Shape matrix = matrix_of(part);
-  const uint64_t side = std::min(matrix.rows, matrix.columns);
-  return side < 2 ? 0 : std::min<uint64_t>(side, codec::kRankMax);
-}
+uint64_t Layout::rank_max(uint32_t part) const { return codec::rank_max(matrix_of(part)); }
 
 }  // namespace scant::gradient

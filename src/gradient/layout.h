@@ -8,13 +8,15 @@
 
 #include "codec/encoder.h"
 #include "codec/point.h"
+#include "codec/range.h"
 #include "scant/base/result.h"
 #include "scant/base/types.h"
 
 namespace scant::gradient {
 
-inline constexpr uint64_t kPartElementsMax = uint64_t{1} << 22;
-inline constexpr uint64_t kSliceElementsMin = 4096;
+using codec::kPartElementsMax;
+using codec::kSliceElementsMin;
+using codec::slice_end;
 inline constexpr uint64_t kSliceElementsLeast = 64;  // a group of the codec
 inline constexpr uint64_t kArenaAlignment = 16;      // elements: a cache line
 inline constexpr uint64_t kArenaElementsMax = uint64_t{1} << 40;
@@ -44,9 +46,6 @@ struct LayoutOptions {
   // A part is cut where each rank gets at least so many elements. The same on all ranks.
   uint64_t slice_elements_min = kSliceElementsMin;
 };
-
-// Where slice `index` of `count` ends: at multiples of 64, as equal as they can be.
-[[nodiscard]] uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count);
 
 class Layout {
  public:

@@ -12,8 +12,6 @@
 namespace scant::gradient {
 namespace {
 
-// Tells the draws of a rank's two residuals apart.
-constexpr uint64_t kOwnerStream = uint64_t{1} << 20;
 constexpr float kMost = std::numeric_limits<float>::max();
 
 double energy_of(const codec::TensorEncoder& encoder, std::vector<float>& scratch) {
@@ -34,14 +32,15 @@ Residuals::Residuals(const Layout& layout, Options options, codec::Workspace& wo
       record_(record),
       slices_(layout.slices().size()) {}
 
-codec::EncoderSpec Residuals::spec_of(uint32_t slice, uint64_t stream) const {
+codec::EncoderSpec Residuals::spec_of(uint32_t slice, const Seat& seat, bool as_owner) const {
   const SliceLayout& known = layout_.slices()[slice];
   const uint32_t tensor = layout_.parts()[known.part].tensor;
   return {.tensor = tensor,
           .shape = layout_.tensors()[tensor].shape,
           .options = {.residual = options_.residual,
                       .decay = options_.decay,
-                      .seed = options_.seed ^ (stream + 1) << 40},
+                      .seed = codec::seed_of_member(
+                          options_.seed, static_cast<uint64_t>(seat.station()), as_owner)},
           .range = known.range};
 }
 
@@ -56,7 +55,7 @@ std::unique_ptr<codec::TensorEncoder> Residuals::make_of_host(
 Result<codec::TensorEncoder*> Residuals::worker(uint32_t slice, const Seat& seat) {
   auto& encoder = slices_[slice].worker.encoder;
   if (encoder) return encoder.get();
-  const codec::EncoderSpec spec = spec_of(slice, static_cast<uint64_t>(seat.station()));
+  const codec::EncoderSpec spec = spec_of(slice, seat, false);
   if (!options_.make) {
     encoder = make_of_host(spec);
     return encoder.get();
@@ -74,7 +73,7 @@ Result<codec::TensorEncoder*> Residuals::worker(uint32_t slice, const Seat& seat
 codec::TensorEncoder& Residuals::owner(uint32_t slice, const Seat& seat) {
   auto& encoder = slices_[slice].owner.encoder;
   if (!encoder) {
-    encoder = make_of_host(spec_of(slice, static_cast<uint64_t>(seat.station()) + kOwnerStream));
+    encoder = make_of_host(spec_of(slice, seat, true));
   }
   return *encoder;
 }

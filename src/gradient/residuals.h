@@ -99,7 +99,7 @@ class Residuals {
     kept.dirty = true;
     kept.energy = energy;
   }
-  [[nodiscard]] codec::EncoderSpec spec_of(uint32_t slice, uint64_t stream) const;
+  [[nodiscard]] codec::EncoderSpec spec_of(uint32_t slice, const Seat& seat, bool as_owner) const;
   [[nodiscard]] std::unique_ptr<codec::TensorEncoder> make_of_host(
       const codec::EncoderSpec& spec) const;
   static Result<void> add(const Kept& kept, float weight, std::span<float> to,

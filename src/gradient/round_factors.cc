@@ -7,17 +7,11 @@
 #include "base/little_endian.h"
 
 namespace scant::gradient {
-namespace {
-
-// The same on all members, so that their first directions are.
-constexpr uint64_t kSeed = 0x4641'4354;
-
-}  // namespace
 
 codec::Factors& RoundFactors::factors_of(uint32_t part) {
   const PartLayout& known = layout_.parts()[part];
   const codec::Shape shape = layout_.tensors()[known.tensor].shape;
-  return known_.try_emplace(part, shape, known.range, kSeed + part).first->second;
+  return known_.try_emplace(part, shape, known.range, codec::kDirectionsSeed + part).first->second;
 }
 
 Result<void> RoundFactors::prepare(const SliceTable& table) {

@@ -38,8 +38,9 @@ SliceSpan SliceTable::cut(uint32_t part, bool right, uint64_t elements) {
   const PartLayout& known = layout_->parts()[part];
   const auto matrix = static_cast<uint32_t>(matrices_.size());
   const uint32_t first = size();
-  const bool whole = elements < known.slices * layout_->slice_elements_min();
-  const uint32_t count = whole ? 1 : known.slices;
+  const auto count = static_cast<uint32_t>(
+      codec::slice_count(elements, known.slices, layout_->slice_elements_min()));
+  const bool whole = count == 1;
   uint64_t begin = 0;
   for (uint32_t i = 0; i < count; ++i) {
     const uint64_t end = slice_end(elements, i, count);

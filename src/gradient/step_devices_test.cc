@@ -224,6 +224,40 @@ TEST(StepDevices, WhatDoesNotGoFromADeviceIsRefusedByName) {
   EXPECT_EQ(hosts.at(0).outcome->error().code, ErrorCode::invalid_argument);
 }
 
+// Not within the round: nobody has sent anything yet.
+TEST(StepDevices, FactorsAreRefusedBeforeTheRoundBegins) {
+  const Layout layout = small_layout(1);
+  FusionPlan plan = plan_of(layout, Path::split, 1.0);
+  const uint32_t matrix = layout.tensors()[3].first_part;
+  for (BufferPlan& buffer : plan.buffers) {
+    for (uint32_t i = 0; i < buffer.parts; ++i) {
+      if (buffer.first_part + i != matrix) continue;
+      buffer.points[i].first.rank = buffer.points[i].second.rank = 2;
+    }
+  }
+  const std::pair<Kind, const char*> cases[] = {{Kind::staged, "its gradient lies on a device"},
+                                                {Kind::late, "its encoders are of a device"}};
+  for (const auto& [kind, why] : cases) {
+    Ranks ranks(layout, {kind}, {});
+    ranks.rounds->set_plan(plan);
+    Member& member = ranks.at(0);
+    RoundSpec spec{.round = 1, .arena = member.arena, .members = everyone(1, 0)};
+    if (kind == Kind::staged) ranks.staged[0]->change(member, spec);
+    const Result<void> begun = member.step->begin(spec, Time{});
+    ASSERT_FALSE(begun.ok());
+    EXPECT_EQ(begun.error().code, ErrorCode::unsupported);
+    EXPECT_EQ(begun.error().message,
+              "part " + std::to_string(matrix) +
+                  " of the plan sends factors, which are made on the host: " + why +
+                  "; use a plan without a rank there");
+    EXPECT_TRUE(member.step->idle());
+    // Another plan goes on as if nothing had been.
+    ranks.rounds->set_plan(plan_of(layout, Path::split, 1.0));
+    ranks.rounds->run(1, {0}, 1, 1);
+    ASSERT_TRUE(member.outcome->ok()) << member.outcome->error().to_string();
+  }
+}
+
 // Wherever its gradients lie: what a device has kept goes along.
 void run_plain_after_split(bool from_the_host) {
   const Layout layout = small_layout(2);

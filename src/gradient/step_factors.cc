@@ -60,15 +60,32 @@ Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t par
     }
     const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
     if (!encoder) return encoder.error();
-    const codec::Encoder* const of_host = encoder.value()->of_host();
-    if (of_host == nullptr || on_device()) {
-      return Error{.code = ErrorCode::unsupported,
-                   .message = "part " + std::to_string(part) +
-                              " of the plan sends factors, which gradients on a device cannot yet"};
-    }
-    slices.push_back({of_host, range, floats(known.tensor, range)});
+    slices.push_back({encoder.value()->of_host(), range, floats(known.tensor, range)});
   }
   return slices;
+}
+
+// Of gradients and residuals on a device nobody makes products yet.
+Result<void> GradientStep::check_factors(bool on_device) {
+  const auto unsupported = [](uint32_t part, const std::string& where) {
+    return Error{.code = ErrorCode::unsupported,
+                 .message = "part " + std::to_string(part) +
+                            " of the plan sends factors, which are made on the host: " + where +
+                            "; use a plan without a rank there"};
+  };
+  for (const MatrixPart& matrix : table_.matrices()) {
+    if (on_device) return unsupported(matrix.part, "its gradient lies on a device");
+    if (!options_.encoders) continue;
+    const PartLayout& known = layout_.parts()[matrix.part];
+    for (uint32_t slice = known.first_slice; slice < known.first_slice + known.slices; ++slice) {
+      const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
+      if (!encoder) return encoder.error();
+      if (encoder.value()->of_host() == nullptr) {
+        return unsupported(matrix.part, "its encoders are of a device");
+      }
+    }
+  }
+  return {};
 }
 
 // What the strongest directions of a part hold; of gradients on a device nobody looks.

@@ -1,6 +1,5 @@
 #include "bindings/codec/codec.h"
 
-#include <mutex>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -11,9 +10,10 @@
 #include <vector>
 
 #include "bindings/base/errors.h"
-#include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
 #include "bindings/base/options.h"
+#include "bindings/codec/encoder.h"
+#include "bindings/codec/factors.h"
 #include "bindings/codec/plane.h"
 #include "bindings/codec/record.h"
 #include "bindings/codec/workspaces.h"
@@ -28,52 +28,6 @@ using codec::Encoder;
 using codec::Point;
 using codec::RecordView;
 using codec::Shape;
-
-std::span<const float> input(uintptr_t address, size_t elements) {
-  return {reinterpret_cast<const float*>(address), elements};
-}
-std::span<float> output(uintptr_t address, size_t elements) {
-  return {reinterpret_cast<float*>(address), elements};
-}
-
-// One encoder, used by one thread at a time.
-class PythonEncoder {
- public:
-  explicit PythonEncoder(Encoder encoder) : encoder_(std::move(encoder)) {}
-
-  // Without the GIL.
-  template <typename F>
-  auto locked(const F& body) {
-    check_process();
-    return without_gil([&] {
-      const std::lock_guard lock(mutex_);
-      return body(encoder_);
-    });
-  }
-  template <typename F>
-  static auto both_locked(PythonEncoder& a, PythonEncoder& b, const F& body) {
-    a.check_process();
-    b.check_process();
-    return without_gil([&] {
-      const std::scoped_lock lock(a.mutex_, b.mutex_);
-      return body(a.encoder_, b.encoder_);
-    });
-  }
-
- private:
-  // A fork may have happened in the middle of a step.
-  void check_process() const {
-    if (generation_ == fork_generation()) return;
-    raise({.code = ErrorCode::closed,
-           .message = "the encoder belongs to the process that forked this one: save() there, "
-                      "restore() here"},
-          kNoRank);
-  }
-
-  std::mutex mutex_;
-  Encoder encoder_;
-  uint32_t generation_ = fork_generation();
-};
 
 struct EncoderFields {
   uint32_t tensor;
@@ -237,6 +191,14 @@ void bind_encoder(nb::module_& module) {
 
 }  // namespace
 
+void check_process(uint32_t generation, const char* what) {
+  if (generation == fork_generation()) return;
+  raise({.code = ErrorCode::closed,
+         .message = "the " + std::string(what) +
+                    " belongs to the process that forked this one: save() there, restore() here"},
+        kNoRank);
+}
+
 void bind_codec(nb::module_& module) {
   module.attr("by_row") = std::string(codec::kByRow);
   module.attr("value_kind_names") = names<codec::ValueKind>(codec::kValueKindCount);
@@ -245,6 +207,7 @@ void bind_codec(nb::module_& module) {
   bind_codec_records(module);
   bind_codec_plane(module);
   bind_encoder(module);
+  bind_codec_factors(module);
   module.def("accumulate", &accumulate);
 }
 

@@ -19,6 +19,8 @@ from scant._scant import Block, Record, Report, parse_all
 from scant.codec.checked import RESIDUALS, VALUES
 from scant.codec.decoding import accumulate, decode
 from scant.codec.encoder import Encoder
+from scant.codec.factors import Factors
+from scant.codec.members import Exchanged, Members
 from scant.codec.plane import (
     Allocation,
     Curve,
@@ -40,6 +42,9 @@ __all__ = [
     "Curve",
     "CurvePoint",
     "Encoder",
+    "Exchanged",
+    "Factors",
+    "Members",
     "Record",
     "Report",
     "accumulate",

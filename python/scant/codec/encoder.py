@@ -111,6 +111,16 @@ class Encoder:
             self._threads,
         )
 
+    def keep(self, gradient: Any) -> None:
+        """One step that sends nothing: gradient + residual is kept, but for what is not finite."""
+        address, elements = self._input(gradient, "gradient")
+        self._native.encode(address, elements, 0.0, "f32", self._threads)
+
+    @property
+    def native(self) -> _scant.Encoder:
+        """What the extension's own calls take."""
+        return self._native
+
     def native_probe(
         self, gradient: Any, points: list[tuple[float, str]] | None, threads: int
     ) -> tuple[float, list[tuple[float, str, float, float]]]:

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <new>
 #include <string>
 
@@ -21,7 +22,37 @@ using base::invalid;
 // Larger coefficients count as none: sums of others, of any number of members, stay finite.
 constexpr float kCoefficientMost = 0x1p100f;
 
+// A left factor only chooses directions, so it is scaled to below this where it is larger.
+constexpr int kLeftMostExponent = 100;
+// Of directions, so that no product of finite values overflows.
+constexpr float kFarDown = 0x1p-60f;
+
+bool all_within(std::span<const float> values, float most) {
+  return std::ranges::all_of(values, [most](float value) { return std::fabs(value) <= most; });
+}
+
+// By the power of two that brings the largest just below 2^100.
+void scale_to_most(std::span<float> values) {
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::fabs(value));
+  if (largest == 0 || !all_within(values, std::numeric_limits<float>::max())) return;
+  const int up = kLeftMostExponent - 1 - std::ilogb(largest);
+  for (float& value : values) value = std::ldexp(value, up);
+}
+
 }  // namespace
+
+uint64_t rank_max(Shape matrix) {
+  const uint64_t side = std::min(matrix.rows, matrix.columns);
+  return side < 2 ? 0 : std::min<uint64_t>(side, kRankMax);
+}
+
+Point point_for(Point wanted, Shape matrix, uint64_t elements) {
+  if (wanted.rank == 0) return wanted;
+  wanted.rank = static_cast<uint16_t>(std::min<uint64_t>(wanted.rank, rank_max(matrix)));
+  if (wanted.rank > 0 && wanted.rank * (matrix.rows + matrix.columns) < elements) return wanted;
+  return wanted.density > 0 ? rest_of(wanted) : Point{1.0, wanted.factors};
+}
 
 const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, float* work) {
   if (slice.encoder == nullptr) {
@@ -118,6 +149,20 @@ Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& wo
                               std::span<float> left) {
   SCANT_CHECK(left.size() == left_elements());
   if (Result<void> prepared = workspace.prepare(); !prepared) return prepared;
+  multiply(slices, workspace, directions_);
+  if (!all_within(basis_, std::ldexp(1.0f, kLeftMostExponent))) {
+    std::vector<float> scaled = directions_;
+    for (float& value : scaled) value *= kFarDown;
+    multiply(slices, workspace, scaled);
+    scale_to_most(basis_);
+  }
+  read_basis(left);
+  return {};
+}
+
+// To where the basis will stand.
+void Factors::multiply(std::span<const MatrixSlice> slices, Workspace& workspace,
+                       std::span<const float> directions) {
   std::ranges::fill(basis_, 0.0f);
   const std::vector<Stretch> all = stretches(slices);
   for_rows(all, workspace, [&](const Stretch& one, size_t worker) {
@@ -125,13 +170,9 @@ Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& wo
     const float* const a =
         load_elements(slice, one.at, one.rows * one.columns, workspace.scratch(worker).work());
     kernels().times_right({a, one.columns, one.rows, one.columns},
-                          {directions_.data() + one.column, columns(), rank_},
+                          {directions.data() + one.column, columns(), rank_},
                           basis_.data() + one.row * rank_);
   });
-  for (size_t row = 0; row < rows_; ++row) {
-    for (size_t k = 0; k < rank_; ++k) left[k * rows_ + row] = basis_[row * rank_ + k];
-  }
-  return {};
 }
 
 void Factors::set_basis(std::span<const float> left) {
@@ -140,6 +181,13 @@ void Factors::set_basis(std::span<const float> left) {
   orthonormalise(columns, rows_);
   for (size_t row = 0; row < rows_; ++row) {
     for (size_t k = 0; k < rank_; ++k) basis_[row * rank_ + k] = columns[k * rows_ + row];
+  }
+}
+
+void Factors::read_basis(std::span<float> left) const {
+  SCANT_CHECK(left.size() == left_elements());
+  for (size_t row = 0; row < rows_; ++row) {
+    for (size_t k = 0; k < rank_; ++k) left[k * rows_ + row] = basis_[row * rank_ + k];
   }
 }
 
@@ -176,8 +224,7 @@ Result<bool> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
       std::ranges::transform(right, sum_of(i), right.begin(), std::plus<>{});
     }
   }
-  const auto usable = [](float value) { return std::fabs(value) <= kCoefficientMost; };
-  const bool all_usable = std::ranges::all_of(right, usable);
+  const bool all_usable = all_within(right, kCoefficientMost);
   if (!all_usable) std::ranges::fill(right, 0.0f);
   return all_usable;
 }

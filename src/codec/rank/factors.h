@@ -27,6 +27,15 @@ inline constexpr uint32_t kRankMax = 256;
   return (range.first + range.elements - 1) / shape.columns - range.first / shape.columns + 1;
 }
 
+// The most directions that a matrix may send: 0 unless it has rows and columns.
+[[nodiscard]] uint64_t rank_max(Shape matrix);
+// The point nearest to the wanted one that so many elements of a matrix can have: the rank that its
+// sides allow; where factors have no fewer elements, none, and all as the rest, or where there is
+// none, dense as the factors.
+[[nodiscard]] Point point_for(Point wanted, Shape matrix, uint64_t elements);
+// Of a part's first directions, + its number: the same on all members, so that these are.
+inline constexpr uint64_t kDirectionsSeed = 0x4641'4354;
+
 // One stretch of the range: A = gradient + decay * what its encoder keeps.
 struct MatrixSlice {
   const Encoder* encoder = nullptr;  // null: nothing is kept
@@ -59,11 +68,14 @@ class Factors {
 
   // Factors are written column after column of `rank` columns: left ones of rows() numbers, right
   // ones of columns(). Slices ascend, and cover the range.
-  // A times the directions.
+  // A times the directions; where that is beyond 2^100, times the power of two that it takes to be
+  // below. Not finite only where A is not.
   Result<void> project(std::span<const MatrixSlice> slices, Workspace& workspace,
                        std::span<float> left);
   // The average of all members' projections becomes the basis: orthonormal, the same bits on all.
   void set_basis(std::span<const float> left);
+  // As set, made orthonormal; column after column, zeros where a column had nothing left.
+  void read_basis(std::span<float> left) const;
   // The transpose of A times the basis. False where a number is not finite, or beyond 2^100: then
   // all are 0, and the rest holds all of A.
   Result<bool> coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
@@ -98,6 +110,8 @@ class Factors {
   // Calls body(stretch, worker) for all of them, those of one row one after the other.
   template <typename Body>
   static void for_rows(std::span<const Stretch> all, Workspace& workspace, const Body& body);
+  void multiply(std::span<const MatrixSlice> slices, Workspace& workspace,
+                std::span<const float> directions);
   void draw_direction(uint32_t k);
 
   Shape shape_;

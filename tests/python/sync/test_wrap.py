@@ -16,6 +16,7 @@ WORKERS = [
     "torch_late_step.py",
     "torch_late_edges.py",
     "torch_samples.py",
+    "torch_factors.py",
 ]
 CASES = [(worker, case) for worker in WORKERS for case in case_names(worker)]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from scant import _scant, planes
+from scant.codec import points
 from scant.errors import InvalidArgument
 from scant.torch.gradient.ssfusion import ssfusion
 
@@ -20,15 +21,8 @@ PLANS = (
     "them: 'adtopk 1% q4'"
 )
 _PERCENT = r"(?P<percent>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)%"
-_POINT = re.compile(rf"(?:{_PERCENT} )?(?P<values>[a-z0-9]+)(?P<gather>, gather)?")
+_GATHER = ", gather"
 _PUBLISHED = re.compile(rf"(?P<rule>ssfusion|adtopk) {_PERCENT}(?: (?P<values>[a-z0-9]+))?")
-_RANKED = re.compile(
-    rf"rank (?P<rank>[1-9][0-9]*)(?: of (?P<factors>[a-z0-9]+))?"
-    rf"(?:(?(factors),) (?:{_PERCENT} )?(?P<values>(?!gather)[a-z0-9]+))?(?P<gather>, gather)?"
-)
-_RANK_MAX = 256
-_FACTORS = "q8"  # where a rest follows and nothing is said
-_VALUES = {**{name: name for name in _scant.value_kind_names}, "fp16": "f16"}
 _OF_RANK_0 = ("log", "metrics_port", "tensorboard")
 _UNUSED = ("error", "zeros")
 _NONFINITE = ("auto", "error", "pass")
@@ -194,38 +188,15 @@ class _Named(NamedTuple):
 def _parse(text: str) -> _Named:
     if text == "plain":
         return _Named("", "all_reduce", 1.0, "f32")
-    if ranked := _RANKED.fullmatch(text):
-        return _parse_ranked(text, ranked.groupdict())
-    match = _PUBLISHED.fullmatch(text) or _POINT.fullmatch(text)
-    found = match.groupdict() if match else {}
-    values = found.get("values") or ("bf16" if "rule" in found else "")
-    if values not in _VALUES:
-        raise InvalidArgument(f"plan: no '{text}'; there are {PLANS}")
-    percent = float(found["percent"] or 100)
-    if not 0 < percent <= 100:
-        raise InvalidArgument(
-            f"plan: the density of '{text}' does not lie above 0 and up to 100 %; there are {PLANS}"
-        )
-    gathers = "rule" in found or found["gather"]
-    path = "gather" if gathers else "split"
-    return _Named(found.get("rule", ""), path, percent / 100, _VALUES[values])
-
-
-def _parse_ranked(text: str, found: dict[str, str | None]) -> _Named:
-    factors, values = found["factors"] or _FACTORS, found["values"]
-    if factors not in _VALUES or (values or factors) not in _VALUES:
-        raise InvalidArgument(f"plan: no '{text}'; there are {PLANS}")
-    if int(found["rank"] or 0) > _RANK_MAX:
-        raise InvalidArgument(f"plan: the rank of '{text}' is above {_RANK_MAX}")
-    density = float(found["percent"] or 100) / 100 if values else 0.0
-    if values and not 0 < density <= 1:
-        raise InvalidArgument(
-            f"plan: the density of '{text}' does not lie above 0 and up to 100 %; there are {PLANS}"
-        )
-    written = f"rank {found['rank']} of {_VALUES[factors]}"
-    if values:
-        written += f", {_VALUES[values]}"
-    return _Named("", "gather" if found["gather"] else "split", density, written)
+    published = _PUBLISHED.fullmatch(text)
+    rule, name = published["rule"] if published else "", text.removesuffix(_GATHER)
+    if published:
+        name = f"{published['percent']}% {published['values'] or 'bf16'}"
+    point = points.named(name)
+    if isinstance(point, str):
+        raise InvalidArgument(f"plan: {point.format(text)}; there are {PLANS}")
+    path = "gather" if published or name != text else "split"
+    return _Named(rule, path, point.density, point.text)
 
 
 def with_plan(options: WrapOptions, plan: Any) -> WrapOptions:
