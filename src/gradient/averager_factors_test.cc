@@ -159,6 +159,7 @@ TEST(AveragerFactors, OwnersChangeWithinAStepAndNothingIsLost) {
         const auto report = host.step(number, static_cast<uint64_t>(number));
         ASSERT_TRUE(report.ok()) << report.error().to_string();
         EXPECT_EQ(report.value().changed_buffers, changes ? plan.buffers.size() : 0u);
+        if (point == kAlone && number < kSteps) expect_products(host, 1.0f);
         collected.add(communicator.rank(), host.arena);
         for (size_t i = 0; i < applied.size(); ++i) applied[i] += host.arena[i];
       }
