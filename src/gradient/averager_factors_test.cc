@@ -3,6 +3,8 @@
 #include <atomic>
 #include <gtest/gtest.h>
 
+#include "codec/accumulate.h"
+#include "codec/rank/factors.h"
 #include "collective/testing/threads_as_ranks.h"
 #include "gradient/communicator_exchange.h"
 #include "gradient/testing/averagers.h"
@@ -55,6 +57,85 @@ TEST(AveragerFactors, TheSameBitsForAnyNumberOfWorkers) {
   }
 }
 
+// A factor's values from records of all its slices: averages, or each rank's, to be added.
+std::vector<float> factor_from(std::span<const codec::RecordView> records, uint32_t tensor,
+                               codec::Shape shape, float weight) {
+  std::vector<float> out(shape.elements());
+  codec::Workspace workspace;
+  for (uint64_t first = 0; first < out.size();) {
+    std::vector<codec::RecordView> here;
+    for (const codec::RecordView& record : records) {
+      const codec::RecordHeader& header = record.header();
+      if (header.tensor == tensor && header.first == first) here.push_back(record);
+    }
+    if (here.empty()) {
+      ADD_FAILURE() << "no record of tensor " << tensor << " at " << first;
+      break;
+    }
+    const auto to = std::span(out).subspan(first, here.front().header().elements);
+    EXPECT_TRUE(codec::accumulate(here, tensor, shape, first, to, weight, workspace).ok());
+    first += to.size();
+  }
+  return out;
+}
+
+std::vector<codec::RecordView> records_of(const AveragedBuffer& buffer) {
+  std::vector<codec::RecordView> all;
+  for (const auto* messages : {&buffer.basis_messages, &buffer.messages}) {
+    for (const Bytes message : *messages) {
+      auto parsed = codec::parse_all(message);
+      EXPECT_TRUE(parsed.ok());
+      for (codec::RecordView& record : parsed.value()) all.push_back(std::move(record));
+    }
+  }
+  return all;
+}
+
+// Without a rest: what a part's average is made from is all in the messages.
+void expect_products(const Host& host, float weight) {
+  const Layout& layout = host.layout;
+  size_t matrices = 0;
+  for (const AveragedBuffer& buffer : host.averager->averaged()) {
+    const auto records = records_of(buffer);
+    EXPECT_EQ(buffer.basis_messages.empty(), buffer.matrices.empty());
+    for (const AveragedBuffer::Matrix& one : buffer.matrices) {
+      const PartLayout& part = layout.parts()[one.part];
+      const codec::Shape shape = layout.tensors()[part.tensor].shape;
+      codec::Factors factors(shape, part.range, 0);
+      ASSERT_TRUE(factors.set_rank(one.rank).ok());
+      factors.set_basis(
+          factor_from(records, codec::kLeftFactors + one.part, {one.rank, factors.rows()}, weight));
+      const auto right =
+          factor_from(records, codec::kRightFactors + one.part, {one.rank, shape.columns}, weight);
+      std::vector<float> product(part.range.elements);
+      codec::Workspace workspace;
+      EXPECT_TRUE(factors.add_average(right, part.range, product, workspace));
+      const auto at = layout.arena_offset(part.tensor, part.range);
+      EXPECT_TRUE(std::ranges::equal(product, std::span(host.arena).subspan(at, product.size())))
+          << "part " << one.part;
+      ++matrices;
+    }
+  }
+  EXPECT_GT(matrices, 2U);
+}
+
+// Whatever plan is set meanwhile.
+TEST(AveragerFactors, WhatWasAveragedTellsTheRecordsOfBothFactors) {
+  for (const Path path : {Path::split, Path::gather}) {
+    collective::on_ranks(kRanks, [&](Communicator& communicator) {
+      Host host(communicator, layout_for(kRanks));
+      const float weight = path == Path::split ? 1.0f : codec::mean_weight(kRanks);
+      for (const int number : {1, 2}) {
+        host.set(plan_of(host.layout, kAlone, path));
+        ASSERT_TRUE(host.step(number, 3).ok());
+        expect_products(host, weight);
+      }
+      host.set(uniform(host.layout, Path::all_reduce, 1.0, ValueKind::f32));
+      expect_products(host, weight);
+    });
+  }
+}
+
 // Every second step has other owners, from its first buffer on.
 TEST(AveragerFactors, OwnersChangeWithinAStepAndNothingIsLost) {
   constexpr int kSteps = 5;
@@ -78,6 +159,7 @@ TEST(AveragerFactors, OwnersChangeWithinAStepAndNothingIsLost) {
         const auto report = host.step(number, static_cast<uint64_t>(number));
         ASSERT_TRUE(report.ok()) << report.error().to_string();
         EXPECT_EQ(report.value().changed_buffers, changes ? plan.buffers.size() : 0u);
+        if (point == kAlone && number < kSteps) expect_products(host, 1.0f);
         collected.add(communicator.rank(), host.arena);
         for (size_t i = 0; i < applied.size(); ++i) applied[i] += host.arena[i];
       }

@@ -395,20 +395,27 @@ std::vector<AveragedBuffer> GradientStep::averaged() const {
   const auto self = static_cast<size_t>(replaced_ ? replaced_->rank : seat_.rank());
   for (size_t i = 0; i < plan.buffers.size(); ++i) {
     const BufferPlan& known = plan.buffers[i];
-    const BufferMemory& memory = buffers[i][static_cast<size_t>(Stage::values)];
-    AveragedBuffer one{.path = known.path, .first_part = known.first_part, .parts = known.parts};
-    if (!buffers[i][static_cast<size_t>(Stage::basis)].slices.empty()) {
-      one.path = Path::all_reduce;  // a product of factors is no sum of records
-      all.push_back(std::move(one));
-      continue;
+    const auto messages_of = [&](Stage stage) {
+      const BufferMemory& memory = buffers[i][static_cast<size_t>(stage)];
+      const bool split = known.path == Path::split;
+      std::vector<Bytes> messages;
+      for (size_t rank = 0; rank < memory.incoming.size(); ++rank) {
+        const Message& own = split ? memory.average : memory.outgoing[0];
+        const Message& other = (split ? memory.averages : memory.incoming)[rank];
+        messages.push_back((rank == self ? own : other).view());
+      }
+      return messages;
+    };
+    AveragedBuffer& one =
+        all.emplace_back(AveragedBuffer{.path = known.path,
+                                        .messages = messages_of(Stage::values),
+                                        .basis_messages = messages_of(Stage::basis),
+                                        .first_part = known.first_part,
+                                        .parts = known.parts});
+    for (uint32_t part = 0; part < known.points.size(); ++part) {
+      const uint32_t rank = known.points[part].first.rank;
+      if (rank > 0) one.matrices.push_back({known.first_part + part, rank});
     }
-    const bool split = known.path == Path::split;
-    for (size_t rank = 0; rank < memory.incoming.size(); ++rank) {
-      const Message& own = split ? memory.average : memory.outgoing[0];
-      const Message& other = (split ? memory.averages : memory.incoming)[rank];
-      one.messages.push_back((rank == self ? own : other).view());
-    }
-    all.push_back(std::move(one));
   }
   return all;
 }

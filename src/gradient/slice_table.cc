@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "codec/rank/factors.h"
+
 namespace scant::gradient {
 
 SliceTable::SliceTable(const Layout& layout, const FusionPlan& plan) : layout_(&layout) {
@@ -70,7 +72,7 @@ SliceRecord SliceTable::record_of(uint32_t slice) const {
   const FactorSlice& one = factor(slice);
   const MatrixPart& matrix = matrices_[one.matrix];
   const uint64_t elements = one.right ? matrix.right_elements : matrix.left_elements;
-  return {matrix.part + (one.right ? kRightFactors : kLeftFactors),
+  return {matrix.part + (one.right ? codec::kRightFactors : codec::kLeftFactors),
           {matrix.rank, elements / matrix.rank},
           one.range};
 }

@@ -18,10 +18,6 @@ struct SliceSpan {
   uint32_t count = 0;
 };
 
-// Records of factors name these numbers + that of the part as their tensor.
-inline constexpr uint32_t kLeftFactors = uint32_t{1} << 30;
-inline constexpr uint32_t kRightFactors = uint32_t{1} << 31;
-
 // What a record of a slice says in its header.
 struct SliceRecord {
   uint32_t tensor = 0;

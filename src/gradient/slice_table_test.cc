@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <set>
 
+#include "codec/rank/factors.h"
 #include "gradient/testing/fusion_plans.h"
 
 namespace scant::gradient {
@@ -25,7 +26,7 @@ void expect_covers(const SliceTable& table, const Layout& layout, const MatrixPa
     const SliceRecord record = table.record_of(slice);
     EXPECT_EQ(record.range.first, next);
     EXPECT_EQ(record.range.first % codec::kGroupElements, 0u);
-    EXPECT_EQ(record.tensor, matrix.part + (right ? kRightFactors : kLeftFactors));
+    EXPECT_EQ(record.tensor, matrix.part + (right ? codec::kRightFactors : codec::kLeftFactors));
     EXPECT_EQ(record.shape.rows, matrix.rank);
     EXPECT_EQ(record.shape.elements(), elements);
     EXPECT_EQ(table.part_of(slice), matrix.part);

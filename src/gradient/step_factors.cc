@@ -276,8 +276,7 @@ Result<void> GradientStep::take_factors(uint32_t buffer, Stage stage, Effort& ef
     const std::span<float> out = floats(known.tensor, known.range);
     if (plan.points[part - plan.first_part].first.density == 0) std::ranges::fill(out, 0.0f);
     const std::span<const float> right = right_of(*matrix, factors_.values());
-    if (all_zero(right)) continue;
-    factors.add(right, 1.0f, known.range, out, workspace_);
+    if (!factors.add_average(right, known.range, out, workspace_)) continue;
     factors.learn(right);
     effort.products += uint64_t{matrix->rank} * known.range.elements;
   }

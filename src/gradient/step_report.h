@@ -68,9 +68,17 @@ struct StepReport {
 struct AveragedBuffer {
   Path path = Path::all_reduce;
   // split: one for each owner, whose records are averages. gather: one for each rank, whose records
-  // are to be added in this order and divided by the number of ranks. all_reduce: none.
+  // are to be added in this order and divided by the number of ranks. all_reduce: none. With matrix
+  // parts these are coefficients and rests.
   std::vector<Bytes> messages{};
-  uint32_t first_part = 0;  // of the layout
+  // Of matrix parts the left factors, likewise; no messages where the buffer has no such part.
+  std::vector<Bytes> basis_messages{};
+  struct Matrix {
+    uint32_t part = 0;
+    uint32_t rank = 0;
+  };
+  std::vector<Matrix> matrices{};  // by part, ascending
+  uint32_t first_part = 0;         // of the layout
   uint32_t parts = 0;
 };
 

@@ -8,6 +8,9 @@ std::vector<Part> parts_of(std::span<const AveragedTogether> averages,
   for (uint32_t number = 0; number < averages.size(); ++number) {
     const AveragedTogether& together = averages[number];
     const bool owners = together.from == AveragedTogether::From::owners;
+    if (!together.matrices.empty()) {
+      parts.push_back({.kind = PartKind::matrices, .where = number, .matrices = together.matrices});
+    }
     for (const Bytes message : together.messages) {
       parts.push_back({.kind = owners ? PartKind::averages : PartKind::gathered,
                        .where = number,

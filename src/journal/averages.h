@@ -24,6 +24,8 @@ struct AveragedTogether {
   };
   From from = From::memory;
   std::vector<Bytes> messages{};
+  // What the records of some tensors are factors of, ascending; of owners and ranks alone.
+  std::vector<Matrix> matrices{};
   std::vector<Place> places{};  // memory alone
 };
 

@@ -32,6 +32,21 @@ TEST(Averages, MessagesOfOwnersAndOfRanksBecomePartsOfTheirKind) {
   EXPECT_TRUE(lies_at(parts[2].bytes, message, 0, 30));
 }
 
+TEST(Averages, MatricesStandBeforeTheirBuffersMessages) {
+  const Matrix matrix{.part = 5, .tensor = 1, .rank = 2, .columns = 8, .range = {0, 64}};
+  const std::vector<AveragedTogether> averages = {
+      {.from = From::ranks, .messages = {Bytes(kMessage)}},
+      {.from = From::owners, .messages = {Bytes(kMessage)}, .matrices = {matrix}}};
+  const auto parts = parts_of(averages, {});
+  ASSERT_EQ(parts.size(), 3u);
+  EXPECT_EQ(parts[1].kind, PartKind::matrices);
+  EXPECT_EQ(parts[1].where, 1u);
+  EXPECT_EQ(parts[1].matrices, std::vector<Matrix>{matrix});
+  EXPECT_EQ(parts[1].size(), kMatrixBytes);
+  EXPECT_EQ(parts[2].kind, PartKind::averages);
+  EXPECT_EQ(parts[2].where, 1u);
+}
+
 TEST(Averages, WhatWasAveragedInPlaceGoesAsItIs) {
   const std::vector<Bytes> gradients = {Bytes{}, Bytes(kTensor)};
   const std::vector<AveragedTogether> averages = {

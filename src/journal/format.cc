@@ -71,7 +71,7 @@ class Lines {
     const std::string_view kind = first_line.substr(0, first_line.rfind(' ') + 1);
     if (begun.starts_with(kind)) {
       const auto version = number<uint32_t>(begun.substr(kind.size()), 10);
-      if (version) return base::other_version(name_, *version, kVersion);
+      if (version) return base::other_version(name_, *version, kTextVersion);
     }
     return corrupt(name_, "not begun by '" + std::string(first_line) + "'");
   }
@@ -145,6 +145,14 @@ bool fits(Bytes bytes, uint16_t version) {
   return base::load_little<uint32_t>(bytes.data() + covered.size()) == base::crc32c(covered);
 }
 
+// Whether it is a header of a known version once it has that in place of the version it has.
+bool fits_another(Bytes bytes, uint16_t version) {
+  for (uint16_t known = kVersionWithoutFactors; known <= kVersion; ++known) {
+    if (known != version && fits(bytes, known)) return true;
+  }
+  return false;
+}
+
 // A file of a base lies in its folder.
 bool is_plain_name(std::string_view name) {
   return !name.empty() && name.front() != '.' && name.find('/') == std::string_view::npos;
@@ -155,7 +163,7 @@ bool is_plain_name(std::string_view name) {
 std::array<std::byte, kSegmentHeaderBytes> write_segment_header(const SegmentHeader& header) {
   std::array<std::byte, kSegmentHeaderBytes> out{};
   base::store_little(out.data(), kSegmentMagic);
-  base::store_little(out.data() + 4, kVersion);
+  base::store_little(out.data() + 4, header.version);
   base::store_little(out.data() + 8, header.identity.job);
   base::store_little(out.data() + 16, header.identity.model);
   base::store_little(out.data() + 24, header.sequence);
@@ -165,26 +173,29 @@ std::array<std::byte, kSegmentHeaderBytes> write_segment_header(const SegmentHea
   return out;
 }
 
-// Where another version has its checksum this one cannot know, so the version decides first. What
-// fits once the version is this one's is a header of this version whose version was damaged.
+// Where a newer version has its checksum this one cannot know, so the version decides first. What
+// fits once the version is a known one is a header of that version whose version was damaged.
 Result<SegmentHeader> read_segment_header(Bytes bytes, const std::string& name) {
   if (bytes.size() < kSegmentVersionEnd) return corrupt(name, "shorter than a segment's header");
   if (base::load_little<uint32_t>(bytes.data()) != kSegmentMagic) {
     return corrupt(name, "not begun by SCJS");
   }
   const auto version = base::load_little<uint16_t>(bytes.data() + 4);
-  if (version > kVersion && !fits(bytes, kVersion)) {
+  if (version > kVersion && !fits_another(bytes, version)) {
     return base::other_version(name, version, kVersion);
   }
   if (bytes.size() < kSegmentHeaderBytes) return corrupt(name, "shorter than a segment's header");
   if (!fits(bytes, version)) {
     return corrupt(name, "the checksum of the segment's header does not fit");
   }
-  if (version != kVersion) return base::other_version(name, version, kVersion);
+  if (version < kVersionWithoutFactors || version > kVersion) {
+    return base::other_version(name, version, kVersion);
+  }
   return SegmentHeader{.identity = {.job = base::load_little<uint64_t>(bytes.data() + 8),
                                     .model = base::load_little<uint64_t>(bytes.data() + 16)},
                        .sequence = base::load_little<uint64_t>(bytes.data() + 24),
-                       .joins = base::load_little<uint64_t>(bytes.data() + 32)};
+                       .joins = base::load_little<uint64_t>(bytes.data() + 32),
+                       .version = version};
 }
 
 std::array<std::byte, kEntryHeaderBytes> write_entry_header(const EntryHeader& header,

@@ -15,7 +15,10 @@
 namespace scant::journal {
 
 inline constexpr uint32_t kSegmentMagic = 0x534a4353;  // "SCJS" in memory
-inline constexpr uint16_t kVersion = 1;
+inline constexpr uint16_t kVersion = 2;
+// Segments whose first entry has no factors are written as version 1, as they always were.
+inline constexpr uint16_t kVersionWithoutFactors = 1;
+inline constexpr uint32_t kTextVersion = 1;  // of manifest and index
 inline constexpr size_t kSegmentHeaderBytes = 48;
 inline constexpr size_t kEntryHeaderBytes = 40;
 inline constexpr uint64_t kEntryBytesMax = uint64_t{1} << 40;
@@ -34,6 +37,7 @@ struct SegmentHeader {
   // Of what earlier segments hold, entries before this number count: the sequence, but behind a
   // restart, which took back the others or never saw them.
   uint64_t joins = 0;
+  uint16_t version = kVersionWithoutFactors;
 };
 
 enum class EntryKind : uint8_t { step = 1 };

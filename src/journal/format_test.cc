@@ -72,46 +72,67 @@ TEST(Format, AnEntryOfImpossibleLengthIsNone) {
   }
 }
 
+constexpr uint16_t kVersions[] = {kVersionWithoutFactors, kVersion};
+
+SegmentHeader header_of(uint16_t version = kVersionWithoutFactors) {
+  return {.identity = kIdentity, .sequence = 12, .joins = 9, .version = version};
+}
+
 TEST(Format, ASegmentsHeaderIsReadBack) {
-  const auto bytes = write_segment_header({.identity = kIdentity, .sequence = 12, .joins = 9});
-  const auto header = read_segment_header(bytes, "log-x");
-  ASSERT_TRUE(header.ok());
-  EXPECT_EQ(header.value().identity, kIdentity);
-  EXPECT_EQ(header.value().sequence, 12U);
-  EXPECT_EQ(header.value().joins, 9U);
+  for (const uint16_t version : kVersions) {
+    const auto header = read_segment_header(write_segment_header(header_of(version)), "log-x");
+    ASSERT_TRUE(header.ok()) << version;
+    EXPECT_EQ(header.value().identity, kIdentity);
+    EXPECT_EQ(header.value().sequence, 12U);
+    EXPECT_EQ(header.value().joins, 9U);
+    EXPECT_EQ(header.value().version, version);
+  }
 }
 
 TEST(Format, ASegmentsHeaderCutOffOrChangedIsCorrupt) {
-  const auto bytes = write_segment_header({.identity = kIdentity, .sequence = 12, .joins = 9});
-  for (size_t length = 0; length < bytes.size(); ++length) {
-    const auto header = read_segment_header(Bytes(bytes).first(length), "log-x");
-    ASSERT_FALSE(header.ok()) << length;
-    EXPECT_EQ(header.error().code, ErrorCode::corrupt);
+  for (const uint16_t version : kVersions) {
+    const auto bytes = write_segment_header(header_of(version));
+    for (size_t length = 0; length < bytes.size(); ++length) {
+      const auto header = read_segment_header(Bytes(bytes).first(length), "log-x");
+      ASSERT_FALSE(header.ok()) << length;
+      EXPECT_EQ(header.error().code, ErrorCode::corrupt);
+    }
+    for (size_t bit = 0; bit < bytes.size() * 8; ++bit) {
+      auto changed = bytes;
+      changed[bit / 8] ^= static_cast<std::byte>(1U << (bit % 8));
+      const auto header = read_segment_header(changed, "log-x");
+      ASSERT_FALSE(header.ok()) << bit;
+      EXPECT_EQ(header.error().code, ErrorCode::corrupt) << "version " << version << ", " << bit;
+      EXPECT_NE(header.error().message.find("log-x"), std::string::npos);
+    }
   }
-  for (size_t bit = 0; bit < bytes.size() * 8; ++bit) {
-    auto changed = bytes;
-    changed[bit / 8] ^= static_cast<std::byte>(1U << (bit % 8));
-    const auto header = read_segment_header(changed, "log-x");
-    ASSERT_FALSE(header.ok()) << bit;
+}
+
+// A version that was damaged into another known one is no header of that.
+TEST(Format, ASegmentWithTheOtherKnownVersionIsCorrupt) {
+  for (const uint16_t version : kVersions) {
+    auto bytes = write_segment_header(header_of(version));
+    base::store_little(bytes.data() + 4, static_cast<uint16_t>(version == 1 ? 2 : 1));
+    const auto header = read_segment_header(bytes, "log-x");
+    ASSERT_FALSE(header.ok()) << version;
     EXPECT_EQ(header.error().code, ErrorCode::corrupt);
-    EXPECT_NE(header.error().message.find("log-x"), std::string::npos);
   }
 }
 
 TEST(Format, ASegmentOfAnotherVersionIsUnsupported) {
-  auto bytes = write_segment_header({.identity = kIdentity, .sequence = 12, .joins = 9});
-  base::store_little(bytes.data() + 4, uint16_t{2});
+  auto bytes = write_segment_header(header_of());
+  base::store_little(bytes.data() + 4, uint16_t{3});
   base::store_little(bytes.data() + 44, base::crc32c(Bytes(bytes).first(44)));
   const auto header = read_segment_header(bytes, "log-x");
   ASSERT_FALSE(header.ok());
   EXPECT_EQ(header.error().code, ErrorCode::unsupported);
   EXPECT_EQ(header.error().message,
-            "log-x is of version 2; this scant reads up to 1: upgrade scant");
+            "log-x is of version 3; this scant reads up to 2: upgrade scant");
 }
 
 // Its header may be shorter or longer, and have its checksum elsewhere or none.
 TEST(Format, ASegmentOfANewerVersionIsNamedWhateverItsHeaderIs) {
-  const auto known = write_segment_header({.identity = kIdentity, .sequence = 12, .joins = 9});
+  const auto known = write_segment_header(header_of());
   std::vector<std::byte> bytes(known.begin(), known.end());
   base::store_little(bytes.data() + 4, uint16_t{3});
   bytes[20] ^= std::byte{1};
@@ -121,13 +142,13 @@ TEST(Format, ASegmentOfANewerVersionIsNamedWhateverItsHeaderIs) {
     ASSERT_FALSE(header.ok());
     EXPECT_EQ(header.error().code, ErrorCode::unsupported) << length << " bytes";
     EXPECT_EQ(header.error().message,
-              "log-x is of version 3; this scant reads up to 1: upgrade scant");
+              "log-x is of version 3; this scant reads up to 2: upgrade scant");
   }
 }
 
 // There was no version 0, so it is no other version's.
 TEST(Format, ASegmentOfVersion0WhoseChecksumDoesNotFitIsCorrupt) {
-  auto bytes = write_segment_header({.identity = kIdentity, .sequence = 12, .joins = 9});
+  auto bytes = write_segment_header(header_of());
   base::store_little(bytes.data() + 4, uint16_t{0});
   bytes[20] ^= std::byte{1};
   EXPECT_EQ(read_segment_header(bytes, "log-x").error().code, ErrorCode::corrupt);

@@ -94,24 +94,28 @@ class Reading {
 
 }  // namespace
 
-Result<void> LogWriter::open_segment() {
+Result<void> LogWriter::open_segment(uint16_t version) {
   const std::string name = segment_name(next_);
   auto made = disk_.create(name);
   if (!made) return made.error();
   names_ = true;
-  const auto header = write_segment_header(
-      {.identity = identity_, .sequence = next_, .joins = joins_.value_or(next_)});
+  const auto header = write_segment_header({.identity = identity_,
+                                            .sequence = next_,
+                                            .joins = joins_.value_or(next_),
+                                            .version = version});
   const Bytes piece(header);
   if (Result<void> wrote = made.value()->append({&piece, 1}); !wrote) return wrote;
   open_ = std::move(made).value();
   open_bytes_ = header.size();
+  open_version_ = version;
   return {};
 }
 
-Result<uint64_t> LogWriter::append(uint64_t step, EntryKind kind, std::span<const Bytes> body) {
-  if (open_bytes_ >= segment_bytes_max_) cut();
+Result<uint64_t> LogWriter::append(uint64_t step, EntryKind kind, std::span<const Bytes> body,
+                                   uint16_t version) {
+  if (open_bytes_ >= segment_bytes_max_ || (open_ && open_version_ < version)) cut();
   if (!open_) {
-    if (Result<void> opened = open_segment(); !opened) return opened.error();
+    if (Result<void> opened = open_segment(version); !opened) return opened.error();
   }
   EntryHeader header{.sequence = next_, .step = step, .kind = kind};
   for (const Bytes piece : body) header.length += piece.size();

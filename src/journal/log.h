@@ -24,7 +24,9 @@ class LogWriter {
         segment_bytes_max_(segment_bytes_max) {}
 
   // Handed to the operating system when it returns. After an error the entry is not there.
-  Result<uint64_t> append(uint64_t step, EntryKind kind, std::span<const Bytes> body);
+  // `version`: that the entry's segment must have at least.
+  Result<uint64_t> append(uint64_t step, EntryKind kind, std::span<const Bytes> body,
+                          uint16_t version = kVersionWithoutFactors);
   // The next entry begins a segment, as each does that follows a base.
   void cut();
   // A step was not logged: nothing behind it can be reached but from a base that comes after it.
@@ -44,7 +46,7 @@ class LogWriter {
   Result<void> sync();  // all in one
 
  private:
-  Result<void> open_segment();
+  Result<void> open_segment(uint16_t version);
 
   Disk& disk_;
   Identity identity_;
@@ -53,6 +55,7 @@ class LogWriter {
   uint64_t segment_bytes_max_;
   std::unique_ptr<File> open_;
   uint64_t open_bytes_ = 0;
+  uint16_t open_version_ = 0;
   bool open_written_ = false;  // since the last take_unsynced()
   bool names_ = false;
   std::vector<std::unique_ptr<File>> closed_;

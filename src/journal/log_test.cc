@@ -23,13 +23,17 @@ std::vector<std::byte> body_of(uint64_t past, uint64_t step) {
   return out;
 }
 
-void append(LogWriter& log, uint64_t past, uint64_t step) {
+void append_as(LogWriter& log, uint16_t version, uint64_t past, uint64_t step) {
   const auto body = body_of(past, step);
   const Bytes piece(body);
   const uint64_t expected = log.next_sequence();
-  const auto appended = log.append(step, EntryKind::step, {&piece, 1});
+  const auto appended = log.append(step, EntryKind::step, {&piece, 1}, version);
   ASSERT_TRUE(appended.ok()) << appended.error().to_string();
   ASSERT_EQ(appended.value(), expected);
+}
+
+void append(LogWriter& log, uint64_t past, uint64_t step) {
+  append_as(log, kVersionWithoutFactors, past, step);
 }
 
 void append(LogWriter& log, uint64_t past, uint64_t first_step, uint64_t count) {
@@ -221,6 +225,44 @@ TEST(Log, AnotherJobIsRefusedFromTheBaseOnAndOverlookedBefore) {
   EXPECT_NE(refused.error().message.find(segment_name(0)), std::string::npos);
 }
 
+// Versions of the segments, by number of their first entry.
+std::vector<std::pair<uint64_t, uint16_t>> versions(Disk& disk) {
+  std::vector<std::pair<uint64_t, uint16_t>> all;
+  const auto names = disk.list("");
+  for (const std::string& name : names.value()) {
+    const auto header = read_segment_header(disk.read(name).value(), name);
+    EXPECT_TRUE(header.ok()) << name;
+    all.emplace_back(header.value().sequence, header.value().version);
+  }
+  std::ranges::sort(all);
+  return all;
+}
+
+TEST(Log, FactorsBeginASegmentOfVersion2WhereTheLastIsNone) {
+  constexpr uint16_t kOld = kVersionWithoutFactors;
+  SimulatedDisk disk;
+  LogWriter log(disk, kIdentity, 0, kNoLimit);
+  append(log, 0, 1, 3);
+  append_as(log, kVersion, 0, 4);
+  append(log, 0, 5, 2);  // without factors, in the same segment
+  append_as(log, kVersion, 0, 7);
+  log.cut();
+  append(log, 0, 8, 2);
+  append_as(log, kVersion, 0, 10);
+  using Versions = std::vector<std::pair<uint64_t, uint16_t>>;
+  EXPECT_EQ(versions(disk), (Versions{{0, kOld}, {3, kVersion}, {7, kOld}, {9, kVersion}}));
+  EXPECT_EQ(found(disk, read(disk, 0)), steps(0, 1, 10));
+  ASSERT_TRUE(log.sync().ok());
+  // Taken up again behind step 4 by a step with factors.
+  LogWriter again(disk, kIdentity, 20, kNoLimit, 4);
+  append_as(again, kVersion, 1, 5);
+  append(again, 1, 6, 1);
+  auto expected = steps(0, 1, 4);
+  const auto more = steps(1, 5, 2);
+  expected.insert(expected.end(), more.begin(), more.end());
+  EXPECT_EQ(found(disk, read(disk, 0)), expected);
+}
+
 TEST(Log, AnotherVersionIsUnsupported) {
   SimulatedDisk disk;
   auto header = write_segment_header({.identity = kIdentity, .sequence = 0, .joins = 0});
@@ -241,14 +283,14 @@ TEST(Log, ANewerVersionWithoutThisOnesChecksumIsUnsupported) {
   append(known, 0, 1, 2);
   std::vector<std::byte> header(20);
   base::store_little(header.data(), kSegmentMagic);
-  base::store_little(header.data() + 4, uint16_t{2});
+  base::store_little(header.data() + 4, uint16_t{3});
   auto file = disk.create(segment_name(2));
   const Bytes piece(header);
   ASSERT_TRUE(file.value()->append({&piece, 1}).ok());
   const auto log = read_log(disk, kIdentity, 0);
   ASSERT_FALSE(log.ok());
   EXPECT_EQ(log.error().code, ErrorCode::unsupported);
-  EXPECT_NE(log.error().message.find(segment_name(2) + " is of version 2"), std::string::npos);
+  EXPECT_NE(log.error().message.find(segment_name(2) + " is of version 3"), std::string::npos);
 }
 
 TEST(Log, ASegmentUnderAnothersNameIsNotRead) {

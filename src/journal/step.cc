@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <new>
 #include <utility>
 
 #include "base/crc.h"
@@ -13,6 +14,7 @@
 #include "base/little_endian.h"
 #include "codec/accumulate.h"
 #include "codec/record/record.h"
+#include "journal/format.h"
 
 namespace scant::journal {
 namespace {
@@ -23,7 +25,16 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kSamples = 64;             // ranges that a factor is first tried on
 constexpr uint64_t kSampleElements = 1024;  // looked at together for the largest
 
-Error corrupt(const std::string& what) { return base::corrupt("a step of the journal: " + what); }
+Error corrupt(const std::string& what) { return corrupt_step(what); }
+
+// Their bytes become values.
+bool take_matrices(Part& part) {
+  const Bytes bytes = std::exchange(part.bytes, {});
+  for (size_t at = 0; at + kMatrixBytes <= bytes.size(); at += kMatrixBytes) {
+    part.matrices.push_back(read_matrix(bytes.data() + at));
+  }
+  return !bytes.empty() && bytes.size() % kMatrixBytes == 0;
+}
 
 bool is_records(PartKind kind) { return kind == PartKind::averages || kind == PartKind::gathered; }
 
@@ -41,14 +52,28 @@ const char* name(PartKind kind) {
       return "bf16";
     case PartKind::state:
       return "state";
+    case PartKind::matrices:
+      return "matrices";
   }
   return "unknown";
+}
+
+uint64_t Part::size() const {
+  return kind == PartKind::matrices ? matrices.size() * kMatrixBytes : bytes.size();
+}
+
+uint16_t version_of(const Step& step) {
+  const bool factors = std::ranges::any_of(
+      step.parts, [](const Part& part) { return part.kind == PartKind::matrices; });
+  return factors ? kVersion : kVersionWithoutFactors;
 }
 
 WrittenStep::WrittenStep(const Step& step) {
   const size_t bits = (step.present.size() + 7) / 8;
   const size_t head = kHeadBytes + bits + step.settings.size();
-  heads_.resize(head + step.parts.size() * kPartBytes);
+  size_t matrices = 0;
+  for (const Part& part : step.parts) matrices += part.matrices.size();
+  heads_.resize(head + step.parts.size() * kPartBytes + matrices * kMatrixBytes);
   std::byte* out = heads_.data();
   base::store_little(out, std::bit_cast<uint32_t>(step.factor));
   base::store_little(out + 4, step.crc);
@@ -66,10 +91,15 @@ WrittenStep::WrittenStep(const Step& step) {
     heads_[at] = static_cast<std::byte>(part.kind);
     base::store_little(out + at + 4, part.where);
     base::store_little(out + at + 8, part.first);
-    base::store_little(out + at + 16, static_cast<uint64_t>(part.bytes.size()));
-    pieces_.push_back(Bytes(heads_).subspan(at, kPartBytes));
-    pieces_.push_back(part.bytes);
+    base::store_little(out + at + 16, part.size());
+    const size_t begin = at;
     at += kPartBytes;
+    for (const Matrix& matrix : part.matrices) {
+      write_matrix(matrix, out + at);
+      at += kMatrixBytes;
+    }
+    pieces_.push_back(Bytes(heads_).subspan(begin, at - begin));
+    pieces_.push_back(part.bytes);
   }
 }
 
@@ -101,13 +131,16 @@ Result<Step> read_step(Bytes body) {
               .bytes = {}};
     const auto length = base::load_little<uint64_t>(body.data() + 16);
     body = body.subspan(kPartBytes);
-    if (part.kind < PartKind::averages || part.kind > PartKind::state) {
+    if (part.kind < PartKind::averages || part.kind > PartKind::matrices) {
       return corrupt("a part of no known kind");
     }
     if (length > body.size()) return corrupt("it is cut off");
     part.bytes = body.first(static_cast<size_t>(length));
     body = body.subspan(static_cast<size_t>(length));
-    step.parts.push_back(part);
+    if (part.kind == PartKind::matrices && !take_matrices(part)) {
+      return corrupt("matrices that are cut off");
+    }
+    step.parts.push_back(std::move(part));
   }
   if (!body.empty()) return corrupt("bytes behind its end");
   return step;
@@ -181,6 +214,32 @@ Result<void> Gradients::keep(Step& step) {
   return {};
 }
 
+// Where a record's values go; what comes to gradients is noted, but for rests.
+Result<std::span<float>> Gradients::room_of(const codec::RecordHeader& header) {
+  if (matrices_.is_factor(header)) return matrices_.room_of(header);
+  const codec::Range range{header.first, header.elements};
+  const Result<std::span<float>> room = floats(header.tensor, range);
+  if (!room) return room.error();
+  const Result<bool> rest = matrices_.is_rest(header.tensor, range);
+  if (!rest) return rest.error();
+  if (!rest.value()) note(header.tensor, range, room.value());
+  return room;
+}
+
+Result<std::span<float>> Gradients::floats(uint32_t tensor, codec::Range range) {
+  if (range.first > UINT64_MAX / 8 || range.elements > UINT64_MAX / 8) {
+    return corrupt("a record that fits no tensor of the model");
+  }
+  const auto bytes = place(tensor, range.first * sizeof(float), range.elements * sizeof(float));
+  if (!bytes) return bytes.error();
+  return std::span(reinterpret_cast<float*>(bytes.value().data()), range.elements);
+}
+
+void Gradients::note(uint32_t tensor, codec::Range range, std::span<float> values) {
+  from_records_.push_back(
+      {.data = values.data(), .elements = range.elements, .tensor = tensor, .first = range.first});
+}
+
 // All messages of one buffer: of the owners, each average once, or of the ranks, to be added.
 Result<void> Gradients::add_buffer(std::span<const Part> messages, uint32_t ranks) {
   std::map<std::pair<uint32_t, uint64_t>, std::vector<codec::RecordView>> by_place;
@@ -194,37 +253,57 @@ Result<void> Gradients::add_buffer(std::span<const Part> messages, uint32_t rank
   const bool averages = messages.front().kind == PartKind::averages;
   for (const auto& [where, records] : by_place) {
     const codec::RecordHeader& header = records.front().header();
-    if (header.first > UINT64_MAX / 8 || header.elements > UINT64_MAX / 8) {
-      return corrupt("a record that fits no tensor of the model");
-    }
-    const auto to = place(where.first, header.first * 4, header.elements * 4);
-    if (!to) return to.error();
+    const Result<std::span<float>> room = room_of(header);
+    if (!room) return room.error();
     if (records.size() > (averages ? 1 : ranks)) return corrupt("a record twice");
-    auto* out = reinterpret_cast<float*>(to.value().data());
     const float weight = averages ? 1.0f : codec::mean_weight(ranks);
-    Result<void> added =
-        codec::accumulate(records, header.tensor, header.shape, header.first,
-                          {out, static_cast<size_t>(header.elements)}, weight, workspace_);
+    Result<void> added = codec::accumulate(records, header.tensor, header.shape, header.first,
+                                           room.value(), weight, workspace_);
     if (!added) return corrupt(added.error().message);
-    from_records_.push_back(
-        {.data = out, .elements = header.elements, .tensor = header.tensor, .first = header.first});
   }
   return {};
 }
 
-Result<void> Gradients::add_records(const Step& step) {
-  std::vector<Part> messages;
-  for (const Part& part : step.parts) {
-    if (!is_records(part.kind)) continue;
-    const bool another = !messages.empty() && (messages.front().where != part.where ||
-                                               messages.front().kind != part.kind);
-    if (another) {
-      if (Result<void> added = add_buffer(messages, step.ranks); !added) return added;
-      messages.clear();
-    }
-    messages.push_back(part);
+// Of a buffer with factors: what no record of a rest tells of is zero.
+Result<void> Gradients::add_factors(std::span<const Part> messages, uint32_t ranks,
+                                    std::span<const Matrix> matrices) {
+  if (Result<void> opened = matrices_.open(matrices, bytes_); !opened) return opened;
+  std::vector<std::span<float>> averages;
+  for (const Matrix& matrix : matrices) {
+    const Result<std::span<float>> out = floats(matrix.tensor, matrix.range);
+    if (!out) return out.error();
+    std::ranges::fill(out.value(), 0.0f);
+    averages.push_back(out.value());
   }
-  return messages.empty() ? Result<void>{} : add_buffer(messages, step.ranks);
+  if (Result<void> added = add_buffer(messages, ranks); !added) return added;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    if (!matrices_.came(i)) continue;
+    matrices_.add_average(i, averages[i], workspace_);
+    note(matrices[i].tensor, matrices[i].range, averages[i]);
+  }
+  return matrices_.open({}, bytes_);
+}
+
+Result<void> Gradients::add_records(const Step& step) {
+  matrices_.begin();
+  for (auto part = step.parts.begin(); part != step.parts.end();) {
+    const bool factors = part->kind == PartKind::matrices;
+    const auto first = factors ? std::next(part) : part;
+    const auto end = std::find_if(first, step.parts.end(), [&](const Part& one) {
+      return !is_records(one.kind) || one.where != part->where || one.kind != first->kind;
+    });
+    if (factors && first == end) return corrupt("matrices without records");
+    Result<void> added;
+    if (factors) {
+      added = add_factors({first, end}, step.ranks, part->matrices);
+    } else if (first != end) {
+      added = add_buffer({first, end}, step.ranks);
+    }
+    if (!added) return added;
+    part = std::max(end, std::next(part));
+  }
+  matrices_.end();
+  return {};
 }
 
 void Gradients::scale(float factor) {
@@ -255,7 +334,11 @@ Result<void> Gradients::decode(const Step& step, bool prove) {
       }
     }
   }
-  if (Result<void> added = add_records(step); !added) return added;
+  try {
+    if (Result<void> added = add_records(step); !added) return added;
+  } catch (const std::bad_alloc&) {
+    return Error{.code = ErrorCode::resource, .message = "a step of the journal: no memory for it"};
+  }
   clear_uncovered(step);
   scale(step.factor);
   if (prove && crc(step.present) != step.crc) {

@@ -8,6 +8,7 @@
 
 #include "base/buffer.h"
 #include "codec/workspace.h"
+#include "journal/matrices.h"
 #include "scant/base/result.h"
 #include "scant/base/types.h"
 
@@ -19,6 +20,7 @@ enum class PartKind : uint8_t {
   raw = 3,       // a tensor's bytes; where: tensor, first: byte
   bf16 = 4,      // f32 values that bf16 holds exactly; where: tensor, first: byte of the f32 values
   state = 5,     // bytes of a module's buffer; where: buffer
+  matrices = 6,  // what the records of a buffer are factors of; where: buffer
 };
 
 [[nodiscard]] const char* name(PartKind kind);
@@ -27,7 +29,9 @@ struct Part {
   PartKind kind = PartKind::raw;
   uint32_t where = 0;
   uint64_t first = 0;
-  Bytes bytes;
+  Bytes bytes{};
+  std::vector<Matrix> matrices{};  // of that kind alone, whose bytes they are
+  [[nodiscard]] uint64_t size() const;
 };
 
 struct Step {
@@ -38,6 +42,9 @@ struct Step {
   std::string settings{};       // JSON, or empty: as before
   std::vector<Part> parts{};
 };
+
+// Of the segment that holds its entry, at least.
+[[nodiscard]] uint16_t version_of(const Step& step);
 
 // Checked as far as lengths, kinds and bits go; views borrow the bytes.
 [[nodiscard]] Result<Step> read_step(Bytes body);
@@ -66,6 +73,8 @@ class Gradients {
     return memory_.view().subspan(offsets_[index], bytes_[index]);
   }
   [[nodiscard]] size_t memory_bytes() const { return memory_.size(); }
+  // Of what was decoded last.
+  [[nodiscard]] size_t factor_bytes() const { return matrices_.memory_bytes(); }
   [[nodiscard]] uint32_t crc(const std::vector<bool>& present);
 
   // Fills in what the step holds of each present tensor. ErrorCode::corrupt: records or ranges that
@@ -96,6 +105,11 @@ class Gradients {
   };
   Result<void> add_records(const Step& step);
   Result<void> add_buffer(std::span<const Part> messages, uint32_t ranks);
+  Result<void> add_factors(std::span<const Part> messages, uint32_t ranks,
+                           std::span<const Matrix> matrices);
+  Result<std::span<float>> room_of(const codec::RecordHeader& header);
+  [[nodiscard]] Result<std::span<float>> floats(uint32_t tensor, codec::Range range);
+  void note(uint32_t tensor, codec::Range range, std::span<float> values);
   [[nodiscard]] Result<MutableBytes> place(uint32_t tensor, uint64_t first, uint64_t bytes);
   void scale(float factor);
   [[nodiscard]] std::optional<std::vector<Sample>> take_samples(std::span<const Bytes> found) const;
@@ -106,6 +120,7 @@ class Gradients {
   std::vector<uint64_t> offsets_;
   base::Buffer memory_;
   codec::Workspace workspace_;
+  Matrices matrices_;
   std::vector<Range> from_records_;
 };
 

@@ -161,7 +161,7 @@ Result<void> Writer::sync() {
 }
 
 size_t Writer::memory_bytes() const {
-  return gradients_->memory_bytes() + gradients_->memory_bytes() / 2;
+  return gradients_->memory_bytes() + gradients_->memory_bytes() / 2 + factor_bytes_.load();
 }
 
 SyncCost Writer::sync_cost() const {
@@ -234,12 +234,14 @@ Writer::Outcome Writer::write(StepJob& job) {
     }
     to_bf16(job.content);
   }
+  factor_bytes_ = std::max<size_t>(factor_bytes_, gradients_->factor_bytes());
   logged.as_is = job.as_is;
   logged.factor = job.content.factor;
   const WrittenStep written(job.content);
   for (const Bytes piece : written.pieces()) logged.bytes += piece.size();
   logged.bytes += kEntryHeaderBytes;
-  const auto appended = log_.append(job.step, EntryKind::step, written.pieces());
+  const auto appended =
+      log_.append(job.step, EntryKind::step, written.pieces(), version_of(job.content));
   if (!appended) {
     outcome.result = appended.error();
     return outcome;

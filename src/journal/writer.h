@@ -72,7 +72,7 @@ class Writer {
     return durable_.load(std::memory_order_acquire);
   }
   [[nodiscard]] SyncCost sync_cost() const;
-  [[nodiscard]] size_t memory_bytes() const;  // at most
+  [[nodiscard]] size_t memory_bytes() const;  // at most, with the factors of steps so far
 
  private:
   struct StepJob {
@@ -123,6 +123,7 @@ class Writer {
   std::atomic<double> startup_s_{0.004};               // statistics
   std::atomic<double> bytes_per_second_{200e6};
   std::atomic<uint64_t> syncs_{0};
+  std::atomic<size_t> factor_bytes_{0};
 
   uint64_t next_ = 0;  // the user's: the number of the next entry
   std::optional<Error> error_;

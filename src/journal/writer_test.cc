@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "codec/testing/encoders.h"
+#include "journal/testing/factored.h"
 #include "journal/testing/watched_disk.h"
 
 namespace scant::journal {
@@ -120,6 +121,52 @@ TEST_F(WriterTest, RecordsProveWithAnyFactor) {
   for (size_t i = 0; i < given.size(); ++i) {
     EXPECT_EQ(all.entries[i].header.step, i + 1);
     expect_entry(all.entries[i], given[i]);
+  }
+}
+
+// Clipped ones too, and one that was changed in another way, which goes as it is.
+TEST_F(WriterTest, FactorsProveWithAnyFactor) {
+  using testing::Factored;
+  const std::vector<float> factors{1.0f, 0.37f, 0.125f, 1.0f};
+  std::vector<std::vector<std::vector<float>>> all;
+  {
+    auto made = Writer::create(*disk_, kIdentity, 0, Factored::bytes(), {});
+    ASSERT_TRUE(made.ok());
+    Writer& writer = *made.value();
+    for (uint64_t step = 1; step <= factors.size(); ++step) {
+      const Factored given(kSeed + step, PartKind::gathered, 3);
+      all.push_back(given.averages);
+      for (auto& tensor : all.back())
+        for (float& value : tensor) value *= factors[step - 1];
+      const bool changed = step == factors.size();
+      if (changed) all.back()[0][2999] += 1.0f;
+      const std::vector<Bytes> found{std::as_bytes(std::span(all.back()[0])),
+                                     std::as_bytes(std::span(all.back()[1]))};
+      ASSERT_TRUE(writer.begin(step, found, given.parts(), 3, "").ok());
+      const auto logged = writer.end();
+      ASSERT_TRUE(logged.ok()) << logged.error().to_string();
+      EXPECT_TRUE(logged.value().proven);
+      EXPECT_EQ(logged.value().as_is, changed);
+      EXPECT_EQ(logged.value().factor, factors[step - 1]);
+      const size_t parts = 1 + given.messages.size();
+      EXPECT_EQ(changed, logged.value().bytes !=
+                             given.record_bytes() + 64 + 1 + 24 * parts + 2 * kMatrixBytes);
+    }
+  }
+  const auto memory = Gradients::create(Factored::bytes());
+  Gradients& gradients = *memory.value();
+  LogReader reader(*disk_);
+  const Log log = read();
+  ASSERT_EQ(log.entries.size(), all.size());
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto step = read_step(reader.body(log.entries[i]).value());
+    ASSERT_TRUE(step.ok());
+    const Result<void> decoded = gradients.decode(step.value(), true);
+    ASSERT_TRUE(decoded.ok()) << decoded.error().to_string();
+    for (size_t tensor = 0; tensor < all[i].size(); ++tensor) {
+      EXPECT_TRUE(std::ranges::equal(Bytes(gradients.tensor(tensor)),
+                                     std::as_bytes(std::span(all[i][tensor]))));
+    }
   }
 }
 

@@ -18,6 +18,7 @@ namespace {
 constexpr uint8_t kSealed =
     1;                        // headers and entries get checksums that fit, and lengths that can be
 constexpr uint8_t kFrom = 2;  // entries before number 2 were taken back
+constexpr uint8_t kFactors = 4;  // what is sealed after the first segment is of version 2
 constexpr Identity kIdentity{.job = 1, .model = 2};
 
 // Segments in memory, and nothing else.
@@ -49,10 +50,10 @@ class Segments final : public Disk {
   static Error refused() { return {.code = ErrorCode::unsupported, .message = "only read"}; }
 };
 
-void seal(std::vector<std::byte>& bytes, uint64_t sequence) {
+void seal(std::vector<std::byte>& bytes, uint64_t sequence, uint16_t version) {
   if (bytes.size() < kSegmentHeaderBytes) return;
   base::store_little(bytes.data(), kSegmentMagic);
-  base::store_little(bytes.data() + 4, kVersion);
+  base::store_little(bytes.data() + 4, version);
   base::store_little(bytes.data() + 8, kIdentity.job);
   base::store_little(bytes.data() + 16, kIdentity.model);
   base::store_little(bytes.data() + 24, sequence);
@@ -100,7 +101,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (uint64_t i = 0; i < 3 && !rest.empty(); ++i) {
     const size_t length = i < 2 ? std::min(lengths[i], rest.size()) : rest.size();
     std::vector<std::byte> bytes(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(length));
-    if ((mode & kSealed) != 0) seal(bytes, 2 * i);
+    const bool factors = (mode & kFactors) != 0 && i > 0;
+    if ((mode & kSealed) != 0) seal(bytes, 2 * i, factors ? kVersion : kVersionWithoutFactors);
     disk.files.emplace_back(segment_name(2 * i), std::move(bytes));
     rest = rest.subspan(length);
   }

@@ -17,8 +17,10 @@ using namespace scant::journal;
 
 namespace {
 
-constexpr uint8_t kSealed = 1;  // records get magic, version, length and checksum that fit
+constexpr uint8_t kSealed = 1;   // records get magic, version, length and checksum that fit
+constexpr uint8_t kMatched = 2;  // and matrices and records of factors what the others say
 const std::vector<uint64_t> kTensors{400, 16, 6, 0, 20000};  // bytes
+constexpr size_t kMatrixTensor = 4;
 
 // A copy of exactly the right size, so that a sanitizer sees a step past it.
 struct Exact {
@@ -43,12 +45,57 @@ void seal(MutableBytes record) {
   base::store_little(record.data() + kCrcAt, crc);
 }
 
-// The parts of a right body are within it.
-void seal_records(const Step& step, MutableBytes body) {
-  for (const Part& part : step.parts) {
-    if (part.kind != PartKind::averages && part.kind != PartKind::gathered) continue;
-    const auto at = static_cast<size_t>(part.bytes.data() - body.data());
-    seal(body.subspan(at, part.bytes.size()));
+// So that a matrix of few rows and columns is one, in the only tensor that has room for some.
+void match(Matrix& matrix) {
+  constexpr uint64_t kColumns[] = {100, 4, 8, 50, 625};
+  const uint64_t elements = kTensors[kMatrixTensor] / sizeof(float);
+  matrix.part &= 0xF;
+  matrix.tensor = kMatrixTensor;
+  matrix.columns = kColumns[matrix.columns % std::size(kColumns)];
+  matrix.range.first %= elements;
+  matrix.range.elements = 1 + (matrix.range.elements - 1) % (elements - matrix.range.first);
+  matrix.rank = 1 + (matrix.rank - 1) % 8;
+}
+
+// A record of a factor of one of these matrices, by the lowest bits of its tensor, is as wide as
+// that: on the left as the matrix has rows, on the right as it has columns.
+void match(std::span<const Matrix> matrices, MutableBytes record) {
+  constexpr size_t kTensorAt = 8;
+  constexpr size_t kShapeAt = 16;
+  if (matrices.empty() || record.size() < codec::kRecordHeaderBytes) return;
+  const auto drawn = base::load_little<uint32_t>(record.data() + kTensorAt);
+  if (drawn < codec::kLeftFactors) return;
+  const Matrix& of = matrices[(drawn - 1) % matrices.size()];
+  const bool right = drawn >= codec::kRightFactors;
+  const codec::Shape shape{kTensors[kMatrixTensor] / sizeof(float) / of.columns, of.columns};
+  const uint64_t rows = codec::rows_touched(shape, of.range);
+  base::store_little(record.data() + kTensorAt,
+                     of.part + (right ? codec::kRightFactors : codec::kLeftFactors));
+  base::store_little(record.data() + kShapeAt, uint64_t{of.rank});
+  base::store_little(record.data() + kShapeAt + 8, right ? of.columns : rows);
+}
+
+// The parts of a right body are within it, one behind the other.
+void change_records(Step& step, MutableBytes body, bool matched) {
+  constexpr size_t kPartHeadBytes = 24;
+  size_t at = body.size();
+  for (const Part& part : step.parts) at -= kPartHeadBytes + part.size();
+  std::span<const Matrix> matrices;
+  for (Part& part : step.parts) {
+    at += kPartHeadBytes;
+    if (part.kind == PartKind::matrices) {
+      for (size_t i = 0; matched && i < part.matrices.size(); ++i) {
+        match(part.matrices[i]);
+        write_matrix(part.matrices[i], body.data() + at + i * kMatrixBytes);
+      }
+      matrices = part.matrices;
+    }
+    if (part.kind == PartKind::averages || part.kind == PartKind::gathered) {
+      const MutableBytes record = body.subspan(at, part.bytes.size());
+      if (matched) match(matrices, record);
+      seal(record);
+    }
+    at += part.size();
   }
 }
 
@@ -104,7 +151,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     SCANT_CHECK(step.error().code == ErrorCode::corrupt);
     return 0;
   }
-  if ((mode & kSealed) != 0) seal_records(step.value(), body.view());
+  const bool matched = (mode & kMatched) != 0;
+  if ((mode & kSealed) != 0) change_records(step.value(), body.view(), matched);
   const auto again = read_step(body.view());
   SCANT_CHECK(again.ok());
   const auto written = write(again.value());

@@ -9,6 +9,7 @@
 #include "journal/base_writer.h"
 #include "journal/format.h"
 #include "journal/testing/crash_training.h"
+#include "journal/testing/factored.h"
 #include "journal/writer.h"
 
 namespace scant::golden {
@@ -177,6 +178,38 @@ void add_training(Lines& lines) {
   add_files(lines, "training", *disk.value());
 }
 
+// Steps with factors between some without: segments of both versions.
+void add_factors(Lines& lines) {
+  using journal::testing::Factored;
+  journal::SimulatedDisk disk;
+  auto writer = journal::Writer::create(disk, kIdentity, 0, Factored::bytes(), {});
+  ASSERT_TRUE(writer.ok());
+  for (uint64_t step = 1; step <= 6; ++step) {
+    const bool gathered = step % 2 == 0;
+    const Factored given(step, gathered ? PartKind::gathered : PartKind::averages,
+                         gathered ? kRanks : 1);
+    const float factor = step == 3 ? 0.37f : 1.0f;
+    auto averages = given.averages;
+    for (std::vector<float>& tensor : averages)
+      for (float& value : tensor) value *= factor;
+    const std::vector<Bytes> found{std::as_bytes(std::span(averages[0])),
+                                   std::as_bytes(std::span(averages[1]))};
+    const bool records = step != 1 && step != 5;
+    const Result<void> begun =
+        writer.value()->begin(step, found, records ? given.parts() : std::vector<journal::Part>(),
+                              kRanks, settings_of(step));
+    ASSERT_TRUE(begun.ok()) << begun.error().to_string();
+    const auto logged = writer.value()->end();
+    ASSERT_TRUE(logged.ok()) << logged.error().to_string();
+    EXPECT_EQ(logged.value().as_is, !records);
+    if (step == 5) {
+      EXPECT_TRUE(writer.value()->cut().ok());
+    }
+  }
+  ASSERT_TRUE(writer.value()->sync().ok());
+  add_files(lines, "factors", disk);
+}
+
 // Bases named at once and while steps go on, a restart that goes on, and two that take steps back.
 void add_lives(Lines& lines) {
   struct Life {
@@ -222,6 +255,7 @@ void add_texts(Lines& lines) {
 void add_journals(Lines& lines) {
   add_texts(lines);
   add_training(lines);
+  add_factors(lines);
   add_lives(lines);
 }
 

@@ -35,7 +35,20 @@ std::vector<journal::AveragedTogether> averages_of(const nanobind::object& objec
   const gradient::Layout& layout = averager->layout();
   std::vector<journal::AveragedTogether> all;
   for (const gradient::AveragedBuffer& buffer : averager->averaged()) {
-    journal::AveragedTogether together{.from = from_of(buffer.path), .messages = buffer.messages};
+    journal::AveragedTogether together{.from = from_of(buffer.path)};
+    for (const Bytes message : buffer.basis_messages) {
+      if (!message.empty()) together.messages.push_back(message);
+    }
+    together.messages.insert(together.messages.end(), buffer.messages.begin(),
+                             buffer.messages.end());
+    for (const gradient::AveragedBuffer::Matrix& matrix : buffer.matrices) {
+      const gradient::PartLayout& part = layout.parts()[matrix.part];
+      together.matrices.push_back({.part = matrix.part,
+                                   .tensor = part.tensor,
+                                   .rank = matrix.rank,
+                                   .columns = layout.tensors()[part.tensor].shape.columns,
+                                   .range = part.range});
+    }
     for (const auto& part : layout.parts().subspan(buffer.first_part, buffer.parts))
       together.places.push_back({.tensor = part.tensor, .range = part.range});
     all.push_back(std::move(together));

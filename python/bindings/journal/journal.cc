@@ -248,7 +248,7 @@ nb::dict summary_of(const Folder& folder, uint64_t sequence, const std::string& 
   out["settings"] = step.settings;
   nb::list parts;
   for (const Part& part : step.parts) {
-    parts.append(nb::make_tuple(journal::name(part.kind), part.where, part.bytes.size()));
+    parts.append(nb::make_tuple(journal::name(part.kind), part.where, part.size()));
   }
   out["parts"] = parts;
   return out;

@@ -248,6 +248,13 @@ void Factors::add(std::span<const float> right, float times, Range range, std::s
   });
 }
 
+bool Factors::add_average(std::span<const float> right, Range range, std::span<float> out,
+                          Workspace& workspace) const {
+  if (std::ranges::all_of(right, [](float value) { return value == 0; })) return false;
+  add(right, 1.0f, range, out, workspace);
+  return true;
+}
+
 void Factors::learn(std::span<const float> right) {
   SCANT_CHECK(right.size() == right_elements());
   std::ranges::copy(right, directions_.begin());

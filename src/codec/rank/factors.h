@@ -6,7 +6,7 @@
 //
 //   project()  → average of all →  set_basis()
 //   coefficients()  → as sent →  subtract()
-//                  → average of all →  add(), learn()
+//                  → average of all →  add_average(), learn()
 #pragma once
 
 #include <span>
@@ -21,6 +21,9 @@
 namespace scant::codec {
 
 inline constexpr uint32_t kRankMax = 256;
+// Records of factors name these numbers + that of the part as their tensor. docs/record.md.
+inline constexpr uint32_t kLeftFactors = uint32_t{1} << 30;
+inline constexpr uint32_t kRightFactors = uint32_t{1} << 31;
 // Rows of the tensor that a range has elements of.
 [[nodiscard]] constexpr uint64_t rows_touched(Shape shape, Range range) {
   if (range.elements == 0) return 0;
@@ -86,6 +89,10 @@ class Factors {
   // out + basis * (times * right), for elements `range`.
   void add(std::span<const float> right, float times, Range range, std::span<float> out,
            Workspace& workspace) const;
+  // The average of all members in `out`, which holds that of their rests, or zeros where they send
+  // none. Coefficients that are all 0 leave it as it is: false.
+  bool add_average(std::span<const float> right, Range range, std::span<float> out,
+                   Workspace& workspace) const;
   // The average of all members' coefficients are the next step's directions.
   void learn(std::span<const float> right);
 

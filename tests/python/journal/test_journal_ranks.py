@@ -69,6 +69,32 @@ def test_killed_ranks_lose_no_step(who: str, where: str, tmp_path: Path) -> None
     assert max(steps_of(again)) == 16
 
 
+@pytest.mark.parametrize(
+    ("plan", "who", "where"),
+    [
+        ("rank 4 q1", "1", "backward"),
+        pytest.param("rank 4 q1", "all", "step", marks=pytest.mark.long),
+        ("rank 8 of q4", "all", "step"),
+        pytest.param("rank 4 of q8, q2, gather", "0", "step", marks=pytest.mark.long),
+    ],
+)
+def test_killed_ranks_lose_no_step_with_factors(
+    plan: str, who: str, where: str, tmp_path: Path
+) -> None:
+    journal = str(tmp_path / "j")
+    died = launch_ranks([RUN, journal, "20", f"{who}:13:{where}"], 4, 120.0, env={"PLAN": plan})
+    for rank in range(4) if who == "all" else [int(who)]:
+        assert died.returncodes[rank] == -signal.SIGKILL, died.text()
+    assert not died.timed_out, died.text()
+    completed = steps_of(died)
+    again = launch_ranks([RUN, journal, "15"], 4, 120.0, env={"PLAN": plan})
+    assert again.returncodes == [0] * 4, again.text()
+    begun = [rows_of(again, rank)[0] for rank in range(4)]
+    assert {(row["first"], row["base"]) for row in begun} == {(begun[0]["first"], 10)}
+    assert begun[0]["first"] in ((12, 13) if where == "step" else (12,)), again.text()
+    assert {row["restored"] for row in begun} == {completed[begun[0]["first"]]}, again.text()
+
+
 # ---- other numbers of ranks ------------------------------------------------------------------
 
 
