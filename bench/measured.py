@@ -86,7 +86,7 @@ REPORTS = {
     ),
     "convergence": Report(
         "What few bytes do to the loss",
-        "The demo's model after 250 steps with every kind of exchange, error feedback throughout.",
+        "Models after 250 steps with every kind of exchange, error feedback throughout.",
         convergence_tables,
         nothing,
     ),
