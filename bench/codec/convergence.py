@@ -26,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import convergence_goals
 import convergence_report
 import exchanges
 import harness
@@ -129,6 +130,7 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, metavar="N", help=words("steps", "of training"))
     add("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
     add("--real", action="store_true", help="four processes beside the simulation, q4 and 1%% q4")
+    add("--gate", action="store_true", help="fail when a stated figure is missed")
     text = "no training: table and plots of the rows in these files, as --out/convergence.*"
     add("--report", nargs="+", type=pathlib.Path, metavar="JSONL", help=text)
     add("--out", default="out/bench", help="folder (default: %(default)s)")
@@ -320,6 +322,14 @@ def run_all(arguments: argparse.Namespace, add: Callable[[harness.Row], None]) -
                 add(row)
 
 
+def gate(rows: Sequence[harness.Row], arguments: argparse.Namespace) -> int:
+    """The exit status."""
+    missed = convergence_goals.missed(rows, arguments.models) if arguments.gate else []
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed else 0
+
+
 def main() -> int:
     """Command line; --rank is this script's own."""
     if len(sys.argv) > 1 and sys.argv[1] == "--rank":
@@ -328,8 +338,9 @@ def main() -> int:
     arguments = parse()
     folder = pathlib.Path(arguments.out)
     if arguments.report:
-        print(convergence_report.write(harness.read_rows(arguments.report), folder))
-        return 0
+        rows = harness.read_rows(arguments.report)
+        print(convergence_report.write(rows, folder))
+        return gate(rows, arguments)
     recorder = harness.Recorder(folder / "convergence.jsonl")
     try:
         run_all(arguments, recorder.add)
@@ -337,7 +348,8 @@ def main() -> int:
         recorder.close()
         text = convergence_report.write(recorder.rows, folder)
         print(text)
-    return 1 if any(row.get("same_bits") is False for row in recorder.rows) else 0
+    differ = any(row.get("same_bits") is False for row in recorder.rows)
+    return 1 if differ else gate(recorder.rows, arguments)
 
 
 if __name__ == "__main__":

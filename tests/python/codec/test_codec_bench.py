@@ -39,9 +39,9 @@ def test_benchmark_of_codecs_measures_every_part(tmp_path: pathlib.Path) -> None
 
 
 def test_real_ranks_train_to_the_same_bits_as_simulated_ones(tmp_path: pathlib.Path) -> None:
-    arguments = ("--steps", "3", "--configurations", "f32", "1% q4", "--jobs", "1", "--real")
-    arguments = ("--models", *MODELS, *arguments)
-    done = run("bench/codec/convergence.py", "--quick", *arguments, "--out", str(tmp_path))
+    arguments = ["--steps", "3", "--configurations", "f32", "1% q4", "--jobs", "1", "--real"]
+    arguments += ["--models", *MODELS, "--out", str(tmp_path)]
+    done = run("bench/codec/convergence.py", "--quick", *arguments)
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "convergence.jsonl")
     for model in MODELS:
