@@ -46,6 +46,7 @@ FAMILIES: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 PLAIN = "f32"
+LAST_STEPS = 50  # that tell two exchanges apart
 # Families whose ends are a line of loss by bytes.
 ENDS = (
     "Dense, both legs quantised", "Sparse", "PowerSGD", "Factors alone",
@@ -70,24 +71,41 @@ def bytes_per_element(rows: Sequence[harness.Row]) -> float:
     return float(statistics.mean(row["bytes_per_element"] for row in rows))
 
 
+def beyond_plain(rows: Sequence[harness.Row], plain: Sequence[harness.Row]) -> list[float]:
+    """Training loss of the last steps less plain's with the same seed and so the same samples."""
+    known = {row["seed"]: row["loss"][-LAST_STEPS:] for row in plain}
+    return [
+        statistics.mean(a - b for a, b in zip(row["loss"][-LAST_STEPS:], of, strict=False))
+        for row in rows
+        if (of := known.get(row["seed"])) is not None
+    ]
+
+
 def table(rows: Sequence[harness.Row]) -> tuple[list[str], list[list[str]]]:
-    """Held-out loss of each exchange, mean and spread over the seeds."""
+    """Loss of each exchange, mean and spread over the seeds."""
     head = [
         "exchange",
         "bytes/element",
         "held-out loss",
         "of seeds",
         "loss, last 20 steps",
+        f"beyond plain, last {LAST_STEPS}",
+        "of seeds",
         "seeds",
     ]
     lines = []
-    for name, own in sorted(by_name(rows).items(), key=lambda one: -bytes_per_element(one[1])):
+    found = by_name(rows)
+    for name, own in sorted(found.items(), key=lambda one: -bytes_per_element(one[1])):
         values = [last(row) for row in own]
         train = statistics.mean(statistics.mean(row["loss"][-20:]) for row in own)
         spread = f"{min(values):.3f}–{max(values):.3f}"
         size = f"{bytes_per_element(own):.4f}"
         mean = f"{statistics.mean(values):.3f}"
-        lines.append([name, size, mean, spread, f"{train:.3f}", str(len(own))])
+        beyond = beyond_plain(own, found.get(PLAIN, []))
+        apart = ["–", "–"]
+        if beyond:
+            apart = [f"{statistics.mean(beyond):+.3f}", f"{min(beyond):+.3f}…{max(beyond):+.3f}"]
+        lines.append([name, size, mean, spread, f"{train:.3f}", *apart, str(len(own))])
     return head, lines
 
 
