@@ -215,6 +215,11 @@ def read_rows(paths: Iterable[pathlib.Path]) -> list[Row]:
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
+def model_of(row: Row) -> str:
+    """Rows of trainings from before there were two models are of the transformer."""
+    return str(row.get("model", "transformer"))
+
+
 def run_workers(lab: Any, script: str, plan: Row, patience_s: float) -> tuple[list[Row], list[int]]:
     """The script with --worker on each rank of a lab: what rank 0 handed in, and exit codes.
 

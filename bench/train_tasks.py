@@ -1,4 +1,4 @@
-"""What is trained in the benchmark of trainings: a model, its samples and its loss.
+"""What the benchmarks train: a model, its samples and its loss.
 
 Every rank draws samples of its own; the held-out ones are the same on all ranks.
 """
@@ -27,7 +27,7 @@ class Task(Protocol):
 
 
 class Text:
-    """The example's transformer, as bench/codec/convergence.py trains it."""
+    """The example's transformer on its text."""
 
     def __init__(self, quick: bool) -> None:
         self._example: Any = harness.load_example()

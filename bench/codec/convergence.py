@@ -1,7 +1,7 @@
-"""Loss against steps and bytes: the demo's model on four ranks, with every kind of exchange.
+"""Loss against steps and bytes: the models of train.py on four ranks, with every kind of exchange.
 
     ./dev bench convergence --quick
-    ./dev bench convergence --seeds 1 2 3
+    ./dev bench convergence --models resnet --seeds 1 2 3
 
 The ranks are simulated in one process: each computes its own gradient, the exchange under test
 turns them into one, AdamW steps. Nothing is timed. --real runs the same with four processes over
@@ -27,13 +27,14 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import convergence_goals
 import convergence_report
 import exchanges
 import harness
-from captured import BATCH, BLOCK, RANKS, RATE
+from captured import RANKS
 from exchanges import Options
+from train_tasks import TASKS
 
-HELD_OUT_BYTES = 100_000
 EVALUATE_EVERY = 25
 
 
@@ -96,6 +97,7 @@ CONFIGURATIONS: dict[str, Options] = {
         for factors in ("q2", "q3", "q4", "q8", "f32")
         for rest in ("", "1% q4", "5% q4", "q1", "q2", "q3")
     },
+    "PowerSGD 32": Options("powersgd", rank=32),
     "PowerSGD 16": Options("powersgd", rank=16),
     "PowerSGD 12": Options("powersgd", rank=12),
     "PowerSGD 8": Options("powersgd", rank=8),
@@ -106,6 +108,7 @@ CONFIGURATIONS: dict[str, Options] = {
 REAL = ("q4", "1% q4", "rank 8 of q8, q1", "rank 32 of q4")  # what --real trains
 
 DEFAULTS: harness.Defaults = {
+    "models": (list(TASKS), ["transformer"]),
     "configurations": (list(CONFIGURATIONS), ["f32", "q4", "1% q4"]),
     "seeds": ([1, 2, 3], [1]),
     "steps": (250, 4),
@@ -120,6 +123,8 @@ def parse() -> argparse.Namespace:
         return f"{text} {harness.default_text(DEFAULTS, name)}".replace("%", "%%")
 
     add("--quick", action="store_true", help="a short run, to see that everything works")
+    add("--models", nargs="+", choices=list(TASKS), metavar="NAME",
+        help=words("models", f"of {', '.join(TASKS)}"))  # fmt: skip
     add("--configurations", nargs="+", choices=list(CONFIGURATIONS), metavar="NAME",
         help=words("configurations", "which"))  # fmt: skip
     add("--seeds", type=int, nargs="+", metavar="N", help=words("seeds", "of weights and samples"))
@@ -130,6 +135,7 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="four processes beside the simulation: " + ", ".join(REAL).replace("%", "%%"),
     )
+    add("--gate", action="store_true", help="fail when a stated figure is missed")
     text = "no training: table and plots of the rows in these files, as --out/convergence.*"
     add("--report", nargs="+", type=pathlib.Path, metavar="JSONL", help=text)
     add("--out", default="out/bench", help="folder (default: %(default)s)")
@@ -160,30 +166,27 @@ class LocalAdam:
 
 
 class Training:
-    """The model, its data and its optimizer, for the ranks that live in this process."""
+    """A model, its data and its optimizer, for the ranks that live in this process."""
 
-    def __init__(self, options: Options, seed: int, ranks: Sequence[int]) -> None:
+    def __init__(self, model: str, options: Options, seed: int, ranks: Sequence[int]) -> None:
         torch.set_num_threads(1)
-        self.example = harness.load_example()
-        text = self.example.load_text()
-        self.text, self.held_out = text[:-HELD_OUT_BYTES], text[-HELD_OUT_BYTES:]
+        self.task = TASKS[model](False)
         torch.manual_seed(seed)
-        self.model = self.example.CharTransformer(block=BLOCK)
+        self.model = self.task.model()
         self.parameters = list(self.model.parameters())
         self.options = options
         self.draws = [torch.Generator().manual_seed(seed * 1000 + rank) for rank in ranks]
         shapes = [parameter.shape for parameter in self.parameters]
         workers, self.combiner = exchanges.make(options, shapes, RANKS)
         self.workers = [workers[rank] for rank in ranks]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=RATE)
+        self.optimizer = self.task.optimizer(self.parameters)
         self.locals = [LocalAdam(shapes, (0.9, 0.999)) for _ in ranks]
 
     def messages(self) -> tuple[list[list[Any]], list[float]]:
         """What the ranks of this process send, and their losses."""
         sent, losses = [], []
         for worker, draw, adam in zip(self.workers, self.draws, self.locals, strict=True):
-            window = self.example.sample(self.text, draw, BATCH, BLOCK)
-            loss = self._loss(window)
+            loss = self.task.loss(self.model, draw)
             gradients = list(torch.autograd.grad(loss, self.parameters))
             if self.options.local_adam:
                 gradients = adam.step(gradients)
@@ -194,9 +197,10 @@ class Training:
     def apply(self, messages: Sequence[list[Any]]) -> None:
         averages = self.combiner.combine(messages)
         if self.options.local_adam:
+            rate = self.optimizer.param_groups[0]["lr"]
             with torch.no_grad():
                 for parameter, average in zip(self.parameters, averages, strict=True):
-                    parameter.mul_(1 - RATE * 0.01).sub_(average, alpha=RATE)
+                    parameter.mul_(1 - rate * 0.01).sub_(average, alpha=rate)
             return
         for parameter, average in zip(self.parameters, averages, strict=True):
             parameter.grad = average.clone()
@@ -214,25 +218,15 @@ class Training:
         """One step of this rank, and its loss."""
         self.optimizer.zero_grad()
         (draw,) = self.draws
-        loss = self._loss(self.example.sample(self.text, draw, BATCH, BLOCK))
+        loss = self.task.loss(self.model, draw)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())
 
-    def _loss(self, window: torch.Tensor) -> torch.Tensor:
-        logits = self.model(window[:, :-1])
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
 
-    @torch.no_grad()
-    def held_out_loss(self) -> float:
-        draw = torch.Generator().manual_seed(99)
-        windows = self.example.sample(self.held_out, draw, 64, BLOCK)
-        return float(self._loss(windows))
-
-
-def simulate(name: str, seed: int, steps: int) -> harness.Row:
+def simulate(model: str, name: str, seed: int, steps: int) -> harness.Row:
     """One training with all ranks in this process."""
-    training = Training(CONFIGURATIONS[name], seed, range(RANKS))
+    training = Training(model, CONFIGURATIONS[name], seed, range(RANKS))
     losses: list[float] = []
     held_out: list[tuple[int, float, float]] = []
     sent = 0.0
@@ -242,10 +236,11 @@ def simulate(name: str, seed: int, steps: int) -> harness.Row:
         losses.append(sum(of_ranks) / RANKS)
         sent += training.combiner.sent_bytes
         if step % EVALUATE_EVERY == 0 or step == steps:
-            held_out.append((step, sent, training.held_out_loss()))
+            held_out.append((step, sent, training.task.held_out_loss(training.model)))
     elements = sum(parameter.numel() for parameter in training.parameters)
     return {
         "case": "convergence",
+        "model": model,
         "configuration": name,
         "options": dataclasses.asdict(CONFIGURATIONS[name]),
         "seed": seed,
@@ -256,9 +251,9 @@ def simulate(name: str, seed: int, steps: int) -> harness.Row:
     }
 
 
-def job(name: str, seed: int, steps: int) -> harness.Row:
+def job(model: str, name: str, seed: int, steps: int) -> harness.Row:
     os.nice(10)
-    return simulate(name, seed, steps) | harness.machine()
+    return simulate(model, name, seed, steps) | harness.machine()
 
 
 def all_gather_bytes(own: bytes) -> list[bytes]:
@@ -276,14 +271,14 @@ def all_gather_bytes(own: bytes) -> list[bytes]:
     return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, sizes, strict=True)]
 
 
-def real_losses(name: str, seed: int, steps: int) -> list[float]:
+def real_losses(model: str, name: str, seed: int, steps: int) -> list[float]:
     """Of one training, in one of four processes."""
     import torch.distributed as dist
 
     from scant import codec
 
     options = CONFIGURATIONS[name]
-    training = Training(options, seed, [dist.get_rank()])
+    training = Training(model, options, seed, [dist.get_rank()])
     if options.kind == "factors":
         training.wrap()
     losses = []
@@ -301,34 +296,34 @@ def real_losses(name: str, seed: int, steps: int) -> list[float]:
     return losses
 
 
-def real_rank(seed: int, steps: int, out: str) -> None:
+def real_rank(model: str, seed: int, steps: int, out: str) -> None:
     """One of four processes that torchrun started."""
     import torch.distributed as dist
 
     import scant.torch  # noqa: F401  (registers the backend)
 
     dist.init_process_group("scant")
-    losses = [real_losses(name, seed, steps) for name in REAL]
+    losses = [real_losses(model, name, seed, steps) for name in REAL]
     if dist.get_rank() == 0:
         pathlib.Path(out).write_text(json.dumps(losses))
     dist.barrier()
     harness.leave()
 
 
-def run_real(seed: int, steps: int) -> list[harness.Row]:
+def run_real(model: str, seed: int, steps: int) -> list[harness.Row]:
     """The losses of four processes beside those of the simulation."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "losses"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(RANKS), __file__, "--rank"]
-        command += [str(seed), str(steps), str(out)]
+        command += [model, str(seed), str(steps), str(out)]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         found = json.loads(out.read_text())
     rows = []
     for name, losses in zip(REAL, found, strict=True):
-        simulated = simulate(name, seed, steps)["loss"]
-        row = {"case": "real", "configuration": name, "seed": seed, "steps": steps}
-        row |= {"loss": losses, "same_bits": losses == simulated}
+        simulated = simulate(model, name, seed, steps)["loss"]
+        row: harness.Row = {"case": "real", "model": model, "configuration": name, "seed": seed}
+        row |= {"steps": steps, "loss": losses, "same_bits": losses == simulated}
         rows.append(row | harness.machine())
     return rows
 
@@ -336,32 +331,44 @@ def run_real(seed: int, steps: int) -> list[harness.Row]:
 def run_all(arguments: argparse.Namespace, add: Callable[[harness.Row], None]) -> None:
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
         waiting = [
-            pool.submit(job, name, seed, arguments.steps)
+            pool.submit(job, model, name, seed, arguments.steps)
             for seed in arguments.seeds
+            for model in arguments.models
             for name in arguments.configurations
         ]
         for done in concurrent.futures.as_completed(waiting):
             row = done.result()
             add(row)
             print(
-                f"{row['configuration']}, seed {row['seed']}: {convergence_report.last(row):.3f}",
+                f"{row['model']}, {row['configuration']}, seed {row['seed']}: "
+                f"{convergence_report.last(row):.3f}",
                 file=sys.stderr,
             )
     if arguments.real:
-        for row in run_real(arguments.seeds[0], arguments.steps):
-            add(row)
+        for model in arguments.models:
+            for row in run_real(model, arguments.seeds[0], arguments.steps):
+                add(row)
+
+
+def gate(rows: Sequence[harness.Row], arguments: argparse.Namespace) -> int:
+    """The exit status."""
+    missed = convergence_goals.missed(rows, arguments.models) if arguments.gate else []
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 def main() -> int:
     """Command line; --rank is this script's own."""
     if len(sys.argv) > 1 and sys.argv[1] == "--rank":
-        seed, steps, out = sys.argv[2:]
-        real_rank(int(seed), int(steps), out)
+        model, seed, steps, out = sys.argv[2:]
+        real_rank(model, int(seed), int(steps), out)
     arguments = parse()
     folder = pathlib.Path(arguments.out)
     if arguments.report:
-        print(convergence_report.write(harness.read_rows(arguments.report), folder))
-        return 0
+        rows = harness.read_rows(arguments.report)
+        print(convergence_report.write(rows, folder))
+        return gate(rows, arguments)
     recorder = harness.Recorder(folder / "convergence.jsonl")
     try:
         run_all(arguments, recorder.add)
@@ -369,7 +376,8 @@ def main() -> int:
         recorder.close()
         text = convergence_report.write(recorder.rows, folder)
         print(text)
-    return 1 if any(row.get("same_bits") is False for row in recorder.rows) else 0
+    differ = any(row.get("same_bits") is False for row in recorder.rows)
+    return 1 if differ else gate(recorder.rows, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Table and plots of convergence rows: loss against steps, against bytes, and of all at the end."""
+"""Tables and plots of convergence rows: loss against steps and bytes, and of all at the end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import harness
 from scant.report import Page, Series, line_plot
 
 ByName = dict[str, list[harness.Row]]
+
+FACTOR_RANKS = (64, 32, 16, 8, 4, 2)
 
 # What stands together in a plot; each has the plain training beside it.
 FAMILIES: dict[str, list[str]] = {
@@ -30,13 +32,26 @@ FAMILIES: dict[str, list[str]] = {
         "q4", "q4, bf16 residual", "q4, i8 residual", "q2", "q2, bf16 residual", "q2, i8 residual",
         "1% q4", "1% q4, i8 residual",
     ],
-    "PowerSGD": ["PowerSGD 16", "PowerSGD 12", "PowerSGD 8", "PowerSGD 4", "PowerSGD 1"],
+    "PowerSGD": [
+        "PowerSGD 32", "PowerSGD 16", "PowerSGD 12", "PowerSGD 8", "PowerSGD 4", "PowerSGD 2",
+        "PowerSGD 1",
+    ],
+    "Factors alone": [f"rank {rank} of q4" for rank in FACTOR_RANKS],
+    "Factors, and a rest of one bit": [f"rank {rank} of q8, q1" for rank in FACTOR_RANKS],
+    "Factors, and a rest of two bits": [f"rank {rank} of q8, q2" for rank in FACTOR_RANKS],
+    "Factors, and the largest 5 %": [f"rank {rank} of q4, 5% q4" for rank in FACTOR_RANKS],
     "After the local Adam step": [
         "f32, after Adam", "q2, after Adam", "1% q4, after Adam", "PowerSGD 8, after Adam",
         "PowerSGD 1, after Adam",
     ],
 }  # fmt: skip
 PLAIN = "f32"
+LAST_STEPS = 50  # that tell two exchanges apart
+# Families whose ends are a line of loss by bytes.
+ENDS = (
+    "Dense, both legs quantised", "Sparse", "PowerSGD", "Factors alone",
+    "Factors, and a rest of one bit", "Factors, and a rest of two bits",
+)  # fmt: skip
 
 
 def last(row: harness.Row) -> float:
@@ -56,24 +71,41 @@ def bytes_per_element(rows: Sequence[harness.Row]) -> float:
     return float(statistics.mean(row["bytes_per_element"] for row in rows))
 
 
+def beyond_plain(rows: Sequence[harness.Row], plain: Sequence[harness.Row]) -> list[float]:
+    """Training loss of the last steps less plain's with the same seed and so the same samples."""
+    known = {row["seed"]: row["loss"][-LAST_STEPS:] for row in plain}
+    return [
+        statistics.mean(a - b for a, b in zip(row["loss"][-LAST_STEPS:], of, strict=False))
+        for row in rows
+        if (of := known.get(row["seed"])) is not None
+    ]
+
+
 def table(rows: Sequence[harness.Row]) -> tuple[list[str], list[list[str]]]:
-    """Held-out loss of each exchange, mean and spread over the seeds."""
+    """Loss of each exchange, mean and spread over the seeds."""
     head = [
         "exchange",
         "bytes/element",
         "held-out loss",
         "of seeds",
         "loss, last 20 steps",
+        f"beyond plain, last {LAST_STEPS}",
+        "of seeds",
         "seeds",
     ]
     lines = []
-    for name, own in sorted(by_name(rows).items(), key=lambda one: -bytes_per_element(one[1])):
+    found = by_name(rows)
+    for name, own in sorted(found.items(), key=lambda one: -bytes_per_element(one[1])):
         values = [last(row) for row in own]
         train = statistics.mean(statistics.mean(row["loss"][-20:]) for row in own)
         spread = f"{min(values):.3f}–{max(values):.3f}"
         size = f"{bytes_per_element(own):.4f}"
         mean = f"{statistics.mean(values):.3f}"
-        lines.append([name, size, mean, spread, f"{train:.3f}", str(len(own))])
+        beyond = beyond_plain(own, found.get(PLAIN, []))
+        apart = ["–", "–"]
+        if beyond:
+            apart = [f"{statistics.mean(beyond):+.3f}", f"{min(beyond):+.3f}…{max(beyond):+.3f}"]
+        lines.append([name, size, mean, spread, f"{train:.3f}", *apart, str(len(own))])
     return head, lines
 
 
@@ -94,7 +126,7 @@ def of_bytes(name: str, rows: Sequence[harness.Row]) -> Series:
 def at_the_end(found: ByName) -> list[Series]:
     """One line a family: loss by bytes an element."""
     series = []
-    for family in ("Dense, both legs quantised", "Sparse", "PowerSGD"):
+    for family in ENDS:
         names = [name for name in FAMILIES[family] if name in found]
         points = sorted(
             (math.log10(bytes_per_element(found[name])), statistics.mean(map(last, found[name])))
@@ -105,37 +137,51 @@ def at_the_end(found: ByName) -> list[Series]:
     return series
 
 
-def write(rows: Sequence[harness.Row], folder: pathlib.Path) -> str:
-    """convergence.md and convergence.html; returns the table's text."""
-    head, lines = table(rows)
-    text = harness.markdown(head, lines)
-    for row in rows:
-        if row["case"] == "real":
-            same = "the same bits as" if row["same_bits"] else "NOT the losses of"
-            text += f"\n\nFour processes, {row['configuration']}: {same} the simulation."
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "convergence.md").write_text(text + "\n")
-    found = by_name(rows)
-    page = Page(
-        "Convergence",
-        "The demo's model on four ranks with every kind of exchange: loss on text that is not "
-        "trained on, mean over the seeds. Bytes are those that one rank sends.",
-    )
+def models(rows: Sequence[harness.Row]) -> dict[str, list[harness.Row]]:
+    """The rows of each model, the transformer's first."""
+    names = sorted({harness.model_of(row) for row in rows}, reverse=True)
+    return {name: [row for row in rows if harness.model_of(row) == name] for name in names}
+
+
+def plots(page: Page, found: ByName) -> None:
+    """Of one model."""
     ends = at_the_end(found)
     if ends:
-        page.heading("Loss at the end against bytes")
+        page.subheading("Loss at the end against bytes")
         page.plot(line_plot("Held-out loss", ends, "log10 of bytes an element", "loss"))
     for family, names in FAMILIES.items():
         present = [name for name in names if name in found]
         if not present:
             continue
         shown = [PLAIN, *present] if PLAIN in found else present
-        page.heading(family)
+        page.subheading(family)
         by_steps = [of_steps(name, found[name]) for name in shown]
         page.plot(line_plot("Against steps", by_steps, "step", "loss"))
         by_bytes = [of_bytes(name, found[name]) for name in shown]
         page.plot(line_plot("Against bytes", by_bytes, "log10 of megabytes sent", "loss"))
-    page.heading("All figures")
-    page.table(head, lines)
+
+
+def write(rows: Sequence[harness.Row], folder: pathlib.Path) -> str:
+    """convergence.md and convergence.html; returns the tables' text."""
+    page = Page(
+        "Convergence",
+        "Models on four ranks with every kind of exchange: loss on samples that are not trained "
+        "on, mean over the seeds. Bytes are those that one rank sends.",
+    )
+    parts = []
+    for model, own in models(rows).items():
+        head, lines = table(own)
+        parts += [f"Model: {model}", harness.markdown(head, lines)]
+        page.heading(f"Model: {model}")
+        plots(page, by_name(own))
+        page.subheading("All figures")
+        page.table(head, lines)
+        for row in own:
+            if row["case"] == "real":
+                same = "the same bits as" if row["same_bits"] else "NOT the losses of"
+                parts.append(f"Four processes, {row['configuration']}: {same} the simulation.")
+    text = "\n\n".join(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "convergence.md").write_text(text + "\n")
     page.write(folder / "convergence.html")
     return text

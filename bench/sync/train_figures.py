@@ -21,7 +21,7 @@ Rows = Sequence[harness.Row]
 Place = tuple[str, int, str]  # model, ranks, network
 
 KEPT_TOLERANCE = 0.002  # two plans that keep so nearly the same are of one fidelity
-SIMULATED = ("transformer", 4)  # what bench/codec/convergence.py trains: model and ranks
+SIMULATED_RANKS = 4  # of what bench/codec/convergence.py trains
 UNSHAPED = "none"
 OURS = ("auto", "auto, step in forward")
 SEED_NOISE = 2.0  # standard deviations of plain's seeds
@@ -65,9 +65,8 @@ class Curves:
         for row in rows:
             if "error" in row or row["case"] not in ("training", "convergence"):
                 continue
-            own = row["case"] == "training"
-            model, ranks = (row["model"], row["ranks"]) if own else SIMULATED
-            key = (model, ranks, bool(row.get("quick")), row["configuration"])
+            ranks = row["ranks"] if row["case"] == "training" else SIMULATED_RANKS
+            key = (harness.model_of(row), ranks, bool(row.get("quick")), row["configuration"])
             self._rows.setdefault(key, {})[row["seed"]] = row
 
     def of(self, like: harness.Row, name: str) -> dict[int, harness.Row]:

