@@ -12,7 +12,8 @@ using codec::CurvePoint;
 using codec::Point;
 using codec::ValueKind;
 
-// The basis is that of all ranks' mean. It holds so much of what a rank's own best one would.
+// The basis is that of all ranks' mean. Of what the mean keeps it holds so much of what a rank's
+// own best one would: docs/decisions/progress.md.
 constexpr double kCommonBasis = 0.9;
 
 constexpr std::array kFactorKinds = {ValueKind::q8, ValueKind::q4};

@@ -53,8 +53,8 @@ class Members:
             done = members.exchange(gradients)
             print(done.bytes, done.error)
 
-    Each member keeps a residual; of a matrix all keep the directions of the last step. What a
-    matrix is too small for, or a vector is, it goes as the rest does, or as the factors would.
+    Each member keeps a residual; of a matrix all keep the directions of the last step. Vectors,
+    and matrices too small for factors, go as the rest does; without a rest, as factors would.
 
     Args:
         shape: of the tensor; the first dimension counts rows, one dimension is one row.

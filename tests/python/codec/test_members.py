@@ -92,6 +92,17 @@ def test_an_exchange_tells_what_was_sent() -> None:
     assert not any(alone.left)
 
 
+def test_a_large_tensor_is_several_parts() -> None:
+    shape = (2100, 2000)  # more than 4,194,304 elements
+    members = codec.Members(shape, 2, "rank 2 of q8, q2", part=3)
+    gradients = [strong(shape, member) for member in range(2)]
+    done = members.exchange(gradients)
+    assert [basis.shape for basis in done.basis] == [(2, 2098), (2, 3)]  # rows that a part touches
+    assert {record.tensor for record in done.left[0]} == {2**30 + 3, 2**30 + 4}
+    kept = members.residual(0) + members.residual(1) + 2 * members.owners_residual()
+    assert np.abs(2 * done.mean + kept - sum(gradients)).max() < 1e-4
+
+
 def test_all_directions_as_f32_are_the_mean() -> None:
     shape = (24, 200)
     gradients = [strong(shape, member) for member in range(3)]
