@@ -90,7 +90,8 @@ def test_killed_ranks_lose_no_step_with_factors(
     again = launch_ranks([RUN, journal, "15"], 4, 120.0, env={"PLAN": plan})
     assert again.returncodes == [0] * 4, again.text()
     begun = [rows_of(again, rank)[0] for rank in range(4)]
-    assert {(row["first"], row["base"]) for row in begun} == {(begun[0]["first"], 10)}
+    assert len({(row["first"], row["base"]) for row in begun}) == 1, again.text()
+    assert begun[0]["base"] in (5, 10), again.text()  # whether the second had its name by then
     assert begun[0]["first"] in ((12, 13) if where == "step" else (12,)), again.text()
     assert {row["restored"] for row in begun} == {completed[begun[0]["first"]]}, again.text()
 
