@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import codec_hook
 import codec_memory
 import codec_quality
 import harness
@@ -20,7 +21,12 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def report(rows: Sequence[harness.Row]) -> str:
     """All tables, of what was measured."""
-    texts = [speed(rows), codec_memory.report(rows), codec_quality.report(rows)]
+    texts = [
+        speed(rows),
+        codec_memory.report(rows),
+        codec_quality.report(rows),
+        codec_hook.report(list(rows)),
+    ]
     return "\n\n".join(text for text in texts if text)
 
 

@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import codec_hook
 import codec_memory
 import codec_quality
 import codec_report
@@ -63,7 +64,7 @@ DEFAULTS: harness.Defaults = {
     "elements": (1 << 24, 1 << 18),
     "repeats": (6, 1),
     "threads": ([1, 2], [1]),
-    "parts": (["speed", "memory", "quality"], ["speed", "memory", "quality"]),
+    "parts": (["speed", "memory", "quality", "hook"], ["speed", "memory", "quality", "hook"]),
     "capture_step": (60, 2),
     "capture_steps": (12, 2),
 }
@@ -326,6 +327,8 @@ def main() -> int:
             codec_memory.run(arguments.quick, recorder)
         if "quality" in arguments.parts:
             codec_quality.run(arguments.capture_step, recorder)
+        if "hook" in arguments.parts:
+            codec_hook.run(arguments.quick, recorder)
     finally:
         recorder.close()
         text = codec_report.report(recorder.rows)

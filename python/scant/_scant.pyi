@@ -145,9 +145,18 @@ class Factors:
         self, rows: int, columns: int, first: int, elements: int, seed: int, rank: int, /
     ) -> None: ...
     def project(self, encoders: _Encoders, gradient: int, left: int, threads: int, /) -> None: ...
-    def coefficients(
-        self, encoders: _Encoders, gradient: int, right: int, threads: int, /
-    ) -> bool: ...
+    def coefficients(self, whole: int, right: int, threads: int, /) -> bool: ...
+    def encode_rest(
+        self,
+        encoder: Encoder,
+        whole: int,
+        elements: int,
+        right: int,
+        density: float,
+        values: str,
+        threads: int,
+        /,
+    ) -> Record: ...
     def add(
         self, right: int, times: float, first: int, out: int, elements: int, threads: int, /
     ) -> None: ...

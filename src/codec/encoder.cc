@@ -106,17 +106,47 @@ size_t Encoder::memory_bytes() const {
          threshold_.level.size() * sizeof(float);
 }
 
-Result<EncodeReport> Encoder::encode(std::span<const float> gradient, Point point,
-                                     Workspace& workspace, RecordBuffer& record) {
-  if (gradient.size() != range_.elements) {
-    return invalid("gradient has " + std::to_string(gradient.size()) + " elements, the range has " +
+std::optional<Error> Encoder::step_fault(size_t elements, Point point) const {
+  if (elements != range_.elements) {
+    return invalid("gradient has " + std::to_string(elements) + " elements, the range has " +
                    std::to_string(range_.elements));
   }
   if (auto fault = point_fault(point)) return invalid(*std::move(fault));
+  return std::nullopt;
+}
+
+Result<EncodeReport> Encoder::encode(std::span<const float> gradient, Point point,
+                                     Workspace& workspace, RecordBuffer& record) {
+  if (auto fault = step_fault(gradient.size(), point)) return *std::move(fault);
   Result<EncodeReport> report =
-      point == kKeepAll      ? KeepStep(*this, gradient.data(), workspace).run(record)
-      : point.density == 1.0 ? DenseStep(*this, gradient.data(), point, workspace).run(record)
-                             : SparseStep(*this, gradient.data(), point, workspace).run(record);
+      point == kKeepAll ? KeepStep(*this, gradient.data(), workspace).run(record)
+      : point.density == 1.0
+          ? DenseStep(*this, gradient.data(), point, workspace).run(record)
+          : SparseStep(*this, gradient.data(), options_.decay, point, workspace).run(record);
+  return ended(std::move(report), record);
+}
+
+// A sparse step may look at elements more than once, so the rest is made where they lie.
+Result<EncodeReport> Encoder::encode_rest(std::span<float> whole, const Product& rest, Point point,
+                                          Workspace& workspace, RecordBuffer& record) {
+  if (auto fault = step_fault(whole.size(), point)) return *std::move(fault);
+  if (options_.momentum > 0) return invalid("momentum goes with no factors");
+  if (point == kKeepAll) {
+    return ended(KeepStep(*this, whole.data(), workspace, &rest).run(record), record);
+  }
+  if (point.density == 1.0) {
+    return ended(DenseStep(*this, whole.data(), point, workspace, &rest).run(record), record);
+  }
+  const uint64_t blocks = (whole.size() + kSparseBlockElements - 1) / kSparseBlockElements;
+  workspace.pool().for_each(blocks, [&](size_t block, size_t) {
+    const uint64_t at = block * kSparseBlockElements;
+    const size_t n = std::min<uint64_t>(kSparseBlockElements, whole.size() - at);
+    rest.add(range_.first + at, n, whole.data() + at, whole.data() + at);
+  });
+  return ended(SparseStep(*this, whole.data(), 0.0f, point, workspace).run(record), record);
+}
+
+Result<EncodeReport> Encoder::ended(Result<EncodeReport> report, const RecordBuffer& record) {
   if (!report) return report;
   report.value().bytes = record.view().size();
   ++step_;
@@ -124,6 +154,10 @@ Result<EncodeReport> Encoder::encode(std::span<const float> gradient, Point poin
 }
 
 void Encoder::peek(uint64_t at, const float* gradient, std::span<float> work) const {
+  peek(at, gradient, options_.decay, work);
+}
+
+void Encoder::peek(uint64_t at, const float* gradient, float decay, std::span<float> work) const {
   SCANT_CHECK(at + work.size() <= range_.elements && work.size() <= kDenseBlockElements);
   residual_.load(range_.first + at, work.size(), work.data());
   std::array<float, kDenseBlockElements> velocity;  // NOLINT(*-member-init): filled when needed
@@ -132,7 +166,21 @@ void Encoder::peek(uint64_t at, const float* gradient, std::span<float> work) co
     kernels().accumulate(gradient, velocity.data(), work.size(), options_.momentum);
     gradient = velocity.data();
   }
-  kernels().accumulate(gradient, work.data(), work.size(), options_.decay);
+  kernels().accumulate(gradient, work.data(), work.size(), decay);
+}
+
+bool Encoder::kept_in_place() const {
+  return residual_.kind() == ResidualKind::f32 || residual_.kind() == ResidualKind::none;
+}
+
+const float* Encoder::kept(uint64_t at, size_t count, float* work) const {
+  SCANT_CHECK(at + count <= range_.elements);
+  if (residual_.kind() == ResidualKind::none) return nullptr;
+  if (const float* in_place = residual_.in_place()) return in_place + at;
+  const uint64_t begin = at / kGroupElements * kGroupElements;
+  const uint64_t whole = (at + count + kGroupElements - 1) / kGroupElements * kGroupElements;
+  residual_.load(range_.first + begin, std::min<uint64_t>(whole, range_.elements) - begin, work);
+  return work + (at - begin);
 }
 
 void Encoder::read_residual(std::span<float> out) const {

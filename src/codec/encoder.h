@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "codec/range.h"
+#include "codec/rank/product.h"
 #include "codec/record/record.h"
 #include "codec/residual/residual.h"
 #include "codec/select/threshold.h"
@@ -66,6 +67,12 @@ class Encoder {
   Result<EncodeReport> encode(std::span<const float> gradient, Point point, Workspace& workspace,
                               RecordBuffer& record);
 
+  // One step of a matrix whose factors are sent. `whole` is gradient + decay * residual, as
+  // Factors::project leaves it; it is encoded plus `rest`, the product that factors say times -1.
+  // `whole` may change. After an error the residual has not. ErrorCode::invalid_argument: momentum.
+  Result<EncodeReport> encode_rest(std::span<float> whole, const Product& rest, Point point,
+                                   Workspace& workspace, RecordBuffer& record);
+
   [[nodiscard]] uint32_t tensor() const { return tensor_; }
   [[nodiscard]] Shape shape() const { return shape_; }
   [[nodiscard]] Range range() const { return range_; }
@@ -78,6 +85,10 @@ class Encoder {
   // groups of 64, or up to the range's end; at most 4096 elements.
   void peek(uint64_t at, const float* gradient, std::span<float> work) const;
 
+  // The residual of elements [at, at + count) where it lies, or decoded in `work`, which has room
+  // for 126 more. Null: nothing is ever kept.
+  [[nodiscard]] const float* kept(uint64_t at, size_t count, float* work) const;
+  [[nodiscard]] bool kept_in_place() const;  // so kept() needs no `work`
   // The residual, element 0 being range().first.
   void read_residual(std::span<float> out) const;
   // ErrorCode::invalid_argument where an addend is not finite; sums stop at the largest float.
@@ -110,6 +121,9 @@ class Encoder {
   friend class SparseStep;
   Encoder(uint32_t tensor, Shape shape, const EncoderOptions& options, Range range,
           ResidualStore residual, base::Buffer velocity);
+  Result<EncodeReport> ended(Result<EncodeReport> report, const RecordBuffer& record);
+  [[nodiscard]] std::optional<Error> step_fault(size_t elements, Point point) const;
+  void peek(uint64_t at, const float* gradient, float decay, std::span<float> work) const;
   // Draws for a block of this step; `use` tells codes from residuals.
   [[nodiscard]] DrawKey draw_key(uint64_t block, uint32_t use) const;
   // Adds decoded values, those from element `first` of the tensor on, where they were lost.

@@ -14,8 +14,10 @@ namespace scant::codec {
 // Blocks of 4096 elements: accumulate, quantise, keep the rest, all within the first-level cache.
 class DenseStep {
  public:
-  DenseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace)
-      : encoder_(encoder), gradient_(gradient), point_(point), workspace_(workspace) {}
+  // With `rest`, what is encoded is `gradient` + that, and the residual is already in it.
+  DenseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace,
+            const Product* rest = nullptr)
+      : encoder_(encoder), gradient_(gradient), point_(point), workspace_(workspace), rest_(rest) {}
   // An error comes before anything has changed.
   Result<EncodeReport> run(RecordBuffer& record);
 
@@ -28,6 +30,8 @@ class DenseStep {
   [[nodiscard]] uint32_t elements_of(uint64_t block) const;
   // The block behind, if it is as long; with momentum its gradient is not yet known.
   [[nodiscard]] Ahead ahead_of(uint64_t block) const;
+  // What there is to send of a block, in `work`.
+  Accumulated take(uint64_t block, float* work, GroupMagnitudes* groups, Ahead ahead);
   BlockResult encode_block(uint64_t block, size_t worker, MutableBytes record);
   // Takes a block's values out of `work`. False: there was no memory for them.
   bool keep_wide(uint64_t block, float* work, uint32_t n);
@@ -39,6 +43,7 @@ class DenseStep {
   const float* gradient_;
   Point point_;
   Workspace& workspace_;
+  const Product* rest_;
   std::vector<BlockResult> results_;
   std::vector<std::vector<float>> wide_;  // by block; empty but for those with NaN or infinities
 };
@@ -46,18 +51,22 @@ class DenseStep {
 // Blocks of 4096 elements of which nothing is sent.
 class KeepStep {
  public:
-  KeepStep(Encoder& encoder, const float* gradient, Workspace& workspace)
-      : encoder_(encoder), gradient_(gradient), workspace_(workspace) {}
+  // `rest` as of a dense step.
+  KeepStep(Encoder& encoder, const float* gradient, Workspace& workspace,
+           const Product* rest = nullptr)
+      : encoder_(encoder), gradient_(gradient), workspace_(workspace), rest_(rest) {}
   // An error comes before anything has changed.
   Result<EncodeReport> run(RecordBuffer& record);
 
  private:
+  Accumulated take(uint64_t at, size_t n, float* work);
   EncodeReport keep_block(uint64_t block, float* work);
   static float zero_nonfinite(std::span<float> values);  // the energy of the others
 
   Encoder& encoder_;
   const float* gradient_;
   Workspace& workspace_;
+  const Product* rest_;
 };
 
 // Blocks of 65536 elements. A range of up to kWholeElements is scanned as a whole before anything
@@ -67,7 +76,9 @@ class SparseStep {
  public:
   static constexpr uint64_t kWholeElements = uint64_t{1} << 22;
 
-  SparseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace);
+  // `decay`: of the residual.
+  SparseStep(Encoder& encoder, const float* gradient, float decay, Point point,
+             Workspace& workspace);
   // An error comes before anything has changed.
   Result<EncodeReport> run(RecordBuffer& record);
 
@@ -129,6 +140,7 @@ class SparseStep {
 
   Encoder& encoder_;
   const float* gradient_;
+  float decay_;
   Point point_;
   Workspace& workspace_;
   uint64_t wanted_ = 0;

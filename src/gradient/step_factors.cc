@@ -47,8 +47,8 @@ std::span<float> GradientStep::room_of(uint32_t slice) {
   return floats(layout_.parts()[known.part].tensor, known.range);
 }
 
-// A gradient and its residual are multiplied where they lie. `make`: encoders that are not there
-// yet.
+// A gradient is multiplied where it lies, and takes in its residual there. `make`: encoders that
+// are not there yet.
 Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t part, bool make) {
   const PartLayout& known = layout_.parts()[part];
   std::vector<codec::MatrixSlice> slices;
@@ -201,12 +201,11 @@ Result<void> GradientStep::encode_rest(uint32_t buffer, uint32_t part, Effort& e
   if (!slices) return slices.error();
   Result<void> sent = send_coefficients(buffer, matrix, slices.value(), effort);
   if (!sent) return sent;
-  codec::Factors& factors = factors_.of(matrix);
   const std::span<const float> right = right_of(matrix, factors_.sent());
-  factors.subtract(right, slices.value(), workspace_);
+  const codec::Product rest = factors_.of(matrix).product(right, -1);
   effort.products += 2 * uint64_t{matrix.rank} * known.range.elements;
   for (uint32_t i = 0; i < known.slices; ++i) {
-    Result<void> done = begin_slice(buffer, part, known.first_slice + i, effort);
+    Result<void> done = begin_slice(buffer, part, known.first_slice + i, effort, &rest);
     if (!done) return done;
   }
   report_.parts[part].energy += energy_of(right);

@@ -116,7 +116,7 @@ Result<void> GradientStep::encode(uint32_t index, uint32_t part, Effort& effort)
 
 // A step that is over at once is finished at once: encoders of the host share one record.
 Result<void> GradientStep::begin_slice(uint32_t index, uint32_t part, uint32_t slice,
-                                       Effort& effort) {
+                                       Effort& effort, const codec::Product* rest) {
   const BufferPlan& buffer = plan_.buffers[index];
   const codec::Point point = codec::rest_of(buffer.points[part - buffer.first_part].first);
   const codec::Range range = layout_.slices()[slice].range;
@@ -126,7 +126,7 @@ Result<void> GradientStep::begin_slice(uint32_t index, uint32_t part, uint32_t s
   if (!encoder) return encoder.error();
   // Nobody owns a gathered slice: what its owner kept of another plan would wait for ever. Of a
   // matrix part it was added before the projection.
-  if (!split && matrix_part(part) == nullptr) {
+  if (!split && rest == nullptr) {
     Result<void> added = on_device()
                              ? residuals_.owner_to_worker(slice, seat_)
                              : residuals_.add_owner(slice, options_.decay * seat_.times(slice),
@@ -136,7 +136,9 @@ Result<void> GradientStep::begin_slice(uint32_t index, uint32_t part, uint32_t s
   const size_t to = split ? static_cast<size_t>(seat_.duties[slice].owner) : 0;
   BufferMemory& memory = memory_of_stage(index, Stage::values);
   if (split) memory.outgoing_pieces[to].reserve(memory.slices[to].size());
-  Result<void> begun = encoder.value()->begin(gradient_of(layout_.slices()[slice]), point, wake_);
+  Result<void> begun =
+      rest != nullptr ? encoder.value()->begin_rest(floats(tensor, range), *rest, point)
+                      : encoder.value()->begin(gradient_of(layout_.slices()[slice]), point, wake_);
   if (!begun) return begun;
   if (encoder.value()->done()) return end_slice(index, part, slice, effort);
   note_begun({index, part, slice, encoder.value()});

@@ -51,7 +51,7 @@ class PythonEncoder {
   // elements; get() while it is held.
   void check() const { check_process(generation_, "encoder"); }
   [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
-  [[nodiscard]] const codec::Encoder& get() const { return encoder_; }
+  [[nodiscard]] codec::Encoder& get() { return encoder_; }
 
  private:
   std::mutex mutex_;

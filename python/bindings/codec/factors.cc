@@ -14,6 +14,7 @@
 #include "bindings/base/errors.h"
 #include "bindings/codec/encoder.h"
 #include "bindings/codec/plane.h"
+#include "bindings/codec/record.h"
 #include "bindings/codec/workspaces.h"
 #include "codec/rank/factors.h"
 
@@ -36,6 +37,9 @@ class PythonFactors {
       : shape_(shape), range_(range), factors_(shape, range, seed) {
     unwrap(factors_.set_rank(rank));
   }
+
+  [[nodiscard]] Shape shape() const { return shape_; }
+  [[nodiscard]] Range range() const { return range_; }
 
   // Without the GIL: body(factors).
   template <typename F>
@@ -98,13 +102,34 @@ void project(PythonFactors& self, const Encoders& encoders, uintptr_t gradient, 
   }));
 }
 
-bool coefficients(PythonFactors& self, const Encoders& encoders, uintptr_t gradient,
-                  uintptr_t right, size_t threads) {
+bool coefficients(PythonFactors& self, uintptr_t whole, uintptr_t right, size_t threads) {
   const WorkspaceLease lease(threads);
-  return unwrap(self.locked(encoders, gradient, [&](Factors& factors, auto slices) -> Result<bool> {
-    if (slices.empty()) return uncovered();
+  return unwrap(self.locked({nullptr}, whole, [&](Factors& factors, auto slices) {
     return factors.coefficients(slices, lease.get(), output(right, factors.right_elements()));
   }));
+}
+
+PythonRecord* encode_rest(PythonFactors& self, PythonEncoder& encoder, uintptr_t whole,
+                          size_t elements, uintptr_t right, double density,
+                          const std::string& values, size_t threads) {
+  const codec::Point point = point_from(density, values);
+  const WorkspaceLease lease(threads);
+  codec::RecordBuffer buffer = take_record_buffer();
+  encoder.check();
+  const auto report = self.locked([&](Factors& factors) -> Result<codec::EncodeReport> {
+    const auto held = encoder.lock();
+    const Range range = encoder.get().range();
+    const uint64_t end = self.range().first + self.range().elements;
+    if (encoder.get().shape() != self.shape() || range.first < self.range().first ||
+        range.first + range.elements > end) {
+      return uncovered();
+    }
+    return encoder.get().encode_rest(output(whole, elements),
+                                     factors.product(input(right, factors.right_elements()), -1),
+                                     point, lease.get(), buffer);
+  });
+  if (!report) raise(report.error(), kNoRank);
+  return new PythonRecord(std::move(buffer), report.value());
 }
 
 void add(PythonFactors& self, uintptr_t right, double times, uint64_t first, uintptr_t out,
@@ -150,6 +175,7 @@ void bind_codec_factors(nb::module_& module) {
   }));
   cls.def("project", &project);
   cls.def("coefficients", &coefficients);
+  cls.def("encode_rest", &encode_rest, nb::rv_policy::take_ownership);
   cls.def("add", &add);
   cls.def("set_basis", [](PythonFactors& self, uintptr_t left) {
     self.locked([&](Factors& factors) { factors.set_basis(input(left, factors.left_elements())); });

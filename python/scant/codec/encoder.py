@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scant import _scant, checks
 from scant._scant import Record
 from scant.codec import checked
 from scant.errors import InvalidArgument, Mismatch
+
+if TYPE_CHECKING:
+    from scant.codec.factors import Factors
 
 __all__ = ["Encoder"]
 
@@ -115,6 +118,36 @@ class Encoder:
         """One step that sends nothing: gradient + residual is kept, but for what is not finite."""
         address, elements = self._input(gradient, "gradient")
         self._native.encode(address, elements, 0.0, "f32", self._threads)
+
+    def encode_rest(
+        self,
+        factors: Factors,
+        right: Any,
+        whole: Any,
+        density: float | None = None,
+        values: str | None = None,
+    ) -> Record:
+        """One step of a matrix: the record of what factors leave, whose right one was sent.
+
+        Args:
+            factors: with the basis of this step.
+            right: coefficients as the others decode them.
+            whole: gradient + residual, as ``factors.project`` made it; it may change.
+            density, values: as of :meth:`encode`; density 0 sends nothing and keeps all.
+        """
+        address, size, shape = checked.view(whole, "whole", write=True)
+        if size != self.range[1]:
+            raise InvalidArgument(f"whole has shape {shape}, expected {self.range[1]} elements")
+        share = self._density if density is None else density
+        how = self._values if values is None else checked.one_of(values, "values", checked.VALUES)
+        at_right = factors.right_address(right)
+        if share == 0:
+            share, how = 0.0, "f32"
+        else:
+            share = checked.as_density(share)
+        return factors.native.encode_rest(
+            self._native, address, size, at_right, share, how, self._threads
+        )
 
     @property
     def native(self) -> _scant.Encoder:

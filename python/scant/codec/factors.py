@@ -16,12 +16,12 @@ __all__ = ["Factors"]
 class Factors:
     """Finds a matrix's strong directions together with other members, and takes them away.
 
-    In each step, where A is the gradient, and what the encoders keep of it::
+    In each step, where A is the gradient plus what the encoders keep::
 
-        left = factors.project(gradient, encoders)        # A times the directions; rank x rows
+        left = factors.project(gradient, encoders)  # gradient is A now; rank x rows
         factors.set_basis(average of all members' left)
-        right = factors.coefficients(gradient, encoders)  # of A in the basis; rank x columns
-        factors.subtract(right, gradient)                 # the rest, which the encoders then get
+        right = factors.coefficients(gradient)      # of A in the basis; rank x columns
+        encoder.encode_rest(factors, right, gradient)
         factors.add(average of all members' right, mean)
         factors.learn(average of all members' right)      # the next step's directions
 
@@ -56,11 +56,11 @@ class Factors:
         self._native = _scant.Factors(rows, columns, first, elements, drawn, self.rank)
 
     def project(self, gradient: Any, encoders: Encoder | Sequence[Encoder] = ()) -> Any:
-        """The left factor, rank x rows: gradient + residual times the directions."""
+        """The left factor, rank x rows: A times the directions. The gradient becomes A."""
         import numpy as np
 
         left = np.empty((self.rank, self.rows), np.float32)
-        address = self._matrix(gradient, write=False)
+        address = self._matrix(gradient, write=True)
         self._native.project(_natives(encoders), address, left.ctypes.data, self._threads)
         return left
 
@@ -68,23 +68,17 @@ class Factors:
         """The average of all members' left factors, made orthonormal."""
         self._native.set_basis(self._factor(left, "left", self.rows))
 
-    def coefficients(self, gradient: Any, encoders: Encoder | Sequence[Encoder] = ()) -> Any:
-        """The right factor, rank x columns: of gradient + residual in the basis.
+    def coefficients(self, whole: Any) -> Any:
+        """The right factor, rank x columns: of A in the basis.
 
         None where a number is not finite or beyond 2^100: then the rest holds all.
         """
         import numpy as np
 
         right = np.empty((self.rank, self.columns), np.float32)
-        address = self._matrix(gradient, write=False)
-        usable = self._native.coefficients(
-            _natives(encoders), address, right.ctypes.data, self._threads
-        )
+        address = self._matrix(whole, write=False)
+        usable = self._native.coefficients(address, right.ctypes.data, self._threads)
         return right if usable else None
-
-    def subtract(self, right: Any, gradient: Any) -> None:
-        """gradient - basis times right, in place."""
-        self.add(right, gradient, times=-1.0)
 
     def add(
         self, right: Any, out: Any, times: float = 1.0, range: tuple[int, int] | None = None
@@ -98,12 +92,11 @@ class Factors:
         if size != elements:
             raise InvalidArgument(f"out has shape {shape}, expected {elements} elements")
         factor = checked.number(times, "times", -checked.F32_MAX, checked.F32_MAX)
-        of_right = self._factor(right, "right", self.columns)
-        self._native.add(of_right, factor, first, address, size, self._threads)
+        self._native.add(self.right_address(right), factor, first, address, size, self._threads)
 
     def learn(self, right: Any) -> None:
         """The average of all members' right factors: the next step's directions."""
-        self._native.learn(self._factor(right, "right", self.columns))
+        self._native.learn(self.right_address(right))
 
     @property
     def basis(self) -> Any:
@@ -122,6 +115,15 @@ class Factors:
         out = np.empty((self.rank, self.columns), np.float32)
         self._native.read_directions(out.ctypes.data)
         return out
+
+    @property
+    def native(self) -> _scant.Factors:
+        """What the extension's own calls take."""
+        return self._native
+
+    def right_address(self, right: Any) -> int:
+        """Of a right factor, whose shape is looked at."""
+        return self._factor(right, "right", self.columns)
 
     def __repr__(self) -> str:
         return f"<scant.codec.Factors of rank {self.rank}: {self.rows} x {self.columns}>"

@@ -150,7 +150,7 @@ class Members:
         return out.reshape(self._shape)
 
     def _flat(self, gradients: Sequence[Any]) -> list[Any]:
-        """Copies, since the factors are subtracted in place."""
+        """Copies, since steps with factors change them."""
         import numpy as np
 
         if len(gradients) != self.members:
@@ -246,7 +246,7 @@ class _Part:
     def exchange(self, own: Sequence[Any], mean: Any, done: Exchanged) -> None:
         """One step of this part; `own` is changed, the average comes to `mean`."""
         if self.factors is None:
-            self._elements(own, mean, done)
+            self._elements(own, mean, done, None)
             return
         left = [
             self.factors.project(one, encoders)
@@ -256,9 +256,7 @@ class _Part:
         done.basis.append(self.factors.basis)
         right = self._coefficients(self.factors, own)
         sent, average, lost = self._average(right, _RIGHT, done)
-        for one, told in zip(own, sent, strict=True):
-            self.factors.subtract(told, one)
-        self._elements(own, mean, done)
+        self._elements(own, mean, done, sent)
         if average.any():
             self.factors.add(average, mean)
             self.factors.learn(average)
@@ -270,8 +268,8 @@ class _Part:
 
         lost = np.nan if self.point.density == 0 else 0.0
         found = []
-        for one, encoders in zip(own, self.workers, strict=True):
-            right = factors.coefficients(one, encoders)
+        for one in own:
+            right = factors.coefficients(one)
             none = np.full((factors.rank, factors.columns), lost, np.float32)
             found.append(none if right is None else right)
         return found
@@ -309,23 +307,30 @@ class _Part:
                 one[:] = 0
         return sent, average, lost
 
-    def _elements(self, own: Sequence[Any], mean: Any, done: Exchanged) -> None:
-        """The records of the elements, or of the rest."""
+    def _elements(
+        self, own: Sequence[Any], mean: Any, done: Exchanged, sent: Sequence[Any] | None
+    ) -> None:
+        """The records of the elements, or of the rest that these coefficients leave."""
         if self.point.density == 0:
             mean[:] = 0
         for index, (begin, end) in enumerate(self.cut.slices()):
             made = []
             for member, one in enumerate(own):
-                encoder = self.workers[member][index]
-                if self.point.density == 0:
-                    encoder.keep(one[begin:end])
-                    continue
-                made.append(encoder.encode(one[begin:end]))
-                done.rest[member].append(made[-1])
+                record = self._record(self.workers[member][index], one[begin:end], sent, member)
+                if self.point.density > 0:
+                    made.append(record)
+                    done.rest[member].append(record)
             if made:
                 whole = accumulate(made).reshape(-1)
                 how = self.owners[index] if self._split else None
                 mean[begin:end] = self._told(made, self.cut.owner_of(index), whole, how, done)
+
+    def _record(
+        self, encoder: Encoder, own: Any, sent: Sequence[Any] | None, member: int
+    ) -> _scant.Record:
+        if sent is None or self.factors is None:
+            return encoder.encode(own)
+        return encoder.encode_rest(self.factors, sent[member], own, self.point.density)
 
     def _told(
         self,

@@ -28,6 +28,14 @@ Result<void> HostEncoder::begin(Placed<const float> gradient, Point point,
   return {};
 }
 
+Result<void> HostEncoder::begin_rest(std::span<float> whole, const Product& rest, Point point) {
+  SCANT_CHECK(!report_, "begin_rest() before finish()");
+  const auto encoded = encoder_.encode_rest(whole, rest, point, workspace_, record_);
+  if (!encoded) return encoded.error();
+  report_ = encoded.value();
+  return {};
+}
+
 Result<TensorEncoder::Encoded> HostEncoder::finish() {
   SCANT_CHECK(report_.has_value(), "finish() without begin()");
   const EncodeReport report = *std::exchange(report_, std::nullopt);

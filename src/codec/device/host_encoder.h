@@ -26,6 +26,7 @@ class HostEncoder final : public TensorEncoder {
   [[nodiscard]] const Encoder* of_host() const override { return &encoder_; }
   Result<void> begin(Placed<const float> gradient, Point point,
                      std::function<void()> wake) override;
+  Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point) override;
   [[nodiscard]] bool done() const override { return report_.has_value(); }
   Result<Encoded> finish() override;
   Result<Curve> probe(Placed<const float> gradient, std::span<const Point> points,

@@ -39,6 +39,9 @@ class TensorEncoder {
   // has changed. ErrorCode::invalid_argument: another place, size or point.
   virtual Result<void> begin(Placed<const float> gradient, Point point,
                              std::function<void()> wake) = 0;
+  // Encoder::encode_rest where that is: a step that is over when the call returns. `whole` lies on
+  // the host. ErrorCode::unsupported: not of_host().
+  virtual Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point);
   // The event: whether the step that was begun is over.
   [[nodiscard]] virtual bool done() const = 0;
   // What the step gave; waits for it. Once for each begin(). After an error nothing has changed.
@@ -63,6 +66,12 @@ class TensorEncoder {
   virtual Result<void> read_residual(std::span<float> out) const = 0;
   [[nodiscard]] virtual Result<std::vector<std::byte>> save() const = 0;
 };
+
+inline Result<void> TensorEncoder::begin_rest(std::span<float> /*whole*/, const Product& /*rest*/,
+                                              Point /*point*/) {
+  return Error{.code = ErrorCode::unsupported,
+               .message = "tensors of a device cannot send factors yet: plan them without a rank"};
+}
 
 // What an encoder is made of.
 struct EncoderSpec {

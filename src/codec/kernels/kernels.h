@@ -72,6 +72,12 @@ struct Factor {
   size_t stride = 0;
   size_t rank = 0;
 };
+// Columns of f64, `stride` numbers apart: a multiple of 16, zeros behind the last row.
+struct Columns {
+  const double* values = nullptr;
+  size_t stride = 0;
+  size_t count = 0;
+};
 struct FactorOut {
   float* values = nullptr;
   size_t stride = 0;
@@ -83,7 +89,7 @@ struct Kernels {
 
   // work = gradient + decay * work. A null gradient leaves work as it is.
   Accumulated (*accumulate)(const float* gradient, float* work, size_t n, float decay);
-  // The same for n <= 4096, with a gradient, and finds what the groups hold on the way.
+  // The same for n <= 4096, and finds what the groups hold on the way.
   Accumulated (*accumulate_groups)(const float* gradient, float* work, size_t n, float decay,
                                    GroupMagnitudes& groups, Ahead ahead);
   // The same after load_i8().
@@ -135,10 +141,20 @@ struct Kernels {
   // left[i][k] += sum over j of a[i][j] * right[k][j]: in 16 lanes, as if zeros filled the last
   // ones of a row.
   void (*times_right)(const Matrix& a, const Factor& right, float* left);
+  // The same of a rank above 0, once a has become a + decay * kept, which is as far apart as a.
+  void (*add_times_right)(const MatrixOut& a, const float* kept, float decay, const Factor& right,
+                          float* left);
   // right[k][j] += sum over i of a[i][j] * left[i][k], row after row.
   void (*times_left)(const Matrix& a, const float* left, const FactorOut& right);
-  // out[i][j] += sum over k of left[i][k] * right[k][j], column after column of the factors.
-  void (*add_product)(const float* left, const Factor& right, const MatrixOut& out);
+  // out[i][j] = from[i][j] + sum over k of left[i][k] * right[k][j], column after column of the
+  // factors. `from` is as far apart as `out`, and may be the same memory.
+  void (*add_product)(const float* left, const Factor& right, const float* from,
+                      const MatrixOut& out);
+
+  // For a basis. sums[k] = sum over i of column[k][i] * by[i], in 16 lanes.
+  void (*column_products)(const Columns& columns, const double* by, double* sums);
+  // from[i] -= sum over k of times[k] * column[k][i], column after column.
+  void (*take_columns)(const Columns& columns, const double* times, double* from);
 };
 
 // What this CPU can run, fastest first; the last is "scalar".

@@ -58,11 +58,23 @@ Inputs inputs(const Case& one, Family family) {
           rows_of({one.rank, one.columns, 0}, family, 3)};
 }
 
-// What each of the three products makes of the same inputs.
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const bool both_nan =
+        std::isnan(a[i]) && std::isnan(b[i]);  // whose payload is the CPU's choice
+    if (!both_nan && std::memcmp(&a[i], &b[i], sizeof(float)) != 0) return false;
+  }
+  return true;
+}
+
+// What each of the products makes of the same inputs.
 struct Products {
   std::vector<float> left;
   std::vector<float> right;
   std::vector<float> matrix;
+  std::vector<float> grown{};  // a matrix that took in another, and what was then added to `left`
+  std::vector<float> left_of_grown{};
 };
 Products products(const Kernels& target, const Case& one, const Inputs& given) {
   const size_t stride = one.columns + kGap;
@@ -73,18 +85,20 @@ Products products(const Kernels& target, const Case& one, const Inputs& given) {
   const Factor right{given.right.data(), stride, one.rank};
   target.times_right(a, right, made.left.data());
   target.times_left(a, given.left.data(), {made.right.data(), stride, one.rank});
-  target.add_product(given.left.data(), right, {made.matrix.data(), stride, one.rows, one.columns});
-  return made;
-}
-
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-  if (a.size() != b.size()) return false;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const bool both_nan =
-        std::isnan(a[i]) && std::isnan(b[i]);  // whose payload is the CPU's choice
-    if (!both_nan && std::memcmp(&a[i], &b[i], sizeof(float)) != 0) return false;
+  made.grown = made.matrix;
+  made.left_of_grown = draw_values(Family::normal, one.rows * one.rank, 4);
+  if (one.rank > 0) {
+    target.add_times_right({made.grown.data(), stride, one.rows, one.columns}, given.matrix.data(),
+                           0.75f, right, made.left_of_grown.data());
   }
-  return true;
+  // From elsewhere, and in place.
+  std::vector<float> elsewhere(made.matrix.size(), kUntouched);
+  target.add_product(given.left.data(), right, made.matrix.data(),
+                     {elsewhere.data(), stride, one.rows, one.columns});
+  target.add_product(given.left.data(), right, made.matrix.data(),
+                     {made.matrix.data(), stride, one.rows, one.columns});
+  EXPECT_TRUE(same(elsewhere, made.matrix)) << one.text();
+  return made;
 }
 
 class ProductTargets : public testing::TestWithParam<Kernels> {};
@@ -101,6 +115,58 @@ TEST_P(ProductTargets, EqualTheReference) {
       ASSERT_TRUE(same(got.left, expected.left)) << "times_right, " << where;
       ASSERT_TRUE(same(got.right, expected.right)) << "times_left, " << where;
       ASSERT_TRUE(same(got.matrix, expected.matrix)) << "add_product, " << where;
+      ASSERT_TRUE(same(got.grown, expected.grown)) << "add_times_right, " << where;
+      ASSERT_TRUE(same(got.left_of_grown, expected.left_of_grown)) << "add_times_right, " << where;
+    }
+  }
+}
+
+TEST_P(ProductTargets, AddsBeforeItMultiplies) {
+  for (const Case& one : cases()) {
+    if (one.rank == 0) continue;
+    const size_t stride = one.columns + kGap;
+    const Inputs given = inputs(one, Family::normal);
+    const Products got = products(GetParam(), one, given);
+    std::vector<float> sum = rows_of(one, Family::normal, 6);
+    for (size_t i = 0; i < one.rows * one.columns; ++i) {
+      const size_t at = i / one.columns * stride + i % one.columns;
+      const float more = 0.75f * given.matrix[at];
+      sum[at] += more;
+    }
+    ASSERT_TRUE(same(got.grown, sum)) << one.text();
+    std::vector<float> left = draw_values(Family::normal, one.rows * one.rank, 4);
+    GetParam().times_right({sum.data(), stride, one.rows, one.columns},
+                           {given.right.data(), stride, one.rank}, left.data());
+    ASSERT_TRUE(same(got.left_of_grown, left)) << one.text();
+  }
+}
+
+TEST_P(ProductTargets, ColumnsEqualTheReference) {
+  for (const size_t rows : {16u, 32u, 160u}) {
+    for (const size_t count : {0u, 1u, 2u, 3u, 7u, 8u, 9u, 17u}) {
+      for (const Family family : {Family::normal, Family::huge, Family::denormal}) {
+        const std::vector<float> drawn = draw_values(family, rows * (count + 1), rows + count);
+        const std::vector<double> all(drawn.begin(), drawn.end());
+        const Columns columns{all.data(), rows, count};
+        const double* const last = all.data() + count * rows;
+        std::vector<double> sums(count);
+        std::vector<double> expected(count);
+        GetParam().column_products(columns, last, sums.data());
+        kScalarKernels.column_products(columns, last, expected.data());
+        ASSERT_EQ(sums, expected) << rows << " x " << count;
+        std::vector<double> left(last, last + rows);
+        std::vector<double> expected_left = left;
+        std::vector<double> times(count);
+        for (size_t k = 0; k < count; ++k) times[k] = 1 / (3 + static_cast<double>(k));
+        GetParam().take_columns(columns, times.data(), left.data());
+        kScalarKernels.take_columns(columns, times.data(), expected_left.data());
+        ASSERT_EQ(left, expected_left) << rows << " x " << count;
+        double exact = 0;
+        for (size_t i = 0; i < rows && count > 0; ++i) exact += all[i] * last[i];
+        if (count > 0 && family == Family::normal) {
+          EXPECT_NEAR(sums[0], exact, 1e-12 * static_cast<double>(rows));
+        }
+      }
     }
   }
 }

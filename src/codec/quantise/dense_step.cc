@@ -88,23 +88,34 @@ Ahead DenseStep::ahead_of(uint64_t block) const {
   return {gradient_ + next, residual.data().data() + next * bytes, bytes};
 }
 
-DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, MutableBytes record) {
+Accumulated DenseStep::take(uint64_t block, float* work, GroupMagnitudes* groups, Ahead ahead) {
   const uint32_t n = elements_of(block);
   const uint64_t at = block * kBlock;
   const float* gradient = gradient_ + at;
   ResidualStore& residual = encoder_.residual_;
-  float* const in_place = residual.in_place();
-  float* work = in_place != nullptr ? in_place + at : workspace_.scratch(worker).work();
+  if (rest_ != nullptr) {
+    rest_->add(residual.first() + at, n, gradient, work);
+    return groups != nullptr ? kernels().accumulate_groups(nullptr, work, n, 1.0f, *groups, ahead)
+                             : kernels().accumulate(nullptr, work, n, 1.0f);
+  }
   if (!encoder_.velocity_.empty()) {
     float* velocity = encoder_.velocity_.data() + at;
     kernels().accumulate(gradient, velocity, n, encoder_.options_.momentum);
     gradient = velocity;
   }
+  return add_gradient(gradient, residual, residual.first() + at, encoder_.options_.decay, groups,
+                      ahead, work, n);
+}
+
+DenseStep::BlockResult DenseStep::encode_block(uint64_t block, size_t worker, MutableBytes record) {
+  const uint32_t n = elements_of(block);
+  const uint64_t at = block * kBlock;
+  ResidualStore& residual = encoder_.residual_;
+  float* const in_place = residual.in_place();
+  float* work = in_place != nullptr ? in_place + at : workspace_.scratch(worker).work();
   const Ahead ahead = ahead_of(block);
   GroupMagnitudes groups;
-  const Accumulated sum =
-      add_gradient(gradient, residual, residual.first() + at, encoder_.options_.decay,
-                   quantised(point_.values) ? &groups : nullptr, ahead, work, n);
+  const Accumulated sum = take(block, work, quantised(point_.values) ? &groups : nullptr, ahead);
 
   BlockResult result{.energy = sum.energy};
   BlockHeader header{.entries = n};

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/aligned.h"
 #include "base/check.h"
+#include "codec/kernels/kernels.h"
 
 namespace scant::codec {
 namespace {
@@ -32,12 +34,6 @@ double product(const float* a, const float* b, size_t n) {
   return fold(lanes);
 }
 
-void subtract(float* from, const float* column, double times, size_t n) {
-  for (size_t i = 0; i < n; ++i) {
-    from[i] = static_cast<float>(from[i] - times * static_cast<double>(column[i]));
-  }
-}
-
 void scale(std::span<float> column, double by) {
   for (float& value : column) value = static_cast<float>(value * by);
 }
@@ -53,28 +49,43 @@ bool normalise(std::span<float> column) {
 
 size_t orthonormalise(std::span<float> columns, size_t rows) {
   SCANT_CHECK(rows == 0 ? columns.empty() : columns.size() % rows == 0);
-  if (!std::ranges::all_of(columns, [](float value) { return std::isfinite(value); })) {
+  if (columns.empty()) return 0;
+  const size_t count = columns.size() / rows;
+  const size_t stride = (rows + kLanes - 1) / kLanes * kLanes;
+  base::AlignedVector<double> work(count * stride);
+  std::vector<double> products(count);
+  const auto column = [&](size_t k) { return work.data() + k * stride; };
+  // Finite squares of floats add up to a finite f64.
+  const auto length_of = [&](size_t k) {
+    double square = 0;
+    kernels().column_products({column(k), stride, 1}, column(k), &square);
+    return std::sqrt(square);
+  };
+  bool finite = true;
+  for (size_t k = 0; k < count; ++k) {
+    std::ranges::copy(columns.subspan(k * rows, rows), column(k));
+    finite = finite && std::isfinite(length_of(k));
+  }
+  if (!finite) {
     std::ranges::fill(columns, 0.0f);
     return 0;
   }
   size_t found = 0;
-  for (size_t at = 0; at < columns.size(); at += rows) {
-    const std::span<float> column = columns.subspan(at, rows);
-    bool left = normalise(column);
+  for (size_t k = 0; k < count; ++k) {
+    double length = length_of(k);
+    bool left = length > 0;
     for (int pass = 0; left && pass < 2; ++pass) {
-      for (size_t before = 0; before < at; before += rows) {
-        const float* const other = columns.data() + before;
-        subtract(column.data(), other, product(column.data(), other, rows), rows);
-      }
-      const double length = std::sqrt(product(column.data(), column.data(), rows));
-      left = length > kLeastLeft;
-      if (left) scale(column, 1 / length);
+      const double before = length;
+      kernels().column_products({work.data(), stride, k}, column(k), products.data());
+      kernels().take_columns({work.data(), stride, k}, products.data(), column(k));
+      length = length_of(k);
+      left = length > before * kLeastLeft;
     }
-    if (left) {
-      ++found;
-    } else {
-      std::ranges::fill(column, 0.0f);
-    }
+    const double by = left ? 1 / length : 0;
+    found += left ? 1u : 0u;
+    for (size_t i = 0; i < stride; ++i) column(k)[i] *= by;
+    const auto narrow = [](double value) { return static_cast<float>(value); };
+    std::transform(column(k), column(k) + rows, columns.data() + k * rows, narrow);
   }
   return found;
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <new>
@@ -21,6 +20,10 @@ using base::invalid;
 
 // Larger coefficients count as none: sums of others, of any number of members, stay finite.
 constexpr float kCoefficientMost = 0x1p100f;
+
+// Rows of A into whose gradients a worker adds at a time what its scratch holds decoded: no more
+// than half of the first-level cache.
+constexpr uint64_t kDecodedElements = 4096;
 
 // A left factor only chooses directions, so it is scaled to below this where it is larger.
 constexpr int kLeftMostExponent = 100;
@@ -54,21 +57,6 @@ Point point_for(Point wanted, Shape matrix, uint64_t elements) {
   return wanted.density > 0 ? rest_of(wanted) : Point{1.0, wanted.factors};
 }
 
-const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, float* work) {
-  if (slice.encoder == nullptr) {
-    std::memcpy(work, slice.gradient.data() + at, count * sizeof(float));
-    return work;
-  }
-  const uint64_t begin = at / kGroupElements * kGroupElements;
-  const uint64_t whole = (at + count + kGroupElements - 1) / kGroupElements * kGroupElements;
-  const uint64_t end = std::min<uint64_t>(whole, slice.range.elements);
-  for (uint64_t i = begin; i < end; i += kDenseBlockElements) {
-    const size_t here = std::min<uint64_t>(kDenseBlockElements, end - i);
-    slice.encoder->peek(i, slice.gradient.data() + i, {work + (i - begin), here});
-  }
-  return work + (at - begin);
-}
-
 Factors::Factors(Shape shape, Range range, uint64_t seed)
     : shape_(shape), range_(range), seed_(seed) {
   SCANT_CHECK(shape.columns > 0 && range.first + range.elements <= shape.elements());
@@ -86,7 +74,7 @@ Result<void> Factors::set_rank(uint32_t rank) try {
                    " x " + std::to_string(columns()) + ": it must lie in 0 to " +
                    std::to_string(std::min<uint64_t>({kRankMax, rows_, columns()})));
   }
-  std::vector<float> basis(rows_ * rank);
+  base::AlignedVector<float> basis(rows_ * rank);
   directions_.reserve(columns() * rank);
   basis_ = std::move(basis);
   directions_.resize(columns() * rank);
@@ -148,31 +136,58 @@ void Factors::for_rows(std::span<const Stretch> all, Workspace& workspace, const
 Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& workspace,
                               std::span<float> left) {
   SCANT_CHECK(left.size() == left_elements());
+  for (const MatrixSlice& slice : slices) {
+    if (slice.encoder == nullptr || slice.encoder->options().momentum == 0) continue;
+    return invalid("tensor " + std::to_string(slice.encoder->tensor()) +
+                   ": its encoder has momentum, which goes with no factors");
+  }
   if (Result<void> prepared = workspace.prepare(); !prepared) return prepared;
-  multiply(slices, workspace, directions_);
+  if (rank_ == 0) return {};
+  std::ranges::fill(basis_, 0.0f);
+  for_rows(stretches(slices), workspace, [&](const Stretch& one, size_t worker) {
+    take_in(slices[one.slice], one, workspace.scratch(worker).work());
+  });
   if (!all_within(basis_, std::ldexp(1.0f, kLeftMostExponent))) {
-    std::vector<float> scaled = directions_;
-    for (float& value : scaled) value *= kFarDown;
-    multiply(slices, workspace, scaled);
+    multiply_far_down(slices, workspace);
     scale_to_most(basis_);
   }
   read_basis(left);
   return {};
 }
 
-// To where the basis will stand.
-void Factors::multiply(std::span<const MatrixSlice> slices, Workspace& workspace,
-                       std::span<const float> directions) {
+// A times the directions again, which are made so small that nothing overflows.
+void Factors::multiply_far_down(std::span<const MatrixSlice> slices, Workspace& workspace) {
+  std::vector<float> directions(directions_.begin(), directions_.end());
+  for (float& value : directions) value *= kFarDown;
   std::ranges::fill(basis_, 0.0f);
-  const std::vector<Stretch> all = stretches(slices);
-  for_rows(all, workspace, [&](const Stretch& one, size_t worker) {
-    const MatrixSlice& slice = slices[one.slice];
-    const float* const a =
-        load_elements(slice, one.at, one.rows * one.columns, workspace.scratch(worker).work());
-    kernels().times_right({a, one.columns, one.rows, one.columns},
-                          {directions.data() + one.column, columns(), rank_},
-                          basis_.data() + one.row * rank_);
+  for_rows(stretches(slices), workspace, [&](const Stretch& one, size_t) {
+    kernels().times_right(
+        {slices[one.slice].gradient.data() + one.at, one.columns, one.rows, one.columns},
+        {directions.data() + one.column, columns(), rank_}, basis_.data() + one.row * rank_);
   });
+}
+
+// A stretch of A, and its product with the directions.
+void Factors::take_in(const MatrixSlice& slice, const Stretch& one, float* work) {
+  const Encoder* const encoder = slice.encoder;
+  const bool in_place = encoder == nullptr || encoder->kept_in_place();
+  const size_t at_a_time =
+      in_place ? one.rows : std::max<size_t>(1, kDecodedElements / one.columns);
+  const Factor by{directions_.data() + one.column, columns(), rank_};
+  for (size_t row = 0; row < one.rows; row += at_a_time) {
+    const size_t rows = std::min(at_a_time, one.rows - row);
+    const uint64_t at = one.at + row * one.columns;
+    float* const a = slice.gradient.data() + at;
+    float* const to = basis_.data() + (one.row + row) * rank_;
+    const float* const kept =
+        encoder == nullptr ? nullptr : encoder->kept(at, rows * one.columns, work);
+    if (kept == nullptr) {
+      kernels().times_right({a, one.columns, rows, one.columns}, by, to);
+    } else {
+      kernels().add_times_right({a, one.columns, rows, one.columns}, kept, encoder->options().decay,
+                                by, to);
+    }
+  }
 }
 
 void Factors::set_basis(std::span<const float> left) {
@@ -198,18 +213,16 @@ Result<bool> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
   SCANT_CHECK(right.size() == right_elements());
   if (Result<void> prepared = workspace.prepare(); !prepared) return prepared.error();
   const size_t at_a_time = std::min(workspace.pool().workers(), slices.size());
-  std::vector<float> sums(at_a_time * right.size());
+  base::AlignedVector<float> sums(at_a_time * right.size());
   const std::vector<Stretch> all = stretches(slices);  // workers take no memory
   std::ranges::fill(right, 0.0f);
-  const auto add_slice = [&](size_t index, std::span<float> sum, float* work) {
+  const auto add_slice = [&](size_t index, std::span<float> sum) {
     std::ranges::fill(sum, 0.0f);
     auto one = std::ranges::lower_bound(all, index, {}, &Stretch::slice);
     for (; one != all.end() && one->slice == index; ++one) {
-      const size_t count = one->rows * one->columns;
-      const float* const a = load_elements(slices[index], one->at, count, work);
-      kernels().times_left({a, one->columns, one->rows, one->columns},
-                           basis_.data() + one->row * rank_,
-                           {sum.data() + one->column, columns(), rank_});
+      kernels().times_left(
+          {slices[index].gradient.data() + one->at, one->columns, one->rows, one->columns},
+          basis_.data() + one->row * rank_, {sum.data() + one->column, columns(), rank_});
     }
   };
   for (size_t done = 0; done < slices.size(); done += at_a_time) {
@@ -217,9 +230,7 @@ Result<bool> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
     const auto sum_of = [&](size_t i) {
       return std::span(sums).subspan(i * right.size(), right.size());
     };
-    workspace.pool().for_each(count, [&](size_t i, size_t worker) {
-      add_slice(done + i, sum_of(i), workspace.scratch(worker).work());
-    });
+    workspace.pool().for_each(count, [&](size_t i, size_t) { add_slice(done + i, sum_of(i)); });
     for (size_t i = 0; i < count; ++i) {
       std::ranges::transform(right, sum_of(i), right.begin(), std::plus<>{});
     }
@@ -229,22 +240,20 @@ Result<bool> Factors::coefficients(std::span<const MatrixSlice> slices, Workspac
   return all_usable;
 }
 
-void Factors::subtract(std::span<const float> right, std::span<const MatrixSlice> slices,
-                       Workspace& workspace) const {
-  for (const MatrixSlice& slice : slices) add(right, -1, slice.range, slice.gradient, workspace);
+Product Factors::product(std::span<const float> right, float times) const {
+  SCANT_CHECK(right.size() == right_elements());
+  return {columns(), range_.first / columns(), basis_, right, times};
 }
 
 void Factors::add(std::span<const float> right, float times, Range range, std::span<float> out,
                   Workspace& workspace) const {
-  SCANT_CHECK(right.size() == right_elements() && out.size() == range.elements);
-  std::vector<float> scaled(right.begin(), right.end());
-  for (float& value : scaled) value *= times;
-  std::vector<Stretch> all;
-  append_stretches(0, range, all);
-  for_rows(all, workspace, [&](const Stretch& one, size_t) {
-    kernels().add_product(basis_.data() + one.row * rank_,
-                          {scaled.data() + one.column, columns(), rank_},
-                          {out.data() + one.at, one.columns, one.rows, one.columns});
+  SCANT_CHECK(out.size() == range.elements);
+  const Product added = product(right, times);
+  const uint64_t pieces = (range.elements + kPanelElements - 1) / kPanelElements;
+  workspace.pool().for_each(pieces, [&](size_t piece, size_t) {
+    const uint64_t at = piece * kPanelElements;
+    float* const to = out.data() + at;
+    added.add(range.first + at, std::min(kPanelElements, range.elements - at), to, to);
   });
 }
 

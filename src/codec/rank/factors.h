@@ -5,16 +5,19 @@
 // std::bad_alloc; then no member has changed but the basis.
 //
 //   project()  → average of all →  set_basis()
-//   coefficients()  → as sent →  subtract()
+//   project()  → average of all →  set_basis()
+//   coefficients()  → as sent →  product(), which Encoder::encode_rest takes away
 //                  → average of all →  add_average(), learn()
 #pragma once
 
 #include <span>
 #include <vector>
 
+#include "base/aligned.h"
 #include "codec/encoder.h"
 #include "codec/point.h"
 #include "codec/range.h"
+#include "codec/rank/product.h"
 #include "codec/workspace.h"
 #include "scant/base/result.h"
 
@@ -49,9 +52,6 @@ struct MatrixSlice {
 // What a worker's scratch holds of a matrix at a time, less what lies before and behind it in
 // groups of 64.
 inline constexpr uint64_t kPanelElements = kSparseBlockElements - 2 * kGroupElements;
-// Elements [at, at + count) of a slice's A, at most kPanelElements;
-// returns where the first one lies in `work`, which has room for kSparseBlockElements.
-const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, float* work);
 
 class Factors {
  public:
@@ -71,21 +71,22 @@ class Factors {
 
   // Factors are written column after column of `rank` columns: left ones of rows() numbers, right
   // ones of columns(). Slices ascend, and cover the range.
-  // A times the directions; where that is beyond 2^100, times the power of two that it takes to be
-  // below. Not finite only where A is not.
+  // The slices' gradients become A. A times the directions; where that is beyond 2^100, times the
+  // power of two that it takes to be below. Not finite only where A is not. ErrorCode::
+  // invalid_argument, and nothing has changed: an encoder with momentum, which A would lack.
   Result<void> project(std::span<const MatrixSlice> slices, Workspace& workspace,
                        std::span<float> left);
   // The average of all members' projections becomes the basis: orthonormal, the same bits on all.
   void set_basis(std::span<const float> left);
   // As set, made orthonormal; column after column, zeros where a column had nothing left.
   void read_basis(std::span<float> left) const;
-  // The transpose of A times the basis. False where a number is not finite, or beyond 2^100: then
-  // all are 0, and the rest holds all of A.
+  // The transpose of A times the basis; A is what project() made of the gradients. False where a
+  // number is not finite, or beyond 2^100: then all are 0, and the rest holds all of A.
   Result<bool> coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
                             std::span<float> right);
-  // gradient - basis * right, for what was sent of this member's coefficients.
-  void subtract(std::span<const float> right, std::span<const MatrixSlice> slices,
-                Workspace& workspace) const;
+  // basis * (times * right), until the basis or the rank changes. Times -1 it is what the rest
+  // lacks, for what was sent of this member's coefficients.
+  [[nodiscard]] Product product(std::span<const float> right, float times) const;
   // out + basis * (times * right), for elements `range`.
   void add(std::span<const float> right, float times, Range range, std::span<float> out,
            Workspace& workspace) const;
@@ -117,8 +118,8 @@ class Factors {
   // Calls body(stretch, worker) for all of them, those of one row one after the other.
   template <typename Body>
   static void for_rows(std::span<const Stretch> all, Workspace& workspace, const Body& body);
-  void multiply(std::span<const MatrixSlice> slices, Workspace& workspace,
-                std::span<const float> directions);
+  void take_in(const MatrixSlice& slice, const Stretch& one, float* work);
+  void multiply_far_down(std::span<const MatrixSlice> slices, Workspace& workspace);
   void draw_direction(uint32_t k);
 
   Shape shape_;
@@ -126,9 +127,9 @@ class Factors {
   uint64_t seed_;
   size_t rows_ = 0;
   uint32_t rank_ = 0;
-  uint64_t drawn_ = 0;             // directions so far
-  std::vector<float> directions_;  // column after column
-  std::vector<float> basis_;       // row after row
+  uint64_t drawn_ = 0;                     // directions so far
+  base::AlignedVector<float> directions_;  // column after column
+  base::AlignedVector<float> basis_;       // row after row
 };
 
 }  // namespace scant::codec

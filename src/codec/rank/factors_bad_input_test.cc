@@ -40,7 +40,9 @@ class Alone {
     if (!usable.value()) return std::nullopt;
     return right;
   }
-  void subtract(std::span<const float> right) { factors.subtract(right, slices_, workspace_); }
+  void subtract(std::span<const float> right) {
+    factors.add(right, -1, slices_[0].range, gradient, workspace_);
+  }
   void add(std::span<const float> right, std::span<float> out) {
     factors.add(right, 1, slices_[0].range, out, workspace_);
   }

@@ -29,6 +29,23 @@ size_t sampled_rows(const Factors& matrix) {
   return static_cast<size_t>(std::min<uint64_t>(matrix.rows(), fitting));
 }
 
+// Elements [at, at + count) of a slice's A, at most kPanelElements; returns where the first one
+// lies in `work`, which has room for kSparseBlockElements.
+const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, float* work) {
+  if (slice.encoder == nullptr) {
+    std::copy_n(slice.gradient.data() + at, count, work);
+    return work;
+  }
+  const uint64_t begin = at / kGroupElements * kGroupElements;
+  const uint64_t whole = (at + count + kGroupElements - 1) / kGroupElements * kGroupElements;
+  const uint64_t end = std::min<uint64_t>(whole, slice.range.elements);
+  for (uint64_t i = begin; i < end; i += kDenseBlockElements) {
+    const size_t here = std::min<uint64_t>(kDenseBlockElements, end - i);
+    slice.encoder->peek(i, slice.gradient.data() + i, {work + (i - begin), here});
+  }
+  return work + (at - begin);
+}
+
 // Of the tensor's elements [first, first + out.size()) those that the slices hold; others stay.
 void read(std::span<const MatrixSlice> slices, uint64_t first, std::span<float> out, float* work) {
   for (const MatrixSlice& slice : slices) {

@@ -23,18 +23,27 @@ Result<EncodeReport> KeepStep::run(RecordBuffer& record) {
   return report;
 }
 
-EncodeReport KeepStep::keep_block(uint64_t block, float* work) {
-  const uint64_t at = block * kDenseBlockElements;
-  const size_t n = std::min<uint64_t>(kDenseBlockElements, encoder_.range_.elements - at);
-  ResidualStore& residual = encoder_.residual_;
+Accumulated KeepStep::take(uint64_t at, size_t n, float* work) {
+  const ResidualStore& residual = encoder_.residual_;
   const float* gradient = gradient_ + at;
+  if (rest_ != nullptr) {
+    rest_->add(residual.first() + at, n, gradient, work);
+    return kernels().accumulate(nullptr, work, n, 1.0f);
+  }
   if (!encoder_.velocity_.empty()) {
     float* const velocity = encoder_.velocity_.data() + at;
     kernels().accumulate(gradient, velocity, n, encoder_.options_.momentum);
     gradient = velocity;
   }
   residual.load(residual.first() + at, n, work);
-  const Accumulated sum = kernels().accumulate(gradient, work, n, encoder_.options_.decay);
+  return kernels().accumulate(gradient, work, n, encoder_.options_.decay);
+}
+
+EncodeReport KeepStep::keep_block(uint64_t block, float* work) {
+  const uint64_t at = block * kDenseBlockElements;
+  const size_t n = std::min<uint64_t>(kDenseBlockElements, encoder_.range_.elements - at);
+  ResidualStore& residual = encoder_.residual_;
+  const Accumulated sum = take(at, n, work);
   EncodeReport report{.energy = static_cast<double>(sum.energy)};
   report.energy_left = report.energy;
   if (sum.magnitude_max >= kInfinityBits) {

@@ -78,6 +78,10 @@ float* ResidualStore::in_place() {
   return kind_ == ResidualKind::f32 ? reinterpret_cast<float*>(data_.data()) : nullptr;
 }
 
+const float* ResidualStore::in_place() const {
+  return kind_ == ResidualKind::f32 ? reinterpret_cast<const float*>(data_.data()) : nullptr;
+}
+
 void ResidualStore::load(uint64_t first, size_t count, float* work) const {
   SCANT_CHECK(first >= first_ && first + count <= first_ + count_);
   const size_t at = first - first_;

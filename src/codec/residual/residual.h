@@ -35,6 +35,7 @@ class ResidualStore {
 
   // f32: the residual itself, element 0 being first(); null otherwise.
   [[nodiscard]] float* in_place();
+  [[nodiscard]] const float* in_place() const;
 
   // Elements by their place in the tensor, in whole groups of 64 (the store's last may be shorter).
   // Storing rounds with draws of `key`.

@@ -199,7 +199,7 @@ uint64_t SparseStep::sample(uint64_t wanted, const See& see) const {
   for (uint64_t piece = 0; piece < pieces; ++piece) {
     const uint64_t moved = base::random_at(encoder_.options_.seed, encoder_.step_, piece) % slack;
     const uint64_t at = piece * stride + moved * kGroupElements;
-    encoder_.peek(at, gradient_ + at, values);
+    encoder_.peek(at, gradient_ + at, decay_, values);
     if (encoder_.options_.evenness > 0) {
       for (size_t i = 0; i < kPiece; i += kGroupElements) {
         const float share = 1 / threshold_of((at + i) / kBlock, 1.0f);

@@ -21,8 +21,9 @@ constexpr uint32_t kQuantisedSweeps = 16;  // in one of which rows take turns
 
 }  // namespace
 
-SparseStep::SparseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace)
-    : encoder_(encoder), gradient_(gradient), point_(point), workspace_(workspace) {
+SparseStep::SparseStep(Encoder& encoder, const float* gradient, float decay, Point point,
+                       Workspace& workspace)
+    : encoder_(encoder), gradient_(gradient), decay_(decay), point_(point), workspace_(workspace) {
   blocks_.resize((encoder.range_.elements + kBlock - 1) / kBlock);
 }
 
@@ -116,8 +117,8 @@ void SparseStep::select(uint64_t number, size_t worker, bool add, float* work, f
     const size_t n = std::min(kPieceElements, elements_of(number) - at);
     if (add && residual.in_place() == nullptr) residual.load(first + at, n, work + at);
     const Selected found =
-        kernels().select(add ? gradient + at : nullptr, work + at, n, encoder_.options_.decay,
-                         limit, scratch.positions() + count, scratch.values() + count);
+        kernels().select(add ? gradient + at : nullptr, work + at, n, decay_, limit,
+                         scratch.positions() + count, scratch.values() + count);
     for (size_t i = count; i < count + found.count; ++i)
       scratch.positions()[i] = static_cast<uint16_t>(scratch.positions()[i] + at);
     count += found.count;

@@ -31,7 +31,8 @@ inline constexpr uint32_t kByteScaleMost = 0x7BFF;  // bf16: the largest that 12
 }
 
 // x + 8 to x, then + 4, + 2, + 1.
-[[nodiscard]] inline float fold(float* lanes) {
+template <typename T>
+[[nodiscard]] T fold(T* lanes) {
   for (size_t half = kSumLanes / 2; half != 0; half /= 2) {
     for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
@@ -77,8 +78,12 @@ void store_i8(const float* work, size_t first, size_t n, DrawKey key, int8_t* st
 void load_i8(const int8_t* stored, const uint16_t* scales, size_t n, float* work);
 void finish(float* sum, size_t n, float weight, float* out);
 void times_right(const Matrix& a, const Factor& right, float* left);
+void add_times_right(const MatrixOut& a, const float* kept, float decay, const Factor& right,
+                     float* left);
 void times_left(const Matrix& a, const float* left, const FactorOut& right);
-void add_product(const float* left, const Factor& right, const MatrixOut& out);
+void add_product(const float* left, const Factor& right, const float* from, const MatrixOut& out);
+void column_products(const Columns& columns, const double* by, double* sums);
+void take_columns(const Columns& columns, const double* times, double* from);
 }  // namespace reference
 
 }  // namespace scant::codec

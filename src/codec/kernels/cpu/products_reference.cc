@@ -23,6 +23,17 @@ void times_right(const Matrix& a, const Factor& right, float* left) {
   }
 }
 
+void add_times_right(const MatrixOut& a, const float* kept, float decay, const Factor& right,
+                     float* left) {
+  for (size_t i = 0; i < a.rows; ++i) {
+    for (size_t j = 0; j < a.columns; ++j) {
+      const float more = decay * kept[i * a.stride + j];
+      a.values[i * a.stride + j] += more;
+    }
+  }
+  times_right({a.values, a.stride, a.rows, a.columns}, right, left);
+}
+
 void times_left(const Matrix& a, const float* left, const FactorOut& right) {
   for (size_t i = 0; i < a.rows; ++i) {
     for (size_t k = 0; k < right.rank; ++k) {
@@ -35,15 +46,33 @@ void times_left(const Matrix& a, const float* left, const FactorOut& right) {
   }
 }
 
-void add_product(const float* left, const Factor& right, const MatrixOut& out) {
+void add_product(const float* left, const Factor& right, const float* from, const MatrixOut& out) {
   for (size_t i = 0; i < out.rows; ++i) {
-    float* const row = out.values + i * out.stride;
-    for (size_t k = 0; k < right.rank; ++k) {
-      const float by = left[i * right.rank + k];
-      for (size_t j = 0; j < out.columns; ++j) {
-        row[j] = std::fma(by, right.values[k * right.stride + j], row[j]);
+    for (size_t j = 0; j < out.columns; ++j) {
+      float sum = from[i * out.stride + j];
+      for (size_t k = 0; k < right.rank; ++k) {
+        sum = std::fma(left[i * right.rank + k], right.values[k * right.stride + j], sum);
       }
+      out.values[i * out.stride + j] = sum;
     }
+  }
+}
+
+void column_products(const Columns& columns, const double* by, double* sums) {
+  for (size_t k = 0; k < columns.count; ++k) {
+    const double* const column = columns.values + k * columns.stride;
+    double lanes[kSumLanes] = {};
+    for (size_t i = 0; i < columns.stride; ++i) {
+      lanes[i % kSumLanes] = std::fma(column[i], by[i], lanes[i % kSumLanes]);
+    }
+    sums[k] = fold(lanes);
+  }
+}
+
+void take_columns(const Columns& columns, const double* times, double* from) {
+  for (size_t k = 0; k < columns.count; ++k) {
+    const double* const column = columns.values + k * columns.stride;
+    for (size_t i = 0; i < columns.stride; ++i) from[i] = std::fma(-times[k], column[i], from[i]);
   }
 }
 

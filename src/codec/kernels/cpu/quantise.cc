@@ -174,6 +174,26 @@ HWY_INLINE void write_quad(const Quad& quad, std::byte* to, std::index_sequence<
   if constexpr (kind == ValueKind::q3) store_words(signs, to + kQ3SignBytes);
 }
 
+// q1's nearest codes are signs, each in its vector's bit; all that is left comes from the values.
+HWY_INLINE void write_signs(const Quad& quad, std::byte* to) {
+  const Vu sign_bit = hn::Set(Du(), 0x80000000u);
+  const Vf level = hn::Set(Df(), static_cast<float>(levels(ValueKind::q1).front()));
+  Vu word = hn::Zero(Du());
+  for (size_t group = 0; group < kQuadGroups; ++group) {
+    const Vf size = hn::Mul(level, hn::Set(Df(), quad.scale[group]));
+    Vu eight = hn::Zero(Du());  // of as many vectors, in the upper byte
+    for (size_t r = 0; r < 8; ++r) {
+      float* const at = quad.work + group * kGroupElements + r * 8;
+      const Vf v = hn::LoadU(Df(), at);
+      const Vu sign = hn::And(hn::BitCast(Du(), v), sign_bit);
+      eight = hn::Or(hn::ShiftRight<1>(eight), sign);
+      hn::StoreU(hn::Sub(v, hn::BitCast(Df(), hn::Or(sign, hn::BitCast(Du(), size)))), Df(), at);
+    }
+    word = hn::Or(hn::ShiftRight<8>(word), eight);
+  }
+  store_words(word, to);
+}
+
 template <ValueKind kind>
 using StrandIndices = std::make_index_sequence<kStrands<stream_bits(kind)>>;
 
@@ -208,8 +228,12 @@ HWY_NOINLINE void quantise_quads(DrawKey key, float* work, size_t quads, uint32_
     for (size_t lane = 0; lane < 8; lane += kLanes) {
       const Quad quad = {quad_work + lane, groups.inverse + kQuadGroups * in_chunk,
                          groups.scale + kQuadGroups * in_chunk, words + (kStochastic ? lane : 0)};
-      write_quad<kind, kStochastic>(quad, codes + kWordBytes * bits(kind) * q + 4 * lane,
-                                    StrandIndices<kind>());
+      std::byte* const to = codes + kWordBytes * bits(kind) * q + 4 * lane;
+      if constexpr (kind == ValueKind::q1 && !kStochastic) {
+        write_signs(quad, to);
+      } else {
+        write_quad<kind, kStochastic>(quad, to, StrandIndices<kind>());
+      }
     }
   }
 }

@@ -393,8 +393,11 @@ const Kernels kScalarKernels = {
     .finish = reference::finish,
     .flush = [] {},
     .times_right = reference::times_right,
+    .add_times_right = reference::add_times_right,
     .times_left = reference::times_left,
     .add_product = reference::add_product,
+    .column_products = reference::column_products,
+    .take_columns = reference::take_columns,
 };
 
 uint32_t scale_base(ValueKind kind, uint32_t magnitude_max) {

@@ -23,7 +23,9 @@ struct Targets {
     .narrow = TARGET::narrow, .add_values = TARGET::add_values, .store_bf16 = TARGET::store_bf16, \
     .load_bf16 = TARGET::load_bf16, .store_i8 = TARGET::store_i8, .load_i8 = TARGET::load_i8,     \
     .finish = TARGET::finish, .flush = TARGET::flush, .times_right = TARGET::times_right,         \
-    .times_left = TARGET::times_left, .add_product = TARGET::add_product,                         \
+    .add_times_right = TARGET::add_times_right, .times_left = TARGET::times_left,                 \
+    .add_product = TARGET::add_product, .column_products = TARGET::column_products,               \
+    .take_columns = TARGET::take_columns,                                                         \
   }
 
 Targets find_targets() {

@@ -34,8 +34,13 @@
   void finish(float* sum, size_t n, float weight, float* out);                                  \
   void flush();                                                                                 \
   void times_right(const Matrix& a, const Factor& right, float* left);                          \
+  void add_times_right(const MatrixOut& a, const float* kept, float decay, const Factor& right, \
+                       float* left);                                                            \
   void times_left(const Matrix& a, const float* left, const FactorOut& right);                  \
-  void add_product(const float* left, const Factor& right, const MatrixOut& out);               \
+  void add_product(const float* left, const Factor& right, const float* from,                   \
+                   const MatrixOut& out);                                                       \
+  void column_products(const Columns& columns, const double* by, double* sums);                 \
+  void take_columns(const Columns& columns, const double* times, double* from);                 \
   }
 
 namespace scant::codec {

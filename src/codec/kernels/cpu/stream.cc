@@ -61,7 +61,7 @@ HWY_INLINE Vf load_bytes(const int8_t* stored, Vf scale) {
 
 // Whole groups, and what they hold. `before`: of a group; gives a function of the element, which
 // gives what was left.
-template <typename Before>
+template <bool kGradient, typename Before>
 HWY_INLINE size_t accumulate_whole_groups(const float* gradient, const Before& before, float* work,
                                           size_t n, float decay, GroupMagnitudes& groups,
                                           Ahead ahead, reference::Sums& to) {
@@ -75,7 +75,7 @@ HWY_INLINE size_t accumulate_whole_groups(const float* gradient, const Before& b
     const auto left = before(g);
     for (size_t j = 0; j < kGroupVectors; ++j) {
       const size_t at = g * kGroupElements + j * kLanes;
-      const Vf v = step_from(left(at), gradient + at, work + at, by);
+      const Vf v = kGradient ? step_from(left(at), gradient + at, work + at, by) : left(at);
       sums.energy[j % kSumVectors] = hn::Add(sums.energy[j % kSumVectors], hn::Mul(v, v));
       survey.add(j, v);
     }
@@ -289,7 +289,9 @@ Accumulated accumulate_groups(const float* gradient, float* work, size_t n, floa
     return [work](size_t at) HWY_ATTR { return hn::LoadU(Df(), work + at); };
   };
   const size_t done =
-      accumulate_whole_groups(gradient, before, work, n, decay, groups, ahead, sums);
+      gradient != nullptr
+          ? accumulate_whole_groups<true>(gradient, before, work, n, decay, groups, ahead, sums)
+          : accumulate_whole_groups<false>(gradient, before, work, n, decay, groups, ahead, sums);
   reference::accumulate(gradient, work, done, n - done, decay, sums);
   return {sums.magnitude_max, fold(sums.lanes)};
 }
@@ -303,7 +305,7 @@ Accumulated accumulate_groups_i8(const float* gradient, const int8_t* stored,
     return [stored, scale](size_t at) HWY_ATTR { return load_bytes(stored + at, scale); };
   };
   const size_t done =
-      accumulate_whole_groups(gradient, before, work, n, decay, groups, ahead, sums);
+      accumulate_whole_groups<true>(gradient, before, work, n, decay, groups, ahead, sums);
   reference::load_i8(stored + done, scales + done / kGroupElements, n - done, work + done);
   reference::accumulate(gradient, work, done, n - done, decay, sums);
   return {sums.magnitude_max, fold(sums.lanes)};

@@ -1,0 +1,31 @@
+// Basis times coefficients, for any stretch of a matrix: what factors say of its elements. A value
+// without a thread; any number of them may add it at once, for different elements.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/aligned.h"
+
+namespace scant::codec {
+
+class Product {
+ public:
+  // The basis (row after row, from the tensor's row `first_row` on; it outlives this object) times
+  // `times` * right, whose columns of `columns` numbers stand one behind the other. May throw
+  // std::bad_alloc.
+  Product(uint64_t columns, uint64_t first_row, std::span<const float> basis,
+          std::span<const float> right, float times);
+
+  // to = from + the product, for elements [first, first + n) of the tensor. Both may be the same.
+  void add(uint64_t first, size_t n, const float* from, float* to) const;
+
+ private:
+  uint64_t columns_;
+  uint64_t first_row_;
+  std::span<const float> basis_;
+  base::AlignedVector<float> right_;
+  size_t rank_;
+};
+
+}  // namespace scant::codec
