@@ -93,7 +93,7 @@ CONFIGURATIONS: dict[str, Options] = {
     "PowerSGD 1, after Adam": Options("powersgd", rank=1, local_adam=True),
     **{
         f"rank {rank} of {factors}" + (f", {rest}" if rest else ""): factored(rank, factors, rest)
-        for rank in (2, 4, 8, 16, 32, 64)
+        for rank in (2, 4, 8, 12, 16, 32, 64)
         for factors in ("q2", "q3", "q4", "q8", "f32")
         for rest in ("", "1% q4", "5% q4", "q1", "q2", "q3")
     },

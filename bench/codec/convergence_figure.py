@@ -26,6 +26,7 @@ LOSSES = (
     *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5),
     *(2, 2.05, 2.1, 2.15, 2.2, 2.25, 2.3, 2.35, 2.4, 2.5),
 )
+ROOM = 0.12  # of the axis of losses, under its points: for labels
 MARGIN = 1.08  # of the axis of bytes, beyond its last points
 # A family: words and a colour, as in bench/figure.py; the last are drawn over the others.
 FAMILIES = {
@@ -35,6 +36,7 @@ FAMILIES = {
     "rest": ("factors and a rest", "#0072b2"),
 }
 LABELLED = ("factors", "rest")
+LABEL_APART = 14.0  # pixels
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#777}"
     ".title{font-size:13px;font-weight:600}.name{font-size:10px}"
@@ -65,7 +67,9 @@ class Panel:
         every = [point for own in self.shown.values() for point in own]
         losses = [loss for point in [*every, self.plain] for loss in point.losses]
         self.sizes = (min(p.size for p in every) / MARGIN, max(p.size for p in every) * MARGIN)
-        self.losses = (min(losses), max(losses))
+        low, high = min(losses), max(losses)
+        self.losses = (low * (low / high) ** ROOM, high)
+        self.labelled: list[tuple[float, float]] = []
         self.left, self.right = left + LEFT, left + PANEL - RIGHT
 
     def x(self, size: float) -> float:
@@ -106,13 +110,19 @@ class Panel:
         )
         return parts
 
-    def label(self, point: Point) -> str:
-        """Under the point, to the left, so that it is clear of a line that falls to the right."""
+    def label(self, point: Point) -> list[str]:
+        """Aslant under the point, where lines that fall to the right leave room; nothing where
+        another point's label is."""
+        place = self.x(point.size), self.y(point.loss)
+        if any(math.dist(place, other) < LABEL_APART for other in self.labelled):
+            return []
+        self.labelled.append(place)
         words = point.name.replace("rank ", "").replace(" of ", "·").replace(", ", " + ")
-        return (
-            f'<text class="name" x="{self.x(point.size) - 5:.1f}" '
-            f'y="{self.y(point.loss) + 11:.1f}" text-anchor="end">{escape(words)}</text>'
-        )
+        x, y = place[0] + 3, place[1] + 11
+        return [
+            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="rotate(38 {x:.1f} {y:.1f})">'
+            f"{escape(words)}</text>"
+        ]
 
     def family(self, name: str) -> list[str]:
         """Points, hollow where there are too few seeds; a line through the settled frontier."""
@@ -133,7 +143,9 @@ class Panel:
                 f'<circle fill="{fill}" stroke="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{size}">'
                 f"<title>{escape(title)}</title></circle>"
             )
-        return parts + [self.label(point) for point in edge if name in LABELLED]
+        for point in edge:
+            parts += self.label(point) if name in LABELLED else []
+        return parts
 
     def draw(self) -> list[str]:
         parts = self.axes()

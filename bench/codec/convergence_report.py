@@ -13,7 +13,7 @@ from scant.report import Page, Series, line_plot
 
 ByName = dict[str, list[harness.Row]]
 
-FACTOR_RANKS = (64, 32, 16, 8, 4, 2)
+FACTOR_RANKS = (64, 32, 16, 12, 8, 4, 2)
 
 # What stands together in a plot; each has the plain training beside it.
 FAMILIES: dict[str, list[str]] = {
