@@ -26,7 +26,7 @@ namespace scant::codec {
 [[nodiscard]] constexpr uint64_t sparse_strip_bytes_max(ValueKind kind, uint64_t columns) {
   return sparse_strip_head_bytes(kind, columns) + tiles(columns) * tile_code_bytes(kind);
 }
-// What stands before all strips: where each begins, and where the last ends; then the bases.
+// What stands behind all strips: where each begins, and where the last ends; then the bases.
 [[nodiscard]] constexpr uint64_t sparse_table_bytes(ValueKind kind, uint64_t rows) {
   return align_up(sizeof(uint64_t) * (strips(rows) + 1), kTileAlign) + base_bytes(kind, rows);
 }

@@ -43,7 +43,7 @@ inline constexpr uint64_t kScaleBaseTop = 1792;  // with any scale's byte the sc
 [[nodiscard]] constexpr uint64_t strip_bytes(ValueKind kind, uint64_t columns) {
   return scale_bytes(kind, columns) + tiles(columns) * tile_code_bytes(kind);
 }
-// Of the strips' bases, which stand before all strips.
+// Of the strips' bases, which stand behind all strips.
 [[nodiscard]] constexpr uint64_t base_bytes(ValueKind kind, uint64_t rows) {
   return quantised(kind) ? align_up(sizeof(uint16_t) * strips(rows), kTileAlign) : 0;
 }
