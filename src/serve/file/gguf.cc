@@ -187,6 +187,7 @@ Result<void> GgufFile::read() {
   base::ByteReader reader(file_.bytes());
   if (reader.get<uint32_t>() != kGgufMagic) return corrupt("does not begin with GGUF");
   version_ = reader.get<uint32_t>();
+  if (!reader.ok()) return corrupt("shorter than a header");
   if (version_ == kGgufVersion << 24U)
     return Error{.code = ErrorCode::unsupported, .message = "GGUF: of big-endian byte order"};
   if (version_ < 2 || version_ > kGgufVersion)
