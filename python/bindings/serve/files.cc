@@ -35,9 +35,7 @@ Bytes memory(uintptr_t address, size_t size) {
 Bytes view_of(const nb::bytes& data) {
   return memory(reinterpret_cast<uintptr_t>(data.c_str()), data.size());
 }
-nb::bytes bytes_of(Bytes bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
+nb::bytes bytes_of(Bytes bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
 TensorKind kind_of(const std::string& name) {
   const auto kind = serve::tensor_kind(std::string_view(name));
