@@ -215,6 +215,8 @@ def to_config(description: Description, dtype: str) -> dict[str, Any]:
         config["partial_rotary_factor"] = d.rope_size / d.head_size
     if d.window:
         config["sliding_window"] = d.window
+        if d.family != Family.MISTRAL:
+            config["use_sliding_window"] = True
     if Flags.OUTPUT_BIAS in d.flags:
         config["attention_bias"] = True
     if Flags.FFN_BIAS in d.flags:

@@ -60,6 +60,9 @@ def from_gguf(
         )
     keys = _Keys(values, str(architecture))
     family = _FAMILIES[str(architecture)]
+    window = keys.whole("attention.sliding_window", 0)
+    if family == Family.LLAMA and window:
+        family = Family.MISTRAL
     width, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
     head_size = keys.whole("attention.key_length", width // max(heads, 1))
     embedding = tensors.get("token_embd.weight", ())
@@ -88,10 +91,10 @@ def from_gguf(
         )
     return Description(
         norm_epsilon=keys.number("attention.layer_norm_rms_epsilon"),
-        position=Position.ROPE_NEIGHBOURS if family == Family.LLAMA else Position.ROPE_HALVES,
+        position=Position.ROPE_NEIGHBOURS if architecture == "llama" else Position.ROPE_HALVES,
         rope_size=keys.whole("rope.dimension_count", head_size),
         rope_base=keys.number("rope.freq_base", 10000.0),
-        window=keys.whole("attention.sliding_window", 0),
+        window=window,
         **_scaling(keys, tensors),
         **common,
     )
