@@ -73,8 +73,7 @@ class Source:
         raise NotImplementedError
 
     def release(self, tensor: SourceTensor) -> None:
-        """What was read of it is not needed any more."""
-        raise NotImplementedError
+        """All rows of it were read."""
 
     def chunks(self, tensor: SourceTensor) -> Iterator[numpy.ndarray[Any, Any]]:
         """All rows, some megabytes at a time."""
@@ -139,10 +138,8 @@ class GgufSource(Source):
         self._file.read(
             tensor.place, first, count, tensor.kind, room.ctypes.data, room.nbytes
         )
-        return room
-
-    def release(self, tensor: SourceTensor) -> None:
         self._file.release(tensor.place)
+        return room
 
 
 # ---- Hugging Face's folders --------------------------------------------------------------------

@@ -98,8 +98,8 @@ class Model:
             count = min(step, tensor.rows - first)
             room = numpy.empty((count, size), numpy.uint8)
             self.file.read(tensor.index, first, count, kind, room.ctypes.data, room.nbytes)
+            self.file.release(tensor.index)
             yield (room if order is None else room[order]).reshape(-1)
-        self.file.release(tensor.index)
 
 
 def _plain(tensor: _Tensor, values: str) -> str:
