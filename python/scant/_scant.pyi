@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-planes: tuple[str, ...]  # of SCANT_PLANES; what is below "sync", "journal" and "serve" is there with them
+planes: tuple[
+    str, ...
+]  # of SCANT_PLANES; what is below "sync", "journal" and "serve" is there with them
 commit: str
 dtype_names: list[str]
 moved_dtypes: dict[str, int]
@@ -550,7 +552,12 @@ class GgufWriter:
     """A GGUF file that is being written."""
 
     def __init__(
-        self, path: str, count: int, pairs: bytes, tensors: list[tuple[str, str, tuple[int, ...]]], /
+        self,
+        path: str,
+        count: int,
+        pairs: bytes,
+        tensors: list[tuple[str, str, tuple[int, ...]]],
+        /,
     ) -> None: ...
     def append(self, address: int, size: int, /) -> None: ...
     def finish(self) -> int: ...

@@ -83,9 +83,7 @@ def weights(name: str, dtype: str, seed: int = 1) -> dict[str, numpy.ndarray[Any
     return found
 
 
-def write_safetensors(
-    path: Path, tensors: dict[str, numpy.ndarray[Any, Any]], dtype: str
-) -> None:
+def write_safetensors(path: Path, tensors: dict[str, numpy.ndarray[Any, Any]], dtype: str) -> None:
     """One file."""
     head = tensor_files.head([(name, dtype, one.shape) for name, one in tensors.items()])
     path.write_bytes(head + b"".join(one.tobytes() for one in tensors.values()))
@@ -107,7 +105,7 @@ def folder(path: Path, name: str = "llama", dtype: str = "BF16", shards: int = 1
         file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
         part = dict(list(tensors.items())[i::shards])
         write_safetensors(path / file, part, dtype)
-        where |= {one: file for one in part}
+        where |= dict.fromkeys(part, file)
     index = {"metadata": {}, "weight_map": where}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return path

@@ -48,9 +48,7 @@ class _Keys:
         return value
 
 
-def from_gguf(
-    values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]
-) -> Description:
+def from_gguf(values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> Description:
     """The description of a file with these values; ``tensors``: dimensions by name."""
     architecture = values.get("general.architecture")
     if architecture not in _FAMILIES:

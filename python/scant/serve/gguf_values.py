@@ -66,9 +66,7 @@ def decode(kind: int, data: bytes) -> Any:
 
 def decode_all(pairs: Iterable[tuple[bytes, int, bytes]]) -> dict[str, Any]:
     """All of a file, by key."""
-    return {
-        key.decode("utf-8", "surrogateescape"): decode(kind, data) for key, kind, data in pairs
-    }
+    return {key.decode("utf-8", "surrogateescape"): decode(kind, data) for key, kind, data in pairs}
 
 
 def _encoded_text(value: str) -> bytes:

@@ -65,8 +65,10 @@ def _pack(arguments: argparse.Namespace) -> int:
     kinds: dict[str, tuple[int, int]] = {}
 
     def told(tensor: packing.PackedTensor) -> None:
-        kind = tensor.kind if tensor.kind == tensor.source_kind else (
-            f"{tensor.source_kind} → {tensor.kind}"
+        kind = (
+            tensor.kind
+            if tensor.kind == tensor.source_kind
+            else (f"{tensor.source_kind} → {tensor.kind}")
         )
         count, total = kinds.get(kind, (0, 0))
         kinds[kind] = (count + 1, total + tensor.bytes)

@@ -135,9 +135,7 @@ class GgufSource(Source):
 
     def rows(self, tensor: SourceTensor, first: int, count: int) -> numpy.ndarray[Any, Any]:
         room = numpy.empty(count * tensor.row_bytes, numpy.uint8)
-        self._file.read(
-            tensor.place, first, count, tensor.kind, room.ctypes.data, room.nbytes
-        )
+        self._file.read(tensor.place, first, count, tensor.kind, room.ctypes.data, room.nbytes)
         self._file.release(tensor.place)
         return room
 

@@ -54,9 +54,7 @@ class Model:
         self.description = Description.from_dict(self.file.description())
         rows = sorted(enumerate(self.file.tensors()), key=lambda one: (one[1][4], one[0]))
         self.tensors = [_Tensor(i, name, kind, dims) for i, (name, kind, dims, *_) in rows]
-        self._parts = {
-            (kind, name): i for i, (kind, name, _) in enumerate(self.file.parts())
-        }
+        self._parts = {(kind, name): i for i, (kind, name, _) in enumerate(self.file.parts())}
 
     def part(self, kind: str, name: str = "") -> bytes | None:
         """A part's bytes; None where it is not there."""

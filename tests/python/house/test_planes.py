@@ -69,9 +69,7 @@ def test_the_command_says_so_too(built_with: Any, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == f"scant journal: {LACKING}\n"
 
 
-def test_commands_of_models_say_so_too(
-    built_with: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_of_models_say_so_too(built_with: Any, capsys: pytest.CaptureFixture[str]) -> None:
     built_with("sync")
     for words in (["pack", "a", "b"], ["unpack", "a", "b", "--to", "hf"], ["ls", "a"]):
         assert command.main(words) == 2

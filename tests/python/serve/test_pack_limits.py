@@ -185,6 +185,6 @@ def test_changed_heads_are_refused_or_stay_within_the_file(tmp_path: Path) -> No
             continue
         kept += 1
         for one in found.values():
-            assert 0 <= one.at and one.at + one.bytes <= len(changed)
+            assert 0 <= one.at <= one.at + one.bytes <= len(changed)
         tensor_files.read(path)
     assert 50 < kept < 1950
