@@ -85,7 +85,8 @@ def weights(name: str, dtype: str, seed: int = 1) -> dict[str, numpy.ndarray[Any
 
 def write_safetensors(path: Path, tensors: dict[str, numpy.ndarray[Any, Any]], dtype: str) -> None:
     """One file."""
-    head = tensor_files.head([(name, dtype, one.shape) for name, one in tensors.items()])
+    rows = [(name, dtype, one.shape) for name, one in tensors.items()]
+    head = tensor_files.head(rows, {"format": "pt"})
     path.write_bytes(head + b"".join(one.tobytes() for one in tensors.values()))
 
 
@@ -120,7 +121,11 @@ def read_folder(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     }
 
 
-def gguf(path: Path, kinds: tuple[str, ...] = ("Q4_1", "Q8_0", "Q4_0", "f16")) -> Path:
+def gguf(
+    path: Path,
+    kinds: tuple[str, ...] = ("Q4_1", "Q8_0", "Q4_0", "f16"),
+    changes: dict[str, Any] | None = None,
+) -> Path:
     """A GGUF file of a llama whose matrices have these kinds in turn, in an order of its own."""
     random = numpy.random.default_rng(2)
     description = describe("llama")
@@ -135,6 +140,7 @@ def gguf(path: Path, kinds: tuple[str, ...] = ("Q4_1", "Q8_0", "Q4_0", "f16")) -
         "tokenizer.ggml.eos_token_id": (Type.U32, 2),
         "tokenizer.chat_template": (Type.TEXT, TEMPLATE),
         "small.odd \udcff": (Type.F64, 1.5),
+        **(changes or {}),
     }
     rows = []
     for i, (name, dims) in enumerate(reversed(names.expected(description).items())):

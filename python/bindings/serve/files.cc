@@ -196,27 +196,33 @@ void bind_packed_file(nb::module_& module) {
       });
 }
 
+// A file that is being written, until it is finished or closed.
+template <typename File>
 class Writer {
  public:
-  explicit Writer(const std::string& path)
-      : writer_(unwrap(without_gil([&] { return PackedWriter::create(path); }))) {}
-  [[nodiscard]] PackedWriter& get() const {
-    if (!writer_) refuse("the packed file was finished or closed");
-    return *writer_;
+  explicit Writer(std::unique_ptr<File> file) : file_(std::move(file)) {}
+  [[nodiscard]] File& get() const {
+    if (!file_) refuse("the file was finished or closed");
+    return *file_;
   }
-  void close() { writer_.reset(); }
+  void close() { file_.reset(); }
 
  private:
-  std::unique_ptr<PackedWriter> writer_;
+  std::unique_ptr<File> file_;
 };
+using PackedOut = Writer<PackedWriter>;
+using GgufOut = Writer<GgufWriter>;
 
 void bind_packed_writer(nb::module_& module) {
-  nb::class_<Writer>(module, "PackedWriter")
-      .def(nb::init<const std::string&>())
-      .def("begin_run", [](Writer& self) { unwrap(self.get().begin_run()); })
+  nb::class_<PackedOut>(module, "PackedWriter")
+      .def("__init__",
+           [](PackedOut* self, const std::string& path) {
+             new (self) PackedOut(unwrap(without_gil([&] { return PackedWriter::create(path); })));
+           })
+      .def("begin_run", [](PackedOut& self) { unwrap(self.get().begin_run()); })
       .def("begin_tensor",
-           [](Writer& self, std::string name, const std::string& kind, std::vector<uint64_t> dims,
-              uint32_t place, double density) {
+           [](PackedOut& self, std::string name, const std::string& kind,
+              std::vector<uint64_t> dims, uint32_t place, double density) {
              unwrap(self.get().begin_tensor({.name = std::move(name),
                                              .kind = kind_of(kind),
                                              .dims = std::move(dims),
@@ -224,27 +230,27 @@ void bind_packed_writer(nb::module_& module) {
                                              .density = density}));
            })
       .def("add_rows",
-           [](Writer& self, const std::string& kind, uintptr_t address, size_t size) {
+           [](PackedOut& self, const std::string& kind, uintptr_t address, size_t size) {
              PackedWriter& writer = self.get();
              const TensorKind of = kind_of(kind);
              unwrap(without_gil([&] { return writer.add_rows(of, memory(address, size)); }));
            })
-      .def("end_tensor", [](Writer& self) { return unwrap(self.get().end_tensor()); })
+      .def("end_tensor", [](PackedOut& self) { return unwrap(self.get().end_tensor()); })
       .def("add_part",
-           [](Writer& self, const std::string& kind, std::string name, const nb::bytes& data) {
+           [](PackedOut& self, const std::string& kind, std::string name, const nb::bytes& data) {
              const Bytes bytes = view_of(data);
              unwrap(self.get().add_part(part_kind(kind), std::move(name),
                                         {bytes.begin(), bytes.end()}));
            })
       .def("finish",
-           [](Writer& self, const nb::dict& description) {
+           [](PackedOut& self, const nb::dict& description) {
              PackedWriter& writer = self.get();
              const Description wanted = description_of(description);
              const uint64_t bytes = unwrap(without_gil([&] { return writer.finish(wanted); }));
              self.close();
              return bytes;
            })
-      .def("close", &Writer::close);
+      .def("close", &PackedOut::close);
 }
 
 // ---- GGUF --------------------------------------------------------------------------------------
@@ -271,22 +277,30 @@ void bind_gguf(nb::module_& module) {
     return rows_of(pairs);
   });
   using Announced = std::tuple<std::string, std::string, std::vector<uint64_t>>;
-  nb::class_<GgufWriter>(module, "GgufWriter")
+  nb::class_<GgufOut>(module, "GgufWriter")
       .def("__init__",
-           [](GgufWriter* self, const std::string& path, uint64_t count, const nb::bytes& pairs,
+           [](GgufOut* self, const std::string& path, uint64_t count, const nb::bytes& pairs,
               const std::vector<Announced>& tensors) {
              std::vector<serve::GgufTensor> announced;
              for (const auto& [name, kind, dims] : tensors)
                announced.push_back({.name = name, .kind = kind_of(kind), .dims = dims});
-             new (self) GgufWriter(
-                 unwrap(GgufWriter::create(path, count, view_of(pairs), std::move(announced))));
+             auto writer =
+                 unwrap(GgufWriter::create(path, count, view_of(pairs), std::move(announced)));
+             new (self) GgufOut(std::make_unique<GgufWriter>(std::move(writer)));
            })
       .def("append",
-           [](GgufWriter& self, uintptr_t address, size_t size) {
-             unwrap(without_gil([&] { return self.append(memory(address, size)); }));
+           [](GgufOut& self, uintptr_t address, size_t size) {
+             GgufWriter& writer = self.get();
+             unwrap(without_gil([&] { return writer.append(memory(address, size)); }));
            })
       .def("finish",
-           [](GgufWriter& self) { return unwrap(without_gil([&] { return self.finish(); })); });
+           [](GgufOut& self) {
+             GgufWriter& writer = self.get();
+             const uint64_t bytes = unwrap(without_gil([&] { return writer.finish(); }));
+             self.close();
+             return bytes;
+           })
+      .def("close", &GgufOut::close);
 }
 
 }  // namespace
@@ -300,6 +314,10 @@ void bind_serve_files(nb::module_& module) {
     const auto bytes = serve::row_by_row(kind) ? serve::row_bytes(kind, columns) : std::nullopt;
     if (!bytes) refuse(name + " has no rows of " + std::to_string(columns) + " columns");
     return *bytes;
+  });
+  module.def("check_description", [](const nb::dict& given) {
+    if (const auto fault = serve::description_fault(description_of(given)))
+      raise({.code = ErrorCode::corrupt, .message = "the description has " + *fault}, kNoRank);
   });
   bind_packed_file(module);
   bind_packed_writer(module);

@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scant.errors import Corrupt
@@ -30,9 +30,11 @@ class Tensor:
     data: memoryview
 
 
-def head(tensors: Sequence[tuple[str, str, Sequence[int]]]) -> bytes:
+def head(
+    tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """What stands before the bytes of these (name, kind, shape), which follow without gaps."""
-    table: dict[str, object] = {}
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     at = 0
     for name, kind, shape in tensors:
         end = at + BYTES[kind] * math.prod(shape)

@@ -51,21 +51,19 @@ class _Keys:
 def from_gguf(values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> Description:
     """The description of a file with these values; ``tensors``: dimensions by name."""
     architecture = values.get("general.architecture")
-    if architecture not in _FAMILIES:
+    if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise Unsupported(
             f"GGUF: no models of architecture {architecture!r} are served; there are: "
             f"{', '.join(_FAMILIES)}"
         )
-    keys = _Keys(values, str(architecture))
-    family = _FAMILIES[str(architecture)]
+    keys = _Keys(values, architecture)
+    family = _FAMILIES[architecture]
     window = keys.whole("attention.sliding_window", 0)
     if family == Family.LLAMA and window:
         family = Family.MISTRAL
     width, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
     head_size = keys.whole("attention.key_length", width // max(heads, 1))
     embedding = tensors.get("token_embd.weight", ())
-    tokens = values.get("tokenizer.ggml.tokens", [])
-    vocabulary = embedding[0] if len(embedding) == 2 else len(tokens)
     common = {
         "family": family,
         "layers": keys.whole("block_count"),
@@ -74,7 +72,7 @@ def from_gguf(values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]])
         "kv_heads": keys.whole("attention.head_count_kv", heads),
         "head_size": head_size,
         "ffn": keys.whole("feed_forward_length"),
-        "vocabulary": vocabulary,
+        "vocabulary": embedding[0] if embedding else 0,
         "context": keys.whole("context_length"),
         "flags": _flags(values, tensors),
         **_tokens(values),
@@ -118,9 +116,14 @@ def _flags(values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) ->
 
 
 def _tokens(values: Mapping[str, Any]) -> dict[str, Any]:
-    bos = values.get("tokenizer.ggml.bos_token_id", NO_TOKEN)
-    ends = (values.get(f"tokenizer.ggml.{one}_token_id") for one in ("eos", "eot", "eom"))
-    return {"bos": bos, "eos": tuple(dict.fromkeys(one for one in ends if one is not None))}
+    tokens = {}
+    for one in ("bos", "eos", "eot", "eom"):
+        token = values.get(f"tokenizer.ggml.{one}_token_id", NO_TOKEN)
+        if not isinstance(token, int) or not 0 <= token <= NO_TOKEN:
+            raise Corrupt(f"GGUF: tokenizer.ggml.{one}_token_id is {token!r}, not a token")
+        tokens[one] = token
+    ends = dict.fromkeys(tokens[one] for one in ("eos", "eot", "eom"))
+    return {"bos": tokens["bos"], "eos": tuple(one for one in ends if one != NO_TOKEN)}
 
 
 def _scaling(keys: _Keys, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

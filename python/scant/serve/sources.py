@@ -29,7 +29,7 @@ _INDEX = "model.safetensors.index.json"
 # Files of a folder that go along as they are.
 _KEPT = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json",
+    "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.json",
 )  # fmt: skip
 
 
@@ -84,6 +84,10 @@ class Source:
 
     def check(self) -> None:
         """Raises :class:`scant.Corrupt` where a tensor is missing that the description needs."""
+        try:
+            _scant.check_description(self.description.as_dict())
+        except Corrupt as error:
+            raise Corrupt(f"{self.path}: {error}") from None
         found = {tensor.name: tensor.dims for tensor in self.tensors}
         for name, dims in names.expected(self.description).items():
             if name not in found:

@@ -160,13 +160,16 @@ def to_gguf(model: Model, path: pathlib.Path, values: str, tokenizer: bool) -> i
         announced.append((_ROPE_FREQS, "f32", (len(factors) // 4,)))
     writer = _scant.GgufWriter(str(path), count, pairs, announced)
     halves = metadata is not None and model.description.position == Position.ROPE_HALVES
-    for tensor, kind in rows:
-        for chunk in _turned(model, tensor, kind, halves):
-            writer.append(chunk.ctypes.data, chunk.nbytes)
-    if factors:
-        room = numpy.frombuffer(factors, numpy.uint8)
-        writer.append(room.ctypes.data, room.nbytes)
-    return writer.finish()
+    try:
+        for tensor, kind in rows:
+            for chunk in _turned(model, tensor, kind, halves):
+                writer.append(chunk.ctypes.data, chunk.nbytes)
+        if factors:
+            room = numpy.frombuffer(factors, numpy.uint8)
+            writer.append(room.ctypes.data, room.nbytes)
+        return writer.finish()
+    finally:
+        writer.close()
 
 
 def _vocabulary(model: Model, tokenizer: bool) -> dict[str, Any]:
@@ -289,7 +292,8 @@ def _write_tensors(model: Model, folder: pathlib.Path, values: str, shard_bytes:
 def _shard(
     model: Model, shard: list[tuple[_Tensor, str, str, tuple[int, ...], int]]
 ) -> Iterator[Any]:
-    yield tensor_files.head([(name, _DTYPES[kind], dims) for _, name, kind, dims, _ in shard])
+    rows = [(name, _DTYPES[kind], dims) for _, name, kind, dims, _ in shard]
+    yield tensor_files.head(rows, {"format": "pt"})  # as transformers asks for it
     for tensor, _, kind, _, size in shard:
         if not names.is_transposed(model.description.family, tensor.name):
             yield from _turned(model, tensor, kind, halves=True)

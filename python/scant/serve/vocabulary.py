@@ -114,13 +114,12 @@ def _tokens(tokenizer: Mapping[str, Any], count: int) -> tuple[list[str], list[i
 def from_gguf(values: Mapping[str, Any], description: Description) -> bytes:
     """The ``tokenizer.json`` of a GGUF file's keys."""
     model, cut = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "gpt-2")
-    if model != "gpt2" or cut not in _CUTS:
+    if model != "gpt2" or not isinstance(cut, str) or cut not in _CUTS:
         raise Unsupported(
             f"GGUF: a vocabulary {model!r} of cut {cut!r} cannot become tokenizer.json; known: "
             f"'gpt2' of {', '.join(_CUTS)}. --no-tokenizer leaves it out"
         )
-    tokens = values.get("tokenizer.ggml.tokens", [])
-    kinds = values.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    tokens, kinds = _token_rows(values)
     added = [
         {
             "id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
@@ -158,8 +157,18 @@ def from_gguf(values: Mapping[str, Any], description: Description) -> bytes:
     return json.dumps(tokenizer, ensure_ascii=False, indent=1).encode("utf-8", "surrogateescape")
 
 
+def _token_rows(values: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    tokens = values.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not all(isinstance(one, str) for one in tokens):
+        raise Corrupt("GGUF: tokenizer.ggml.tokens are no texts")
+    kinds = values.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise Corrupt("GGUF: tokenizer.ggml.token_type has not as many rows as there are tokens")
+    return tokens, kinds
+
+
 def _post_processor(tokens: list[str], description: Description) -> dict[str, Any] | None:
-    if Flags.ADDS_BOS not in description.flags or description.bos == NO_TOKEN:
+    if Flags.ADDS_BOS not in description.flags or description.bos >= len(tokens):
         return None
     bos = tokens[description.bos]
     sequence = [{"Sequence": {"id": "A", "type_id": 0}}]
@@ -178,7 +187,7 @@ def tokenizer_config(
     values: Mapping[str, Any], description: Description, template: str | None
 ) -> dict[str, Any]:
     """A ``tokenizer_config.json`` beside it."""
-    tokens = values.get("tokenizer.ggml.tokens", [])
+    tokens, _ = _token_rows(values)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": description.context,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import model_folders
 import numpy
@@ -14,6 +15,7 @@ import scant
 from scant import _scant, cli
 from scant.serve import config, gguf_model, gguf_values, names, packing, sources, unpacking
 from scant.serve.description import Flags, Position, RopeScaling
+from scant.serve.gguf_values import Type
 
 
 def pack(source: Path, file: Path, wanted: str = "keep", sparsity: float = 0.0) -> Path:
@@ -253,6 +255,53 @@ def test_sources_that_cannot_be_packed(tmp_path: Path, capsys: pytest.CaptureFix
     assert "sparsity is 1.0" in refused(capsys, "pack", folder, out, "--as", "q4", "--sparsity", 1)
     assert "No such file" in refused(capsys, "pack", tmp_path / "nothing", out)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "says"),
+    [
+        ("general.architecture", (Type.TEXT, "bert"), "no models of architecture 'bert'"),
+        ("general.architecture", (Type.ARRAY, [1], Type.U8), "no models of architecture [1]"),
+        ("llama.block_count", (Type.TEXT, "2"), "llama.block_count is '2', not a number"),
+        ("llama.block_count", (Type.U32, 2**31 - 1), "the description has layers of 2147483647"),
+        ("llama.block_count", (Type.U32, 3), "'blk.2.attn_norm.weight' is missing"),
+        ("llama.attention.head_count", (Type.F32, 4.5), "head_count is 4.5, not a count"),
+        ("llama.attention.head_count_kv", (Type.U32, 3), "heads that are no multiple of kv_heads"),
+        ("llama.rope.freq_base", (Type.F32, float("nan")), "a rope_base out of range"),
+        ("llama.rope.scaling.type", (Type.TEXT, "yarn"), "rope scaling 'yarn' is not served"),
+        ("tokenizer.ggml.eos_token_id", (Type.TEXT, "x"), "eos_token_id is 'x', not a token"),
+        ("tokenizer.ggml.bos_token_id", (Type.U32, 128), "a bos outside of the vocabulary"),
+    ],
+)
+def test_gguf_values_that_are_none(
+    key: str, row: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = model_folders.gguf(tmp_path / "a.gguf", changes={key: row})
+    said = refused(capsys, "pack", given, tmp_path / "a.scp")
+    assert says in said
+    assert [one.name for one in tmp_path.iterdir()] == ["a.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "says"),
+    [
+        ("tokenizer.ggml.pre", (Type.TEXT, "mpt"), "of cut 'mpt' cannot become tokenizer.json"),
+        ("tokenizer.ggml.model", (Type.TEXT, "llama"), "a vocabulary 'llama'"),
+        ("tokenizer.ggml.tokens", (Type.ARRAY, [1, 2], Type.U8), "are no texts"),
+        ("tokenizer.ggml.token_type", (Type.ARRAY, [1], Type.I32), "not as many rows"),
+    ],
+)
+def test_vocabularies_that_no_folder_can_hold(
+    key: str, row: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = model_folders.gguf(tmp_path / "a.gguf", changes={key: row})
+    file = pack(given, tmp_path / "a.scp")
+    assert says in refused(capsys, "unpack", file, tmp_path / "back", "--to", "hf")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.gguf", "a.scp"]
+    words = ["unpack", str(file), str(tmp_path / "back"), "--to", "hf", "--no-tokenizer"]
+    assert cli.main(words) == 0
+    names_ = sorted(one.name for one in (tmp_path / "back").iterdir())
+    assert names_ == ["config.json", "model.safetensors"]
 
 
 def test_an_index_cannot_lead_out_of_its_folder(
