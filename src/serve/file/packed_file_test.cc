@@ -227,6 +227,40 @@ TEST(PackedFile, RefusesValuesThatHaveNoCode) {
   }
 }
 
+TEST(PackedFile, ShapesUpToTheLimit) {
+  EXPECT_EQ(matrix_shape({3, 4, 5})->rows, 12U);
+  EXPECT_EQ(matrix_shape({7})->columns, 7U);
+  EXPECT_TRUE(matrix_shape({kElementsMax - 1}));
+  EXPECT_TRUE(matrix_shape({3, kElementsMax / 3}));
+  EXPECT_FALSE(matrix_shape({kElementsMax}));
+  EXPECT_FALSE(matrix_shape({uint64_t{1} << 20, uint64_t{1} << 20}));
+  EXPECT_FALSE(matrix_shape({UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX}));
+  EXPECT_FALSE(matrix_shape({}));
+}
+
+TEST(PackedFile, RowsThatAreNotThereAreRefused) {
+  const testing::Folder folder;
+  const auto writer = writer_at(folder.at("a"));
+  ASSERT_TRUE(writer->begin_run().ok());
+  const auto given = testing::rows(TensorKind::q8_0, {4, 32}, kSeed);
+  add(*writer, {.name = "w", .kind = TensorKind::q8_0, .dims = {4, 32}}, TensorKind::q8_0, given,
+      4);
+  finish(*writer);
+  const PackedFile file = open(folder.at("a"));
+  const Tensor& tensor = *file.find("w");
+  EXPECT_EQ(file.find("v"), nullptr);
+  std::vector<std::byte> out(4 * 32);
+  const auto says = [&](uint64_t first, uint64_t rows, TensorKind as) {
+    const auto read = read_rows(tensor, first, rows, as, out);
+    return read.ok() ? std::string() : read.error().message;
+  };
+  EXPECT_EQ(says(3, 1, TensorKind::f32), "");
+  EXPECT_EQ(says(3, 2, TensorKind::f32), "tensor 'w': there are no rows 3 to 5 of 4");
+  EXPECT_NE(says(UINT64_MAX, 2, TensorKind::f32), "");
+  EXPECT_EQ(says(0, 1, TensorKind::q4), "tensor 'w': Q8_0 cannot be read as q4");
+  EXPECT_EQ(says(0, 2, TensorKind::f32), "tensor 'w': memory of another size than the rows");
+}
+
 TEST(PackedFile, WriterRefusesWhatCannotBe) {
   const testing::Folder folder;
   const auto writer = writer_at(folder.at("a"));

@@ -87,7 +87,7 @@ std::optional<codec::Shape> matrix_shape(const std::vector<uint64_t>& dims) {
   if (dims.empty() || dims.size() > kDimsMax) return std::nullopt;
   uint64_t elements = 1;
   for (const uint64_t dim : dims) {
-    if (dim == 0 || dim >= kElementsMax || elements >= kElementsMax / dim) return std::nullopt;
+    if (dim == 0 || elements > (kElementsMax - 1) / dim) return std::nullopt;
     elements *= dim;
   }
   return codec::Shape{.rows = elements / dims.back(), .columns = dims.back()};
