@@ -12,6 +12,9 @@
 #if SCANT_WITH_JOURNAL
 #include "bindings/journal/journal.h"
 #endif
+#if SCANT_WITH_SERVE
+#include "bindings/serve/files.h"
+#endif
 
 NB_MODULE(_scant, module) {
   using namespace scant::python;
@@ -29,6 +32,10 @@ NB_MODULE(_scant, module) {
 #if SCANT_WITH_JOURNAL
   bind_journal(module);
   planes.append("journal");
+#endif
+#if SCANT_WITH_SERVE
+  bind_serve_files(module);
+  planes.append("serve");
 #endif
   module.attr("planes") = nb::tuple(planes);
 }

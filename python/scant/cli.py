@@ -20,8 +20,11 @@ _FORWARDED = {
     "explain": ("scant.runlog.explain", "what a run chose and why, in words and in a picture"),
     "journal": ("scant.journal.cli", "what a journal of a training holds, and whether it is whole"),
     "lab": ("scant.lab.cli", "run a command as ranks on hosts with shaped links"),
+    "ls": ("scant.serve.ls_cli", "what a packed model or a GGUF file holds"),
+    "pack": ("scant.serve.pack_cli", "pack a model from a Hugging Face folder or a GGUF file"),
     "report": ("scant.report.cli", "turn recorded runs into a self-contained HTML page"),
     "top": ("scant.runlog.top", "watch a run while it goes"),
+    "unpack": ("scant.serve.unpack_cli", "turn a packed model into GGUF or a Hugging Face folder"),
 }
 
 

@@ -55,6 +55,7 @@ class ByteReader {
   }
   [[nodiscard]] bool ok() const { return ok_; }
   [[nodiscard]] bool at_end() const { return used_ == in_.size(); }
+  [[nodiscard]] size_t left() const { return in_.size() - used_; }
 
  private:
   Bytes in_;

@@ -6,12 +6,12 @@ import json
 import math
 import pathlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scant.errors import Corrupt
 
-__all__ = ["BYTES", "Tensor", "head", "read"]
+__all__ = ["BYTES", "Place", "Tensor", "head", "places", "read"]
 
 # Bytes of an element, by the format's names.
 BYTES = {
@@ -30,9 +30,11 @@ class Tensor:
     data: memoryview
 
 
-def head(tensors: Sequence[tuple[str, str, Sequence[int]]]) -> bytes:
+def head(
+    tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """What stands before the bytes of these (name, kind, shape), which follow without gaps."""
-    table: dict[str, object] = {}
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     at = 0
     for name, kind, shape in tensors:
         end = at + BYTES[kind] * math.prod(shape)
@@ -43,29 +45,72 @@ def head(tensors: Sequence[tuple[str, str, Sequence[int]]]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a file lies."""
+
+    kind: str
+    shape: tuple[int, ...]
+    at: int  # byte of the file
+    bytes: int
+
+
+def places(path: pathlib.Path) -> dict[str, Place]:
+    """The tensors of a file by name, in their order; only its head is read."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(_HEAD_BYTES_MAX, size - 8):
+                raise ValueError("the head is longer than the file")
+            return _parse(file.read(length), size)
+        except (ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
+            raise Corrupt(f"{path}: not a safetensors file: {error!r}") from error
+
+
 def read(path: pathlib.Path) -> dict[str, Tensor]:
     """All tensors of a file, by name."""
+    found = places(path)
     content = memoryview(path.read_bytes())
-    try:
-        return _parse(content)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise Corrupt(f"{path}: not a safetensors file: {error}") from error
+    return {
+        name: Tensor(one.kind, one.shape, content[one.at : one.at + one.bytes])
+        for name, one in found.items()
+    }
 
 
-def _parse(content: memoryview) -> dict[str, Tensor]:
-    (length,) = struct.unpack_from("<Q", content)
-    if length > min(_HEAD_BYTES_MAX, len(content) - 8):
-        raise ValueError("the head is longer than the file")
-    data = content[8 + length :]
+def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name is there twice")
+    return table
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _parse(text: bytes, size: int) -> dict[str, Place]:
+    begin = 8 + len(text)
     found = {}
-    for name, row in json.loads(bytes(content[8 : 8 + length])).items():
+    table = json.loads(text, object_pairs_hook=_once)
+    if not isinstance(table, dict):
+        raise ValueError("the head is no table")
+    for name, row in table.items():
         if name == "__metadata__":
             continue
         first, end = row["data_offsets"]
-        shape = tuple(int(one) for one in row["shape"])
-        if not 0 <= first <= end <= len(data):
+        shape = tuple(row["shape"])
+        if not all(map(_is_count, (first, end, *shape))):
+            raise ValueError(f"'{name}' has numbers that are no counts")
+        if not first <= end <= size - begin:
             raise ValueError(f"'{name}' lies outside the file")
         if end - first != BYTES[row["dtype"]] * math.prod(shape):
             raise ValueError(f"'{name}' has not as many bytes as its shape asks for")
-        found[name] = Tensor(row["dtype"], shape, data[first:end])
+        found[name] = Place(row["dtype"], shape, begin + first, end - first)
+    after = begin
+    for name, one in sorted(found.items(), key=lambda item: (item[1].at, item[1].bytes)):
+        if one.at < after:
+            raise ValueError(f"'{name}' overlaps another tensor")
+        after = one.at + one.bytes
     return found

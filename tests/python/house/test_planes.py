@@ -11,6 +11,7 @@ import pytest
 
 import scant
 from scant import _scant, communicator, planes, store
+from scant import cli as command
 from scant.journal import cli
 
 LACKING = (
@@ -30,7 +31,7 @@ def built_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_this_build_has_every_plane() -> None:
-    assert _scant.planes == ("sync", "journal")
+    assert _scant.planes == ("sync", "journal", "serve")
     for plane in _scant.planes:
         planes.need(plane)
 
@@ -66,3 +67,11 @@ def test_the_command_says_so_too(built_with: Any, capsys: pytest.CaptureFixture[
     built_with("sync")
     assert cli.main(["ls", "anywhere"]) == 2
     assert capsys.readouterr().err == f"scant journal: {LACKING}\n"
+
+
+def test_commands_of_models_say_so_too(built_with: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    built_with("sync")
+    for words in (["pack", "a", "b"], ["unpack", "a", "b", "--to", "hf"], ["ls", "a"]):
+        assert command.main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"scant {words[0]}: this build of scant lacks the plane 'serve'; ")

@@ -1,0 +1,61 @@
+"""``scant unpack``: a packed model as GGUF or as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from scant import planes
+from scant.errors import Error, InvalidArgument
+
+__all__ = ["main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scant unpack", description="Turn a packed model into GGUF or a Hugging Face folder."
+    )
+    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="the packed file")
+    parser.add_argument("out", type=pathlib.Path, metavar="OUT", help="must not exist")
+    parser.add_argument("--to", choices=("gguf", "hf"), required=True, help="the format of OUT")
+    parser.add_argument(
+        "--values",
+        choices=("f32", "bf16", "f16"),
+        default="f32",
+        help="of codes, which the other format lacks (default: f32, which holds them exactly)",
+    )
+    parser.add_argument(
+        "--no-tokenizer",
+        action="store_true",
+        help="leave the vocabulary out where the other format cannot hold it",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        planes.need("serve")
+        return _unpack(arguments)
+    except (Error, OSError) as error:
+        print(f"scant unpack: {error}", file=sys.stderr)
+        return 2
+
+
+def _unpack(arguments: argparse.Namespace) -> int:
+    from scant.serve import unpacking
+
+    if arguments.out.exists():
+        raise InvalidArgument(f"{arguments.out} exists")
+    model = unpacking.Model(arguments.file)
+    write = unpacking.to_gguf if arguments.to == "gguf" else unpacking.to_hf
+    total = write(model, arguments.out, arguments.values, not arguments.no_tokenizer)
+    print(f"{arguments.out}: {total:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
