@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import harness
 from convergence_goals import PLAIN, Point, frontier, points
 
-PANEL, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 470, 420, 48, 14, 78, 46
+PANEL, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 470, 420, 48, 34, 78, 46
 BYTES = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2)
 LOSSES = (
     *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5),
@@ -120,12 +120,12 @@ class Panel:
         words = point.name.replace("rank ", "").replace(" of ", "·").replace(", ", " + ")
         x, y = place[0] + 3, place[1] + 11
         return [
-            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="rotate(38 {x:.1f} {y:.1f})">'
+            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="rotate(56 {x:.1f} {y:.1f})">'
             f"{escape(words)}</text>"
         ]
 
     def family(self, name: str) -> list[str]:
-        """Points, hollow where there are too few seeds; a line through the settled frontier."""
+        """Points, hollow where there are fewer seeds; a line through the settled frontier."""
         colour = FAMILIES[name][1]
         edge = frontier([point for point in self.shown[name] if point.settled])
         line = " ".join(f"{self.x(one.size):.1f},{self.y(one.loss):.1f}" for one in edge)
@@ -166,7 +166,7 @@ def head() -> list[str]:
         (f'<rect class="plain" x="{left:.0f}" y="28" width="14" height="10"/>', "plain, 6 bytes"),
         (
             f'<circle cx="{left + 120:.0f}" cy="33" r="2.6" fill="none" stroke="#777"/>',
-            "one seed",
+            "fewer seeds",
         ),
     ):
         parts += [mark, f'<text x="{left + 20:.0f}" y="37">{words}</text>']
