@@ -143,14 +143,15 @@ class Panel:
                 f'<circle fill="{fill}" stroke="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{size}">'
                 f"<title>{escape(title)}</title></circle>"
             )
-        for point in edge:
-            parts += self.label(point) if name in LABELLED else []
         return parts
 
     def draw(self) -> list[str]:
         parts = self.axes()
         for name in FAMILIES:
             parts += self.family(name)
+        ours = [point for name in LABELLED for point in self.shown[name] if point.settled]
+        for point in frontier(ours):
+            parts += self.label(point)
         return parts
 
 
