@@ -36,7 +36,8 @@ FAMILIES = {
     "rest": ("factors and a rest", "#0072b2"),
 }
 LABELLED = ("factors", "rest")
-LABEL_APART = 14.0  # pixels
+SLANT = 56  # of a label, in degrees
+LABEL_LONG, LABEL_HIGH = 70.0, 12.0  # pixels
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#777}"
     ".title{font-size:13px;font-weight:600}.name{font-size:10px}"
@@ -53,6 +54,14 @@ def family(point: Point) -> str | None:
         return "powersgd" if "," not in point.name else None
     # The dense codecs as they are: their names are those of their values.
     return "values" if point.kind == "codec" and point.name == point.values else None
+
+
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether slanted labels at these places do."""
+    right, down = other[0] - one[0], other[1] - one[1]
+    cosine, sine = math.cos(math.radians(SLANT)), math.sin(math.radians(SLANT))
+    along, across = right * cosine + down * sine, down * cosine - right * sine
+    return abs(along) < LABEL_LONG and abs(across) < LABEL_HIGH
 
 
 class Panel:
@@ -114,13 +123,13 @@ class Panel:
         """Aslant under the point, where lines that fall to the right leave room; nothing where
         another point's label is."""
         place = self.x(point.size), self.y(point.loss)
-        if any(math.dist(place, other) < LABEL_APART for other in self.labelled):
+        if any(overlap(place, other) for other in self.labelled):
             return []
         self.labelled.append(place)
         words = point.name.replace("rank ", "").replace(" of ", "·").replace(", ", " + ")
         x, y = place[0] + 3, place[1] + 11
         return [
-            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="rotate(56 {x:.1f} {y:.1f})">'
+            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="rotate({SLANT} {x:.1f} {y:.1f})">'
             f"{escape(words)}</text>"
         ]
 
@@ -150,7 +159,7 @@ class Panel:
         for name in FAMILIES:
             parts += self.family(name)
         ours = [point for name in LABELLED for point in self.shown[name] if point.settled]
-        for point in frontier(ours):
+        for point in reversed(frontier(ours)):
             parts += self.label(point)
         return parts
 
