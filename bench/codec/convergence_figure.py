@@ -128,8 +128,9 @@ class Panel:
         self.labelled.append(place)
         words = point.name.replace("rank ", "").replace(" of ", "·").replace(", ", " + ")
         x, y = place[0] + 3, place[1] + 11
+        turned = f"rotate({SLANT} {x:.1f} {y:.1f})"
         return [
-            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="rotate({SLANT} {x:.1f} {y:.1f})">'
+            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="{turned}">'
             f"{escape(words)}</text>"
         ]
 
