@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import harness
 from convergence_goals import PLAIN, Point, frontier, points
 
-PANEL, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 470, 420, 48, 14, 78, 46
+PANEL, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 470, 420, 48, 34, 78, 46
 BYTES = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2)
 LOSSES = (
     *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5),
@@ -36,7 +36,8 @@ FAMILIES = {
     "rest": ("factors and a rest", "#0072b2"),
 }
 LABELLED = ("factors", "rest")
-LABEL_APART = 14.0  # pixels
+SLANT = 56  # of a label, in degrees
+LABEL_LONG, LABEL_HIGH = 70.0, 12.0  # pixels
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#777}"
     ".title{font-size:13px;font-weight:600}.name{font-size:10px}"
@@ -53,6 +54,14 @@ def family(point: Point) -> str | None:
         return "powersgd" if "," not in point.name else None
     # The dense codecs as they are: their names are those of their values.
     return "values" if point.kind == "codec" and point.name == point.values else None
+
+
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether slanted labels at these places do."""
+    right, down = other[0] - one[0], other[1] - one[1]
+    cosine, sine = math.cos(math.radians(SLANT)), math.sin(math.radians(SLANT))
+    along, across = right * cosine + down * sine, down * cosine - right * sine
+    return abs(along) < LABEL_LONG and abs(across) < LABEL_HIGH
 
 
 class Panel:
@@ -114,18 +123,19 @@ class Panel:
         """Aslant under the point, where lines that fall to the right leave room; nothing where
         another point's label is."""
         place = self.x(point.size), self.y(point.loss)
-        if any(math.dist(place, other) < LABEL_APART for other in self.labelled):
+        if any(overlap(place, other) for other in self.labelled):
             return []
         self.labelled.append(place)
         words = point.name.replace("rank ", "").replace(" of ", "·").replace(", ", " + ")
         x, y = place[0] + 3, place[1] + 11
+        turned = f"rotate({SLANT} {x:.1f} {y:.1f})"
         return [
-            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="rotate(38 {x:.1f} {y:.1f})">'
+            f'<text class="name" x="{x:.1f}" y="{y:.1f}" transform="{turned}">'
             f"{escape(words)}</text>"
         ]
 
     def family(self, name: str) -> list[str]:
-        """Points, hollow where there are too few seeds; a line through the settled frontier."""
+        """Points, hollow where there are fewer seeds; a line through the settled frontier."""
         colour = FAMILIES[name][1]
         edge = frontier([point for point in self.shown[name] if point.settled])
         line = " ".join(f"{self.x(one.size):.1f},{self.y(one.loss):.1f}" for one in edge)
@@ -143,14 +153,15 @@ class Panel:
                 f'<circle fill="{fill}" stroke="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{size}">'
                 f"<title>{escape(title)}</title></circle>"
             )
-        for point in edge:
-            parts += self.label(point) if name in LABELLED else []
         return parts
 
     def draw(self) -> list[str]:
         parts = self.axes()
         for name in FAMILIES:
             parts += self.family(name)
+        ours = [point for name in LABELLED for point in self.shown[name] if point.settled]
+        for point in reversed(frontier(ours)):
+            parts += self.label(point)
         return parts
 
 
@@ -166,7 +177,7 @@ def head() -> list[str]:
         (f'<rect class="plain" x="{left:.0f}" y="28" width="14" height="10"/>', "plain, 6 bytes"),
         (
             f'<circle cx="{left + 120:.0f}" cy="33" r="2.6" fill="none" stroke="#777"/>',
-            "one seed",
+            "fewer seeds",
         ),
     ):
         parts += [mark, f'<text x="{left + 20:.0f}" y="37">{words}</text>']
