@@ -51,12 +51,23 @@ def _open(path: pathlib.Path) -> _scant.PackedFile | _scant.GgufFile:
 
 
 def _look(file: _scant.PackedFile | _scant.GgufFile) -> dict[str, Any]:
-    packed = isinstance(file, _scant.PackedFile)
+    of_format: dict[str, Any]
+    if isinstance(file, _scant.PackedFile):
+        of_format = {
+            "format": "packed",
+            "description": file.description(),
+            "parts": file.parts(),
+            "runs": file.runs(),
+        }
+    else:
+        of_format = {
+            "format": f"GGUF {file.version}",
+            "description": None,
+            "parts": [],
+            "runs": [len(file.tensors())],
+        }
     return {
-        "format": "packed" if packed else f"GGUF {file.version}",
-        "description": file.description() if packed else None,
-        "parts": file.parts() if packed else [],
-        "runs": file.runs() if packed else [len(file.tensors())],
+        **of_format,
         "tensors": [
             {"name": name, "kind": kind, "dims": dims, "bytes": size, "kept": kept}
             for name, kind, dims, size, _, kept in file.tensors()

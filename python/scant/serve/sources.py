@@ -270,7 +270,7 @@ def _tensors_of(
 
 def _read(file: BinaryIO, at: int, count: int) -> numpy.ndarray[Any, Any]:
     room = numpy.empty(count, numpy.uint8)
-    view = memoryview(room)
+    view = room.data
     file.seek(at)
     while view:
         got = file.readinto(view)  # type: ignore[attr-defined]

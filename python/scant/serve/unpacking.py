@@ -117,7 +117,8 @@ def _heads_order(model: Model, name: str, halves: bool) -> numpy.ndarray[Any, An
         return None
     size = model.description.head_size
     shape = (size // 2, 2) if halves else (2, size // 2)
-    return numpy.arange(size).reshape(shape).T.reshape(-1)
+    order: numpy.ndarray[Any, Any] = numpy.arange(size).reshape(shape).T.reshape(-1)
+    return order
 
 
 def _turned(model: Model, tensor: _Tensor, kind: str, halves: bool) -> Iterator[Any]:
@@ -249,7 +250,7 @@ def _with_scaling(model: Model) -> Description:
         )
         made = numpy.frombuffer(gguf_model.rope_factors(tried), numpy.float32)
         given = numpy.frombuffer(found, numpy.float32)
-        if made.shape == given.shape and numpy.allclose(made, given, rtol=1e-5):
+        if made.shape == given.shape and (abs(made - given) <= 1e-5 * made).all():
             return tried
     raise Unsupported(
         f"{model.path}: config.json has no words for the rope scaling of {_ROPE_FREQS}"
