@@ -12,6 +12,7 @@ from typing import Any
 
 from scant import _scant, amounts, planes
 from scant.errors import Corrupt, Error
+from scant.serve.description import Description
 
 __all__ = ["main"]
 
@@ -105,8 +106,6 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 
 def _description(given: dict[str, Any]) -> str:
-    from scant.serve.description import Description
-
     d = Description.from_dict(given)
     return (
         f"{d.family.name.lower()}: {d.layers} layers of {d.width}, {d.heads} heads of "
