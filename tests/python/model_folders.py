@@ -101,7 +101,7 @@ def folder(path: Path, name: str = "llama", dtype: str = "BF16", shards: int = 1
     if shards == 1:
         write_safetensors(path / "model.safetensors", tensors, dtype)
         return path
-    where = {}
+    where: dict[str, str] = {}
     for i in range(shards):
         file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
         part = dict(list(tensors.items())[i::shards])

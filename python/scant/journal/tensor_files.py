@@ -99,6 +99,7 @@ def _parse(text: bytes, size: int) -> dict[str, Place]:
     for name, row in table.items():
         if name == "__metadata__":
             continue
+        name.encode()  # half of a surrogate is no text
         first, end = row["data_offsets"]
         shape = tuple(row["shape"])
         if not all(map(_is_count, (first, end, *shape))):

@@ -50,6 +50,8 @@ def _real(config: Mapping[str, Any], key: str, default: float | None = None) -> 
     value = default if value is None else value
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise Corrupt(f"config.json: {key} is {value!r}, not a number")
+    if not abs(value) < 1e30:  # no infinity, no NaN, nothing that f32 cannot hold
+        raise Corrupt(f"config.json: {key} is out of range")
     return float(value)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from scant import _scant, amounts, planes
 from scant.errors import Corrupt, Error
+from scant.serve.description import Description
 
 __all__ = ["main"]
 
@@ -51,12 +52,23 @@ def _open(path: pathlib.Path) -> _scant.PackedFile | _scant.GgufFile:
 
 
 def _look(file: _scant.PackedFile | _scant.GgufFile) -> dict[str, Any]:
-    packed = isinstance(file, _scant.PackedFile)
+    of_format: dict[str, Any]
+    if isinstance(file, _scant.PackedFile):
+        of_format = {
+            "format": "packed",
+            "description": file.description(),
+            "parts": file.parts(),
+            "runs": file.runs(),
+        }
+    else:
+        of_format = {
+            "format": f"GGUF {file.version}",
+            "description": None,
+            "parts": [],
+            "runs": [len(file.tensors())],
+        }
     return {
-        "format": "packed" if packed else f"GGUF {file.version}",
-        "description": file.description() if packed else None,
-        "parts": file.parts() if packed else [],
-        "runs": file.runs() if packed else [len(file.tensors())],
+        **of_format,
         "tensors": [
             {"name": name, "kind": kind, "dims": dims, "bytes": size, "kept": kept}
             for name, kind, dims, size, _, kept in file.tensors()
@@ -94,8 +106,6 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 
 def _description(given: dict[str, Any]) -> str:
-    from scant.serve.description import Description
-
     d = Description.from_dict(given)
     return (
         f"{d.family.name.lower()}: {d.layers} layers of {d.width}, {d.heads} heads of "

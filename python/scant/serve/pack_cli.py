@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from scant import amounts, planes
 from scant.errors import Error, InvalidArgument
+from scant.serve import packing, sources
 
 __all__ = ["main"]
 
@@ -28,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--as",
         dest="wanted",
-        choices=("keep", "bf16", "q8", "q4", "q3", "q2"),
+        choices=packing.AS,
         default="keep",
         help=_AS,
     )
@@ -56,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from scant.serve import packing, sources
-
     if arguments.file.exists() and not arguments.replace:
         raise InvalidArgument(f"{arguments.file} exists; --replace replaces it")
     began_s = time.monotonic()

@@ -65,8 +65,9 @@ def _provenance(source: Source, options: str) -> bytes:
             digest = hashlib.sha256()
             while piece := file.read(1 << 20):
                 digest.update(piece)
-            lines.append(f"file {path.name} {file.tell()} sha256 {digest.hexdigest()}")
-    return "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
+            name = "".join(one if one.isprintable() else "?" for one in path.name)
+            lines.append(f"file {name} {file.tell()} sha256 {digest.hexdigest()}")
+    return "".join(line + "\n" for line in lines).encode("utf-8", "replace")
 
 
 def pack(

@@ -227,13 +227,15 @@ class HfSource(Source):
             if name == "tokenizer.json":
                 self.parts.append(("tokenizer", "", content))
             elif name == "chat_template.jinja":
-                template = content.decode("utf-8", "surrogateescape")
+                template = content.decode("utf-8", "replace")
                 self.parts.append(("file", name, content))
             else:
                 self.parts.append(("file", name, content))
         if isinstance(template, str):
-            text = template.encode("utf-8", "surrogateescape")
-            self.parts.append(("chat template", "", text))
+            try:
+                self.parts.append(("chat template", "", template.encode()))
+            except UnicodeEncodeError as error:
+                raise Corrupt(f"{self.path}: the chat template is no text: {error}") from error
 
     def rows(self, tensor: SourceTensor, first: int, count: int) -> numpy.ndarray[Any, Any]:
         file, where = self._places[tensor.place]
@@ -270,7 +272,7 @@ def _tensors_of(
 
 def _read(file: BinaryIO, at: int, count: int) -> numpy.ndarray[Any, Any]:
     room = numpy.empty(count, numpy.uint8)
-    view = memoryview(room)
+    view = room.data
     file.seek(at)
     while view:
         got = file.readinto(view)  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from scant import planes
 from scant.errors import Error, InvalidArgument
+from scant.serve import unpacking
 
 __all__ = ["main"]
 
@@ -22,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", choices=("gguf", "hf"), required=True, help="the format of OUT")
     parser.add_argument(
         "--values",
-        choices=("f32", "bf16", "f16"),
+        choices=unpacking.VALUES,
         default="f32",
         help="of codes, which the other format lacks (default: f32, which holds them exactly)",
     )
@@ -46,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unpack(arguments: argparse.Namespace) -> int:
-    from scant.serve import unpacking
-
     if arguments.out.exists():
         raise InvalidArgument(f"{arguments.out} exists")
     model = unpacking.Model(arguments.file)

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import shutil
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy
 
 from scant import _scant
-from scant.errors import InvalidArgument, Unsupported
+from scant.errors import Corrupt, InvalidArgument, Unsupported
 from scant.journal import tensor_files
 from scant.serve import config, gguf_model, gguf_values, names, vocabulary
 from scant.serve.description import Description, Position, RopeScaling
@@ -78,13 +77,24 @@ class Model:
         text = self.part("chat template")
         return None if text is None else text.decode("utf-8", "surrogateescape")
 
-    def metadata(self) -> dict[str, Any] | None:
-        """A GGUF file's values; None where the model came from a folder."""
+    def pairs(self) -> tuple[int, bytes] | None:
+        """A GGUF file's key-value pairs and their count; None where the model came from a folder.
+
+        The extension has checked them when they come back.
+        """
         data = self.part("metadata")
         if data is None:
             return None
-        (count,) = struct.unpack_from("<Q", data)
-        return gguf_values.decode_all(_scant.gguf_pairs(data[8:], count))
+        if len(data) < 8:
+            raise Corrupt(f"{self.path}: the part 'metadata' is too short")
+        count, pairs = int.from_bytes(data[:8], "little"), data[8:]
+        _scant.gguf_pairs(pairs, count)
+        return count, pairs
+
+    def metadata(self) -> dict[str, Any] | None:
+        """The values of these pairs."""
+        found = self.pairs()
+        return None if found is None else gguf_values.decode_all(_scant.gguf_pairs(*found[::-1]))
 
     def chunks(
         self, tensor: _Tensor, kind: str, order: numpy.ndarray[Any, Any] | None = None
@@ -117,7 +127,8 @@ def _heads_order(model: Model, name: str, halves: bool) -> numpy.ndarray[Any, An
         return None
     size = model.description.head_size
     shape = (size // 2, 2) if halves else (2, size // 2)
-    return numpy.arange(size).reshape(shape).T.reshape(-1)
+    order: numpy.ndarray[Any, Any] = numpy.arange(size).reshape(shape).T.reshape(-1)
+    return order
 
 
 def _turned(model: Model, tensor: _Tensor, kind: str, halves: bool) -> Iterator[Any]:
@@ -137,29 +148,28 @@ def _turned(model: Model, tensor: _Tensor, kind: str, halves: bool) -> Iterator[
 
 def to_gguf(model: Model, path: pathlib.Path, values: str, tokenizer: bool) -> int:
     """Writes a GGUF file, which appears whole or not at all; returns its bytes."""
-    metadata = model.part("metadata")
+    given = model.pairs()
     rows: list[tuple[_Tensor, str]] = []
     for tensor in model.tensors:
         kind = tensor.kind
         if kind not in VALUES and not kind.startswith("Q"):
             kind = _plain(tensor, values)
-        if metadata is None and len(tensor.dims) == 1:
+        if given is None and len(tensor.dims) == 1:
             kind = "f32"  # as llama.cpp's kernels need it
         rows.append((tensor, kind))
     announced = [(tensor.name, kind, tensor.dims) for tensor, kind in rows]
-    if metadata is None:
+    if given is None:
         keys = gguf_model.to_gguf(model.description, model.path.stem)
         keys |= _vocabulary(model, tokenizer)
         pairs, count = gguf_values.encode_all(keys), len(keys)
     else:
-        (count,) = struct.unpack_from("<Q", metadata)
-        pairs = metadata[8:]
+        count, pairs = given
     factors = b""
     if model.description.rope_scaling == RopeScaling.LLAMA3:
         factors = gguf_model.rope_factors(model.description)
         announced.append((_ROPE_FREQS, "f32", (len(factors) // 4,)))
     writer = _scant.GgufWriter(str(path), count, pairs, announced)
-    halves = metadata is not None and model.description.position == Position.ROPE_HALVES
+    halves = given is not None and model.description.position == Position.ROPE_HALVES
     try:
         for tensor, kind in rows:
             for chunk in _turned(model, tensor, kind, halves):
@@ -217,17 +227,13 @@ def _texts(model: Model, values: str, tokenizer: bool) -> dict[str, bytes]:
     if metadata is None:
         return files
 
-    def add(name: str, table: dict[str, Any]) -> None:
-        files[name] = (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode(
-            "utf-8", "surrogateescape"
-        )
-
     description = _with_scaling(model)
-    add("config.json", config.to_config(description, _TORCH[values]))
+    table = config.to_config(description, _TORCH[values])
+    files["config.json"] = vocabulary.json_text(table)
     if tokenizer:
         files["tokenizer.json"] = vocabulary.from_gguf(metadata, description)
         table = vocabulary.tokenizer_config(metadata, description, model.template())
-        add("tokenizer_config.json", table)
+        files["tokenizer_config.json"] = vocabulary.json_text(table)
     return files
 
 
@@ -249,7 +255,7 @@ def _with_scaling(model: Model) -> Description:
         )
         made = numpy.frombuffer(gguf_model.rope_factors(tried), numpy.float32)
         given = numpy.frombuffer(found, numpy.float32)
-        if made.shape == given.shape and numpy.allclose(made, given, rtol=1e-5):
+        if made.shape == given.shape and (abs(made - given) <= 1e-5 * made).all():
             return tried
     raise Unsupported(
         f"{model.path}: config.json has no words for the rope scaling of {_ROPE_FREQS}"

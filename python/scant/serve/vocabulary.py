@@ -13,7 +13,7 @@ from scant.errors import Corrupt, Unsupported
 from scant.serve.description import NO_TOKEN, Description, Flags
 from scant.serve.gguf_values import Type
 
-__all__ = ["from_gguf", "to_gguf", "tokenizer_config"]
+__all__ = ["from_gguf", "json_text", "to_gguf", "tokenizer_config"]
 
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # GGUF's types of tokens
 _WORDS = (
@@ -78,7 +78,8 @@ def to_gguf(text: bytes, description: Description, template: str | None) -> dict
             )
         tokens, kinds = _tokens(tokenizer, description.vocabulary)
         merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        "".join([*tokens, *merges]).encode()  # halves of surrogates are no text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Corrupt(f"tokenizer.json: {error!r}") from error
     d = description
     values: dict[str, Any] = {
@@ -154,7 +155,15 @@ def from_gguf(values: Mapping[str, Any], description: Description) -> bytes:
             "merges": values.get("tokenizer.ggml.merges", []),
         },
     }
-    return json.dumps(tokenizer, ensure_ascii=False, indent=1).encode("utf-8", "surrogateescape")
+    return json_text(tokenizer)
+
+
+def json_text(table: dict[str, Any]) -> bytes:
+    """A file of JSON. What is no UTF-8 in a GGUF file's texts is refused."""
+    try:
+        return (json.dumps(table, ensure_ascii=False, indent=2) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise Corrupt(f"GGUF: a text that is no UTF-8: {error}") from error
 
 
 def _token_rows(values: Mapping[str, Any]) -> tuple[list[str], list[int]]:

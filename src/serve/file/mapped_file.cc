@@ -1,7 +1,6 @@
 #include "serve/file/mapped_file.h"
 
 #include <cerrno>
-#include <cstdint>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -50,12 +49,13 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::release(Bytes bytes) const {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size()) / page * page;
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const auto first = static_cast<size_t>(bytes.data() - data_);
+  const size_t from = (first + page - 1) / page * page;
+  const size_t end = (first + bytes.size()) / page * page;
   // A hint: where it is refused, memory is merely given back later.
-  if (first < end)
-    static_cast<void>(::madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED));
+  if (from < end)
+    static_cast<void>(::madvise(const_cast<std::byte*>(data_) + from, end - from, MADV_DONTNEED));
 }
 
 }  // namespace scant::serve

@@ -29,6 +29,25 @@ Bytes bytes_of(std::string_view text) {
   return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
 }
 
+// Without overlong forms, surrogates, and what lies beyond U+10FFFF.
+bool is_utf8(std::string_view text) {
+  while (!text.empty()) {
+    const auto first = static_cast<unsigned char>(text.front());
+    const size_t more = first < 0x80 ? 0 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : 3;
+    if ((first >= 0x80 && first < 0xC2) || first > 0xF4 || text.size() <= more) return false;
+    uint32_t point = more == 0 ? first : first & (0x3FU >> more);
+    for (size_t i = 1; i <= more; ++i) {
+      const auto next = static_cast<unsigned char>(text[i]);
+      if ((next & 0xC0U) != 0x80) return false;
+      point = point << 6U | (next & 0x3FU);
+    }
+    const bool overlong = (more == 2 && point < 0x800) || (more == 3 && point < 0x10000);
+    if (overlong || (point >= 0xD800 && point < 0xE000) || point > 0x10FFFF) return false;
+    text.remove_prefix(more + 1);
+  }
+  return true;
+}
+
 // Reads the index row by row; knows where the next tensor of a run has to be.
 class IndexReader {
  public:
@@ -203,7 +222,8 @@ const char* name(PartKind kind) {
 
 bool is_tensor_name(std::string_view name) {
   const auto printable = [](char c) { return static_cast<unsigned char>(c) >= 0x20 && c != 0x7F; };
-  return !name.empty() && name.size() <= kNameBytesMax && std::ranges::all_of(name, printable);
+  return !name.empty() && name.size() <= kNameBytesMax && std::ranges::all_of(name, printable) &&
+         is_utf8(name);
 }
 
 bool is_file_name(std::string_view name) {

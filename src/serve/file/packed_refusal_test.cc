@@ -240,6 +240,17 @@ TEST(PackedRefusal, HostileNames) {
   EXPECT_EQ(refusal(twice), "packed file: two tensors are named 'a nameX'");
 }
 
+TEST(PackedRefusal, NamesAreText) {
+  for (const char* const name : {"a", "w\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "~"})
+    EXPECT_TRUE(is_tensor_name(name)) << name;
+  for (const char* const name :
+       {"", "a\n", "\x7F", "\x80", "\xC3", "a\xC3(", "\xC0\xAF", "\xE0\x80\xAF", "\xED\xA0\x80",
+        "\xF0\x80\x80\x80", "\xF4\x90\x80\x80", "\xF8\x88\x80\x80\x80", "\xE2\x82", "\xFF"})
+    EXPECT_FALSE(is_tensor_name(name)) << name;
+  EXPECT_TRUE(is_tensor_name(std::string(255, 'a')));
+  EXPECT_FALSE(is_tensor_name(std::string(256, 'a')));
+}
+
 TEST(PackedRefusal, HostileSparseTablesDoNotLeadAstray) {
   const Image original = small_file();
   const auto file_at = base::load_little<uint64_t>(original.data() + tensor_row(original, 2));

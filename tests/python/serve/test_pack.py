@@ -246,6 +246,10 @@ def test_sources_that_cannot_be_packed(tmp_path: Path, capsys: pytest.CaptureFix
         (kept.replace('"vocab_size": 128', '"vocab_size": 129'), "'token_embd.weight' is 128 × 64"),
         (kept.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'), "'blk.2.attn_norm"),
         ("[" * 100_000, "config.json"),
+        (kept.replace("10000.0", "1e400"), "rope_theta is out of range"),
+        (kept.replace("10000.0", "NaN"), "rope_theta is out of range"),
+        (kept.replace("10000.0", "1" + "0" * 400), "rope_theta is out of range"),
+        (kept.replace('"bos_token_id": 1', '"bos_token_id": -1'), "description"),
     ):
         settings.write_text(text)
         assert says in refused(capsys, "pack", folder, out)
@@ -357,6 +361,29 @@ def test_what_another_format_cannot_hold(
     assert "exists" in refused(capsys, "unpack", file, out, "--to", "gguf")
     assert "exists; --replace" in refused(capsys, "pack", folder, file)
     assert cli.main(["pack", str(folder), str(file), "--replace"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 100_000, "tokenizer.json: RecursionError"),
+        ("{}", "tokenizer.json: KeyError('model')"),
+        ('{"model": 3}', "tokenizer.json"),
+        ('{"model": {"type": "Unigram"}}', "a model 'Unigram' cannot go to GGUF"),
+        ('{"model": {"type": "BPE", "vocab": {"a": 999}, "merges": []}}', "token 999 of a"),
+        ('{"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}}', "TypeError"),
+        ('{"model": {"type": "BPE", "vocab": {"\\ud800": 1}, "merges": []}}', "surrogates"),
+    ],
+)
+def test_tokenizers_that_are_none(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model_folders.folder(tmp_path / "model")
+    (folder / "tokenizer.json").write_text(text)
+    file = pack(folder, tmp_path / "a.scp")
+    assert says in refused(capsys, "unpack", file, tmp_path / "a.gguf", "--to", "gguf")
+    back = to_hf(file, tmp_path / "back")  # where it came from it goes back as it was
+    assert (back / "tokenizer.json").read_text() == text
 
 
 # ---- ls ----------------------------------------------------------------------------------------
