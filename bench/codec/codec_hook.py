@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import connection
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -78,7 +79,7 @@ def hook_row(shape: tuple[int, int], rank: int, calls: int) -> harness.Row:
         ctypes.memmove(target.data_ptr(), drawn.data_ptr(), drawn.nbytes)
 
     def step() -> None:
-        powerSGD_hook.powerSGD_hook(state, bucket).wait()
+        powerSGD_hook.powerSGD_hook(state, cast(Any, bucket)).wait()
 
     base, own = [], []
     for _ in range(calls):
