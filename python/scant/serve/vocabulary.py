@@ -61,8 +61,8 @@ def _name_of(tokenizer: Mapping[str, Any]) -> str:
         if cut == _essence(known):
             return name
     raise Unsupported(
-        f"tokenizer.json: GGUF has no name for its pre_tokenizer that Scant knows; known: "
-        f"{', '.join(_CUTS)}. --no-tokenizer leaves the vocabulary out"
+        f"tokenizer.json: Scant knows no GGUF name for its pre_tokenizer; known: "
+        f"{', '.join(_CUTS)}. To leave the tokenizer out, add --no-tokenizer"
     )
 
 
@@ -74,7 +74,7 @@ def to_gguf(text: bytes, description: Description, template: str | None) -> dict
         if model.get("type") != "BPE" or model.get("byte_fallback"):
             raise Unsupported(
                 f"tokenizer.json: a model {model.get('type')!r} cannot go to GGUF, only byte-level "
-                "BPE can. --no-tokenizer leaves the vocabulary out"
+                "BPE can. To leave the tokenizer out, add --no-tokenizer"
             )
         tokens, kinds = _tokens(tokenizer, description.vocabulary)
         merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
@@ -116,8 +116,9 @@ def from_gguf(values: Mapping[str, Any], description: Description) -> bytes:
     model, cut = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "gpt-2")
     if model != "gpt2" or not isinstance(cut, str) or cut not in _CUTS:
         raise Unsupported(
-            f"GGUF: a vocabulary {model!r} of cut {cut!r} cannot become tokenizer.json; known: "
-            f"'gpt2' of {', '.join(_CUTS)}. --no-tokenizer leaves it out"
+            f"GGUF: a tokenizer {model!r} with the pre-tokenizer {cut!r} cannot become "
+            f"tokenizer.json; known: 'gpt2' with {', '.join(_CUTS)}. To leave it out, "
+            "add --no-tokenizer"
         )
     tokens, kinds = _token_rows(values)
     added = [

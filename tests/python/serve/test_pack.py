@@ -240,7 +240,7 @@ def test_sources_that_cannot_be_packed(tmp_path: Path, capsys: pytest.CaptureFix
     kept = settings.read_text()
     for text, says in (
         ("{", "config.json"),
-        ("[]", "no table"),
+        ("[]", "not a JSON object"),
         ('{"model_type": "bert"}', "no models of type 'bert' are served; there are: llama"),
         (kept.replace('"hidden_size": 64', '"hidden_size": "64"'), "hidden_size is '64'"),
         (kept.replace('"vocab_size": 128', '"vocab_size": 129'), "'token_embd.weight' is 128 × 64"),
@@ -285,8 +285,8 @@ def test_gguf_values_that_are_none(
 @pytest.mark.parametrize(
     ("key", "row", "says"),
     [
-        ("tokenizer.ggml.pre", (Type.TEXT, "mpt"), "of cut 'mpt' cannot become tokenizer.json"),
-        ("tokenizer.ggml.model", (Type.TEXT, "llama"), "a vocabulary 'llama'"),
+        ("tokenizer.ggml.pre", (Type.TEXT, "mpt"), "pre-tokenizer 'mpt' cannot become"),
+        ("tokenizer.ggml.model", (Type.TEXT, "llama"), "a tokenizer 'llama'"),
         ("tokenizer.ggml.tokens", (Type.ARRAY, [1, 2], Type.U8), "are no texts"),
         ("tokenizer.ggml.token_type", (Type.ARRAY, [1], Type.I32), "not as many rows"),
     ],
