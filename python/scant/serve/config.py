@@ -176,7 +176,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_config(description: Description, dtype: str) -> dict[str, Any]:
-    """A ``config.json`` for a model that was not described by one."""
+    """A ``config.json`` for a model whose source had none."""
     d = description
     config: dict[str, Any] = {
         "architectures": [_CLASSES[d.family]],

@@ -139,7 +139,7 @@ def _scaling(keys: _Keys, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, A
 
 
 def to_gguf(description: Description, name: str) -> dict[str, tuple[Any, ...]]:
-    """The keys of a model that no GGUF file described, without its vocabulary."""
+    """The keys of a model whose source was no GGUF file, without its vocabulary."""
     d = description
     of = _ARCHITECTURES[d.family]
     values: dict[str, tuple[Any, ...]] = {
@@ -171,7 +171,7 @@ def to_gguf(description: Description, name: str) -> dict[str, tuple[Any, ...]]:
 
 
 def rope_factors(description: Description) -> bytes:
-    """What llama3's scaling divides each frequency by, as the tensor ``rope_freqs.weight``."""
+    """The divisors of frequencies of llama3 scaling: the bytes of ``rope_freqs.weight``."""
     d = description
     factors = []
     for i in range(0, d.rope_size, 2):

@@ -49,7 +49,7 @@ _NORMALISED = ("qwen2",)  # text is brought to NFC
 
 
 def _essence(cut: Any) -> Any:
-    """A cut without what does not change tokens."""
+    """A pre-tokenizer without the settings that do not change tokens."""
     if isinstance(cut, dict):
         return {key: _essence(value) for key, value in cut.items() if key != "trim_offsets"}
     return [_essence(one) for one in cut] if isinstance(cut, list) else cut
@@ -187,7 +187,7 @@ def _post_processor(tokens: list[str], description: Description) -> dict[str, An
 def tokenizer_config(
     values: Mapping[str, Any], description: Description, template: str | None
 ) -> dict[str, Any]:
-    """A ``tokenizer_config.json`` beside it."""
+    """The ``tokenizer_config.json`` of a GGUF file's keys."""
     tokens, _ = _token_rows(values)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
