@@ -53,7 +53,7 @@ def from_gguf(values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]])
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise Unsupported(
-            f"GGUF: no models of architecture {architecture!r} are served; there are: "
+            f"GGUF: models of architecture {architecture!r} cannot be packed; known: "
             f"{', '.join(_FAMILIES)}"
         )
     keys = _Keys(values, architecture)
@@ -133,7 +133,7 @@ def _scaling(keys: _Keys, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, A
     if kind == "none":
         return {}
     if kind != "linear":
-        raise Unsupported(f"GGUF: rope scaling {kind!r} is not served; there is: linear")
+        raise Unsupported(f"GGUF: rope scaling {kind!r} is not supported; known: linear")
     factor = keys.number("rope.scaling.factor")
     return {"rope_scaling": RopeScaling.LINEAR, "rope_factor": factor}
 
