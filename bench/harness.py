@@ -216,7 +216,7 @@ def read_rows(paths: Iterable[pathlib.Path]) -> list[Row]:
 
 
 def model_of(row: Row) -> str:
-    """Rows of trainings from before there were two models are of the transformer."""
+    """The model of a training's row. A row that names none is of the transformer."""
     return str(row.get("model", "transformer"))
 
 

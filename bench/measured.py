@@ -74,8 +74,9 @@ def convergence_tables(rows: Rows) -> str:
 
 
 def convergence_missed(rows: Rows) -> list[str]:
-    """By the rows of all machines, on which the loss hardly depends; said once, under those rows
-    that have points with a rank."""
+    """Goals missed by the rows of all machines together: the loss hardly depends on the machine.
+
+    They are listed once, under rows that have points with a rank."""
     trained = [row for row in rows if row["case"] == "convergence"]
     ranked = any(row["options"]["kind"] == "factors" for row in trained)
     return convergence_goals.missed(by_name("convergence")) if ranked else []

@@ -42,7 +42,7 @@ class TrainingHost {
     std::vector<float> arena;
     std::vector<float> fed;  // of this round
     Held held;               // when it began
-    double energy_met = 0;   // of all rounds so far: what its encoders may have looked at
+    double energy_met = 0;   // at most what its encoders looked at, in all rounds so far
     State state = State::idle;
     uint64_t round = 0;           // the last that began
     uint64_t completed = 0;       // the last that ended well

@@ -225,8 +225,8 @@ void TrainingRunner::judge(const RoundKey& key, Round& round) {
   if (round.well == 0) return;
   ++counts_.rounds;
   if (round.changed_buffers > 0) ++counts_.changed;
-  // A member that was lost after its part was done holds the rest, unless some of it was to come
-  // back when it knew that all had ended well.
+  // A member that was lost after its part was done keeps what it then held, unless the end of the
+  // round would have given it something back.
   for (size_t place = 0; place < round.over.size(); ++place) {
     if (round.over[place]) continue;
     if (!is_exact() || round.factors) return;

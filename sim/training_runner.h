@@ -47,8 +47,8 @@ class TrainingRunner final : public TrainingWatcher {
     std::vector<bool> over;             // by place
     std::vector<uint64_t> plan_hashes;  // of members that have begun
     std::vector<gradient::RankAccount> accounts;
-    double energy_met = 0;  // of all members that have begun: what encoders may look at
-    bool factors = false;   // some buffer has them
+    double energy_met = 0;  // at most what encoders look at, of all members that have begun
+    bool factors = false;   // some buffer of the plan has factors
     bool judged = false;
   };
 

@@ -1,7 +1,7 @@
-"""What torch's PowerSGD hook computes for one matrix, beside a memcpy of it: one thread, one rank.
+"""The computation of torch's PowerSGD hook for one matrix ÷ a memcpy of it: one thread, one rank.
 
-The hook itself runs, in a group of one, so that its messages go nowhere. It adds its residual,
-multiplies twice, makes two factors orthonormal, and multiplies the factors to know what they leave.
+The hook itself runs in a group of one rank, so no message is sent. It adds its residual, multiplies
+twice, makes two factors orthonormal, and multiplies the factors to get what they leave.
 `factors_bench` (bench/micro) times the same step of scant at the same sizes.
 """
 
@@ -32,7 +32,7 @@ CALLS, QUICK_CALLS = 60, 4
 
 
 class Bucket:
-    """One matrix, as a hook sees DDP's buckets."""
+    """One matrix, with the calls that a hook expects of DDP's buckets."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
@@ -62,7 +62,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def hook_row(shape: tuple[int, int], rank: int, calls: int) -> harness.Row:
-    """The least of many calls, as of the micro-benchmarks; copies and steps alternate."""
+    """The least of many calls, as in the micro-benchmarks; copies and steps alternate."""
     drawn = torch.randn(shape)
     bucket = Bucket(drawn.clone())
     target = torch.empty_like(drawn)
@@ -97,7 +97,7 @@ def hook_row(shape: tuple[int, int], rank: int, calls: int) -> harness.Row:
 
 
 def measure(quick: bool, rows: connection.Connection) -> None:
-    """Sends all rows. The process ends without taking its group apart, which gloo's threads use."""
+    """Sends all rows, and ends the process. Its group stays, since gloo's threads use it."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         store = dist.FileStore(str(pathlib.Path(folder) / "store"), 1)
@@ -123,7 +123,7 @@ def run(quick: bool, recorder: harness.Recorder) -> None:
 
 
 def report(rows: list[harness.Row]) -> str:
-    """Their table."""
+    """The table of these rows."""
     head = ["PowerSGD's hook", "rank", "time ÷ memcpy (least of each)", "µs"]
     lines = [
         [f"{row['shape'][0]} × {row['shape'][1]}", str(row["rank"]),

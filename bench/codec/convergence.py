@@ -4,9 +4,9 @@
     ./dev bench convergence --models resnet --seeds 1 2 3
 
 The ranks are simulated in one process: each computes its own gradient, the exchange under test
-turns them into one, AdamW steps. Nothing is timed. --real runs the same with four processes over
-the scant backend, and compares the losses bit for bit: they gather their messages, or, of points
-with a rank, train a wrapped model.
+turns them into one, AdamW steps. Nothing is timed. --real also runs four processes over the scant
+backend, and compares the losses bit for bit. The processes gather their messages; for points with
+a rank they train a wrapped model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sparse(density: float, values: str, **more: Any) -> Options:
 
 
 def factored(rank: int, factors: str, rest: str) -> Options:
-    """Rest: "" for none, values, or a density and values."""
+    """`rest`: "" for none, or values, or a density and values ("5% q4")."""
     density, _, values = rest.rpartition("% ")
     return Options(
         "factors", float(density or 100) / 100, values, rank=rank, factors=factors, legs=2
@@ -133,9 +133,10 @@ def parse() -> argparse.Namespace:
     add(
         "--real",
         action="store_true",
-        help="four processes beside the simulation: " + ", ".join(REAL).replace("%", "%%"),
+        help="also run four processes, which must give the same losses: "
+        + ", ".join(REAL).replace("%", "%%"),
     )
-    add("--gate", action="store_true", help="fail when a stated figure is missed")
+    add("--gate", action="store_true", help="fail if points with a rank miss a goal")
     text = "no training: table and plots of the rows in these files, as --out/convergence.*"
     add("--report", nargs="+", type=pathlib.Path, metavar="JSONL", help=text)
     add("--out", default="out/bench", help="folder (default: %(default)s)")

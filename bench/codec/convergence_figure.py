@@ -28,7 +28,7 @@ LOSSES = (
 )
 ROOM = 0.12  # of the axis of losses, under its points: for labels
 MARGIN = 1.08  # of the axis of bytes, beyond its last points
-# A family: words and a colour, as in bench/figure.py; the last are drawn over the others.
+# Words and colour of each family, as in bench/figure.py. Later ones are drawn over earlier ones.
 FAMILIES = {
     "powersgd": ("PowerSGD", "#888888"),
     "values": ("values in few bits", "#d55e00"),
@@ -47,12 +47,12 @@ STYLE = (
 
 
 def family(point: Point) -> str | None:
-    """None: not shown."""
+    """The family of a point; None if it is not shown."""
     if point.kind == "factors":
         return "rest" if point.values else "factors"
     if point.kind == "powersgd":
         return "powersgd" if "," not in point.name else None
-    # The dense codecs as they are: their names are those of their values.
+    # Of dense codecs only those without options, whose names are those of their values.
     return "values" if point.kind == "codec" and point.name == point.values else None
 
 

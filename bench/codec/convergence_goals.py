@@ -1,7 +1,7 @@
-"""Goals of points with a rank, held to the rows of convergence.py.
+"""Goals that points with a rank must reach in the rows of convergence.py.
 
-A point is an exchange trained with several seeds. It is within plain's seeds if its mean loss is no
-more than the worst of plain's.
+A point is an exchange trained with several seeds. It is within plain's seeds if its mean loss is
+not above that of plain's worst seed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import harness
 
 PLAIN = "f32"
-SEEDS_MIN = 3  # fewer say nothing: chance
+SEEDS_MIN = 3  # with fewer the mean is chance
 
-# Bytes an element at most, by model: for a loss within plain's seeds, and for plain's mean loss and
-# so much more.
+# At most so many bytes an element, by model: for a loss within plain's seeds, and for plain's mean
+# loss + a number.
 LOSSLESS_MAX = {"transformer": 0.45, "resnet": 0.8}
 NEAR_MAX = {"transformer": ((0.05, 0.14), (0.10, 0.07))}
 
@@ -37,7 +37,7 @@ class Point(NamedTuple):
 
 
 def points(rows: Sequence[harness.Row]) -> list[Point]:
-    """Of one model, by bytes; of several trainings with one seed the last counts."""
+    """The points of one model, by bytes. Of several trainings with one seed the last counts."""
     found: dict[str, dict[int, harness.Row]] = {}
     for row in rows:
         if row["case"] == "convergence":
@@ -54,13 +54,13 @@ def points(rows: Sequence[harness.Row]) -> list[Point]:
 
 
 def smallest(points: Sequence[Point], loss: float) -> Point | None:
-    """Of least bytes with a mean loss of no more than this."""
+    """The point with the fewest bytes whose mean loss is at most ``loss``."""
     enough = [point for point in points if point.loss <= loss]
     return min(enough, key=lambda point: point.size) if enough else None
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """By bytes, each of less loss than all before it."""
+    """The points, by bytes, that have less loss than all with fewer bytes."""
     found: list[Point] = []
     for point in sorted(points, key=lambda one: (one.size, one.loss)):
         if not found or point.loss < found[-1].loss:

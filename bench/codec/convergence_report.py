@@ -1,4 +1,4 @@
-"""Tables and plots of convergence rows: loss against steps and bytes, and of all at the end."""
+"""Tables and plots of convergence rows: loss against steps, against bytes, and at the end."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ FAMILIES: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 PLAIN = "f32"
-LAST_STEPS = 50  # that tell two exchanges apart
-# Families whose ends are a line of loss by bytes.
+LAST_STEPS = 50  # whose training loss is compared with plain's
+# Families that get a line in the plot of loss at the end against bytes.
 ENDS = (
     "Dense, both legs quantised", "Sparse", "PowerSGD", "Factors alone",
     "Factors, and a rest of one bit", "Factors, and a rest of two bits",
@@ -72,7 +72,7 @@ def bytes_per_element(rows: Sequence[harness.Row]) -> float:
 
 
 def beyond_plain(rows: Sequence[harness.Row], plain: Sequence[harness.Row]) -> list[float]:
-    """Training loss of the last steps less plain's with the same seed and so the same samples."""
+    """Training loss of the last steps minus plain's with the same seed and so the same samples."""
     known = {row["seed"]: row["loss"][-LAST_STEPS:] for row in plain}
     return [
         statistics.mean(a - b for a, b in zip(row["loss"][-LAST_STEPS:], of, strict=False))
@@ -144,7 +144,7 @@ def models(rows: Sequence[harness.Row]) -> dict[str, list[harness.Row]]:
 
 
 def plots(page: Page, found: ByName) -> None:
-    """Of one model."""
+    """The plots of one model."""
     ends = at_the_end(found)
     if ends:
         page.subheading("Loss at the end against bytes")

@@ -217,9 +217,9 @@ class PowerSgd:
 
 
 class Factors:
-    """Points with a rank, all ranks in one, as real ones travel: a plan of tensors whole.
+    """Points with a rank: simulates the exchange of all ranks by a plan with one part a tensor.
 
-    Tensors are parts of a layout in the order in which backward reaches them, the last first.
+    Parts have the order in which backward reaches their tensors: the last tensor comes first.
     """
 
     def __init__(self, shapes: Sequence[torch.Size], options: Options, ranks: int) -> None:
@@ -243,10 +243,10 @@ class Factors:
 
 
 def layout_of(shapes: Sequence[torch.Size], ranks: int) -> _scant.GradientLayout:
-    """As :func:`scant.torch.wrap` cuts a model with parameters of these shapes."""
+    """The layout that :func:`scant.torch.wrap` makes for parameters of these shapes."""
     layout = _scant.GradientLayout([PowerSgd._matrix(shape) for shape in reversed(shapes)], ranks)
     if len(layout.parts) != len(shapes):
-        raise ValueError("a tensor of several parts: number them one after the other here")
+        raise ValueError("a tensor has several parts; this simulation numbers one part a tensor")
     return layout
 
 

@@ -1,6 +1,6 @@
-// Time of one member's part of a step with factors, pass by pass, one thread, beside a memcpy of
-// the same f32 matrix: docs/benchmarks.md, "Codecs". Nothing is sent: what this member encoded
-// stands for the average of all.
+// The time of one member's part of a step with factors, pass by pass, and of a memcpy of the same
+// f32 matrix, one thread: docs/benchmarks.md, "Codecs". Nothing is sent: this member's own records
+// stand for the average of all.
 #include <algorithm>
 #include <benchmark/benchmark.h>
 #include <cstring>
@@ -30,7 +30,7 @@ using scant::codec::Workspace;
 constexpr Point kRest{1.0, ValueKind::q1};
 constexpr Point kFactor{1.0, ValueKind::q8};
 
-// A matrix of a few strong directions would change no time: the passes are the same.
+// Noise serves: a matrix with strong directions would take the same passes and time.
 AlignedVector<float> random_floats(size_t n) {
   scant::base::Rng rng(1, 0);
   AlignedVector<float> values(n);
@@ -46,7 +46,7 @@ Encoder encoder_of(Shape shape, ResidualKind kind) {
   return std::move(made).value();
 }
 
-// All that a member keeps of one matrix.
+// One member and one matrix.
 class Member {
  public:
   Member(Shape shape, uint32_t rank)

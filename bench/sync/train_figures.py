@@ -21,7 +21,7 @@ Rows = Sequence[harness.Row]
 Place = tuple[str, int, str]  # model, ranks, network
 
 KEPT_TOLERANCE = 0.002  # two plans that keep so nearly the same are of one fidelity
-SIMULATED_RANKS = 4  # of what bench/codec/convergence.py trains
+SIMULATED_RANKS = 4  # in bench/codec/convergence.py
 UNSHAPED = "none"
 OURS = ("auto", "auto, step in forward")
 SEED_NOISE = 2.0  # standard deviations of plain's seeds

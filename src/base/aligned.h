@@ -1,5 +1,4 @@
-// Memory of lists that vector loops read and write: from a cache line's beginning on, so that no
-// vector lies in two.
+// Lists for vector loops. Their memory begins with a cache line, so that no vector lies in two.
 #pragma once
 
 #include <cstddef>

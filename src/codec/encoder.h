@@ -46,8 +46,8 @@ struct EncodeReport {
 // what is not finite, which is counted and gone.
 inline constexpr Point kKeepAll{.density = 0};
 
-// Seeds of one member's encoders, from that of all: of what it sends itself, and of averages that
-// it makes as their owner.
+// The seed of one member's encoders, made from the seed that all share: for its own records, or
+// for the averages that it sends as an owner.
 [[nodiscard]] constexpr uint64_t seed_of_member(uint64_t seed, uint64_t member, bool as_owner) {
   constexpr uint64_t kOwners = uint64_t{1} << 20;
   return seed ^ (member + (as_owner ? kOwners : 0) + 1) << 40;
@@ -68,8 +68,9 @@ class Encoder {
                               RecordBuffer& record);
 
   // One step of a matrix whose factors are sent. `whole` is gradient + decay * residual, as
-  // Factors::project leaves it; it is encoded plus `rest`, the product that factors say times -1.
-  // `whole` may change. After an error the residual has not. ErrorCode::invalid_argument: momentum.
+  // Factors::project leaves it. `rest` is the product of the factors times -1. The sum of both is
+  // encoded. `whole` may change; after an error the residual is unchanged.
+  // ErrorCode::invalid_argument: momentum.
   Result<EncodeReport> encode_rest(std::span<float> whole, const Product& rest, Point point,
                                    Workspace& workspace, RecordBuffer& record);
 
@@ -85,8 +86,8 @@ class Encoder {
   // groups of 64, or up to the range's end; at most 4096 elements.
   void peek(uint64_t at, const float* gradient, std::span<float> work) const;
 
-  // The residual of elements [at, at + count) where it lies, or decoded in `work`, which has room
-  // for 126 more. Null: nothing is ever kept.
+  // The residual of elements [at, at + count): where it lies, or decoded into `work`, which has
+  // room for 126 elements more. Null: this encoder keeps nothing.
   [[nodiscard]] const float* kept(uint64_t at, size_t count, float* work) const;
   [[nodiscard]] bool kept_in_place() const;  // so kept() needs no `work`
   // The residual, element 0 being range().first.

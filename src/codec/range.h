@@ -24,16 +24,16 @@ struct Range {
 [[nodiscard]] std::span<const Range> ranges_within(std::span<const Range> ranges, uint64_t begin,
                                                    uint64_t end);
 
-// How a tensor is cut among members: docs/gradients.md, "Parts and slices". A part has at most so
-// many elements; it is cut where each member gets at least so many.
+// How a tensor is cut among members: docs/gradients.md, "Parts and slices". A part has at most
+// kPartElementsMax elements; it is cut if each member gets at least kSliceElementsMin.
 inline constexpr uint64_t kPartElementsMax = uint64_t{1} << 22;
 inline constexpr uint64_t kSliceElementsMin = 4096;
-// One slice for each of so many members, or one for all.
+// One slice for each member, or one slice if there are too few elements.
 [[nodiscard]] constexpr uint64_t slice_count(uint64_t elements, uint64_t members,
                                              uint64_t elements_min = kSliceElementsMin) {
   return elements < members * elements_min ? 1 : members;
 }
-// Where slice `index` of `count` ends: at multiples of 64, as equal as they can be.
+// Where slice `index` of `count` ends. Slices end at multiples of 64 and are nearly equal.
 [[nodiscard]] uint64_t slice_end(uint64_t elements, uint64_t index, uint64_t count);
 
 }  // namespace scant::codec

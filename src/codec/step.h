@@ -14,7 +14,7 @@ namespace scant::codec {
 // Blocks of 4096 elements: accumulate, quantise, keep the rest, all within the first-level cache.
 class DenseStep {
  public:
-  // With `rest`, what is encoded is `gradient` + that, and the residual is already in it.
+  // With `rest`, `gradient` + `rest` is encoded; `gradient` then contains the residual already.
   DenseStep(Encoder& encoder, const float* gradient, Point point, Workspace& workspace,
             const Product* rest = nullptr)
       : encoder_(encoder), gradient_(gradient), point_(point), workspace_(workspace), rest_(rest) {}
@@ -30,7 +30,7 @@ class DenseStep {
   [[nodiscard]] uint32_t elements_of(uint64_t block) const;
   // The block behind, if it is as long; with momentum its gradient is not yet known.
   [[nodiscard]] Ahead ahead_of(uint64_t block) const;
-  // What there is to send of a block, in `work`.
+  // Puts into `work` what a block is to send.
   Accumulated take(uint64_t block, float* work, GroupMagnitudes* groups, Ahead ahead);
   BlockResult encode_block(uint64_t block, size_t worker, MutableBytes record);
   // Takes a block's values out of `work`. False: there was no memory for them.
@@ -76,7 +76,7 @@ class SparseStep {
  public:
   static constexpr uint64_t kWholeElements = uint64_t{1} << 22;
 
-  // `decay`: of the residual.
+  // `decay`: factor of the residual.
   SparseStep(Encoder& encoder, const float* gradient, float decay, Point point,
              Workspace& workspace);
   // An error comes before anything has changed.

@@ -62,7 +62,7 @@ inline constexpr uint16_t kPlanVersionWithoutFactors = 2;
 
 // codec::point_for() of a part.
 [[nodiscard]] codec::Point point_for(codec::Point wanted, uint32_t part, const Layout& layout);
-// What both factors of a part take as records.
+// Bytes of both factors of a part as records.
 [[nodiscard]] double factor_bytes(uint32_t part, codec::Point point, const Layout& layout);
 
 // One path and point for everything, buffers closed once they have at least `buffer_bytes` of f32

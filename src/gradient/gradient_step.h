@@ -275,7 +275,7 @@ class GradientStep {
   // step_jobs.cc
   [[nodiscard]] Result<void> do_job(const Job& job, Effort& effort);
   Result<void> encode(uint32_t buffer, uint32_t part, Effort& effort);
-  // `rest`: of a matrix part, whose whole lies in the arena.
+  // `rest`: for a matrix part; the arena then holds A (Factors::project).
   Result<void> begin_slice(uint32_t buffer, uint32_t part, uint32_t slice, Effort& effort,
                            const codec::Product* rest = nullptr);
   Result<void> end_slice(uint32_t buffer, uint32_t part, uint32_t slice, Effort& effort);

@@ -18,7 +18,7 @@ constexpr uint32_t kFarewellLane = 3;
 // Of a farewell: code, errno, peer, length of the text, text.
 constexpr size_t kFarewellBytes = 256;
 constexpr size_t kFarewellHead = 16;
-// A host that has nothing to do in the lane takes no part in its farewell.
+// At most so long a stage of the farewell waits for hosts that take no part in the lane.
 constexpr Duration kFarewellLimit = std::chrono::seconds(5);
 
 Lane lane_of(Lane lane, uint32_t which) {
@@ -244,7 +244,7 @@ void NestedExchange::farewell_inside(Channel& channel) {
   inner_.submit(channel.sites.inner, std::move(tell), [this, &channel](const Outcome& outcome) {
     if (!outcome.result) hear_loss(channel, outcome.result.error(), false);
     if (outcome.result) hear_cause(channel, channel.farewell.own);
-    // Who still waits for others there does not wait for this host.
+    // A host that still waits in the farewell for others no longer waits for this one.
     const Sites& sites = channel.sites;
     inner_.cancel(sites.inner, lane_of(channel.lane, kFarewellLane));
     if (sites.leads() && sites.count() > 1) {
@@ -273,7 +273,7 @@ void NestedExchange::hear_cause(Channel& channel, const std::vector<std::byte>& 
   }
 }
 
-// A host that cannot be told, since it is lost, is the cause itself.
+// If a host cannot be told because it is lost, then its loss is the cause.
 void NestedExchange::hear_loss(Channel& channel, const Error& error, bool of_outer) {
   if (channel.cause->code != ErrorCode::closed || error.code != ErrorCode::peer_lost) return;
   channel.cause = by_station(error, of_outer, channel);

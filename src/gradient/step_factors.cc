@@ -47,8 +47,8 @@ std::span<float> GradientStep::room_of(uint32_t slice) {
   return floats(layout_.parts()[known.part].tensor, known.range);
 }
 
-// A gradient is multiplied where it lies, and takes in its residual there. `make`: encoders that
-// are not there yet.
+// The slices of a matrix, whose gradients become A in place. `make`: make encoders that are
+// missing.
 Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t part, bool make) {
   const PartLayout& known = layout_.parts()[part];
   std::vector<codec::MatrixSlice> slices;
@@ -65,7 +65,7 @@ Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t par
   return slices;
 }
 
-// Of gradients and residuals on a device nobody makes products yet.
+// Products of gradients and residuals on a device are not supported yet.
 Result<void> GradientStep::check_factors(bool on_device) {
   const auto unsupported = [](uint32_t part, const std::string& where) {
     return Error{.code = ErrorCode::unsupported,

@@ -68,10 +68,10 @@ struct StepReport {
 struct AveragedBuffer {
   Path path = Path::all_reduce;
   // split: one for each owner, whose records are averages. gather: one for each rank, whose records
-  // are to be added in this order and divided by the number of ranks. all_reduce: none. With matrix
-  // parts these are coefficients and rests.
+  // are to be added in this order and divided by the number of ranks. all_reduce: none. In a buffer
+  // with matrix parts these are coefficients and rests.
   std::vector<Bytes> messages{};
-  // Of matrix parts the left factors, likewise; no messages where the buffer has no such part.
+  // Likewise the left factors of matrix parts; empty if the buffer has no such part.
   std::vector<Bytes> basis_messages{};
   struct Matrix {
     uint32_t part = 0;

@@ -24,7 +24,7 @@ struct AveragedTogether {
   };
   From from = From::memory;
   std::vector<Bytes> messages{};
-  // What the records of some tensors are factors of, ascending; of owners and ranks alone.
+  // Parts whose records are factors, ascending; only with records of owners or ranks.
   std::vector<Matrix> matrices{};
   std::vector<Place> places{};  // memory alone
 };

@@ -24,7 +24,7 @@ class LogWriter {
         segment_bytes_max_(segment_bytes_max) {}
 
   // Handed to the operating system when it returns. After an error the entry is not there.
-  // `version`: that the entry's segment must have at least.
+  // `version`: the least that the entry's segment must have.
   Result<uint64_t> append(uint64_t step, EntryKind kind, std::span<const Bytes> body,
                           uint16_t version = kVersionWithoutFactors);
   // The next entry begins a segment, as each does that follows a base.

@@ -28,29 +28,29 @@ inline constexpr size_t kMatrixBytes = 40;
 void write_matrix(const Matrix& matrix, std::byte* out);
 [[nodiscard]] Matrix read_matrix(const std::byte* bytes);
 
-// Of bodies of steps.
+// An error of a step's body.
 [[nodiscard]] Error corrupt_step(const std::string& what);
 
 class Matrices {
  public:
   // A step begins.
   void begin();
-  // The next buffer's. `tensors`: bytes of each. ErrorCode::corrupt names a matrix that cannot be;
-  // resource: no memory. Throws std::bad_alloc.
+  // Takes the matrices of the next buffer. `tensors`: bytes of each tensor. ErrorCode::corrupt
+  // names a matrix that breaks a rule; resource: no memory. Throws std::bad_alloc.
   Result<void> open(std::span<const Matrix> matrices, std::span<const uint64_t> tensors);
 
-  // Whether a record is of a factor of this buffer's matrices; and where it goes.
+  // Whether a record is of a factor of this buffer's matrices; the room for its values.
   [[nodiscard]] bool is_factor(const codec::RecordHeader& header) const;
   Result<std::span<float>> room_of(const codec::RecordHeader& header);
-  // Whether these elements are of a rest. ErrorCode::corrupt: some of them.
+  // Whether these elements are of a rest. ErrorCode::corrupt: only some of them are.
   Result<bool> is_rest(uint32_t tensor, codec::Range range);
 
-  // By number among this buffer's: whether any record came of it. Then its average, in `out`, which
-  // holds that of the rest, or zeros.
+  // `number`: of a matrix of this buffer. Whether any record of it came; then its average, made in
+  // `out`, which holds the average of the rests, or zeros.
   [[nodiscard]] bool came(size_t number) const { return open_[number]->came; }
   void add_average(size_t number, std::span<float> out, codec::Workspace& workspace);
 
-  // What no matrix of the step needs is given back.
+  // Gives back memory that no matrix of the step needed.
   void end();
   [[nodiscard]] size_t memory_bytes() const;
 

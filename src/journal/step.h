@@ -20,7 +20,7 @@ enum class PartKind : uint8_t {
   raw = 3,       // a tensor's bytes; where: tensor, first: byte
   bf16 = 4,      // f32 values that bf16 holds exactly; where: tensor, first: byte of the f32 values
   state = 5,     // bytes of a module's buffer; where: buffer
-  matrices = 6,  // what the records of a buffer are factors of; where: buffer
+  matrices = 6,  // parts of a buffer whose records are factors; where: buffer
 };
 
 [[nodiscard]] const char* name(PartKind kind);
@@ -30,7 +30,7 @@ struct Part {
   uint32_t where = 0;
   uint64_t first = 0;
   Bytes bytes{};
-  std::vector<Matrix> matrices{};  // of that kind alone, whose bytes they are
+  std::vector<Matrix> matrices{};  // for kind `matrices` only: what `bytes` says
   [[nodiscard]] uint64_t size() const;
 };
 
@@ -43,7 +43,7 @@ struct Step {
   std::vector<Part> parts{};
 };
 
-// Of the segment that holds its entry, at least.
+// The least version of the segment that holds a step's entry.
 [[nodiscard]] uint16_t version_of(const Step& step);
 
 // Checked as far as lengths, kinds and bits go; views borrow the bytes.
@@ -73,7 +73,7 @@ class Gradients {
     return memory_.view().subspan(offsets_[index], bytes_[index]);
   }
   [[nodiscard]] size_t memory_bytes() const { return memory_.size(); }
-  // Of what was decoded last.
+  // Memory of the factors of the step that was decoded last.
   [[nodiscard]] size_t factor_bytes() const { return matrices_.memory_bytes(); }
   [[nodiscard]] uint32_t crc(const std::vector<bool>& present);
 

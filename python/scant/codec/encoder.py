@@ -115,7 +115,7 @@ class Encoder:
         )
 
     def keep(self, gradient: Any) -> None:
-        """One step that sends nothing: gradient + residual is kept, but for what is not finite."""
+        """One step that sends nothing: keeps gradient + residual, except values not finite."""
         address, elements = self._input(gradient, "gradient")
         self._native.encode(address, elements, 0.0, "f32", self._threads)
 
@@ -127,13 +127,13 @@ class Encoder:
         density: float | None = None,
         values: str | None = None,
     ) -> Record:
-        """One step of a matrix: the record of what factors leave, whose right one was sent.
+        """One step of a matrix whose factors are sent: the record of what they leave, the rest.
 
         Args:
             factors: with the basis of this step.
-            right: coefficients as the others decode them.
-            whole: gradient + residual, as ``factors.project`` made it; it may change.
-            density, values: as of :meth:`encode`; density 0 sends nothing and keeps all.
+            right: this member's coefficients, as the other members decode them.
+            whole: gradient + decay * residual, as ``factors.project`` made it; it may change.
+            density, values: as in :meth:`encode`; density 0 sends no rest and keeps it.
         """
         address, size, shape = checked.view(whole, "whole", write=True)
         if size != self.range[1]:
@@ -151,7 +151,7 @@ class Encoder:
 
     @property
     def native(self) -> _scant.Encoder:
-        """What the extension's own calls take."""
+        """The extension's own object, for its calls."""
         return self._native
 
     def native_probe(

@@ -14,15 +14,15 @@ __all__ = ["Factors"]
 
 
 class Factors:
-    """Finds a matrix's strong directions together with other members, and takes them away.
+    """One member's share in finding a matrix's strong directions and sending them as factors.
 
-    In each step, where A is the gradient plus what the encoders keep::
+    In each step, where A is the gradient plus the residuals of the encoders (times their decay)::
 
-        left = factors.project(gradient, encoders)  # gradient is A now; rank x rows
+        left = factors.project(gradient, encoders)  # rank x rows; gradient is A now
         factors.set_basis(average of all members' left)
         right = factors.coefficients(gradient)      # of A in the basis; rank x columns
-        encoder.encode_rest(factors, right, gradient)
-        factors.add(average of all members' right, mean)
+        record = encoder.encode_rest(factors, right as sent, gradient)
+        factors.add(average of all members' right, average of all members' rests)
         factors.learn(average of all members' right)      # the next step's directions
 
     Args:
@@ -30,7 +30,7 @@ class Factors:
         rank: how many directions, at most the rows and columns.
         seed: of the first directions, the same for all members.
         threads: that share the work; the bits do not depend on it.
-        range: (first, elements) of a part of the tensor, whose rows are those that it touches.
+        range: (first, elements) of a part of the tensor; its rows are those that it touches.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Factors:
     def coefficients(self, whole: Any) -> Any:
         """The right factor, rank x columns: of A in the basis.
 
-        None where a number is not finite or beyond 2^100: then the rest holds all.
+        None if a number is not finite or beyond 2^100. Then send zeros: the rest holds all of A.
+        If no rest is sent, send NaN, so that all members see it.
         """
         import numpy as np
 
@@ -83,7 +84,7 @@ class Factors:
     def add(
         self, right: Any, out: Any, times: float = 1.0, range: tuple[int, int] | None = None
     ) -> None:
-        """out + basis times right times a number, in place; of a part of the elements if given."""
+        """Adds basis * right * ``times`` to ``out``, which has the elements of ``range``."""
         first, elements = self.range if range is None else checked.as_range(range, 2**63 - 1)
         begin, all_elements = self.range
         if first < begin or first + elements > begin + all_elements:
@@ -100,7 +101,7 @@ class Factors:
 
     @property
     def basis(self) -> Any:
-        """Orthonormal, rank x rows; zeros for what a rank-deficient average left empty."""
+        """The basis, rank x rows, orthonormal; a row is zeros if the average had too low a rank."""
         import numpy as np
 
         out = np.empty((self.rank, self.rows), np.float32)
@@ -109,7 +110,7 @@ class Factors:
 
     @property
     def directions(self) -> Any:
-        """What the next step multiplies by, rank x columns, each of length 1."""
+        """The directions that the next step multiplies by, rank x columns, each of length 1."""
         import numpy as np
 
         out = np.empty((self.rank, self.columns), np.float32)
@@ -118,11 +119,11 @@ class Factors:
 
     @property
     def native(self) -> _scant.Factors:
-        """What the extension's own calls take."""
+        """The extension's own object, for its calls."""
         return self._native
 
     def right_address(self, right: Any) -> int:
-        """Of a right factor, whose shape is looked at."""
+        """The address of a right factor, after a check of its shape."""
         return self._factor(right, "right", self.columns)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""A whole exchange of one tensor in one process: the bits that a round of real ranks gives."""
+"""A whole exchange of one tensor in one process, with the same bits as a round of real ranks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _FACTORS_FROM = (2**30, 2**31)  # numbers of tensors in records of left and righ
 
 @dataclass
 class Exchanged:
-    """What one exchange sent and what all members have then.
+    """What one exchange sent, and what all members have after it.
 
-    Records stand by member, and of one member by slice, in the order of the tensor's elements.
+    Records are listed by member; those of a member by slice, in the order of the elements.
     """
 
     sent_bytes: list[int]  # by each member
-    mean: Any = None  # what all decode
-    error: float = 0.0  # squared, of the mean, as a share of all that the members could have sent
+    mean: Any = None  # what all members decode
+    error: float = 0.0  # squared, of the mean, as a share of the energy of the exact mean
     left: list[list[_scant.Record]] = field(default_factory=list)
     basis: list[Any] = field(default_factory=list)  # of each part with factors, rank x rows
     coefficients: list[list[_scant.Record]] = field(default_factory=list)
@@ -39,12 +39,12 @@ class Exchanged:
 
     @property
     def bytes(self) -> float:
-        """What a member sent, on average."""
+        """Bytes that a member sent, as a mean over the members."""
         return sum(self.sent_bytes) / len(self.sent_bytes)
 
 
 class Members:
-    """So many members that exchange the gradients of one tensor at one point, step after step.
+    """Several members that exchange the gradients of one tensor at one point, step after step.
 
     ::
 
@@ -53,17 +53,20 @@ class Members:
             done = members.exchange(gradients)
             print(done.bytes, done.error)
 
-    Each member keeps a residual; of a matrix all keep the directions of the last step. Vectors,
-    and matrices too small for factors, go as the rest does; without a rest, as factors would.
+    Each member keeps a residual, and the directions of the last step. Vectors, and matrices too
+    small for factors, are sent like the rest of the point. If it has no rest, they are sent dense,
+    with the values of its factors.
 
     Args:
         shape: of the tensor; the first dimension counts rows, one dimension is one row.
         members: how many.
         point: as plans are named: ``"q4"``, ``"1% q4"``, ``"rank 8 q1"``, ``"rank 32 of q4"``,
-            ``"rank 8 of q4, 5% q4"``. By owners, both ways; with ``", gather"`` all send to all.
-        part: number of the tensor's first part in its model; owners and first directions follow.
-        owner: of parts that are too small to be cut; else the part's number says.
-        tensor, residual, decay, seed, threads: as of :class:`Encoder`.
+            ``"rank 8 of q4, 5% q4"``. Records go to owners, who send averages to all; with
+            ``", gather"`` at the end all members send their records to all.
+        part: number of the tensor's first part in its model; owners and first directions follow
+            from it.
+        owner: of a part that is too small to be cut; by default it follows from the part's number.
+        tensor, residual, decay, seed, threads: as in :class:`Encoder`.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Members:
         return self._shape
 
     def exchange(self, gradients: Sequence[Any]) -> Exchanged:
-        """One step with a gradient of each member, which stay as they are."""
+        """One step, with one gradient of each member. The gradients do not change."""
         import numpy as np
 
         own = self._flat(gradients)
@@ -114,7 +117,7 @@ class Members:
         for records in (done.left, done.coefficients, done.rest):
             records.extend([] for _ in range(self.members))
         mean = np.empty(len(own[0]), np.float32)
-        with np.errstate(all="ignore"):  # what is not finite goes its way
+        with np.errstate(all="ignore"):  # such numbers are sent too
             for part in self._parts:
                 begin, end = part.cut.first, part.cut.first + part.cut.elements
                 part.exchange([one[begin:end] for one in own], mean[begin:end], done)
@@ -133,7 +136,7 @@ class Members:
         return self._kept(lambda part: part.workers[number])
 
     def owners_residual(self) -> Any:
-        """What the averages have not told yet; it counts once, as the mean does."""
+        """What the owners' averages have not sent yet, as a part of the mean."""
         return self._kept(lambda part: part.owners)
 
     def __repr__(self) -> str:
@@ -166,7 +169,7 @@ class Members:
         return own
 
     def _could_be_sent(self, own: Sequence[Any]) -> Any:
-        """The mean of gradients and residuals, and what owners kept, in f64."""
+        """In f64: the mean of gradients and residuals, plus what the owners kept."""
         import numpy as np
 
         total = np.zeros(len(own[0]))
@@ -191,7 +194,7 @@ class _Cut(NamedTuple):
         return list(zip([0, *ends], ends, strict=False))
 
     def owner_of(self, index: int) -> int:
-        """Of a slice."""
+        """The owner of a slice."""
         one = len(self.slices()) == 1
         return self.owner if one and self.owner is not None else (index + self.part) % self.members
 
@@ -205,7 +208,7 @@ class _Cut(NamedTuple):
 
 
 class _Part:
-    """One part: encoders of all members by slice, and the factors, which are alike on all."""
+    """One part: encoders by member and slice, and the factors, which all members have alike."""
 
     def __init__(
         self,
@@ -263,7 +266,7 @@ class _Part:
         self._settle(self.factors, lost)
 
     def _coefficients(self, factors: Factors, own: Sequence[Any]) -> list[Any]:
-        """Where they cannot be used the rest holds all; where there is none, all shall see it."""
+        """By member. Unusable ones become 0, or NaN if no rest is sent that holds all instead."""
         import numpy as np
 
         lost = np.nan if self.point.density == 0 else 0.0
@@ -277,7 +280,7 @@ class _Part:
     def _average(
         self, factors: Sequence[Any], side: int, done: Exchanged
     ) -> tuple[list[Any], Any, list[Any]]:
-        """What was sent of each, the average that all decode, and by owner what it lost."""
+        """Each factor as sent, the average that all decode, and by owner what its rounding lost."""
         import numpy as np
 
         records = (done.left, done.coefficients)[side]
@@ -303,14 +306,14 @@ class _Part:
             rounding[~np.isfinite(rounding)] = 0
             lost[owner].reshape(-1)[begin:end] = rounding
         for one in sent:
-            if np.isnan(one).any():  # it went as such because nothing can be said
+            if np.isnan(one).any():  # was unusable; nothing of it was taken away
                 one[:] = 0
         return sent, average, lost
 
     def _elements(
         self, own: Sequence[Any], mean: Any, done: Exchanged, sent: Sequence[Any] | None
     ) -> None:
-        """The records of the elements, or of the rest that these coefficients leave."""
+        """Sends the elements, or the rest that the coefficients leave as they were sent."""
         if self.point.density == 0:
             mean[:] = 0
         for index, (begin, end) in enumerate(self.cut.slices()):
@@ -340,7 +343,7 @@ class _Part:
         how: Encoder | None,
         done: Exchanged,
     ) -> Any:
-        """What all have of an average, once its owner has sent it; counts both legs' bytes."""
+        """The average as all members have it in the end. Counts the bytes of both legs."""
         others = self.cut.members - 1
         for member, record in enumerate(made):
             copies = int(member != owner) if self._split else others
@@ -353,7 +356,7 @@ class _Part:
         return decode(back).reshape(-1)
 
     def _settle(self, factors: Factors, lost: Sequence[Any]) -> None:
-        """What owners' rounding lost of coefficients goes to their own residuals."""
+        """Adds what owners' rounding of coefficients lost to their own residuals."""
         import numpy as np
 
         for encoders, one in zip(self.workers, lost, strict=True):

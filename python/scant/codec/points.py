@@ -20,9 +20,9 @@ _VALUES = {**{name: name for name in _scant.value_kind_names}, "fp16": "f16"}
 
 
 class Point(NamedTuple):
-    """How a tensor is sent: directions as factors, and elements, or what the factors leave."""
+    """How a tensor is sent: some directions as factors, and elements of the rest or of all."""
 
-    density: float  # of the elements; 0 with a rank: what the factors leave is not sent
+    density: float  # of the elements; 0 with a rank: the rest is not sent
     values: str
     rank: int = 0
     factors: str = _FACTORS
@@ -36,7 +36,7 @@ class Point(NamedTuple):
 
 
 def named(name: str) -> Point | str:
-    """The point of a name; where there is none, what is wrong: ``{}`` stands for the name."""
+    """The point of a name; or what is wrong with it, a text in which ``{}`` stands for the name."""
     match = _RANKED.fullmatch(name) or _ELEMENTS.fullmatch(name)
     found = match.groupdict() if match else {}
     rank, factors = int(found.get("rank") or 0), found.get("factors") or _FACTORS

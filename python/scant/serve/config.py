@@ -78,7 +78,7 @@ def from_config(
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise Unsupported(
-            f"config.json: no models of type {kind!r} are served; there are: {', '.join(FAMILIES)}"
+            f"config.json: models of type {kind!r} cannot be packed; known: {', '.join(FAMILIES)}"
         )
     flags = Flags.ADDS_BOS if adds_bos else Flags.NONE
     rest = _tokens(config, generation)
@@ -89,7 +89,10 @@ def from_config(
 
 def _gpt2(config: Mapping[str, Any], flags: Flags, rest: Mapping[str, Any]) -> Description:
     if config.get("activation_function", "gelu_new") not in _GELU:
-        raise Unsupported(f"config.json: activation_function {config['activation_function']!r}")
+        raise Unsupported(
+            f"config.json: activation_function {config['activation_function']!r} is not supported; "
+            f"known: {', '.join(_GELU)}"
+        )
     width, heads = _whole(config, "n_embd"), _whole(config, "n_head")
     flags |= Flags.QKV_BIAS | Flags.OUTPUT_BIAS | Flags.FFN_BIAS
     if config.get("tie_word_embeddings", True):
@@ -117,7 +120,9 @@ def _llama(
     family: Family, config: Mapping[str, Any], flags: Flags, rest: Mapping[str, Any]
 ) -> Description:
     if config.get("hidden_act", "silu") != "silu":
-        raise Unsupported(f"config.json: hidden_act {config['hidden_act']!r}")
+        raise Unsupported(
+            f"config.json: hidden_act {config['hidden_act']!r} is not supported; known: silu"
+        )
     width, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
     head_size = _whole(config, "head_dim", width // max(heads, 1))
     flags |= Flags.GATED_FFN
@@ -165,7 +170,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"rope_base": base, "rope_scaling": RopeScaling.LINEAR, "rope_factor": factor}
     if kind != "llama3":
         raise Unsupported(
-            f"config.json: rope scaling {kind!r} is not served; there are: linear, llama3"
+            f"config.json: rope scaling {kind!r} is not supported; known: linear, llama3"
         )
     return {
         "rope_base": base,
@@ -178,7 +183,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_config(description: Description, dtype: str) -> dict[str, Any]:
-    """A ``config.json`` for a model that was not described by one."""
+    """A ``config.json`` for a model whose source had none."""
     d = description
     config: dict[str, Any] = {
         "architectures": [_CLASSES[d.family]],

@@ -23,7 +23,7 @@ NO_TOKEN = 2**32 - 1
 
 
 class Family(IntEnum):
-    """Whose names a source used."""
+    """The family whose names of tensors the source used."""
 
     LLAMA = 1
     MISTRAL = 2
@@ -33,21 +33,21 @@ class Family(IntEnum):
 
 
 class Norm(IntEnum):
-    """How a vector is made of one length."""
+    """How a vector is normalised."""
 
     RMS = 1
     LAYER = 2
 
 
 class Activation(IntEnum):
-    """Of the feed-forward net."""
+    """The activation of the feed-forward net."""
 
     SILU = 1
     GELU_TANH = 2
 
 
 class Position(IntEnum):
-    """Where a token stands: turned by halves, by neighbours, or added as a learned vector."""
+    """How a token's position enters: rope on halves, rope on neighbours, or a learned vector."""
 
     ROPE_HALVES = 1
     ROPE_NEIGHBOURS = 2
@@ -55,7 +55,7 @@ class Position(IntEnum):
 
 
 class RopeScaling(IntEnum):
-    """How turning is slowed down for a longer context."""
+    """How rope is slowed down for a longer context."""
 
     NONE = 0
     LINEAR = 1
@@ -64,7 +64,7 @@ class RopeScaling(IntEnum):
 
 
 class Flags(IntFlag):
-    """What a decoder has or has not."""
+    """What a decoder has."""
 
     NONE = 0
     TIED_EMBEDDING = 1

@@ -53,7 +53,7 @@ def from_gguf(values: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]])
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise Unsupported(
-            f"GGUF: no models of architecture {architecture!r} are served; there are: "
+            f"GGUF: models of architecture {architecture!r} cannot be packed; known: "
             f"{', '.join(_FAMILIES)}"
         )
     keys = _Keys(values, architecture)
@@ -133,13 +133,13 @@ def _scaling(keys: _Keys, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, A
     if kind == "none":
         return {}
     if kind != "linear":
-        raise Unsupported(f"GGUF: rope scaling {kind!r} is not served; there is: linear")
+        raise Unsupported(f"GGUF: rope scaling {kind!r} is not supported; known: linear")
     factor = keys.number("rope.scaling.factor")
     return {"rope_scaling": RopeScaling.LINEAR, "rope_factor": factor}
 
 
 def to_gguf(description: Description, name: str) -> dict[str, tuple[Any, ...]]:
-    """The keys of a model that no GGUF file described, without its vocabulary."""
+    """The keys of a model whose source was no GGUF file, without its vocabulary."""
     d = description
     of = _ARCHITECTURES[d.family]
     values: dict[str, tuple[Any, ...]] = {
@@ -171,7 +171,7 @@ def to_gguf(description: Description, name: str) -> dict[str, tuple[Any, ...]]:
 
 
 def rope_factors(description: Description) -> bytes:
-    """What llama3's scaling divides each frequency by, as the tensor ``rope_freqs.weight``."""
+    """The divisors of frequencies of llama3 scaling: the bytes of ``rope_freqs.weight``."""
     d = description
     factors = []
     for i in range(0, d.rope_size, 2):

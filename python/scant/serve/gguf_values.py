@@ -65,7 +65,7 @@ def decode(kind: int, data: bytes) -> Any:
 
 
 def decode_all(pairs: Iterable[tuple[bytes, int, bytes]]) -> dict[str, Any]:
-    """All of a file, by key."""
+    """All values of a file, by key."""
     return {key.decode("utf-8", "surrogateescape"): decode(kind, data) for key, kind, data in pairs}
 
 
@@ -75,7 +75,7 @@ def _encoded_text(value: str) -> bytes:
 
 
 def encode(kind: Type, value: Any, element: Type | None = None) -> bytes:
-    """One value; ``element`` is the type of an array's."""
+    """The bytes of one value; ``element`` is the type of an array's elements."""
     if kind == Type.TEXT:
         return _encoded_text(value)
     if element is None:
@@ -87,7 +87,7 @@ def encode(kind: Type, value: Any, element: Type | None = None) -> bytes:
 
 
 def encode_all(values: Mapping[str, tuple[Any, ...]]) -> bytes:
-    """Pairs as a file has them, of ``(Type, value)`` or ``(Type.ARRAY, values, Type)`` by key."""
+    """The bytes of pairs, given by key as ``(Type, value)`` or ``(Type.ARRAY, values, Type)``."""
     return b"".join(
         _encoded_text(key) + struct.pack("<I", row[0]) + encode(*row) for key, row in values.items()
     )

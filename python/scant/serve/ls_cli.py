@@ -1,4 +1,4 @@
-"""``scant ls``: what a packed model or a GGUF file holds, and whether it is whole."""
+"""``scant ls``: what a packed or a GGUF file holds, and whether a packed file is damaged."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ __all__ = ["main"]
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="scant ls", description="What a packed model or a GGUF file holds."
+        prog="scant ls", description="List what a packed file or a GGUF file holds."
     )
-    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="packed or GGUF")
+    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="packed or GGUF file")
     parser.add_argument("--tensors", action="store_true", help="a line for each tensor")
-    parser.add_argument("--json", action="store_true", help="the same for programs")
+    parser.add_argument("--json", action="store_true", help="everything as one JSON object")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read and check every byte of a packed file; exit status 1: something is damaged",
+        help="check every byte of a packed file; exit status 1: a tensor is damaged, 2: the file "
+        "cannot be opened",
     )
     return parser
 
@@ -139,7 +140,7 @@ def _sum(tensors: list[dict[str, Any]], path: pathlib.Path) -> str:
 
 def _damaged(file: _scant.PackedFile | _scant.GgufFile) -> list[str]:
     if isinstance(file, _scant.GgufFile):
-        raise Corrupt("a GGUF file has no checksums; only a packed file can be verified")
+        raise Corrupt("a GGUF file has no checksums; pack it to get a file that can be verified")
     found = []
     for index in range(len(file.tensors())):
         try:

@@ -124,7 +124,7 @@ def run_of(name: str) -> int:
 
 
 def turned_heads(description: Description, name: str) -> int:
-    """How many heads' rows GGUF orders otherwise than a folder does; 0: none."""
+    """The number of heads in a tensor whose rows GGUF orders otherwise than a folder; else 0."""
     if description.family not in (Family.LLAMA, Family.MISTRAL):
         return 0
     if re.fullmatch(r"blk\.\d+\.attn_q\.(weight|bias)", name):
@@ -135,6 +135,6 @@ def turned_heads(description: Description, name: str) -> int:
 
 
 def is_transposed(family: Family, name: str) -> bool:
-    """Whether a folder has this matrix with rows as columns."""
+    """Whether folders hold this matrix transposed."""
     found = re.fullmatch(r"blk\.\d+\.(\w+)\.weight", name)
     return family == Family.GPT2 and found is not None and found[1] in _TRANSPOSED

@@ -15,11 +15,11 @@ from scant.serve import packing, sources
 __all__ = ["main"]
 
 _WHAT = """\
-Pack a model: a Hugging Face folder (config.json, safetensors, tokenizer.json) or a GGUF file
-becomes one file that is mapped and never copied. Norms, biases and vectors stay as they are."""
+Pack a Hugging Face folder (config.json, safetensors, tokenizer.json) or a GGUF file into one file,
+which readers map. Norms, biases and other vectors stay as they are."""
 _AS = """\
-how matrices are written: keep (the default: as in the source, to the bit), bf16, or codes of 8, 4,
-3 or 2 bits; the embedding and the head get at least 8"""
+how to write matrices: keep (every bit as in the source; the default), bf16, or codes of 8, 4, 3 or
+2 bits; the embedding and the head get 8 with any codes"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,10 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="this share of each row of the layers' matrices goes, the smallest values; with bf16, "
-        "q8 or q4 (default: 0)",
+        help="drop this share of each row of the layers' matrices, the smallest magnitudes; needs "
+        "--as bf16, q8 or q4 (default: 0)",
     )
-    parser.add_argument("--replace", action="store_true", help="FILE may exist and is replaced")
+    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
     return parser
 
 

@@ -31,7 +31,7 @@ class PackedTensor:
 
 
 def kind_of(source: Source, tensor: SourceTensor, wanted: str, sparsity: float) -> str:
-    """The kind that a tensor gets: matrices that are multiplied change, all else is kept."""
+    """The kind that a tensor gets. Only matrices that are multiplied get another than they have."""
     multiplied = tensor.name in names.expected(source.description) and len(tensor.dims) == 2
     if wanted == "keep" or not multiplied or tensor.name == "position_embd.weight":
         return tensor.kind
@@ -43,7 +43,7 @@ def kind_of(source: Source, tensor: SourceTensor, wanted: str, sparsity: float) 
 
 
 def _in_order(source: Source) -> list[list[SourceTensor]]:
-    """Runs of tensors as they are used; those that no description knows are in the last."""
+    """Runs of tensors in the order of use; the last has those that no description knows."""
     order = {name: i for i, name in enumerate(names.expected(source.description))}
     runs: dict[int, list[SourceTensor]] = {}
     for tensor in sorted(source.tensors, key=lambda one: (order.get(one.name, 2**32), one.place)):
@@ -79,11 +79,10 @@ def pack(
 ) -> int:
     """Writes the packed file, which appears whole or not at all; returns its bytes."""
     if not 0 <= sparsity < 1:
-        raise InvalidArgument(f"sparsity is {sparsity}, not from 0 to below 1")
+        raise InvalidArgument(f"sparsity is {sparsity}; it must lie from 0 up to below 1")
     if sparsity > 0 and wanted not in _SPARSE:
         raise InvalidArgument(
-            f"sparsity goes with {', '.join(_SPARSE)}, not with {wanted}: there is no sparse kind "
-            "of it"
+            f"there is no sparse kind of {wanted!r}; sparsity needs one of {', '.join(_SPARSE)}"
         )
     writer = _scant.PackedWriter(str(path))
     try:

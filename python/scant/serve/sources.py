@@ -1,6 +1,6 @@
-"""What can be packed: Hugging Face folders and GGUF files, tensor by tensor and rows by rows.
+"""What can be packed: Hugging Face folders and GGUF files, read some rows of a tensor at a time.
 
-Neither is ever in memory as a whole: a caller reads some rows, and gives a tensor back.
+The most in memory are some megabytes, or one matrix where GPT-2's folders hold it transposed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SourceTensor:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row in the source's kind."""
+        """Bytes of one row in the source's kind."""
         return int(_scant.row_bytes(self.kind, self.dims[-1]))
 
 
@@ -73,7 +73,7 @@ class Source:
         raise NotImplementedError
 
     def release(self, tensor: SourceTensor) -> None:
-        """All rows of it were read."""
+        """Call this when all rows of a tensor have been read; its memory is given back."""
 
     def chunks(self, tensor: SourceTensor) -> Iterator[numpy.ndarray[Any, Any]]:
         """All rows, some megabytes at a time."""
@@ -155,7 +155,7 @@ def _load(path: pathlib.Path, needed: bool = True) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Corrupt(f"{path}: {error}") from error
     if not isinstance(found, dict):
-        raise Corrupt(f"{path}: no table")
+        raise Corrupt(f"{path}: not a JSON object")
     return found
 
 
@@ -168,7 +168,7 @@ def _whole(path: pathlib.Path) -> bytes:
 
 
 def _shards(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]]:
-    """The files of tensors, and which one an index says a tensor is in."""
+    """The files that hold tensors; and by tensor the file that the index names, if there is one."""
     single = folder / "model.safetensors"
     if single.exists() or not (folder / _INDEX).exists():
         return [single], {}

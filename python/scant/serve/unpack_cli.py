@@ -19,18 +19,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="scant unpack", description="Turn a packed model into GGUF or a Hugging Face folder."
     )
     parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="the packed file")
-    parser.add_argument("out", type=pathlib.Path, metavar="OUT", help="must not exist")
+    parser.add_argument(
+        "out", type=pathlib.Path, metavar="OUT", help="file or folder to write; it must not exist"
+    )
     parser.add_argument("--to", choices=("gguf", "hf"), required=True, help="the format of OUT")
     parser.add_argument(
         "--values",
         choices=unpacking.VALUES,
         default="f32",
-        help="of codes, which the other format lacks (default: f32, which holds them exactly)",
+        help="how to write values whose kind the format of OUT lacks (default: f32, exact)",
     )
     parser.add_argument(
         "--no-tokenizer",
         action="store_true",
-        help="leave the vocabulary out where the other format cannot hold it",
+        help="leave the tokenizer out when the format changes, such as one that OUT cannot hold",
     )
     return parser
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unpack(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
-        raise InvalidArgument(f"{arguments.out} exists")
+        raise InvalidArgument(f"{arguments.out} exists; name another OUT, or remove it first")
     model = unpacking.Model(arguments.file)
     write = unpacking.to_gguf if arguments.to == "gguf" else unpacking.to_hf
     total = write(model, arguments.out, arguments.values, not arguments.no_tokenizer)

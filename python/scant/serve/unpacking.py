@@ -99,7 +99,7 @@ class Model:
     def chunks(
         self, tensor: _Tensor, kind: str, order: numpy.ndarray[Any, Any] | None = None
     ) -> Iterator[numpy.ndarray[Any, Any]]:
-        """Rows of a tensor as bytes of a kind; with ``order``, that of a head's rows."""
+        """Rows of a tensor as bytes of a kind. ``order`` reorders the rows of each head."""
         size = int(_scant.row_bytes(kind, tensor.dims[-1]))
         step = len(order) if order is not None else max(CHUNK_BYTES // size // 16 * 16, 16)
         for first in range(0, tensor.rows, step):
@@ -111,16 +111,16 @@ class Model:
 
 
 def _plain(tensor: _Tensor, values: str) -> str:
-    """As what a tensor leaves a packed file that another format cannot hold as it is."""
+    """The kind that a tensor gets in a format that lacks its own kind."""
     if tensor.kind in VALUES:
         return tensor.kind
     return "bf16" if "bf16" in tensor.kind else values
 
 
 def _heads_order(model: Model, name: str, halves: bool) -> numpy.ndarray[Any, Any] | None:
-    """In which order a head's rows go where rope shall work on halves, or else on neighbours.
+    """The order of a head's rows for rope on halves, or else on neighbours; None: as they are.
 
-    A vector of biases has its heads' values in one row: it is turned by the same order.
+    A vector of biases has the values of all heads in one row; the same order is for them.
     """
     are_halves = model.description.position == Position.ROPE_HALVES
     if are_halves == halves or not names.turned_heads(model.description, name):
@@ -132,7 +132,7 @@ def _heads_order(model: Model, name: str, halves: bool) -> numpy.ndarray[Any, An
 
 
 def _turned(model: Model, tensor: _Tensor, kind: str, halves: bool) -> Iterator[Any]:
-    """Chunks of a tensor with the rows of its heads as the other format wants them."""
+    """Chunks of a tensor; the rows of its heads have the order of the other format."""
     order = _heads_order(model, tensor.name, halves)
     if order is None or len(tensor.dims) == 2:
         yield from model.chunks(tensor, kind, order)
@@ -187,7 +187,7 @@ def _vocabulary(model: Model, tokenizer: bool) -> dict[str, Any]:
         return {"tokenizer.ggml.model": (gguf_values.Type.TEXT, "no_vocab")}
     text = model.part("tokenizer")
     if text is None:
-        raise Unsupported(f"{model.path}: there is no tokenizer; --no-tokenizer does without")
+        raise Unsupported(f"{model.path}: there is no tokenizer; add --no-tokenizer to go without")
     return vocabulary.to_gguf(text, model.description, model.template())
 
 
@@ -238,7 +238,7 @@ def _texts(model: Model, values: str, tokenizer: bool) -> dict[str, bytes]:
 
 
 def _with_scaling(model: Model) -> Description:
-    """The description with what a file's divisors of frequencies were made of."""
+    """The description with the rope scaling that gives the file's divisors of frequencies."""
     d = model.description
     if d.rope_scaling != RopeScaling.TENSOR:
         return d
@@ -258,7 +258,7 @@ def _with_scaling(model: Model) -> Description:
         if made.shape == given.shape and (abs(made - given) <= 1e-5 * made).all():
             return tried
     raise Unsupported(
-        f"{model.path}: config.json has no words for the rope scaling of {_ROPE_FREQS}"
+        f"{model.path}: config.json cannot state the rope scaling of {_ROPE_FREQS}; use --to gguf"
     )
 
 

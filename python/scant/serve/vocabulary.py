@@ -49,7 +49,7 @@ _NORMALISED = ("qwen2",)  # text is brought to NFC
 
 
 def _essence(cut: Any) -> Any:
-    """A cut without what does not change tokens."""
+    """A pre-tokenizer without the settings that do not change tokens."""
     if isinstance(cut, dict):
         return {key: _essence(value) for key, value in cut.items() if key != "trim_offsets"}
     return [_essence(one) for one in cut] if isinstance(cut, list) else cut
@@ -61,8 +61,8 @@ def _name_of(tokenizer: Mapping[str, Any]) -> str:
         if cut == _essence(known):
             return name
     raise Unsupported(
-        f"tokenizer.json: GGUF has no name for its pre_tokenizer that Scant knows; known: "
-        f"{', '.join(_CUTS)}. --no-tokenizer leaves the vocabulary out"
+        f"tokenizer.json: Scant knows no GGUF name for its pre_tokenizer; known: "
+        f"{', '.join(_CUTS)}. To leave the tokenizer out, add --no-tokenizer"
     )
 
 
@@ -74,7 +74,7 @@ def to_gguf(text: bytes, description: Description, template: str | None) -> dict
         if model.get("type") != "BPE" or model.get("byte_fallback"):
             raise Unsupported(
                 f"tokenizer.json: a model {model.get('type')!r} cannot go to GGUF, only byte-level "
-                "BPE can. --no-tokenizer leaves the vocabulary out"
+                "BPE can. To leave the tokenizer out, add --no-tokenizer"
             )
         tokens, kinds = _tokens(tokenizer, description.vocabulary)
         merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
@@ -117,8 +117,9 @@ def from_gguf(values: Mapping[str, Any], description: Description) -> bytes:
     model, cut = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "gpt-2")
     if model != "gpt2" or not isinstance(cut, str) or cut not in _CUTS:
         raise Unsupported(
-            f"GGUF: a vocabulary {model!r} of cut {cut!r} cannot become tokenizer.json; known: "
-            f"'gpt2' of {', '.join(_CUTS)}. --no-tokenizer leaves it out"
+            f"GGUF: a tokenizer {model!r} with the pre-tokenizer {cut!r} cannot become "
+            f"tokenizer.json; known: 'gpt2' with {', '.join(_CUTS)}. To leave it out, "
+            "add --no-tokenizer"
         )
     tokens, kinds = _token_rows(values)
     added = [
@@ -195,7 +196,7 @@ def _post_processor(tokens: list[str], description: Description) -> dict[str, An
 def tokenizer_config(
     values: Mapping[str, Any], description: Description, template: str | None
 ) -> dict[str, Any]:
-    """A ``tokenizer_config.json`` beside it."""
+    """The ``tokenizer_config.json`` of a GGUF file's keys."""
     tokens, _ = _token_rows(values)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

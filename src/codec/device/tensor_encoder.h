@@ -39,8 +39,8 @@ class TensorEncoder {
   // has changed. ErrorCode::invalid_argument: another place, size or point.
   virtual Result<void> begin(Placed<const float> gradient, Point point,
                              std::function<void()> wake) = 0;
-  // Encoder::encode_rest where that is: a step that is over when the call returns. `whole` lies on
-  // the host. ErrorCode::unsupported: not of_host().
+  // Encoder::encode_rest, for encoders on the host. The step is over when the call returns. `whole`
+  // lies on the host. ErrorCode::unsupported: not of_host().
   virtual Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point);
   // The event: whether the step that was begun is over.
   [[nodiscard]] virtual bool done() const = 0;

@@ -89,7 +89,7 @@ struct Kernels {
 
   // work = gradient + decay * work. A null gradient leaves work as it is.
   Accumulated (*accumulate)(const float* gradient, float* work, size_t n, float decay);
-  // The same for n <= 4096, and finds what the groups hold on the way.
+  // The same for n <= 4096; also finds the magnitudes of the groups.
   Accumulated (*accumulate_groups)(const float* gradient, float* work, size_t n, float decay,
                                    GroupMagnitudes& groups, Ahead ahead);
   // The same after load_i8().
@@ -141,13 +141,14 @@ struct Kernels {
   // left[i][k] += sum over j of a[i][j] * right[k][j]: in 16 lanes, as if zeros filled the last
   // ones of a row.
   void (*times_right)(const Matrix& a, const Factor& right, float* left);
-  // The same of a rank above 0, once a has become a + decay * kept, which is as far apart as a.
+  // First a becomes a + decay * kept, whose rows are as far apart as a's; then the same. The rank
+  // is above 0.
   void (*add_times_right)(const MatrixOut& a, const float* kept, float decay, const Factor& right,
                           float* left);
   // right[k][j] += sum over i of a[i][j] * left[i][k], row after row.
   void (*times_left)(const Matrix& a, const float* left, const FactorOut& right);
   // out[i][j] = from[i][j] + sum over k of left[i][k] * right[k][j], column after column of the
-  // factors. `from` is as far apart as `out`, and may be the same memory.
+  // factors. Rows of `from` are as far apart as those of `out`; both may be the same memory.
   void (*add_product)(const float* left, const Factor& right, const float* from,
                       const MatrixOut& out);
 

@@ -21,20 +21,20 @@ using base::invalid;
 // Larger coefficients count as none: sums of others, of any number of members, stay finite.
 constexpr float kCoefficientMost = 0x1p100f;
 
-// Rows of A into whose gradients a worker adds at a time what its scratch holds decoded: no more
-// than half of the first-level cache.
+// Elements of the residual that a worker decodes at a time and adds to rows of A: at most half of
+// the first-level cache.
 constexpr uint64_t kDecodedElements = 4096;
 
-// A left factor only chooses directions, so it is scaled to below this where it is larger.
+// A left factor only chooses directions, so a larger one is scaled to below 2^this.
 constexpr int kLeftMostExponent = 100;
-// Of directions, so that no product of finite values overflows.
+// Directions are multiplied by this, so that no product of finite values overflows.
 constexpr float kFarDown = 0x1p-60f;
 
 bool all_within(std::span<const float> values, float most) {
   return std::ranges::all_of(values, [most](float value) { return std::fabs(value) <= most; });
 }
 
-// By the power of two that brings the largest just below 2^100.
+// Multiplies by the power of two that brings the largest value just below 2^100.
 void scale_to_most(std::span<float> values) {
   float largest = 0;
   for (const float value : values) largest = std::max(largest, std::fabs(value));
@@ -155,7 +155,7 @@ Result<void> Factors::project(std::span<const MatrixSlice> slices, Workspace& wo
   return {};
 }
 
-// A times the directions again, which are made so small that nothing overflows.
+// A times the directions once more; these are scaled down so that nothing overflows.
 void Factors::multiply_far_down(std::span<const MatrixSlice> slices, Workspace& workspace) {
   std::vector<float> directions(directions_.begin(), directions_.end());
   for (float& value : directions) value *= kFarDown;
@@ -167,7 +167,7 @@ void Factors::multiply_far_down(std::span<const MatrixSlice> slices, Workspace& 
   });
 }
 
-// A stretch of A, and its product with the directions.
+// Makes a stretch of A, and its product with the directions.
 void Factors::take_in(const MatrixSlice& slice, const Stretch& one, float* work) {
   const Encoder* const encoder = slice.encoder;
   const bool in_place = encoder == nullptr || encoder->kept_in_place();

@@ -24,7 +24,7 @@
 namespace scant::codec {
 
 inline constexpr uint32_t kRankMax = 256;
-// Records of factors name these numbers + that of the part as their tensor. docs/record.md.
+// A record of a factor has this number + the number of the part as its tensor. docs/record.md.
 inline constexpr uint32_t kLeftFactors = uint32_t{1} << 30;
 inline constexpr uint32_t kRightFactors = uint32_t{1} << 31;
 // Rows of the tensor that a range has elements of.
@@ -35,11 +35,11 @@ inline constexpr uint32_t kRightFactors = uint32_t{1} << 31;
 
 // The most directions that a matrix may send: 0 unless it has rows and columns.
 [[nodiscard]] uint64_t rank_max(Shape matrix);
-// The point nearest to the wanted one that so many elements of a matrix can have: the rank that its
-// sides allow; where factors have no fewer elements, none, and all as the rest, or where there is
-// none, dense as the factors.
+// The point nearest to the wanted one that a part of a matrix can have. The rank is at most what
+// its sides allow. It is 0 if factors would not have fewer numbers than `elements`: then all are
+// sent like the rest, or, without a rest, dense with the values of the factors.
 [[nodiscard]] Point point_for(Point wanted, Shape matrix, uint64_t elements);
-// Of a part's first directions, + its number: the same on all members, so that these are.
+// This + the number of a part is the seed of its first directions. So all members have the same.
 inline constexpr uint64_t kDirectionsSeed = 0x4641'4354;
 
 // One stretch of the range: A = gradient + decay * what its encoder keeps.
@@ -71,27 +71,27 @@ class Factors {
 
   // Factors are written column after column of `rank` columns: left ones of rows() numbers, right
   // ones of columns(). Slices ascend, and cover the range.
-  // The slices' gradients become A. A times the directions; where that is beyond 2^100, times the
-  // power of two that it takes to be below. Not finite only where A is not. ErrorCode::
-  // invalid_argument, and nothing has changed: an encoder with momentum, which A would lack.
+  // The slices' gradients become A. `left` becomes A times the directions. If it would be beyond
+  // 2^100, it is scaled to below by a power of two; so it is finite if A is.
+  // ErrorCode::invalid_argument: an encoder has momentum, which A would lack; nothing has changed.
   Result<void> project(std::span<const MatrixSlice> slices, Workspace& workspace,
                        std::span<float> left);
   // The average of all members' projections becomes the basis: orthonormal, the same bits on all.
   void set_basis(std::span<const float> left);
-  // As set, made orthonormal; column after column, zeros where a column had nothing left.
+  // The basis, column after column; a column is zeros if nothing of it was left.
   void read_basis(std::span<float> left) const;
-  // The transpose of A times the basis; A is what project() made of the gradients. False where a
-  // number is not finite, or beyond 2^100: then all are 0, and the rest holds all of A.
+  // `right` becomes the transpose of A times the basis; the gradients must be A, as project() left
+  // them. False: a number is not finite or beyond 2^100. Then all are 0: the rest holds all of A.
   Result<bool> coefficients(std::span<const MatrixSlice> slices, Workspace& workspace,
                             std::span<float> right);
-  // basis * (times * right), until the basis or the rank changes. Times -1 it is what the rest
-  // lacks, for what was sent of this member's coefficients.
+  // basis * (times * right), valid until the basis or the rank changes. With `times` -1 and this
+  // member's coefficients as they were sent, it turns A into the rest.
   [[nodiscard]] Product product(std::span<const float> right, float times) const;
   // out + basis * (times * right), for elements `range`.
   void add(std::span<const float> right, float times, Range range, std::span<float> out,
            Workspace& workspace) const;
-  // The average of all members in `out`, which holds that of their rests, or zeros where they send
-  // none. Coefficients that are all 0 leave it as it is: false.
+  // Makes the average of all members in `out`, which holds the average of their rests, or zeros if
+  // they send none. False: all coefficients are 0, and `out` has not changed.
   bool add_average(std::span<const float> right, Range range, std::span<float> out,
                    Workspace& workspace) const;
   // The average of all members' coefficients are the next step's directions.

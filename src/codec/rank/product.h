@@ -1,5 +1,5 @@
-// Basis times coefficients, for any stretch of a matrix: what factors say of its elements. A value
-// without a thread; any number of them may add it at once, for different elements.
+// Basis times coefficients, for any stretch of a matrix. Any number of threads may call add() at
+// once, for different elements.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@ namespace scant::codec {
 
 class Product {
  public:
-  // The basis (row after row, from the tensor's row `first_row` on; it outlives this object) times
-  // `times` * right, whose columns of `columns` numbers stand one behind the other. May throw
-  // std::bad_alloc.
+  // basis * (times * right). The basis is given row after row, from the tensor's row `first_row`
+  // on, and outlives this object. `right` is given column after column of `columns` numbers. May
+  // throw std::bad_alloc.
   Product(uint64_t columns, uint64_t first_row, std::span<const float> basis,
           std::span<const float> right, float times);
 

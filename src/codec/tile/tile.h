@@ -1,6 +1,6 @@
 // Weights in tiles of 16 rows and 64 columns, in the order in which kernels read them. Levels,
-// groups and scales are the codec's own; only the order is another one than a record's. A strip is
-// the tiles of 16 rows, one after the other along the columns. docs/packed.md is the grammar. Plain
+// groups and scales are those of a record; only the order differs. A strip is the tiles of 16 rows,
+// one after the other along the columns. docs/packed.md is the grammar. Plain
 // functions, any thread.
 #pragma once
 
@@ -15,7 +15,7 @@ namespace scant::codec {
 
 inline constexpr size_t kTileRows = 16;
 inline constexpr size_t kTileColumns = 64;
-inline constexpr size_t kTileAlign = 64;         // of what a strip consists of: a cache line
+inline constexpr size_t kTileAlign = 64;         // of the pieces of a strip: a cache line
 inline constexpr uint64_t kScaleBaseTop = 1792;  // with any scale's byte the scale stays finite
 
 // bf16, q8, q4, q3, q2.
@@ -32,18 +32,18 @@ inline constexpr uint64_t kScaleBaseTop = 1792;  // with any scale's byte the sc
 [[nodiscard]] constexpr uint64_t tiles(uint64_t columns) {
   return (columns + kTileColumns - 1) / kTileColumns;
 }
-// Of one tile's values alone.
+// Bytes of one tile's values, without scales.
 [[nodiscard]] constexpr uint64_t tile_code_bytes(ValueKind kind) {
   return kTileRows * kTileColumns * bits(kind) / 8;
 }
-// Of the scales of a strip, with what fills the last line.
+// Bytes of the scales of a strip, up to the end of a cache line.
 [[nodiscard]] constexpr uint64_t scale_bytes(ValueKind kind, uint64_t columns) {
   return quantised(kind) ? align_up(kTileRows * tiles(columns), kTileAlign) : 0;
 }
 [[nodiscard]] constexpr uint64_t strip_bytes(ValueKind kind, uint64_t columns) {
   return scale_bytes(kind, columns) + tiles(columns) * tile_code_bytes(kind);
 }
-// Of the strips' bases, which stand behind all strips.
+// Bytes of the strips' bases, which follow all strips.
 [[nodiscard]] constexpr uint64_t base_bytes(ValueKind kind, uint64_t rows) {
   return quantised(kind) ? align_up(sizeof(uint16_t) * strips(rows), kTileAlign) : 0;
 }
@@ -51,8 +51,8 @@ inline constexpr uint64_t kScaleBaseTop = 1792;  // with any scale's byte the sc
   return base_bytes(kind, shape.rows) + strips(shape.rows) * strip_bytes(kind, shape.columns);
 }
 
-// Where the code of a row and column of a tile stands: byte and lowest bit. q3: of its low two
-// bits; the sign is bit `sign_bit` of byte `sign_byte`.
+// The place of the code of a row and column in a tile: byte and lowest bit. For q3 this is the
+// place of the low two bits; the sign is bit `sign_bit` of byte `sign_byte`.
 struct CodePlace {
   uint32_t byte = 0;
   uint32_t bit = 0;
@@ -76,22 +76,22 @@ struct CodePlace {
   }
 }
 
-// Where a value is neither finite nor to be kept as it is.
+// The place of a value that is NaN or infinite.
 struct NotFinite {
   uint64_t row = 0;
   uint64_t column = 0;
 };
-// The first of `rows` rows without gaps.
+// The first one in `rows` rows without gaps.
 [[nodiscard]] std::optional<NotFinite> find_not_finite(const float* values, size_t rows,
                                                        size_t columns);
 
-// Up to 16 rows of finite values, one behind the other, become a strip, `out`, of strip_bytes();
-// gives its base. A quantised kind; `values` becomes what is left.
+// Packs up to 16 rows of finite values, without gaps, into a strip, `out`, of strip_bytes().
+// Returns the strip's base. The kind is quantised. `values` becomes what rounding leaves.
 uint16_t pack_strip(ValueKind kind, float* values, size_t rows, size_t columns, MutableBytes out);
-// 16-bit values as they are: a strip of bf16.
+// Packs 16-bit values into a strip of bf16, unchanged.
 void pack_strip16(const uint16_t* values, size_t rows, size_t columns, MutableBytes out);
 
-// The same back: `rows` rows of a strip, from row `first` of it on.
+// Unpacks `rows` rows of a strip, from its row `first` on.
 void unpack_strip(ValueKind kind, Bytes strip, uint16_t base, size_t first, size_t rows,
                   size_t columns, float* values);
 void unpack_strip16(Bytes strip, size_t first, size_t rows, size_t columns, uint16_t* values);

@@ -1,5 +1,5 @@
-// What a model is, beside its tensors: the hyper-parameters of a decoder, as a value. A family is a
-// set of such values, not a class. docs/packed.md, "Description".
+// The hyper-parameters of a decoder, as a value. A family of models is a set of such values, not a
+// class. docs/packed.md, "Description".
 #pragma once
 
 #include <array>
@@ -63,7 +63,7 @@ struct Description {
 [[nodiscard]] std::array<std::byte, kDescriptionBytes> write_description(
     const Description& description);
 [[nodiscard]] Result<Description> read_description(Bytes bytes);
-// What no decoder can be; nothing where all is well.
+// What no decoder can have; nothing if there is no fault.
 [[nodiscard]] std::optional<std::string> description_fault(const Description& description);
 
 }  // namespace scant::serve

@@ -1,6 +1,5 @@
 // GGUF files of versions 2 and 3 (github.com/ggml-org/ggml, docs/gguf.md): key-value pairs, then
-// tensors, which are mapped and never copied. Everything is checked before it is used. Any thread
-// reads.
+// tensors. The file is mapped, and everything is checked before it is used. Any thread reads.
 #pragma once
 
 #include <string>
@@ -17,7 +16,7 @@ namespace scant::serve {
 inline constexpr uint32_t kGgufMagic = 0x46554747;  // "GGUF" in memory
 inline constexpr uint32_t kGgufVersion = 3;
 inline constexpr uint64_t kGgufPairsMax = uint64_t{1} << 16;
-inline constexpr uint64_t kGgufAlignment = 32;  // where general.alignment says nothing
+inline constexpr uint64_t kGgufAlignment = 32;  // if there is no general.alignment
 inline constexpr unsigned kGgufArrayDepthMax = 4;
 
 enum class GgufType : uint32_t {
@@ -39,24 +38,24 @@ enum class GgufType : uint32_t {
 struct GgufPair {
   std::string key;
   GgufType type = GgufType::u8;
-  Bytes value;  // as it stands in the file: of texts with length, of arrays with type and count
+  Bytes value;  // as in the file: texts with their length, arrays with type and count
 };
-// `count` pairs at the front of `bytes`; `used` becomes their bytes. ErrorCode::corrupt: what is
-// wrong, and with which pair.
+// Reads `count` pairs at the beginning of `bytes`; `used` becomes the number of their bytes.
+// ErrorCode::corrupt names the fault and the pair.
 [[nodiscard]] Result<std::vector<GgufPair>> read_gguf_pairs(Bytes bytes, uint64_t count,
                                                             uint64_t& used);
 [[nodiscard]] std::vector<std::byte> write_gguf_pairs(const std::vector<GgufPair>& pairs);
 
 class GgufFile {
  public:
-  // ErrorCode::unsupported: another version or byte order, or a tensor of a kind that Scant does
-  // not read, by name.
+  // ErrorCode::unsupported: another version or byte order, or a tensor, which the error names, of a
+  // kind that Scant does not read.
   [[nodiscard]] static Result<GgufFile> open(const std::string& path);
 
   [[nodiscard]] uint32_t version() const { return version_; }
   [[nodiscard]] uint64_t alignment() const { return alignment_; }
   [[nodiscard]] const std::vector<GgufPair>& pairs() const { return pairs_; }
-  [[nodiscard]] Bytes pair_bytes() const { return pair_bytes_; }  // all pairs as they stand there
+  [[nodiscard]] Bytes pair_bytes() const { return pair_bytes_; }  // all pairs as in the file
   [[nodiscard]] const std::vector<Tensor>& tensors() const { return tensors_; }
   [[nodiscard]] const MappedFile& file() const { return file_; }
 
@@ -80,17 +79,17 @@ struct GgufTensor {
   std::vector<uint64_t> dims;
 };
 
-// Writes version 3. Tensors come in the order in which they were announced; the file appears under
+// Writes version 3. Tensors are appended in the order of create()'s list. The file appears under
 // its name when it is whole. One owner thread.
 class GgufWriter {
  public:
   // `pairs`: `count` of them, as read_gguf_pairs() takes them. ErrorCode::invalid_argument names
-  // what cannot be.
+  // the fault.
   [[nodiscard]] static Result<GgufWriter> create(const std::string& path, uint64_t count,
                                                  Bytes pairs, std::vector<GgufTensor> tensors);
-  // The next bytes, of one tensor.
+  // The next bytes of the current tensor; they may not reach into the next one.
   Result<void> append(Bytes bytes);
-  // Gives the bytes of the file.
+  // Returns the bytes of the file.
   Result<uint64_t> finish();
 
  private:

@@ -1,5 +1,5 @@
-// A file mapped for reading. Nothing is copied, and any number of processes share its pages. Who
-// shortens the file behind a reader's back ends the reader by SIGBUS. Move-only; any thread reads.
+// A file mapped for reading. Nothing is copied, and any number of processes share its pages. If the
+// file is shortened meanwhile, readers end by SIGBUS. Move-only; any thread reads.
 #pragma once
 
 #include <string>
@@ -21,8 +21,7 @@ class MappedFile {
 
   [[nodiscard]] Bytes bytes() const { return {data_, size_}; }
   [[nodiscard]] const std::string& path() const { return path_; }
-  // Pages that lie within these bytes of the mapping no longer count as this process's memory; they
-  // come back when they are read.
+  // Gives back the memory of pages that lie within these bytes; reading loads them again.
   void release(Bytes bytes) const;
 
  private:

@@ -1,5 +1,5 @@
-// A file that appears whole or not at all: written as NAME.part, synced, then renamed. Whoever goes
-// without publish() leaves nothing behind. One owner thread.
+// A file that appears whole or not at all: written as NAME.part, synced, then renamed. If it is
+// destroyed before publish(), nothing is left. One owner thread.
 #pragma once
 
 #include <string>
@@ -25,7 +25,7 @@ class OutputFile {
   Result<void> append(Bytes bytes);
   Result<void> append_zeros(uint64_t count);
   Result<void> write_at(uint64_t at, Bytes bytes);  // of what was appended
-  // The file has its name, and a power cut leaves it.
+  // Gives the file its name. After that a power cut does not undo it.
   Result<void> publish();
   [[nodiscard]] uint64_t size() const { return size_; }
   [[nodiscard]] const std::string& path() const { return path_; }

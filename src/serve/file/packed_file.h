@@ -1,6 +1,5 @@
-// A packed file as kernels read it: mapped, never copied. Everything that says where something lies
-// is checked when it is opened; pages when somebody asks. docs/packed.md is the grammar. Any thread
-// reads.
+// A packed file, mapped. open() checks everything that says where something lies; check() checks
+// the pages of a tensor. docs/packed.md is the grammar. Any thread reads.
 #pragma once
 
 #include <optional>
@@ -17,9 +16,9 @@ namespace scant::serve {
 
 class PackedFile {
  public:
-  // Header, index and parts are checked with their checksums, and sparse tensors with their pages:
-  // their bits say where is read. ErrorCode::corrupt names what is wrong, ErrorCode::unsupported
-  // another version.
+  // Checks header, index and parts with their checksums, and sparse tensors with their pages, since
+  // their bits say what is read. ErrorCode::corrupt names the fault, ErrorCode::unsupported the
+  // other version.
   [[nodiscard]] static Result<PackedFile> open(const std::string& path);
 
   [[nodiscard]] const std::vector<Tensor>& tensors() const { return index_.tensors; }
@@ -31,8 +30,8 @@ class PackedFile {
   [[nodiscard]] std::optional<Bytes> part(PartKind kind) const;
   [[nodiscard]] const MappedFile& file() const { return file_; }
 
-  // The pages of a tensor have their checksums, and its tables agree. ErrorCode::corrupt names page
-  // and tensor.
+  // Whether the checksums of a tensor's pages fit, and its tables agree. ErrorCode::corrupt names
+  // page and tensor.
   [[nodiscard]] Result<void> check(const Tensor& tensor) const;
 
  private:

@@ -37,8 +37,8 @@ struct PackedHeader {
 };
 [[nodiscard]] std::array<std::byte, kPackedHeaderBytes> write_packed_header(
     const PackedHeader& header);
-// Of a file of so many bytes, whose first ones these are. ErrorCode::unsupported: another version.
-// ErrorCode::corrupt: what is wrong.
+// `bytes` are the first ones of a file. ErrorCode::unsupported: another version. ErrorCode::corrupt
+// names the fault.
 [[nodiscard]] Result<PackedHeader> read_packed_header(Bytes bytes, uint64_t file_bytes);
 
 enum class PartKind : uint8_t {

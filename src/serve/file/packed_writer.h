@@ -18,7 +18,7 @@ struct PackedTensor {
   TensorKind kind = TensorKind::f32;
   std::vector<uint64_t> dims;
   uint32_t place = 0;
-  double density = 1;  // sparse kinds: this share of each row is kept, its largest values
+  double density = 1;  // sparse kinds: this share of each row is kept, by magnitude
 };
 
 class PackedWriter {
@@ -26,19 +26,19 @@ class PackedWriter {
   // ErrorCode::io with errno; ErrorCode::resource.
   [[nodiscard]] static Result<std::unique_ptr<PackedWriter>> create(const std::string& path);
 
-  // What follows is used after what came before.
+  // Begins a run. Runs are written in the order of use.
   Result<void> begin_run();
-  // ErrorCode::invalid_argument names what cannot be: the tensor stands before the sentence.
+  // ErrorCode::invalid_argument: the message names the tensor, then the fault.
   Result<void> begin_tensor(PackedTensor tensor);
-  // Whole rows of a kind that is row by row, the same for all of a tensor; any number of them.
-  // GGUF's blocks go on as they are or are converted, to all kinds but other blocks. NaN and
-  // infinities cannot become codes.
+  // Any number of whole rows. Their kind is row by row, and the same for all rows of a tensor.
+  // GGUF's blocks can be kept, or become any kind but other blocks. NaN and infinities are refused
+  // for codes and sparse kinds.
   Result<void> add_rows(TensorKind kind, Bytes rows);
-  // Gives the bytes that the tensor takes. ErrorCode::invalid_argument: rows are missing.
+  // Returns the bytes of the tensor. ErrorCode::invalid_argument: rows are missing.
   Result<uint64_t> end_tensor();
 
   Result<void> add_part(PartKind kind, std::string name, std::vector<std::byte> bytes);
-  // After all tensors and parts. Gives the bytes of the file.
+  // After all tensors and parts. Returns the bytes of the file.
   Result<uint64_t> finish(const Description& description);
 
  private:

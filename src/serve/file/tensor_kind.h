@@ -36,22 +36,22 @@ enum class TensorKind : uint8_t {
 [[nodiscard]] const char* name(TensorKind kind);
 [[nodiscard]] const std::vector<TensorKind>& tensor_kinds();
 
-// Row by row, so that any rows are a range of bytes; else: in strips of 16.
+// True: row by row, so any rows are a range of bytes. False: in strips of 16 rows.
 [[nodiscard]] constexpr bool row_by_row(TensorKind kind) { return kind < TensorKind::bf16_tiles; }
 [[nodiscard]] constexpr bool sparse(TensorKind kind) { return kind >= TensorKind::sparse_bf16; }
-// Of kinds in strips: the codec's.
+// For kinds in strips: the codec's kind of their values.
 [[nodiscard]] codec::ValueKind strip_values(TensorKind kind);
 
 inline constexpr size_t kDimsMax = 4;
 inline constexpr uint64_t kElementsMax = uint64_t{1} << 40;
-// The last dimension counts columns, the product of the others rows. Nothing: no dimension or more
-// than four, one of 0, or too many elements.
+// The last dimension counts columns, the product of the others counts rows. Nothing if there are no
+// dimensions or more than four, if one is 0, or if there are too many elements.
 [[nodiscard]] std::optional<codec::Shape> matrix_shape(const std::vector<uint64_t>& dims);
 
 inline constexpr uint64_t kGgufBlock = 32;  // columns of q4_0, q4_1, q8_0
-// Nothing where columns are no multiple of what the kind's blocks hold. `row_by_row` kinds.
+// For `row_by_row` kinds. Nothing if blocks of the kind do not fill a row.
 [[nodiscard]] std::optional<uint64_t> row_bytes(TensorKind kind, uint64_t columns);
-// Nothing for sparse kinds too, whose bytes depend on what they keep.
+// Also nothing for sparse kinds, whose bytes depend on what they keep.
 [[nodiscard]] std::optional<uint64_t> tensor_bytes(TensorKind kind, codec::Shape shape);
 
 // A tensor of a file. The bytes are borrowed from the file's mapping.

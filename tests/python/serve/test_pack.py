@@ -240,8 +240,8 @@ def test_sources_that_cannot_be_packed(tmp_path: Path, capsys: pytest.CaptureFix
     kept = settings.read_text()
     for text, says in (
         ("{", "config.json"),
-        ("[]", "no table"),
-        ('{"model_type": "bert"}', "no models of type 'bert' are served; there are: llama"),
+        ("[]", "not a JSON object"),
+        ('{"model_type": "bert"}', "models of type 'bert' cannot be packed; known: llama"),
         (kept.replace('"hidden_size": 64', '"hidden_size": "64"'), "hidden_size is '64'"),
         (kept.replace('"vocab_size": 128', '"vocab_size": 129'), "'token_embd.weight' is 128 × 64"),
         (kept.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'), "'blk.2.attn_norm"),
@@ -264,15 +264,15 @@ def test_sources_that_cannot_be_packed(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("key", "row", "says"),
     [
-        ("general.architecture", (Type.TEXT, "bert"), "no models of architecture 'bert'"),
-        ("general.architecture", (Type.ARRAY, [1], Type.U8), "no models of architecture [1]"),
+        ("general.architecture", (Type.TEXT, "bert"), "architecture 'bert' cannot be packed"),
+        ("general.architecture", (Type.ARRAY, [1], Type.U8), "architecture [1] cannot be packed"),
         ("llama.block_count", (Type.TEXT, "2"), "llama.block_count is '2', not a number"),
         ("llama.block_count", (Type.U32, 2**31 - 1), "the description has layers of 2147483647"),
         ("llama.block_count", (Type.U32, 3), "'blk.2.attn_norm.weight' is missing"),
         ("llama.attention.head_count", (Type.F32, 4.5), "head_count is 4.5, not a count"),
         ("llama.attention.head_count_kv", (Type.U32, 3), "heads that are no multiple of kv_heads"),
         ("llama.rope.freq_base", (Type.F32, float("nan")), "a rope_base out of range"),
-        ("llama.rope.scaling.type", (Type.TEXT, "yarn"), "rope scaling 'yarn' is not served"),
+        ("llama.rope.scaling.type", (Type.TEXT, "yarn"), "rope scaling 'yarn' is not supported"),
         ("tokenizer.ggml.eos_token_id", (Type.TEXT, "x"), "eos_token_id is 'x', not a token"),
         ("tokenizer.ggml.bos_token_id", (Type.U32, 128), "a bos outside of the vocabulary"),
     ],
@@ -289,8 +289,8 @@ def test_gguf_values_that_are_none(
 @pytest.mark.parametrize(
     ("key", "row", "says"),
     [
-        ("tokenizer.ggml.pre", (Type.TEXT, "mpt"), "of cut 'mpt' cannot become tokenizer.json"),
-        ("tokenizer.ggml.model", (Type.TEXT, "llama"), "a vocabulary 'llama'"),
+        ("tokenizer.ggml.pre", (Type.TEXT, "mpt"), "pre-tokenizer 'mpt' cannot become"),
+        ("tokenizer.ggml.model", (Type.TEXT, "llama"), "a tokenizer 'llama'"),
         ("tokenizer.ggml.tokens", (Type.ARRAY, [1, 2], Type.U8), "are no texts"),
         ("tokenizer.ggml.token_type", (Type.ARRAY, [1], Type.I32), "not as many rows"),
     ],

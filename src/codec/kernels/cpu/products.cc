@@ -26,7 +26,7 @@ using Vw = hn::Vec<Dw>;
 constexpr size_t kWide = hn::MaxLanes(Dw());
 constexpr size_t kVectors = kSumLanes / kWide;  // of sixteen lanes
 
-// Of times_left(), whose sums come and go once for so many rows. More would leave the cache.
+// times_left() reads and writes its sums once for so many rows. More would not fit the cache.
 constexpr size_t kRowsAtATime = 16;
 
 using Ds = hn::CappedTag<float, 4>;
@@ -68,15 +68,15 @@ HWY_INLINE void store_first(Vw value, float* to, size_t n) {
   hn::BlendedStore(value, hn::FirstN(Dw(), n), Dw(), to);
 }
 
-// What a matrix takes in before it is multiplied; its rows are as far apart as the matrix's own.
+// What is added to a matrix before it is multiplied; rows are as far apart as the matrix's.
 struct Kept {
   const float* values = nullptr;
   float decay = 0;
   float* to = nullptr;  // the matrix
 };
 
-// The sixteen lanes of kRows rows times kRank columns, added to `left`. With `kept` the rows grow
-// by it first.
+// Adds the sixteen lanes of kRows rows times kRank columns to `left`. With kKept, `kept` is first
+// added to the rows.
 template <size_t kRows, size_t kRank, bool kKept>
 HWY_INLINE void times_right_tile(const Matrix& a, [[maybe_unused]] Kept kept, size_t row,
                                  const Factor& right, size_t first, float* left) {
@@ -127,7 +127,7 @@ HWY_INLINE void times_right_tile(const Matrix& a, [[maybe_unused]] Kept kept, si
   }
 }
 
-// As many columns at a time as registers hold sums. The first of them take in what is kept.
+// Takes as many columns at a time as registers hold sums. The first ones also add what is kept.
 template <size_t kRows, size_t kRank, bool kKept>
 HWY_INLINE void times_right_rows(const Matrix& a, Kept kept, size_t row, const Factor& right,
                                  float* left, size_t k = 0) {
