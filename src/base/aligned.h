@@ -16,7 +16,7 @@ struct LineAllocator {
   // NOLINTNEXTLINE(google-explicit-constructor): as every allocator has it
   LineAllocator(const LineAllocator<U>&) {}
   T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
-  void deallocate(T* memory, size_t n) { ::operator delete(memory, n * sizeof(T), kLine); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, kLine); }
   friend bool operator==(const LineAllocator&, const LineAllocator&) { return true; }
 };
 
