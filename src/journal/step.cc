@@ -218,7 +218,7 @@ Result<void> Gradients::keep(Step& step) {
 Result<std::span<float>> Gradients::room_of(const codec::RecordHeader& header) {
   if (matrices_.is_factor(header)) return matrices_.room_of(header);
   const codec::Range range{header.first, header.elements};
-  const Result<std::span<float>> room = floats(header.tensor, range);
+  Result<std::span<float>> room = floats(header.tensor, range);
   if (!room) return room.error();
   const Result<bool> rest = matrices_.is_rest(header.tensor, range);
   if (!rest) return rest.error();
