@@ -102,9 +102,11 @@ void project(PythonFactors& self, const Encoders& encoders, uintptr_t gradient, 
   }));
 }
 
-bool coefficients(PythonFactors& self, uintptr_t whole, uintptr_t right, size_t threads) {
+bool coefficients(PythonFactors& self, const Encoders& encoders, uintptr_t whole, uintptr_t right,
+                  size_t threads) {
   const WorkspaceLease lease(threads);
-  return unwrap(self.locked({nullptr}, whole, [&](Factors& factors, auto slices) {
+  return unwrap(self.locked(encoders, whole, [&](Factors& factors, auto slices) -> Result<bool> {
+    if (slices.empty()) return uncovered();
     return factors.coefficients(slices, lease.get(), output(right, factors.right_elements()));
   }));
 }

@@ -18,9 +18,9 @@ class Factors:
 
     In each step, where A is the gradient plus the residuals of the encoders (times their decay)::
 
-        left = factors.project(gradient, encoders)  # rank x rows; gradient is A now
+        left = factors.project(gradient, encoders)        # rank x rows; gradient is A now
         factors.set_basis(average of all members' left)
-        right = factors.coefficients(gradient)      # of A in the basis; rank x columns
+        right = factors.coefficients(gradient, encoders)  # of A in the basis; rank x columns
         record = encoder.encode_rest(factors, right as sent, gradient)
         factors.add(average of all members' right, average of all members' rests)
         factors.learn(average of all members' right)      # the next step's directions
@@ -68,9 +68,10 @@ class Factors:
         """The average of all members' left factors, made orthonormal."""
         self._native.set_basis(self._factor(left, "left", self.rows))
 
-    def coefficients(self, whole: Any) -> Any:
+    def coefficients(self, whole: Any, encoders: Encoder | Sequence[Encoder] = ()) -> Any:
         """The right factor, rank x columns: of A in the basis.
 
+        The sum of each encoder's range is taken apart, so the encoders decide the last bits.
         None if a number is not finite or beyond 2^100. Then send zeros: the rest holds all of A.
         If no rest is sent, send NaN, so that all members see it.
         """
@@ -78,7 +79,9 @@ class Factors:
 
         right = np.empty((self.rank, self.columns), np.float32)
         address = self._matrix(whole, write=False)
-        usable = self._native.coefficients(address, right.ctypes.data, self._threads)
+        usable = self._native.coefficients(
+            _natives(encoders), address, right.ctypes.data, self._threads
+        )
         return right if usable else None
 
     def add(

@@ -271,8 +271,8 @@ class _Part:
 
         lost = np.nan if self.point.density == 0 else 0.0
         found = []
-        for one in own:
-            right = factors.coefficients(one)
+        for one, encoders in zip(own, self.workers, strict=True):
+            right = factors.coefficients(one, encoders)
             none = np.full((factors.rank, factors.columns), lost, np.float32)
             found.append(none if right is None else right)
         return found

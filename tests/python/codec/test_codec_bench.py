@@ -21,7 +21,7 @@ def test_benchmark_of_codecs_measures_every_part(tmp_path: pathlib.Path) -> None
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "codecs.jsonl")
     cases = {row["case"] for row in rows}
-    assert cases == {"encode", "decode", "topk", "probe", "memory", "quality"}
+    assert cases == {"encode", "decode", "topk", "probe", "memory", "quality", "hook"}
     for row in rows:
         if row["case"] == "encode":
             assert row["entries"] == pytest.approx(row["wanted"], rel=0.02)

@@ -167,7 +167,7 @@ def test_factors_of_one_member_by_hand() -> None:
         assert np.abs(left - factors.directions @ whole.T).max() < 1e-3
         factors.set_basis(left)
         assert np.abs(gradient - whole).max() < 1e-6
-        right = factors.coefficients(gradient)
+        right = factors.coefficients(gradient, encoders)
         assert np.abs(right - factors.basis @ whole).max() < 1e-3
         back = np.zeros(shape, np.float32)
         factors.add(right, back)
