@@ -215,6 +215,16 @@ def read_rows(paths: Iterable[pathlib.Path]) -> list[Row]:
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
+def draw_rows(description: str | None, draw: Callable[[list[Row]], str]) -> int:
+    """Command line of a script that makes a picture of rows."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0] or None)
+    parser.add_argument("rows", nargs="+", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.write_text(draw(read_rows(arguments.rows)), encoding="utf-8")
+    return 0
+
+
 def model_of(row: Row) -> str:
     """The model of a training's row. A row that names none is of the transformer."""
     return str(row.get("model", "transformer"))

@@ -7,11 +7,12 @@
 #include <string>
 #include <vector>
 
-#include "base/rng.h"
 #include "codec/kernels/kernels.h"
+#include "values.h"
 
 namespace {
 
+using scant::bench::random_floats;
 using scant::codec::Ahead;
 using scant::codec::CodedValues;
 using scant::codec::DrawKey;
@@ -22,15 +23,6 @@ using scant::codec::ValueKind;
 
 constexpr DrawKey kKey = {0x12345678u, 0x9ABCDEF1u};
 
-std::vector<float> random_floats(size_t n, uint64_t stream) {
-  scant::base::Rng rng(1, stream);
-  std::vector<float> values(n);
-  for (float& value : values) {  // a sum of uniforms: nearly normal
-    value = static_cast<float>(rng.uniform() + rng.uniform() + rng.uniform() - 1.5);
-  }
-  return values;
-}
-
 void set_elements(benchmark::State& state) {
   state.counters["elements"] = benchmark::Counter(
       static_cast<double>(state.iterations() * state.range(0)), benchmark::Counter::kIsRate);
@@ -39,8 +31,8 @@ void set_elements(benchmark::State& state) {
 // Arrays of one size, all written once.
 struct Arrays {
   explicit Arrays(size_t n)
-      : gradient(random_floats(n, 0)),
-        work(random_floats(n, 1)),
+      : gradient(random_floats<std::vector<float>>(n, 0)),
+        work(random_floats<std::vector<float>>(n, 1)),
         other(n, 0.0f),
         bytes(4 * n),
         scales(n / 16 + 16),

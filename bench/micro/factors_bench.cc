@@ -10,12 +10,13 @@
 
 #include "base/aligned.h"
 #include "base/check.h"
-#include "base/rng.h"
 #include "codec/rank/factors.h"
+#include "values.h"
 
 namespace {
 
 using scant::base::AlignedVector;
+using scant::bench::random_floats;
 using scant::codec::Encoder;
 using scant::codec::Factors;
 using scant::codec::MatrixSlice;
@@ -31,15 +32,6 @@ constexpr Point kRest{1.0, ValueKind::q1};
 constexpr Point kFactor{1.0, ValueKind::q8};
 
 // Noise serves: a matrix with strong directions would take the same passes and time.
-AlignedVector<float> random_floats(size_t n) {
-  scant::base::Rng rng(1, 0);
-  AlignedVector<float> values(n);
-  for (float& value : values) {  // a sum of uniforms: nearly normal
-    value = static_cast<float>(rng.uniform() + rng.uniform() + rng.uniform() - 1.5);
-  }
-  return values;
-}
-
 Encoder encoder_of(Shape shape, ResidualKind kind) {
   auto made = Encoder::create(1, shape, {.residual = kind});
   SCANT_CHECK(made.ok());
@@ -50,7 +42,7 @@ Encoder encoder_of(Shape shape, ResidualKind kind) {
 class Member {
  public:
   Member(Shape shape, uint32_t rank)
-      : drawn_(random_floats(shape.elements())),
+      : drawn_(random_floats<AlignedVector<float>>(shape.elements())),
         gradient_(drawn_),
         copy_(drawn_.size()),
         encoder_(encoder_of(shape, ResidualKind::f32)),

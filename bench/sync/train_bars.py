@@ -8,7 +8,6 @@ a bar for the fastest of each family of sides. The axis is logarithmic; 1 is a f
 
 from __future__ import annotations
 
-import argparse
 import math
 import pathlib
 import sys
@@ -173,16 +172,5 @@ def figure(rows: Rows) -> str:
     )
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("rows", nargs="+", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    arguments = parser.parse_args()
-    rows = harness.read_rows(arguments.rows)
-    arguments.out.write_text(figure(rows), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(harness.draw_rows(__doc__, figure))

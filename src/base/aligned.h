@@ -1,11 +1,17 @@
-// Lists for vector loops. Their memory begins with a cache line, so that no vector lies in two.
+// Lists for vector loops, whose memory begins with a cache line, so that no vector lies in two; and
+// sizes up to the next whole unit.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
 
 namespace scant::base {
+
+[[nodiscard]] constexpr uint64_t align_up(uint64_t n, uint64_t to) {
+  return (n + to - 1) / to * to;
+}
 
 template <typename T>
 struct LineAllocator {

@@ -28,4 +28,7 @@ class Descriptor {
   int fd_ = -1;
 };
 
+// Makes the names in a folder durable. False: errno says why not.
+[[nodiscard]] bool sync_folder(const Descriptor& folder);
+
 }  // namespace scant::base

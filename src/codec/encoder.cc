@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 
+#include "base/aligned.h"
 #include "base/check.h"
 #include "base/fault.h"
 #include "base/rng.h"
@@ -137,12 +138,7 @@ Result<EncodeReport> Encoder::encode_rest(std::span<float> whole, const Product&
   if (point.density == 1.0) {
     return ended(DenseStep(*this, whole.data(), point, workspace, &rest).run(record), record);
   }
-  const uint64_t blocks = (whole.size() + kSparseBlockElements - 1) / kSparseBlockElements;
-  workspace.pool().for_each(blocks, [&](size_t block, size_t) {
-    const uint64_t at = block * kSparseBlockElements;
-    const size_t n = std::min<uint64_t>(kSparseBlockElements, whole.size() - at);
-    rest.add(range_.first + at, n, whole.data() + at, whole.data() + at);
-  });
+  rest.add(range_, whole, workspace);
   return ended(SparseStep(*this, whole.data(), 0.0f, point, workspace).run(record), record);
 }
 
@@ -170,7 +166,7 @@ void Encoder::peek(uint64_t at, const float* gradient, float decay, std::span<fl
 }
 
 bool Encoder::kept_in_place() const {
-  return residual_.kind() == ResidualKind::f32 || residual_.kind() == ResidualKind::none;
+  return residual_.kind() == ResidualKind::none || residual_.in_place() != nullptr;
 }
 
 const float* Encoder::kept(uint64_t at, size_t count, float* work) const {
@@ -178,7 +174,7 @@ const float* Encoder::kept(uint64_t at, size_t count, float* work) const {
   if (residual_.kind() == ResidualKind::none) return nullptr;
   if (const float* in_place = residual_.in_place()) return in_place + at;
   const uint64_t begin = at / kGroupElements * kGroupElements;
-  const uint64_t whole = (at + count + kGroupElements - 1) / kGroupElements * kGroupElements;
+  const uint64_t whole = base::align_up(at + count, kGroupElements);
   residual_.load(range_.first + begin, std::min<uint64_t>(whole, range_.elements) - begin, work);
   return work + (at - begin);
 }

@@ -201,11 +201,13 @@ void NestedExchange::fail(Channel& channel, Error cause) {
   const Sites& sites = channel.sites;
   inner_.cancel(sites.inner, lane_of(channel.lane, TransferStage::up));
   inner_.cancel(sites.inner, lane_of(channel.lane, TransferStage::down));
-  if (sites.leads() && sites.count() > 1) {
-    outer_->cancel(sites.outer, lane_of(channel.lane, TransferStage::between));
-  }
+  cancel_across(sites, lane_of(channel.lane, TransferStage::between));
   say_farewell(channel);
   end_moving(channel);
+}
+
+void NestedExchange::cancel_across(const Sites& sites, Lane lane) {
+  if (sites.leads() && sites.count() > 1) outer_->cancel(sites.outer, lane);
 }
 
 // To the leader, between leaders, and back to all. Who cannot be reached has a cause of its own.
@@ -218,8 +220,8 @@ void NestedExchange::say_farewell(Channel& channel) {
   if (channel.sites.leads()) make_rooms(tell, farewell.all, channel.sites.inner.size());
   inner_.submit(channel.sites.inner, std::move(tell), [this, &channel](const Outcome& outcome) {
     const bool leads = channel.sites.leads();
-    if (!outcome.result) hear_loss(channel, outcome.result.error(), false);
-    if (leads && outcome.result) hear_cause(channel, channel.farewell.all);
+    // Others than the leader are told nothing yet.
+    hear(channel, outcome, leads ? Bytes(channel.farewell.all) : Bytes{}, false);
     if (!leads || channel.sites.count() == 1) return farewell_inside(channel);
     farewell_across(channel);
   });
@@ -230,8 +232,7 @@ void NestedExchange::farewell_across(Channel& channel) {
   Operation tell = farewell_operation(channel, Operation::Kind::all_gather);
   make_rooms(tell, channel.farewell.all, channel.sites.count());
   outer_->submit(channel.sites.outer, std::move(tell), [this, &channel](const Outcome& outcome) {
-    if (!outcome.result) hear_loss(channel, outcome.result.error(), true);
-    if (outcome.result) hear_cause(channel, channel.farewell.all);
+    hear(channel, outcome, channel.farewell.all, true);
     farewell_inside(channel);
   });
 }
@@ -242,14 +243,11 @@ void NestedExchange::farewell_inside(Channel& channel) {
   tell.sent.clear();
   tell.span = channel.farewell.own;
   inner_.submit(channel.sites.inner, std::move(tell), [this, &channel](const Outcome& outcome) {
-    if (!outcome.result) hear_loss(channel, outcome.result.error(), false);
-    if (outcome.result) hear_cause(channel, channel.farewell.own);
+    hear(channel, outcome, channel.farewell.own, false);
     // A host that still waits in the farewell for others no longer waits for this one.
-    const Sites& sites = channel.sites;
-    inner_.cancel(sites.inner, lane_of(channel.lane, kFarewellLane));
-    if (sites.leads() && sites.count() > 1) {
-      outer_->cancel(sites.outer, lane_of(channel.lane, kFarewellLane));
-    }
+    const Lane farewell = lane_of(channel.lane, kFarewellLane);
+    inner_.cancel(channel.sites.inner, farewell);
+    cancel_across(channel.sites, farewell);
     channel.farewell.under_way = false;
     channel.cause_known = true;
     end_moving(channel);
@@ -264,19 +262,20 @@ Operation NestedExchange::farewell_operation(const Channel& channel, Operation::
           .timeout = limited ? std::min(channel.timeout, kFarewellLimit) : kFarewellLimit};
 }
 
-// The first that is more than `closed`, in the order of sites.
-void NestedExchange::hear_cause(Channel& channel, const std::vector<std::byte>& told) {
+// Of what was told the first that is more than `closed`, in the order of sites. If a host cannot be
+// told because it is lost, then its loss is the cause.
+void NestedExchange::hear(Channel& channel, const Outcome& outcome, Bytes told, bool of_outer) {
+  if (channel.cause->code != ErrorCode::closed) return;
+  if (!outcome.result) {
+    const Error& error = outcome.result.error();
+    if (error.code == ErrorCode::peer_lost) channel.cause = by_station(error, of_outer, channel);
+    return;
+  }
   for (size_t at = 0; at < told.size() && channel.cause->code == ErrorCode::closed;
        at += kFarewellBytes) {
     Error error = read_error(told.data() + at);
     if (error.code != ErrorCode::closed) channel.cause = std::move(error);
   }
-}
-
-// If a host cannot be told because it is lost, then its loss is the cause.
-void NestedExchange::hear_loss(Channel& channel, const Error& error, bool of_outer) {
-  if (channel.cause->code != ErrorCode::closed || error.code != ErrorCode::peer_lost) return;
-  channel.cause = by_station(error, of_outer, channel);
 }
 
 // What uses no memory any more is over, once the cause is known.

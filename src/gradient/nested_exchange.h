@@ -76,8 +76,8 @@ class NestedExchange final : public Exchange {
   void farewell_across(Channel& channel);
   void farewell_inside(Channel& channel);
   [[nodiscard]] static Operation farewell_operation(const Channel& channel, Operation::Kind kind);
-  void hear_cause(Channel& channel, const std::vector<std::byte>& told);
-  void hear_loss(Channel& channel, const Error& error, bool of_outer);
+  void hear(Channel& channel, const Outcome& outcome, Bytes told, bool of_outer);
+  void cancel_across(const Sites& sites, Lane lane);
   void end_moving(Channel& channel);
   [[nodiscard]] Error by_station(Error error, bool of_outer, const Channel& channel) const;
 

@@ -18,6 +18,8 @@ using testing::FakeNetwork;
 using testing::first_stations;
 using testing::kept_by;
 using testing::Member;
+using testing::plan_of;
+using testing::ranked;
 using testing::RoundOfMembers;
 using testing::small_layout;
 
@@ -30,15 +32,8 @@ constexpr float kMost = std::numeric_limits<float>::max();
 const Point kRests[] = {codec::kKeepAll, {1, ValueKind::q2}, {0.1, ValueKind::q4}};
 using Gradient = std::function<float(int step, Rank rank, uint64_t element)>;
 
-FusionPlan plan_of(const Layout& layout, Path path, uint16_t rank, ValueKind factors, Point rest) {
-  rest.rank = rank;
-  rest.factors = factors;
-  return uniform_plan({.path = path,
-                       .point = rest,
-                       .buffer_bytes = 3000,
-                       .first_buffer_bytes = 100,
-                       .small_elements = 0},
-                      layout);
+FusionPlan plan_at(const Layout& layout, Path path, uint16_t rank, ValueKind factors, Point rest) {
+  return plan_of(layout, path, ranked(rank, factors, rest));
 }
 
 // Of the large matrix; all other tensors are as ever.
@@ -85,7 +80,7 @@ TEST(StepFactorsOfBadInput, WhatIsNotFiniteIsToldAlikeByAll) {
       const Layout layout = small_layout(kRanks);
       FakeNetwork network(kRanks);
       RoundOfMembers rounds(network, layout, kRanks);
-      rounds.set_plan(plan_of(layout, path, 2, ValueKind::q4, rest));
+      rounds.set_plan(plan_at(layout, path, 2, ValueKind::q4, rest));
       rounds.gradient = of_large([](int step, Rank rank, uint64_t element) {
         if (step == 1 && rank == 0 && element == 5) return kInfinity;
         if (step == 1 && rank == 2 && element % 1000 == 1) return kNan;
@@ -119,7 +114,7 @@ TEST(StepFactorsOfBadInput, FiniteValuesWhoseProductsOverflowAreSentOrTold) {
         const Layout layout = small_layout(kRanks);
         FakeNetwork network(kRanks);
         RoundOfMembers rounds(network, layout, kRanks);
-        rounds.set_plan(plan_of(layout, Path::split, 2, ValueKind::q8, rest));
+        rounds.set_plan(plan_at(layout, Path::split, 2, ValueKind::q8, rest));
         rounds.gradient = of_large([=](int step, Rank rank, uint64_t element) {
           if (one_rank && rank != 1) return gradient_at(step, rank, kLarge, element);
           return element % 2 == element / 80 % 2 ? size : -size;  // one direction
@@ -174,7 +169,7 @@ TEST(StepFactorsOfBadInput, ZerosAndFewDirectionsAreExact) {
         const Layout layout = small_layout(kRanks);
         FakeNetwork network(kRanks);
         RoundOfMembers rounds(network, layout, kRanks);
-        rounds.set_plan(plan_of(layout, path, 3, ValueKind::f32, rest));
+        rounds.set_plan(plan_at(layout, path, 3, ValueKind::f32, rest));
         rounds.gradient = of_large(gradient);
         for (uint64_t round = 1; round <= 3; ++round) {
           const std::vector<double> before = kept_by(rounds, first_stations(kRanks));
@@ -205,7 +200,7 @@ TEST(StepFactorsOfBadInput, DenormalsWaitOrGoAndNothingIsLost) {
         const Layout layout = small_layout(kRanks);
         FakeNetwork network(kRanks);
         RoundOfMembers rounds(network, layout, kRanks);
-        rounds.set_plan(plan_of(layout, Path::split, 2, static_cast<ValueKind>(kind), rest));
+        rounds.set_plan(plan_at(layout, Path::split, 2, static_cast<ValueKind>(kind), rest));
         rounds.gradient = of_large([size](int, Rank rank, uint64_t element) {
           return size * static_cast<float>(static_cast<int>(element % 7) - 3 + rank);
         });
@@ -235,7 +230,7 @@ TEST(StepFactorsOfBadInput, Rank256Runs) {
     FakeNetwork network(kRanks);
     RoundOfMembers rounds(network, layout, kRanks);
     // No factors have so many numbers as the matrix; 256 is the most of any rank.
-    FusionPlan plan = plan_of(layout, Path::split, 1, ValueKind::q8, rest);
+    FusionPlan plan = plan_at(layout, Path::split, 1, ValueKind::q8, rest);
     for (PartPlan& part : plan.buffers[0].points) {
       if (part.first.rank > 0) part.first.rank = part.second.rank = 256;
     }
@@ -252,11 +247,11 @@ TEST(StepFactorsOfBadInput, Rank256Runs) {
 
 TEST(StepFactorsOfBadInput, RankBeyondTheSidesIsRefusedByAllOrClamped) {
   const Layout layout = small_layout(kRanks);
-  const FusionPlan clamped = plan_of(layout, Path::split, 200, ValueKind::q4, {1, ValueKind::q1});
+  const FusionPlan clamped = plan_at(layout, Path::split, 200, ValueKind::q4, {1, ValueKind::q1});
   FakeNetwork network(kRanks);
   RoundOfMembers rounds(network, layout, kRanks);
   for (const auto most : {uint16_t{65}, uint16_t{257}, uint16_t{65535}}) {
-    FusionPlan wrong = plan_of(layout, Path::split, 2, ValueKind::q4, {1, ValueKind::q1});
+    FusionPlan wrong = plan_at(layout, Path::split, 2, ValueKind::q4, {1, ValueKind::q1});
     const PartPlan* changed = nullptr;
     for (BufferPlan& buffer : wrong.buffers) {
       const uint32_t part = layout.tensors()[kLarge].first_part;

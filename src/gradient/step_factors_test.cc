@@ -19,27 +19,13 @@ using testing::FakeNetwork;
 using testing::first_stations;
 using testing::kept_by;
 using testing::Member;
+using testing::plan_of;
+using testing::ranked;
 using testing::RoundOfMembers;
 using testing::small_layout;
 
 constexpr uint32_t kMatrix = 1;  // the tensor of 20 x 40
 constexpr uint32_t kLarge = 3;   // and that of 64 x 80
-
-Point ranked(uint16_t rank, ValueKind factors, Point rest = codec::kKeepAll) {
-  rest.rank = rank;
-  rest.factors = factors;
-  return rest;
-}
-
-// Matrices at this point, all else as its rest or its factors.
-FusionPlan plan_of(const Layout& layout, Path path, Point point) {
-  return uniform_plan({.path = path,
-                       .point = point,
-                       .buffer_bytes = 3000,
-                       .first_buffer_bytes = 100,
-                       .small_elements = 0},
-                      layout);
-}
 
 TEST(StepFactors, AllDirectionsInF32AreTheMean) {
   for (const Path path : {Path::split, Path::gather}) {

@@ -167,8 +167,7 @@ class PosixDisk final : public Disk {
   Result<void> sync_folder(const std::string& name) override {
     const Descriptor folder(::open(at(name).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (folder.get() < 0) return io("open", at(name));
-    // Some network file systems know no fsync of folders: their names are durable by themselves.
-    if (::fsync(folder.get()) != 0 && errno != EINVAL) return io("sync", at(name));
+    if (!base::sync_folder(folder)) return io("sync", at(name));
     return {};
   }
 

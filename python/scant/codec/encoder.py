@@ -114,11 +114,6 @@ class Encoder:
             self._threads,
         )
 
-    def keep(self, gradient: Any) -> None:
-        """One step that sends nothing: keeps gradient + residual, except values not finite."""
-        address, elements = self._input(gradient, "gradient")
-        self._native.encode(address, elements, 0.0, "f32", self._threads)
-
     def encode_rest(
         self,
         factors: Factors,

@@ -248,13 +248,7 @@ Product Factors::product(std::span<const float> right, float times) const {
 void Factors::add(std::span<const float> right, float times, Range range, std::span<float> out,
                   Workspace& workspace) const {
   SCANT_CHECK(out.size() == range.elements);
-  const Product added = product(right, times);
-  const uint64_t pieces = (range.elements + kPanelElements - 1) / kPanelElements;
-  workspace.pool().for_each(pieces, [&](size_t piece, size_t) {
-    const uint64_t at = piece * kPanelElements;
-    float* const to = out.data() + at;
-    added.add(range.first + at, std::min(kPanelElements, range.elements - at), to, to);
-  });
+  product(right, times).add(range, out, workspace);
 }
 
 bool Factors::add_average(std::span<const float> right, Range range, std::span<float> out,

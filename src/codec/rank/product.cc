@@ -31,4 +31,13 @@ void Product::add(uint64_t first, size_t n, const float* from, float* to) const 
   }
 }
 
+void Product::add(Range range, std::span<float> out, Workspace& workspace) const {
+  const uint64_t blocks = (range.elements + kSparseBlockElements - 1) / kSparseBlockElements;
+  workspace.pool().for_each(blocks, [&](size_t block, size_t) {
+    const uint64_t at = block * kSparseBlockElements;
+    float* const to = out.data() + at;
+    add(range.first + at, std::min<uint64_t>(kSparseBlockElements, range.elements - at), to, to);
+  });
+}
+
 }  // namespace scant::codec

@@ -6,6 +6,8 @@
 #include <span>
 
 #include "base/aligned.h"
+#include "codec/range.h"
+#include "codec/workspace.h"
 
 namespace scant::codec {
 
@@ -19,6 +21,8 @@ class Product {
 
   // to = from + the product, for elements [first, first + n) of the tensor. Both may be the same.
   void add(uint64_t first, size_t n, const float* from, float* to) const;
+  // out + the product in place, for elements `range`; workers share it.
+  void add(Range range, std::span<float> out, Workspace& workspace) const;
 
  private:
   uint64_t columns_;

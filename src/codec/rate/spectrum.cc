@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 
+#include "base/aligned.h"
 #include "base/check.h"
 #include "codec/kernels/kernels.h"
 #include "codec/quantise/rounding.h"
@@ -37,7 +38,7 @@ const float* load_elements(const MatrixSlice& slice, uint64_t at, size_t count, 
     return work;
   }
   const uint64_t begin = at / kGroupElements * kGroupElements;
-  const uint64_t whole = (at + count + kGroupElements - 1) / kGroupElements * kGroupElements;
+  const uint64_t whole = base::align_up(at + count, kGroupElements);
   const uint64_t end = std::min<uint64_t>(whole, slice.range.elements);
   for (uint64_t i = begin; i < end; i += kDenseBlockElements) {
     const size_t here = std::min<uint64_t>(kDenseBlockElements, end - i);

@@ -5,6 +5,7 @@
 #include <bit>
 #include <numeric>
 
+#include "base/aligned.h"
 #include "base/check.h"
 #include "base/little_endian.h"
 #include "codec/quantise/rounding.h"
@@ -65,7 +66,7 @@ uint64_t sparse_strip_bytes(ValueKind kind, uint64_t columns,
                             std::span<const uint8_t> kept_of_groups) {
   uint64_t values = 0;
   for (const uint8_t kept : kept_of_groups) values += sparse_group_bytes(kind, kept);
-  return sparse_strip_head_bytes(kind, columns) + align_up(values, kTileAlign);
+  return sparse_strip_head_bytes(kind, columns) + base::align_up(values, kTileAlign);
 }
 
 void keep_largest(std::span<const float> row, size_t keep, std::span<uint64_t> words) {
@@ -116,7 +117,7 @@ uint16_t pack_sparse_strip(ValueKind kind, const float* values, std::span<const 
       entries += n;
     }
   }
-  out.resize(begin + align_up(out.size() - begin, kTileAlign));
+  out.resize(begin + base::align_up(out.size() - begin, kTileAlign));
   return base;
 }
 
@@ -136,7 +137,7 @@ std::optional<std::string> sparse_strip_fault(ValueKind kind, Bytes strip, size_
       entries += kept;
     }
   }
-  if (strip.size() != align_up(head + values, kTileAlign))
+  if (strip.size() != base::align_up(head + values, kTileAlign))
     return "has not as many bytes as its bits ask for";
   return std::nullopt;
 }

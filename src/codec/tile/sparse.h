@@ -28,7 +28,7 @@ namespace scant::codec {
 }
 // Bytes of the tables, which follow all strips: where each begins, where the last ends, bases.
 [[nodiscard]] constexpr uint64_t sparse_table_bytes(ValueKind kind, uint64_t rows) {
-  return align_up(sizeof(uint64_t) * (strips(rows) + 1), kTileAlign) + base_bytes(kind, rows);
+  return base::align_up(sizeof(uint64_t) * (strips(rows) + 1), kTileAlign) + base_bytes(kind, rows);
 }
 // `kept_of_groups`: how many values each row of each tile keeps.
 [[nodiscard]] uint64_t sparse_strip_bytes(ValueKind kind, uint64_t columns,

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 
+#include "base/aligned.h"
 #include "codec/point.h"
 #include "scant/base/result.h"
 #include "scant/base/types.h"
@@ -23,9 +24,6 @@ inline constexpr uint64_t kScaleBaseTop = 1792;  // with any scale's byte the sc
   return kind == ValueKind::bf16 || (kind >= ValueKind::q8 && kind <= ValueKind::q2);
 }
 
-[[nodiscard]] constexpr uint64_t align_up(uint64_t n, uint64_t to) {
-  return (n + to - 1) / to * to;
-}
 [[nodiscard]] constexpr uint64_t strips(uint64_t rows) {
   return (rows + kTileRows - 1) / kTileRows;
 }
@@ -38,14 +36,14 @@ inline constexpr uint64_t kScaleBaseTop = 1792;  // with any scale's byte the sc
 }
 // Bytes of the scales of a strip, up to the end of a cache line.
 [[nodiscard]] constexpr uint64_t scale_bytes(ValueKind kind, uint64_t columns) {
-  return quantised(kind) ? align_up(kTileRows * tiles(columns), kTileAlign) : 0;
+  return quantised(kind) ? base::align_up(kTileRows * tiles(columns), kTileAlign) : 0;
 }
 [[nodiscard]] constexpr uint64_t strip_bytes(ValueKind kind, uint64_t columns) {
   return scale_bytes(kind, columns) + tiles(columns) * tile_code_bytes(kind);
 }
 // Bytes of the strips' bases, which follow all strips.
 [[nodiscard]] constexpr uint64_t base_bytes(ValueKind kind, uint64_t rows) {
-  return quantised(kind) ? align_up(sizeof(uint16_t) * strips(rows), kTileAlign) : 0;
+  return quantised(kind) ? base::align_up(sizeof(uint16_t) * strips(rows), kTileAlign) : 0;
 }
 [[nodiscard]] constexpr uint64_t tiled_bytes(ValueKind kind, Shape shape) {
   return base_bytes(kind, shape.rows) + strips(shape.rows) * strip_bytes(kind, shape.columns);

@@ -197,13 +197,18 @@ TEST(Engine, CostParametersAreAgreedAndUsedFromAFixedSequence) {
   }
 }
 
+// Number 7, of three ranks.
+void add_group(FakeNetwork& network) {
+  for (Rank rank = 0; rank < 3; ++rank) {
+    ASSERT_TRUE(network.engine(rank).add_group(7, everyone(3)));
+  }
+}
+
 TEST(Engine, AReleasedGroupFailsWhatIsPendingAndDropsWhatStillComes) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     FakeNetwork network(seed, 3);
-    for (Rank rank = 0; rank < 3; ++rank) {
-      ASSERT_TRUE(network.engine(rank).add_group(7, everyone(3)));
-    }
+    add_group(network);
     ExerciseSpec spec;
     spec.size = 3;
     spec.elements = 1 + seed * 40;
@@ -242,9 +247,7 @@ TEST(Engine, ACollectiveOfAGroupThatARankReleasedEndsAtOnceAndNamesIt) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     FakeNetwork network(seed, 3);
-    for (Rank rank = 0; rank < 3; ++rank) {
-      ASSERT_TRUE(network.engine(rank).add_group(7, everyone(3)));
-    }
+    add_group(network);
     ExerciseSpec spec;
     spec.size = 3;
     spec.elements = 1 + seed * 4000;
@@ -270,9 +273,7 @@ TEST(Engine, ARankThatWaitsForAnotherLearnsOfARelease) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     FakeNetwork network(seed, 3);
-    for (Rank rank = 0; rank < 3; ++rank) {
-      ASSERT_TRUE(network.engine(rank).add_group(7, everyone(3)));
-    }
+    add_group(network);
     ExerciseSpec spec;
     spec.kind = OpKind::broadcast;
     spec.root = 1;

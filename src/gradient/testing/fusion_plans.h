@@ -29,6 +29,23 @@ inline codec::Point random_point(base::Rng& rng) {
           rng.chance(0.2)};
 }
 
+inline codec::Point ranked(uint16_t rank, codec::ValueKind factors,
+                           codec::Point rest = codec::kKeepAll) {
+  rest.rank = rank;
+  rest.factors = factors;
+  return rest;
+}
+
+// Matrices at this point, all else as its rest or its factors; several small buffers.
+inline FusionPlan plan_of(const Layout& layout, Path path, codec::Point point) {
+  return uniform_plan({.path = path,
+                       .point = point,
+                       .buffer_bytes = 3000,
+                       .first_buffer_bytes = 100,
+                       .small_elements = 0},
+                      layout);
+}
+
 // Gives both legs of a part factors, with or without a rest.
 inline void add_random_factors(base::Rng& rng, uint64_t rank_max, Path path, PartPlan& part) {
   const auto factors = [&rng] {

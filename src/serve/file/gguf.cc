@@ -6,6 +6,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/aligned.h"
 #include "base/bytes.h"
 #include "base/fault.h"
 #include "base/version.h"
@@ -211,7 +212,7 @@ Result<void> GgufFile::read() {
       return corrupt("two tensors are named '" + info.value().name + "'");
     tensors_.push_back(std::move(info).value());
   }
-  return check_places(codec::align_up(file_.bytes().size() - reader.left(), alignment_));
+  return check_places(base::align_up(file_.bytes().size() - reader.left(), alignment_));
 }
 
 Result<void> GgufFile::read_alignment() {
@@ -278,13 +279,13 @@ Result<GgufWriter> GgufWriter::create(const std::string& path, uint64_t count, B
     for (size_t i = tensor.dims.size(); i-- > 0;) writer.put(tensor.dims[i]);
     writer.put(ggml_code(tensor.kind));
     writer.put(at);
-    at = codec::align_up(at + *tensor_bytes(tensor.kind, *matrix_shape(tensor.dims)), alignment);
+    at = base::align_up(at + *tensor_bytes(tensor.kind, *matrix_shape(tensor.dims)), alignment);
   }
   auto file = OutputFile::create(path);
   if (!file) return file.error();
   GgufWriter result(std::move(file).value(), std::move(tensors), alignment);
   if (auto wrote = result.file_.append(head); !wrote) return wrote.error();
-  const uint64_t gap = codec::align_up(head.size(), alignment) - head.size();
+  const uint64_t gap = base::align_up(head.size(), alignment) - head.size();
   if (auto wrote = result.file_.append_zeros(gap); !wrote) return wrote.error();
   return result;
 }
@@ -300,7 +301,7 @@ Result<void> GgufWriter::append(Bytes bytes) {
   if (done_ < all) return {};
   ++now_;
   done_ = 0;
-  return file_.append_zeros(codec::align_up(file_.size(), alignment_) - file_.size());
+  return file_.append_zeros(base::align_up(file_.size(), alignment_) - file_.size());
 }
 
 Result<uint64_t> GgufWriter::finish() {

@@ -7,6 +7,7 @@
 #include <unistd.h>
 #include <utility>
 
+#include "base/aligned.h"
 #include "base/descriptor.h"
 
 namespace scant::serve {
@@ -51,7 +52,7 @@ MappedFile::~MappedFile() {
 void MappedFile::release(Bytes bytes) const {
   const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   const auto first = static_cast<size_t>(bytes.data() - data_);
-  const size_t from = (first + page - 1) / page * page;
+  const size_t from = base::align_up(first, page);
   const size_t end = (first + bytes.size()) / page * page;
   // A hint: where it is refused, memory is merely given back later.
   if (from < end)

@@ -28,9 +28,7 @@ Result<void> sync_folder_of(const std::string& path) {
   const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
   const base::Descriptor opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!opened.open()) return refused(folder, "cannot be opened", errno);
-  // Some network file systems know no fsync of folders: their names are durable by themselves.
-  if (::fsync(opened.get()) != 0 && errno != EINVAL)
-    return refused(folder, "cannot be synced", errno);
+  if (!base::sync_folder(opened)) return refused(folder, "cannot be synced", errno);
   return {};
 }
 

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <unordered_set>
 
+#include "base/aligned.h"
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/crc.h"
@@ -116,7 +117,7 @@ class IndexReader {
     for (size_t i = dim_count; i < kDimsMax; ++i) {
       if (dims[i] != 0) return corrupt(here() + " has a dimension that is not used");
     }
-    if (last.at != codec::align_up(after, codec::kTileAlign))
+    if (last.at != base::align_up(after, codec::kTileAlign))
       return corrupt(here() + " does not stand behind the one before");
     if (last.place >= header_.tensors) return corrupt(here() + " has a place beyond the tensors");
     return check_bytes(last, bytes);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/aligned.h"
 #include "base/check.h"
 #include "base/crc.h"
 #include "base/fault.h"
@@ -22,7 +23,7 @@ bool converts_to(TensorKind kind) { return !row_by_row(kind) || kind <= TensorKi
 
 template <typename T>
 std::vector<std::byte> little(const std::vector<T>& values) {
-  std::vector<std::byte> bytes(codec::align_up(sizeof(T) * values.size(), codec::kTileAlign));
+  std::vector<std::byte> bytes(base::align_up(sizeof(T) * values.size(), codec::kTileAlign));
   for (size_t i = 0; i < values.size(); ++i)
     base::store_little(bytes.data() + sizeof(T) * i, values[i]);
   return bytes;
@@ -56,7 +57,7 @@ Result<void> PackedWriter::put(Bytes bytes) {
 
 Result<void> PackedWriter::put_zeros_to(uint64_t align) {
   static constexpr std::array<std::byte, kPageBytes> kZeros{};
-  return put(Bytes(kZeros).first(codec::align_up(file_.size(), align) - file_.size()));
+  return put(Bytes(kZeros).first(base::align_up(file_.size(), align) - file_.size()));
 }
 
 Result<void> PackedWriter::begin_run() {

@@ -201,26 +201,30 @@ def case_plans_with_and_without_factors_share_a_log() -> None:
     again.close()
 
 
-def case_exact_goes_on_with_factors_as_if_nothing_had_happened() -> None:
-    """Directions are residuals: the base has them."""
-    plan = "rank 4 q1"
-    whole = Run(plan=plan)
-    whole.train(0, 14)
+def check_exact(cut: int, base: int, end: int, **run: str) -> None:
+    """A run that stops at step `cut` goes on from its base as one that never stopped."""
+    whole = Run(**run)
+    whole.train(0, end)
     expected = whole.bits()
     whole.close()
     path = folder("j")
-    first = Run(plan=plan)
+    first = Run(**run)
     with first.attach(path) as journal:
         journal.restore()
-        first.train(0, 10)
+        first.train(0, cut)
     first.close()
-    again = Run(seed=2, plan=plan)
+    again = Run(seed=2, **run)
     with again.attach(path) as journal:
         restored = journal.restore("exact")
-        assert restored is not None and restored.step == 6
-        again.train(6, 14)
+        assert restored is not None and restored.step == base
+        again.train(base, end)
     assert_bits(expected, again.bits())
     again.close()
+
+
+def case_exact_goes_on_with_factors_as_if_nothing_had_happened() -> None:
+    """Directions are residuals: the base has them."""
+    check_exact(10, 6, 14, plan="rank 4 q1")
 
 
 def case_exact_plans_come_back_to_the_bit() -> None:
@@ -232,23 +236,7 @@ def case_the_automatic_plan_comes_back_to_the_bit() -> None:
 
 
 def case_exact_goes_on_as_if_nothing_had_happened() -> None:
-    whole = Run()
-    whole.train(0, 20)
-    expected = whole.bits()
-    whole.close()
-    path = folder("j")
-    first = Run()
-    with first.attach(path) as journal:
-        journal.restore()
-        first.train(0, 16)
-    first.close()
-    again = Run(seed=2)
-    with again.attach(path) as journal:
-        restored = journal.restore("exact")
-        assert restored is not None and restored.step == 12
-        again.train(12, 20)
-    assert_bits(expected, again.bits())
-    again.close()
+    check_exact(16, 12, 20)
 
 
 def case_lost_mass_is_told() -> None:
