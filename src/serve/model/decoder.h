@@ -1,0 +1,54 @@
+// Runs a model over a ragged list of tokens: pieces of prompts and single tokens of answers side by
+// side, without padding. Keys and values lie in pages that the caller hands out. docs/serve.md,
+// "Models". One owner thread; the pool's workers share the work.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "base/worker_pool.h"
+#include "scant/base/result.h"
+#include "serve/model/model.h"
+
+namespace scant::serve {
+
+inline constexpr uint32_t kPageTokens = 16;
+
+// How keys and values are kept.
+enum class KvKind : uint8_t { f32, bf16, q8 };
+// Bytes of a page: the keys and values of 16 tokens, of all layers.
+[[nodiscard]] uint64_t kv_page_bytes(const Description& description, KvKind kind);
+
+// Tokens of one sequence that a step runs.
+struct Piece {
+  std::span<const uint32_t> tokens;
+  uint32_t position = 0;            // of the first of them; what lies before has been run
+  std::span<const uint32_t> pages;  // page i holds positions 16 * i to 16 * i + 15
+  uint32_t outputs = 0;             // logits are wanted of so many of the last tokens
+};
+
+class Decoder {
+ public:
+  // The model outlives it. ErrorCode::resource: no memory for the pages.
+  [[nodiscard]] static Result<std::unique_ptr<Decoder>> create(const Model& model, KvKind kind,
+                                                               uint32_t pages, size_t threads);
+  ~Decoder();
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
+
+  // The logits of all outputs, piece by piece, `vocabulary` floats each, until the next call.
+  // Tokens are below `vocabulary`, positions below `context`. ErrorCode::resource: no memory; keys
+  // and values of these pieces' tokens are then undefined.
+  [[nodiscard]] Result<std::span<const float>> run(std::span<const Piece> pieces);
+  // Page `to` becomes a copy of page `from`.
+  void copy_page(uint32_t from, uint32_t to);
+  [[nodiscard]] uint64_t memory_bytes() const;
+
+ private:
+  struct State;
+  explicit Decoder(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace scant::serve
