@@ -31,6 +31,7 @@ class BoundedQueue {
   // Waits; nothing when closed and empty, or when the timeout passes.
   std::optional<T> pop(Duration timeout = Duration::max());
   void close();
+  [[nodiscard]] bool closed() const;
   [[nodiscard]] size_t size() const;
 
  private:

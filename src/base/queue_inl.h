@@ -99,6 +99,12 @@ void BoundedQueue<T>::close() {
 }
 
 template <typename T>
+bool BoundedQueue<T>::closed() const {
+  MutexLock lock(mutex_);
+  return closed_;
+}
+
+template <typename T>
 size_t BoundedQueue<T>::size() const {
   MutexLock lock(mutex_);
   return count_;

@@ -9,11 +9,12 @@
 
 #include "base/worker_pool.h"
 #include "scant/base/result.h"
+#include "serve/kv/page.h"
 #include "serve/model/model.h"
 
 namespace scant::serve {
 
-inline constexpr uint32_t kPageTokens = 16;
+
 
 // How keys and values are kept.
 enum class KvKind : uint8_t { f32, bf16, q8 };
