@@ -270,24 +270,21 @@ class Recorder:
         self._file.close()
 
 
-def run_cases(
+def record(
     name: str,
     arguments: argparse.Namespace,
-    run_network: Callable[[str, int, Recorder], None],
+    run: Callable[[Recorder], None],
     report: Callable[[Sequence[Row], pathlib.Path], str],
     gate: Callable[[Sequence[Row]], list[str]],
 ) -> int:
-    """Every network with every number of ranks; writes rows and table, returns the exit status.
+    """Writes the rows that ``run`` adds, and a table; returns the exit status.
 
     An interrupted run reports what it has. ``report`` returns the table and may write more.
     """
     folder = pathlib.Path(arguments.out)
     recorder = Recorder(folder / f"{name}.jsonl")
     try:
-        for network in arguments.networks:
-            for ranks in arguments.ranks:
-                print(f"{name}: {network}, {ranks} ranks", file=sys.stderr)
-                run_network(network, ranks, recorder)
+        run(recorder)
     finally:
         recorder.close()
         text = report(recorder.rows, folder)
@@ -298,6 +295,24 @@ def run_cases(
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
     return 1 if missed or any("error" in row for row in recorder.rows) else 0
+
+
+def run_cases(
+    name: str,
+    arguments: argparse.Namespace,
+    run_network: Callable[[str, int, Recorder], None],
+    report: Callable[[Sequence[Row], pathlib.Path], str],
+    gate: Callable[[Sequence[Row]], list[str]],
+) -> int:
+    """Every network with every number of ranks, as ``record`` does it."""
+
+    def run(recorder: Recorder) -> None:
+        for network in arguments.networks:
+            for ranks in arguments.ranks:
+                print(f"{name}: {network}, {ranks} ranks", file=sys.stderr)
+                run_network(network, ranks, recorder)
+
+    return record(name, arguments, run, report, gate)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

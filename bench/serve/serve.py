@@ -1,0 +1,241 @@
+"""Tokens a second of the engine's decoder beside llama.cpp: the same weights, threads and lengths.
+
+    ./dev bench serve --quick
+    ./dev bench serve --kinds Q4_0 --threads 2
+
+Weights are random, of Llama-3.2-1B's shape, and lie in one GGUF file for all sides, so that they
+come from memory and not from a cache. `decode` answers after a context of 128 tokens, token by
+token; `prefill` runs a prompt of 512. Sides alternate A B B A, each run in a process of its own.
+The speed of reading memory is measured in between: it is what decoding cannot exceed. `packed`
+is the same model in the packed file's own kind with about as many bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import harness
+
+KINDS = ("Q4_0", "Q8_0", "bf16")
+PACKED = {"Q4_0": "q4", "Q8_0": "q8", "bf16": "bf16_tiles"}
+CASES = ("decode", "prefill")
+CONTEXT, PROMPT = 128, 512
+PEER, OURS, OURS_PACKED = "llama.cpp", "scant", "scant, packed"
+READ_BYTES = 1 << 30
+
+DEFAULTS: harness.Defaults = {
+    "kinds": (list(KINDS), ["Q8_0"]),
+    "threads": ([1, 2], [2]),
+    "cases": (list(CASES), list(CASES)),
+    "answer": (64, 8),
+    "repeats": (3, 1),
+}
+
+# ours ÷ the peer, at least.
+GOALS = {
+    ("decode", "Q4_0", 1): 1.25,
+    ("decode", "Q4_0", 2): 1.4,
+    ("decode", "Q8_0", 1): 1.0,
+    ("decode", "Q8_0", 2): 1.0,
+    ("decode", "bf16", 1): 1.0,
+    ("decode", "bf16", 2): 1.0,
+    ("prefill", "Q4_0", 2): 4.0,
+    ("prefill", "Q8_0", 2): 4.0,
+    ("prefill", "bf16", 2): 4.0,
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options = harness.Options(parser, DEFAULTS)
+    options.add("--kinds", f"of {', '.join(KINDS)}", nargs="+", choices=KINDS, metavar="KIND")
+    options.add("--threads", "numbers of threads", type=int, nargs="+", metavar="N")
+    options.add("--cases", f"of {', '.join(CASES)}", nargs="+", choices=CASES, metavar="CASE")
+    options.add("--answer", "tokens of an answer", type=int, metavar="N")
+    options.add("--repeats", "of the A B B A pattern", type=int, metavar="N")
+    text = "where models are written, 10 GB with all kinds (default: %(default)s)"
+    parser.add_argument("--models", default="out/models", metavar="FOLDER", help=text)
+    return options.parse("rows and table", ("threads", "answer", "repeats"))
+
+
+# ---- our side: a process ----------------------------------------------------------------------
+
+
+def work(plan: dict[str, Any]) -> None:
+    """Prints tokens a second."""
+    from scant.serve import Decoder
+
+    steps = plan["answer"]
+    last = CONTEXT + steps if plan["case"] == "decode" else PROMPT
+    pages = list(range(last // 16 + 1))
+    decoder = Decoder(plan["model"], kv="bf16", pages=len(pages), threads=plan["threads"])
+    draw = numpy.random.default_rng(1)
+    prompt = draw.integers(0, 1000, PROMPT).tolist()
+    if plan["case"] == "prefill":
+        decoder.run([(prompt, 0, pages, 1)])  # memory is mapped and allocated
+        began = time.perf_counter()
+        decoder.run([(prompt, 0, pages, 1)])
+        print(json.dumps(PROMPT / (time.perf_counter() - began)))
+        return
+    decoder.run([(prompt[:CONTEXT], 0, pages, 1)])
+    decoder.run([(prompt[:1], CONTEXT, pages, 1)])
+    began = time.perf_counter()
+    for i in range(steps):
+        decoder.run([(prompt[i : i + 1], CONTEXT + i, pages, 1)])
+    print(json.dumps(steps / (time.perf_counter() - began)))
+
+
+def reading_speed(threads: int) -> float:
+    """Bytes a second that so many threads read from memory."""
+    words = numpy.ones(READ_BYTES // 8, numpy.uint64)
+    parts = numpy.array_split(words, threads)
+    best = 0.0
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for _ in range(3):
+            began = time.perf_counter()
+            list(pool.map(numpy.bitwise_or.reduce, parts))
+            best = max(best, READ_BYTES / (time.perf_counter() - began))
+    return best
+
+
+# ---- rows -------------------------------------------------------------------------------------
+
+
+class Models:
+    """The files, written when they are first asked for."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def gguf(self, kind: str) -> pathlib.Path:
+        import weights
+
+        path = self._folder / f"llama-1b-{kind}.gguf"
+        weights.write(path, kind)
+        return path
+
+    def packed(self, kind: str) -> pathlib.Path:
+        path = self._folder / f"llama-1b-{PACKED[kind]}.scp"
+        if not path.exists():
+            source = self.gguf("bf16")
+            command = [sys.executable, "-m", "scant", "pack", str(source), str(path)]
+            subprocess.run([*command, "--as", PACKED[kind]], check=True, stdout=sys.stderr)
+        return path
+
+
+def ours(model: pathlib.Path, case: str, threads: int, answer: int) -> float:
+    plan = {"model": str(model), "case": case, "threads": threads, "answer": answer}
+    command = [sys.executable, __file__, "--worker", json.dumps(plan)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout))
+
+
+def measure(
+    case: str, kind: str, threads: int, models: Models, arguments: argparse.Namespace
+) -> harness.Row:
+    import peer_llama
+
+    peer = peer_llama.build()
+    gguf, packed = models.gguf(kind), models.packed(kind)
+    answer = arguments.answer
+
+    def peers() -> float:
+        if case == "decode":
+            return peer.bench(gguf, threads, 0, answer, CONTEXT)
+        return peer.bench(gguf, threads, PROMPT, 0)
+
+    sides = {
+        PEER: peers,
+        OURS: lambda: ours(gguf, case, threads, answer),
+        OURS_PACKED: lambda: ours(packed, case, threads, answer),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    reading = [reading_speed(threads)]
+    for _ in range(arguments.repeats):
+        for name in harness.palindrome(list(sides)):
+            samples[name].append(sides[name]())
+        reading.append(reading_speed(threads))
+    size = {PEER: gguf, OURS: gguf, OURS_PACKED: packed}
+    row: harness.Row = {"case": case, "kind": kind, "threads": threads, "quick": arguments.quick}
+    row |= {"reading_bytes_s": harness.quantiles(reading), "samples": samples}
+    row["sides"] = {
+        name: {
+            "tokens_s": harness.quantiles(values),
+            "ratio": harness.quantiles(harness.ratios(values, samples[PEER])),
+            "bytes": size[name].stat().st_size,
+        }
+        for name, values in samples.items()
+    }
+    return row | harness.machine()
+
+
+def table(rows: Sequence[harness.Row]) -> str:
+    head = ["case", "kind", "threads", "side", "÷ llama.cpp (quartiles)", "tokens/s", "MB",
+            "of reading speed"]  # fmt: skip
+    lines = []
+    for row in rows:
+        for name, side in row["sides"].items():
+            low, middle, top = side["ratio"]
+            share = side["tokens_s"][1] * side["bytes"] / row["reading_bytes_s"][1]
+            lines.append([
+                row["case"], row["kind"], str(row["threads"]), name,
+                "1" if name == PEER else f"{middle:.2f} ({low:.2f}–{top:.2f})",
+                f"{side['tokens_s'][1]:.1f}", f"{side['bytes'] / 1e6:.0f}",
+                f"{share:.2f}" if row["case"] == "decode" else "–",
+            ])  # fmt: skip
+    return harness.markdown(head, lines)
+
+
+def gate(rows: Sequence[harness.Row], wanted: Sequence[tuple[str, str, int]]) -> list[str]:
+    """Stated figures that are missed, and rows that are not there."""
+    found = {(row["case"], row["kind"], row["threads"]): row for row in rows}
+    missed = []
+    for key in wanted:
+        if key not in found:
+            missed.append(f"{', '.join(map(str, key))}: no row")
+        elif key in GOALS:
+            ratio = found[key]["sides"][OURS]["ratio"][1]
+            if ratio < GOALS[key]:
+                missed.append(f"{', '.join(map(str, key))}: {ratio:.2f} < {GOALS[key]}")
+    return missed
+
+
+def main() -> int:
+    """Returns the exit status."""
+    arguments = parse()
+    if arguments.worker:
+        work(json.loads(arguments.worker))
+        return 0
+    models = Models(pathlib.Path(arguments.models))
+    wanted = [
+        (case, kind, threads)
+        for kind in arguments.kinds
+        for case in arguments.cases
+        for threads in arguments.threads
+    ]
+
+    def run(recorder: harness.Recorder) -> None:
+        for case, kind, threads in wanted:
+            print(f"serve: {case}, {kind}, {threads} threads", file=sys.stderr)
+            recorder.add(measure(case, kind, threads, models, arguments))
+
+    return harness.record(
+        "serve", arguments, run, lambda rows, _: table(rows), lambda rows: gate(rows, wanted)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
