@@ -72,6 +72,7 @@ class CharTransformer(nn.Module):
 
     def __init__(self, width: int = 256, layers: int = 4, heads: int = 4, block: int = 64) -> None:
         super().__init__()
+        self.heads = heads
         self.token = nn.Embedding(256, width)
         self.position = nn.Parameter(0.02 * torch.randn(block, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
@@ -81,6 +82,41 @@ class CharTransformer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         return self.head(self.norm(self.blocks(x)))
+
+
+def save(model: CharTransformer, folder: pathlib.Path) -> None:
+    """A Hugging Face folder of the GPT-2 family, which ``scant pack`` takes. Tokens are bytes."""
+    from scant.journal import tensor_files
+
+    state = model.state_dict()
+    positions, width = state["position"].shape
+    tensors = {
+        "wte.weight": state["token.weight"], "wpe.weight": state["position"],
+        "ln_f.weight": state["norm.weight"], "ln_f.bias": state["norm.bias"],
+    }  # fmt: skip
+    parts = {
+        "norm1": "ln_1", "qkv": "attn.c_attn", "out": "attn.c_proj",
+        "norm2": "ln_2", "feed.0": "mlp.c_fc", "feed.2": "mlp.c_proj",
+    }  # fmt: skip
+    for i in range(len(model.blocks)):
+        for ours, theirs in parts.items():
+            weight = state[f"blocks.{i}.{ours}.weight"]
+            tensors[f"h.{i}.{theirs}.weight"] = weight.T if weight.dim() == 2 else weight
+            tensors[f"h.{i}.{theirs}.bias"] = state[f"blocks.{i}.{ours}.bias"]
+    tensors = {f"transformer.{name}": one for name, one in tensors.items()}
+    tensors["lm_head.weight"] = state["head.weight"]
+    config = {
+        "model_type": "gpt2", "n_embd": width, "n_layer": len(model.blocks), "n_head": model.heads,
+        "n_positions": positions, "vocab_size": len(state["token.weight"]),
+        "layer_norm_epsilon": model.norm.eps, "activation_function": "gelu",
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    plain = {name: one.contiguous().numpy() for name, one in tensors.items()}
+    rows = [(name, "F32", one.shape) for name, one in plain.items()]
+    data = b"".join(one.tobytes() for one in plain.values())
+    (folder / "model.safetensors").write_bytes(tensor_files.head(rows, {"format": "pt"}) + data)
 
 
 def sample(text: torch.Tensor, draw: torch.Generator, batch: int, block: int) -> torch.Tensor:
@@ -117,6 +153,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's learning rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", help="file for one JSON line a step; default: standard output")
+    parser.add_argument("--save", help="folder for the trained model, which scant pack takes")
     return parser.parse_args()
 
 
@@ -186,6 +223,8 @@ def main() -> None:
     if rank == 0:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"cpu_s": round(float(cpu), 3), "peak_bytes": peak}), file=log, flush=True)
+    if rank == 0 and arguments.save:
+        save(network, pathlib.Path(arguments.save))
     dist.barrier()  # gloo's threads let go of the tensors above before the interpreter ends
     dist.destroy_process_group()
 
