@@ -30,7 +30,8 @@ def _example() -> Any:
 
 
 def _train(folder: Path, steps: int) -> list[float]:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words += ["--nproc-per-node", "2", "--"]  # what follows is not for torchrun
     words += [str(EXAMPLE), "--backend", "scant", "--average", "wrap", "--batch", "4"]
     words += ["--steps", str(steps), "--log", str(folder / "log"), "--save", str(folder / "model")]
     done = subprocess.run(
