@@ -13,6 +13,7 @@
 #include "bindings/journal/journal.h"
 #endif
 #if SCANT_WITH_SERVE
+#include "bindings/serve/decoder.h"
 #include "bindings/serve/files.h"
 #endif
 
@@ -35,6 +36,7 @@ NB_MODULE(_scant, module) {
 #endif
 #if SCANT_WITH_SERVE
   bind_serve_files(module);
+  bind_serve_decoder(module);
   planes.append("serve");
 #endif
   module.attr("planes") = nb::tuple(planes);

@@ -7,7 +7,6 @@
 #include <memory>
 #include <span>
 
-#include "base/worker_pool.h"
 #include "scant/base/result.h"
 #include "serve/kv/page.h"
 #include "serve/model/model.h"
@@ -29,6 +28,14 @@ struct Piece {
   uint32_t outputs = 0;             // logits are wanted of so many of the last tokens
 };
 
+// Multiply-adds since the decoder was made. `attention` has also those with keys that a token does
+// not see, in the page of one that it sees; `seen` has not.
+struct Work {
+  uint64_t products = 0;
+  uint64_t attention = 0;
+  uint64_t seen = 0;
+};
+
 class Decoder {
  public:
   // The model outlives it. ErrorCode::resource: no memory for the pages.
@@ -45,6 +52,7 @@ class Decoder {
   // Page `to` becomes a copy of page `from`.
   void copy_page(uint32_t from, uint32_t to);
   [[nodiscard]] uint64_t memory_bytes() const;
+  [[nodiscard]] Work work() const;
 
  private:
   struct State;
