@@ -23,10 +23,16 @@ bool cpu_has_avx512() {
          __builtin_cpu_supports("avx512bw");
 }
 
+bool cpu_has_avx512vnni() {
+  return cpu_has_avx512() && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+}
+
 #else
 
 bool cpu_has_avx2() { return false; }
 bool cpu_has_avx512() { return false; }
+bool cpu_has_avx512vnni() { return false; }
 
 #endif
 

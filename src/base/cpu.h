@@ -7,5 +7,7 @@ namespace scant::base {
 
 [[nodiscard]] bool cpu_has_avx2();    // and what Highway's HWY_AVX2 takes for granted beside it
 [[nodiscard]] bool cpu_has_avx512();  // likewise of HWY_AVX3
+// And VNNI, VBMI and VBMI2: Ice Lake and later.
+[[nodiscard]] bool cpu_has_avx512vnni();
 
 }  // namespace scant::base

@@ -1,3 +1,4 @@
+// Forms are made when a product first asks for one, panels side by side by the pool.
 #include "serve/kernels/multiply.h"
 #include "serve/kernels/targets.h"
 

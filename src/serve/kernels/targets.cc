@@ -1,7 +1,49 @@
+// Chooses among the implementations by what the CPU has.
 #include "serve/kernels/targets.h"
 
-namespace scant::serve {
+#include "base/cpu.h"
+#if defined(__x86_64__)
+#include "serve/kernels/x86/plan.h"
+#endif
 
-std::span<const KernelTarget> kernel_targets() { return {&kReferenceTarget, 1}; }
+namespace scant::serve {
+namespace {
+
+struct Targets {
+  KernelTarget list[5];
+  size_t count = 0;
+  void add(const KernelTarget& target) { list[count++] = target; }
+};
+
+Targets find_targets() {
+  Targets found;
+#if defined(__x86_64__)
+  KernelTarget target{.name = "avx512vnni",
+                      .form = x86_form,
+                      .fill = avx512vnni::fill,
+                      .scratch_bytes = x86_scratch_bytes,
+                      .multiply = avx512vnni::multiply,
+                      .begin = begin_nothing,
+                      .end = end_nothing};
+  if (base::cpu_has_avx512vnni()) found.add(target);
+  target.name = "avx512";
+  target.fill = avx512::fill;
+  target.multiply = avx512::multiply;
+  if (base::cpu_has_avx512()) found.add(target);
+  target.name = "avx2";
+  target.fill = avx2::fill;
+  target.multiply = avx2::multiply;
+  if (base::cpu_has_avx2()) found.add(target);
+#endif
+  found.add(kReferenceTarget);
+  return found;
+}
+
+}  // namespace
+
+std::span<const KernelTarget> kernel_targets() {
+  static const Targets found = find_targets();
+  return {found.list, found.count};
+}
 
 }  // namespace scant::serve
