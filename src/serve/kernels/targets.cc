@@ -3,6 +3,7 @@
 
 #include "base/cpu.h"
 #if defined(__x86_64__)
+#include "serve/kernels/x86/amx.h"
 #include "serve/kernels/x86/plan.h"
 #endif
 
@@ -18,6 +19,15 @@ struct Targets {
 Targets find_targets() {
   Targets found;
 #if defined(__x86_64__)
+  if (base::cpu_has_amx()) {
+    found.add({.name = "amx",
+               .form = amx::form,
+               .fill = amx::fill,
+               .scratch_bytes = amx::scratch_bytes,
+               .multiply = amx::multiply,
+               .begin = begin_nothing,
+               .end = amx::end});
+  }
   KernelTarget target{.name = "avx512vnni",
                       .form = x86_form,
                       .fill = avx512vnni::fill,

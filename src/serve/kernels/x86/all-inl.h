@@ -1,10 +1,12 @@
 // Everything that one instruction set compiles, in its order: included within the set's namespace,
 // behind its lanes.
-#include "serve/kernels/x86/codes-inl.h"
+// clang-format off
 #include "serve/kernels/x86/expand-inl.h"
-#include "serve/kernels/x86/fill-inl.h"
-#include "serve/kernels/x86/floats-inl.h"
+#include "serve/kernels/x86/codes-inl.h"
 #include "serve/kernels/x86/pairs-inl.h"
+#include "serve/kernels/x86/floats-inl.h"
+#include "serve/kernels/x86/fill-inl.h"
+// clang-format on
 
 void multiply(const Part& part) {
   switch (part.operand->form) {

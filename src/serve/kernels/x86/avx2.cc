@@ -12,7 +12,7 @@
 
 #define SCANT_HAS_VNNI 0
 
-SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX2)
+SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX2);
 namespace scant::serve::avx2 {
 
 #include "serve/kernels/x86/lanes_avx2-inl.h"
@@ -20,4 +20,4 @@ namespace scant::serve::avx2 {
 #include "serve/kernels/x86/all-inl.h"
 
 }  // namespace scant::serve::avx2
-SCANT_END_INSTRUCTIONS
+SCANT_END_INSTRUCTIONS;

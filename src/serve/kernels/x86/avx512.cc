@@ -12,7 +12,7 @@
 
 #define SCANT_HAS_VNNI 0
 
-SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512)
+SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512);
 namespace scant::serve::avx512 {
 
 #include "serve/kernels/x86/lanes_avx512-inl.h"
@@ -20,4 +20,4 @@ namespace scant::serve::avx512 {
 #include "serve/kernels/x86/all-inl.h"
 
 }  // namespace scant::serve::avx512
-SCANT_END_INSTRUCTIONS
+SCANT_END_INSTRUCTIONS;

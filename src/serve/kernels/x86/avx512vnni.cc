@@ -12,7 +12,7 @@
 
 #define SCANT_HAS_VNNI 1
 
-SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI)
+SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI);
 namespace scant::serve::avx512vnni {
 
 #include "serve/kernels/x86/lanes_avx512-inl.h"
@@ -20,4 +20,4 @@ namespace scant::serve::avx512vnni {
 #include "serve/kernels/x86/all-inl.h"
 
 }  // namespace scant::serve::avx512vnni
-SCANT_END_INSTRUCTIONS
+SCANT_END_INSTRUCTIONS;
