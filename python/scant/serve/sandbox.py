@@ -124,6 +124,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> Any:
+        """Jinja would let `format` through in a form that cannot leak, but can fill memory."""
+        if getattr(value, "__name__", "") in ("format", "format_map"):
+            raise TooMuchError("format is not for templates of chats")
+        return None
+
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._check_time()
         own = getattr(obj, "__self__", None)

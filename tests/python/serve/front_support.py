@@ -84,3 +84,10 @@ def post(body: bytes, length: int | None = None, path: str = "/v1/completions") 
     return (
         f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
     )
+
+
+def refused(front: Front, body: Any, path: str = "/v1/completions") -> tuple[int, dict[str, Any]]:
+    """A POST that is refused: its status and OpenAI's object of an error."""
+    status, _, found = ask(front, "POST", path, body)
+    assert set(found["error"]) == {"message", "type", "param", "code"}
+    return status, found["error"]

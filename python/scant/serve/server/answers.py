@@ -93,11 +93,11 @@ class Choice:
 
     def _add(self, event: Token, token: int) -> None:
         self.tokens += 1
+        if event.finish == "stop" and token in self._eos:
+            return
         if self.answer.wants_logprobs:
             self.events.append(event)
             self.offsets.append(self._characters)
-        if event.finish == "stop" and token in self._eos:
-            return
         text = self._detokeniser.add(token)
         if text:
             self._told(text)

@@ -32,7 +32,7 @@ from scant.serve.server.forms import ChatForm, CompletionForm, Form
 from scant.serve.server.keys import Keys
 from scant.serve.server.limits import Limits
 from scant.serve.server.prompts import Preparer, Prompt
-from scant.serve.server.refusals import Left, Refusal, draining, overloaded, refusal_of
+from scant.serve.server.refusals import Left, Refusal, draining, refusal_of
 
 __all__ = ["App", "Settings"]
 
@@ -278,8 +278,6 @@ class App:
         limits = self.settings.limits
         with self._bodies.held() as take:
             data = await body.read(scope["headers_by_name"], receive, limits, take)
-            if self._preparing >= limits.preparing:
-                raise overloaded("too many requests wait to be read: try again later")
             self._preparing += 1
             try:
                 loop = asyncio.get_running_loop()

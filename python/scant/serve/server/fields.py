@@ -329,7 +329,7 @@ def _message(at: str, value: Any) -> Mapping[str, str]:
     if not isinstance(value, dict):
         raise _wrong(at, "must be an object")
     role = value.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         what = "is not supported" if role in ("tool", "function") else "is not known"
         raise _wrong(f"{at}.role", f"{_shown(role)} {what}: use {', '.join(_ROLES)}")
     found = {"role": _ROLES[role]}

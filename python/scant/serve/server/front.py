@@ -74,7 +74,8 @@ class Front:
     def stop(self) -> None:
         """Begins to drain, as SIGTERM does."""
         assert self._loop is not None and self._stopping is not None
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        with contextlib.suppress(RuntimeError):  # it has ended by itself
+            self._loop.call_soon_threadsafe(self._stopping.set)
 
     def _listen(self) -> socket.socket:
         host, port = self.settings.host, self.settings.port
@@ -117,7 +118,7 @@ class Front:
             self._write_run(app)
             tasks.append(loop.create_task(self._write_periods(app)))
         try:
-            self._greet(app)
+            self._greet()
             await self._until_stopped(app, serving)
         finally:
             for task in tasks:
@@ -149,7 +150,7 @@ class Front:
             )
         )
 
-    def _greet(self, app: App) -> None:
+    def _greet(self) -> None:
         settings, model = self.settings, self.engine.model
         at = f"http://{_shown_host(settings.host)}:{self.port}"
         self._say(
@@ -196,7 +197,7 @@ class Front:
         left = len(app.answers)
         limit_s = 0.0 if app.failure is not None else self.settings.drain_timeout_s
         if left:
-            self._say(f"{left} answers are on their way; waiting up to {limit_s:g} s for them")
+            self._say(f"waiting up to {limit_s:g} s for the answers on their way: {left}")
         if await self._idle(app, limit_s):
             return
         app.end_all()

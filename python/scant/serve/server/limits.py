@@ -35,4 +35,3 @@ class Limits:
     prompts: int = 64
     biases: int = 1024
     alternatives: int = 20
-    preparing: int = 256  # requests that wait to be made into tokens
