@@ -93,8 +93,7 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
         "max_waiting": getattr(arguments, "max_waiting", None),
         "name": getattr(arguments, "name", None) or name_of(arguments.file),
     }
-    opened: Engine = engine.Engine(os.fspath(arguments.file), **options)
-    return opened
+    return ModelEngine(os.fspath(arguments.file), **options)
 
 
 def name_of(path: pathlib.Path) -> str:

@@ -13,8 +13,6 @@
 
 namespace scant::serve {
 
-
-
 // How keys and values are kept.
 enum class KvKind : uint8_t { f32, bf16, q8 };
 // Bytes of a page: the keys and values of 16 tokens, of all layers.
