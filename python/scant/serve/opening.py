@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import os
 import pathlib
 import re
@@ -85,7 +84,8 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
     """The engine over this file; what is missing for it is told first."""
     planes.need("serve")
     need("tokenizers", "jinja2")
-    engine: Any = importlib.import_module("scant.serve.engine")
+    from scant.serve.model_engine import ModelEngine
+
     options: dict[str, Any] = {
         "threads": arguments.threads,
         "kv_bytes": arguments.kv_bytes,
