@@ -13,6 +13,8 @@
 #include "bindings/journal/journal.h"
 #endif
 #if SCANT_WITH_SERVE
+#include "bindings/serve/decoder.h"
+#include "bindings/serve/engine.h"
 #include "bindings/serve/files.h"
 #endif
 
@@ -35,6 +37,8 @@ NB_MODULE(_scant, module) {
 #endif
 #if SCANT_WITH_SERVE
   bind_serve_files(module);
+  bind_serve_decoder(module);
+  bind_serve_engine(module);
   planes.append("serve");
 #endif
   module.attr("planes") = nb::tuple(planes);

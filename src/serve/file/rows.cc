@@ -123,6 +123,16 @@ void narrow_rows(TensorKind kind, const float* values, uint64_t count, std::byte
   }
 }
 
+void read_row(const Tensor& tensor, uint64_t row, float* out) {
+  SCANT_CHECK(row < tensor.shape.rows);
+  if (row_by_row(tensor.kind)) {
+    const uint64_t of_row = *row_bytes(tensor.kind, tensor.shape.columns);
+    widen_rows(tensor.kind, tensor.bytes.subspan(row * of_row, of_row), tensor.shape.columns, out);
+  } else {
+    read_strip(tensor, row / codec::kTileRows, row % codec::kTileRows, 1, out);
+  }
+}
+
 Bytes strip_of(const Tensor& tensor, uint64_t strip) {
   if (sparse(tensor.kind)) {
     const uint64_t at = sparse_at(tensor, strip);

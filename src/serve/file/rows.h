@@ -18,6 +18,10 @@ void narrow_rows(TensorKind kind, const float* values, uint64_t count, std::byte
 [[nodiscard]] Result<void> read_rows(const Tensor& tensor, uint64_t first, uint64_t rows,
                                      TensorKind as, MutableBytes out);
 
+// One row of any kind, as f32, without memory of its own. There is such a row; a sparse tensor must
+// have been checked.
+void read_row(const Tensor& tensor, uint64_t row, float* out);
+
 // For a tensor in strips: a strip, and its base. A sparse tensor must have been checked.
 [[nodiscard]] Bytes strip_of(const Tensor& tensor, uint64_t strip);
 [[nodiscard]] uint16_t base_of(const Tensor& tensor, uint64_t strip);

@@ -7,14 +7,11 @@
 #include <memory>
 #include <span>
 
-#include "base/worker_pool.h"
 #include "scant/base/result.h"
 #include "serve/kv/page.h"
 #include "serve/model/model.h"
 
 namespace scant::serve {
-
-
 
 // How keys and values are kept.
 enum class KvKind : uint8_t { f32, bf16, q8 };
@@ -27,6 +24,14 @@ struct Piece {
   uint32_t position = 0;            // of the first of them; what lies before has been run
   std::span<const uint32_t> pages;  // page i holds positions 16 * i to 16 * i + 15
   uint32_t outputs = 0;             // logits are wanted of so many of the last tokens
+};
+
+// Multiply-adds since the decoder was made. `attention` has also those with keys that a token does
+// not see, in the page of one that it sees; `seen` has not.
+struct Work {
+  uint64_t products = 0;
+  uint64_t attention = 0;
+  uint64_t seen = 0;
 };
 
 class Decoder {
@@ -45,6 +50,7 @@ class Decoder {
   // Page `to` becomes a copy of page `from`.
   void copy_page(uint32_t from, uint32_t to);
   [[nodiscard]] uint64_t memory_bytes() const;
+  [[nodiscard]] Work work() const;
 
  private:
   struct State;
