@@ -16,7 +16,7 @@ from scant.serve.description import NO_TOKEN, Description, Flags
 from scant.serve.engine import Sampling, Token
 from scant.serve.text import Tokenizer
 
-__all__ = ["ModelEngine", "free_memory", "usable_threads"]
+__all__ = ["ModelEngine", "free_memory", "tokenizer_of", "usable_threads"]
 
 _KV_SHARE = 4  # keys and values get this part of the memory that is free
 _KV_BYTES_MAX = 8 << 30
@@ -71,6 +71,11 @@ class _Texts:
                 f"{path}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model "
                 f"{description.vocabulary}"
             )
+
+
+def tokenizer_of(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a packed file or a GGUF file."""
+    return _Texts(pathlib.Path(path), decoding.Model(path).description).tokenizer
 
 
 class _Served:
