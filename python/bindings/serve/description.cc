@@ -58,7 +58,7 @@ Description description_of(const nb::dict& given) {
   Description d;
   get_code(options, "family", d.family, uint32_t{5});
   get_code(options, "norm", d.norm, uint8_t{2});
-  get_code(options, "activation", d.activation, uint8_t{2});
+  get_code(options, "activation", d.activation, uint8_t{3});
   get_code(options, "position", d.position, uint8_t{3});
   get_code(options, "rope_scaling", d.rope_scaling, uint8_t{3});
   options.need("layers", d.layers);

@@ -34,7 +34,12 @@ _CLASSES = {
     Family.QWEN3: "Qwen3ForCausalLM",
     Family.GPT2: "GPT2LMHeadModel",
 }
-_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+_GELU = {
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu": Activation.GELU,
+}
 
 
 def _whole(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -88,9 +93,10 @@ def from_config(
 
 
 def _gpt2(config: Mapping[str, Any], flags: Flags, rest: Mapping[str, Any]) -> Description:
-    if config.get("activation_function", "gelu_new") not in _GELU:
+    activation = config.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in _GELU:
         raise Unsupported(
-            f"config.json: activation_function {config['activation_function']!r} is not supported; "
+            f"config.json: activation_function {activation!r} is not supported; "
             f"known: {', '.join(_GELU)}"
         )
     width, heads = _whole(config, "n_embd"), _whole(config, "n_head")
@@ -110,7 +116,7 @@ def _gpt2(config: Mapping[str, Any], flags: Flags, rest: Mapping[str, Any]) -> D
         norm_epsilon=_real(config, "layer_norm_epsilon", 1e-5),
         position=Position.LEARNED,
         norm=Norm.LAYER,
-        activation=Activation.GELU_TANH,
+        activation=_GELU[activation],
         flags=flags,
         **rest,
     )
@@ -204,7 +210,7 @@ def to_config(description: Description, dtype: str) -> dict[str, Any]:
             "n_inner": d.ffn,
             "n_positions": d.context,
             "layer_norm_epsilon": d.norm_epsilon,
-            "activation_function": "gelu_new",
+            "activation_function": "gelu" if d.activation == Activation.GELU else "gelu_new",
         }
     config |= {
         "hidden_act": "silu",

@@ -44,6 +44,7 @@ class Activation(IntEnum):
 
     SILU = 1
     GELU_TANH = 2
+    GELU = 3
 
 
 class Position(IntEnum):

@@ -151,6 +151,8 @@ def to_gguf(description: Description, name: str) -> dict[str, tuple[Any, ...]]:
         f"{of}.feed_forward_length": (Type.U32, d.ffn),
         f"{of}.attention.head_count": (Type.U32, d.heads),
     }
+    if d.activation == Activation.GELU:
+        raise Unsupported("GGUF has no name for a GPT-2 whose GELU is by the error function")
     if d.family == Family.GPT2:
         return values | {f"{of}.attention.layer_norm_epsilon": (Type.F32, d.norm_epsilon)}
     values |= {

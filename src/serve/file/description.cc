@@ -114,7 +114,7 @@ Result<Description> read_description(Bytes bytes) {
   const auto eos = reader.get<uint32_t>();
   if (family < 1 || family > 5) return corrupt("family " + std::to_string(family));
   if (norm < 1 || norm > 2) return corrupt("norm " + std::to_string(norm));
-  if (activation < 1 || activation > 2) return corrupt("activation " + std::to_string(activation));
+  if (activation < 1 || activation > 3) return corrupt("activation " + std::to_string(activation));
   if (position < 1 || position > 3) return corrupt("position " + std::to_string(position));
   if (scaling > 3) return corrupt("rope_scaling " + std::to_string(scaling));
   if (eos > kEosMax) return corrupt(std::to_string(eos) + " eos");

@@ -15,7 +15,7 @@ namespace scant::serve {
 
 enum class Family : uint32_t { llama = 1, mistral = 2, qwen2 = 3, qwen3 = 4, gpt2 = 5 };
 enum class Norm : uint8_t { rms = 1, layer = 2 };
-enum class Activation : uint8_t { silu = 1, gelu_tanh = 2 };
+enum class Activation : uint8_t { silu = 1, gelu_tanh = 2, gelu = 3 };
 enum class Position : uint8_t { rope_halves = 1, rope_neighbours = 2, learned = 3 };
 enum class RopeScaling : uint8_t { none = 0, linear = 1, llama3 = 2, tensor = 3 };
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/check.h"
+
 namespace scant::serve {
 namespace {
 
@@ -137,6 +139,7 @@ class Attending {
 
 void attend(const AttentionShape& shape, const KvMemory& memory, const StepKernels& kernels,
             uint32_t layer, uint32_t kv_head, const AttentionTokens& tokens, AttentionRoom& room) {
+  SCANT_CHECK(tokens.tokens > 0 && tokens.tokens <= shape.tokens_at_a_time());
   Attending now(shape, tokens, memory.value_stride(), room);
   now.begin(kv_head);
   const uint32_t last = tokens.position + tokens.tokens - 1;

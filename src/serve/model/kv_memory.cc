@@ -53,7 +53,8 @@ Result<KvMemory> KvMemory::create(const Description& description, KvKind kind, u
   const Error none{.code = ErrorCode::resource,
                    .message = "no memory for " + std::to_string(pages) + " pages of " +
                               std::to_string(made.page_bytes_) + " bytes for keys and values"};
-  if (pages > 0 && made.page_bytes_ > (uint64_t{1} << 46) / pages) return none;
+  constexpr uint64_t kBytesMax = uint64_t{1} << 44;
+  if (pages > 0 && made.page_bytes_ > kBytesMax / pages) return none;
   auto memory = base::Buffer::allocate(made.page_bytes_ * pages);
   if (!memory) return none;
   made.memory_ = std::move(memory).value();
