@@ -16,6 +16,8 @@ void multiply(const Part& part) {
     case Form::rounded:
       return multiply_pairs(part);
     default:
+      if (part.operand->tokens == 1) return multiply_few<1>(part);
+      if (part.operand->tokens == 2) return multiply_few<2>(part);
       return multiply_codes(part, add_panel);
   }
 }

@@ -73,10 +73,12 @@ SCANT_INLINE void add_halves() {
 
 constexpr int kCodesLeft = 4;
 constexpr int kCodesRight = 6;
+// While sums of so many groups are scaled, tiles of as many more are multiplied.
+constexpr size_t kDepth = 4;
 
 void configure_codes(size_t tokens, size_t wide) {
   TileShapes shapes;
-  for (size_t tile = 0; tile < 2; ++tile) shapes.set(tile, tokens, 64);
+  for (size_t tile = 0; tile < kDepth; ++tile) shapes.set(tile, tokens, 64);
   shapes.set(kCodesLeft, tokens, wide);
   shapes.set(kCodesLeft + 1, tokens, wide);
   shapes.set(kCodesRight, wide / 4, 64);
@@ -90,9 +92,11 @@ SCANT_INLINE void multiply_group(const Piece& piece, const Operand& operand, siz
                                  int32_t* to) {
   const size_t wide = 4 * piece.quads;
   zero_tile<kTile>();
-  load_tile<kCodesLeft + kTile>(operand.codes(panel, piece.group_first + g), wide);
-  load_tile<kCodesRight + kTile>(piece.levels + 64 * piece.quads * g, 64);
-  add_bytes<kTile, kCodesLeft + kTile, kCodesRight + kTile>();
+  constexpr int kLeft = kCodesLeft + kTile % 2;
+  constexpr int kRight = kCodesRight + kTile % 2;
+  load_tile<kLeft>(operand.codes(panel, piece.group_first + g), wide);
+  load_tile<kRight>(piece.levels + 64 * piece.quads * g, 64);
+  add_bytes<kTile, kLeft, kRight>();
   store_tile<kTile>(to, 64);
 }
 
@@ -111,25 +115,36 @@ SCANT_INLINE void add_group(const Piece& piece, const Operand& operand, size_t p
   }
 }
 
+// Up to kDepth groups from g on; returns how many.
+template <size_t kTokens>
+SCANT_INLINE size_t multiply_groups(const Piece& piece, const Operand& operand, size_t panel,
+                                    size_t g, int32_t (*to)[16 * kTokens]) {
+  const size_t count = std::min(kDepth, piece.groups - g);
+  multiply_group<0>(piece, operand, panel, g, to[0]);
+  if (count > 1) multiply_group<1>(piece, operand, panel, g + 1, to[1]);
+  if (count > 2) multiply_group<2>(piece, operand, panel, g + 2, to[2]);
+  if (count > 3) multiply_group<3>(piece, operand, panel, g + 3, to[3]);
+  return count;
+}
+
 // A panel has at most kTokens tokens; what is computed for those that it lacks is never read.
 template <size_t kTokens, bool kLeasts>
 void add_panel_of(const Piece& piece, const Operand& operand, size_t panel, float* to) {
-  // Tiles of the next group are multiplied while sums of this one are scaled.
-  alignas(64) int32_t whole[2][16 * kTokens] = {};
+  alignas(64) int32_t whole[2][kDepth][16 * kTokens];
+  if (operand.panel_tokens < kTokens) std::memset(whole, 0, sizeof whole);
   Vf sums[kTokens];
   for (size_t t = 0; t < kTokens; ++t) sums[t] = load_f(to + codec::kTileRows * t);
-  multiply_group<0>(piece, operand, panel, 0, whole[0]);
-  size_t g = 0;
-  for (; g + 2 < piece.groups; g += 2) {
-    multiply_group<1>(piece, operand, panel, g + 1, whole[1]);
-    add_group<kTokens, kLeasts>(piece, operand, panel, g, whole[0], sums);
-    multiply_group<0>(piece, operand, panel, g + 2, whole[0]);
-    add_group<kTokens, kLeasts>(piece, operand, panel, g + 1, whole[1], sums);
+  size_t count = multiply_groups<kTokens>(piece, operand, panel, 0, whole[0]);
+  for (size_t g = 0, half = 0; g < piece.groups; half ^= 1) {
+    const size_t next = g + count;
+    size_t next_count = 0;
+    if (next < piece.groups)
+      next_count = multiply_groups<kTokens>(piece, operand, panel, next, whole[half ^ 1]);
+    for (size_t i = 0; i < count; ++i)
+      add_group<kTokens, kLeasts>(piece, operand, panel, g + i, whole[half][i], sums);
+    g = next;
+    count = next_count;
   }
-  if (g + 1 < piece.groups) multiply_group<1>(piece, operand, panel, g + 1, whole[1]);
-  add_group<kTokens, kLeasts>(piece, operand, panel, g, whole[0], sums);
-  if (g + 1 < piece.groups)
-    add_group<kTokens, kLeasts>(piece, operand, panel, g + 1, whole[1], sums);
   for (size_t t = 0; t < kTokens; ++t) store_f(to + codec::kTileRows * t, sums[t]);
 }
 

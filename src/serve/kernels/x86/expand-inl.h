@@ -13,7 +13,7 @@ class Prefetcher {
         ahead_(ahead),
         far_(far) {}
   // So many bytes are being read.
-  __attribute__((always_inline)) void next(size_t bytes) {
+  SCANT_METHOD void next(size_t bytes) {
     for (left_ += bytes; left_ >= kLine; left_ -= kLine) {
       if (at_ >= end_) {
         if (ahead_.empty()) return;
@@ -56,11 +56,23 @@ struct Source {
   uint32_t base = 0;
 };
 
-// What a group becomes.
-struct Place {
-  std::byte* elements = nullptr;  // quads of levels, or pairs
-  float* scales = nullptr;
-  float* leasts = nullptr;  // Q4_1
+// What a group becomes is given to a sink, quad by quad: quad(k, levels); or offset_quad(k, values)
+// with kOffset<kind> to be taken from each value, which is below 16. Then scales() and leasts().
+template <TensorKind kind>
+constexpr int kOffset = kind == TensorKind::q4_0 ? 8 : 0;
+
+// Writes the group to memory.
+struct Store {
+  std::byte* elements = nullptr;  // quads of levels
+  float* row_scales = nullptr;
+  float* row_leasts = nullptr;  // Q4_1
+  SCANT_METHOD void quad(size_t k, Vi levels) const { store_i(elements + 64 * k, levels); }
+  template <int offset>
+  SCANT_METHOD void offset_quad(size_t k, Vi values) const {
+    quad(k, minus8(values, every_i(offset * 0x01010101)));
+  }
+  SCANT_METHOD void scales(Vf value) const { store_f(row_scales, value); }
+  SCANT_METHOD void leasts(Vf value) const { store_f(row_leasts, value); }
 };
 
 // `rows`: room for a last strip, filled up.
@@ -102,7 +114,16 @@ SCANT_INLINE void turn(const std::byte* from, size_t stride, Vi (&quads)[4]) {
   quads[2] = low64(high01, high23);
   quads[3] = high64(high01, high23);
 }
-// So many times 16 bytes of each row.
+// So many times 16 bytes of each row, to sink(quad, elements).
+template <typename Sink>
+SCANT_INLINE void turn_rows_to(const std::byte* from, size_t stride, size_t times,
+                               const Sink& sink) {
+  for (size_t i = 0; i < times; ++i) {
+    Vi quads[4];
+    turn(from + 16 * i, stride, quads);
+    for (size_t k = 0; k < 4; ++k) sink(4 * i + k, quads[k]);
+  }
+}
 SCANT_INLINE void turn_rows(const std::byte* from, size_t stride, size_t times, std::byte* to) {
   for (size_t i = 0; i < times; ++i) {
     Vi quads[4];
@@ -113,31 +134,24 @@ SCANT_INLINE void turn_rows(const std::byte* from, size_t stride, size_t times, 
 
 // --- GGUF's blocks
 
-SCANT_INLINE void expand_q8_0(const Source& from, const Place& to) {
-  store_f(to.scales, of_low_halves(gather(from.rows, from.stride)));
-  turn_rows(from.rows + 2, from.stride, 2, to.elements);
+template <typename Sink>
+SCANT_INLINE void expand_q8_0(const Source& from, Sink& sink) {
+  turn_rows_to(from.rows + 2, from.stride, 2, [&](size_t k, Vi levels) { sink.quad(k, levels); });
+  sink.scales(of_low_halves(gather(from.rows, from.stride)));
 }
 
-SCANT_INLINE void expand_nibbles(const Source& from, size_t head, Vi less, const Place& to) {
+template <TensorKind kind, typename Sink>
+SCANT_INLINE void expand_nibbles(const Source& from, Sink& sink) {
   Vi quads[4];
-  turn(from.rows + head, from.stride, quads);
+  turn(from.rows + (kind == TensorKind::q4_1 ? 4 : 2), from.stride, quads);
   const Vi low = every_i(0x0F0F0F0F);
   for (size_t k = 0; k < 4; ++k) {
-    store_i(to.elements + 64 * k, minus8(both(quads[k], low), less));
-    store_i(to.elements + 64 * (k + 4), minus8(both(down<4>(quads[k]), low), less));
+    sink.template offset_quad<kOffset<kind>>(k, both(quads[k], low));
+    sink.template offset_quad<kOffset<kind>>(k + 4, both(down<4>(quads[k]), low));
   }
-}
-
-SCANT_INLINE void expand_q4_0(const Source& from, const Place& to) {
-  store_f(to.scales, of_low_halves(gather(from.rows, from.stride)));
-  expand_nibbles(from, 2, every_i(0x08080808), to);
-}
-
-SCANT_INLINE void expand_q4_1(const Source& from, const Place& to) {
-  const Vi both_numbers = gather(from.rows, from.stride);
-  store_f(to.scales, of_low_halves(both_numbers));
-  store_f(to.leasts, of_low_halves(down<16>(both_numbers)));
-  expand_nibbles(from, 4, every_i(0), to);
+  const Vi numbers = gather(from.rows, from.stride);
+  sink.scales(of_low_halves(numbers));
+  if constexpr (kind == TensorKind::q4_1) sink.leasts(of_low_halves(down<16>(numbers)));
 }
 
 // --- Tiles
@@ -154,21 +168,28 @@ SCANT_INLINE __m128i level_table() {
   return _mm_load_si128(reinterpret_cast<const __m128i*>(table));
 }
 
-SCANT_INLINE void expand_q4(const Source& from, const Place& to) {
+template <typename Sink>
+SCANT_INLINE void expand_q8(const Source& from, Sink& sink) {
+  for (size_t k = 0; k < 16; ++k) sink.quad(k, load_i(from.codes + 64 * k));
+  sink.scales(tile_scales(from.scales, from.base));
+}
+
+template <typename Sink>
+SCANT_INLINE void expand_q4(const Source& from, Sink& sink) {
   const __m128i table = level_table<codec::ValueKind::q4>();
   const Vi low = every_i(0x0F0F0F0F);
-  store_f(to.scales, tile_scales(from.scales, from.base));
+  sink.scales(tile_scales(from.scales, from.base));
   for (size_t p = 0; p < 8; ++p) {
     const Vi codes = load_i(from.codes + 64 * p);
-    store_i(to.elements + 128 * p, look_up(table, both(codes, low)));
-    store_i(to.elements + 128 * p + 64, look_up(table, both(down<4>(codes), low)));
+    sink.quad(2 * p, look_up(table, both(codes, low)));
+    sink.quad(2 * p + 1, look_up(table, both(down<4>(codes), low)));
   }
 }
 
 // Quad 4 * p + m has the bits 2 * m of each byte, and a sign in a word of its own.
-template <codec::ValueKind kind, int kQuad>
+template <codec::ValueKind kind, int kQuad, typename Sink>
 SCANT_INLINE void expand_two_bits(const Source& from, Vi codes, size_t p, __m128i table,
-                                  const Place& to) {
+                                  Sink& sink) {
   const size_t quad = 4 * p + kQuad;
   Vi index = both(down<2 * kQuad>(codes), every_i(0x03030303));
   if constexpr (kind == codec::ValueKind::q3) {
@@ -176,19 +197,19 @@ SCANT_INLINE void expand_two_bits(const Source& from, Vi codes, size_t p, __m128
     std::memcpy(&signs, from.codes + 256 + 8 * quad, sizeof signs);
     index = choose(signs, either(index, every_i(0x04040404)), index);
   }
-  store_i(to.elements + 64 * quad, look_up(table, index));
+  sink.quad(quad, look_up(table, index));
 }
 
-template <codec::ValueKind kind>
-SCANT_INLINE void expand_pairs_of_bits(const Source& from, const Place& to) {
+template <codec::ValueKind kind, typename Sink>
+SCANT_INLINE void expand_pairs_of_bits(const Source& from, Sink& sink) {
   const __m128i table = level_table<kind>();
-  store_f(to.scales, tile_scales(from.scales, from.base));
+  sink.scales(tile_scales(from.scales, from.base));
   for (size_t p = 0; p < 4; ++p) {
     const Vi codes = load_i(from.codes + 64 * p);
-    expand_two_bits<kind, 0>(from, codes, p, table, to);
-    expand_two_bits<kind, 1>(from, codes, p, table, to);
-    expand_two_bits<kind, 2>(from, codes, p, table, to);
-    expand_two_bits<kind, 3>(from, codes, p, table, to);
+    expand_two_bits<kind, 0>(from, codes, p, table, sink);
+    expand_two_bits<kind, 1>(from, codes, p, table, sink);
+    expand_two_bits<kind, 2>(from, codes, p, table, sink);
+    expand_two_bits<kind, 3>(from, codes, p, table, sink);
   }
 }
 
@@ -244,86 +265,82 @@ SCANT_INLINE void expand_sparse_bf16(Source& from, std::byte* rows) {
     from.codes = expand_row16(bits_of(from, row), from.codes, rows + 128 * row);
 }
 
-SCANT_INLINE void expand_sparse_q8(Source& from, const Place& to) {
+template <typename Sink>
+SCANT_INLINE void expand_sparse_q8(Source& from, Sink& sink) {
   alignas(64) std::byte rows[codec::kTileRows * codec::kTileColumns];
-  store_f(to.scales, tile_scales(from.scales, from.base));
   for (size_t row = 0; row < codec::kTileRows; ++row) {
     const uint64_t bits = bits_of(from, row);
     expand_row8(bits, from.codes, rows + 64 * row);
     from.codes += _mm_popcnt_u64(bits);
   }
-  turn_rows(rows, 64, 4, to.elements);
+  turn_rows_to(rows, 64, 4, [&](size_t k, Vi levels) { sink.quad(k, levels); });
+  sink.scales(tile_scales(from.scales, from.base));
 }
 
-SCANT_INLINE void expand_sparse_q4(Source& from, const Place& to) {
-  alignas(64) std::byte rows[codec::kTileRows * codec::kTileColumns];
-  alignas(64) std::byte kept[codec::kTileColumns + 8];
-  const __m128i table = level_table<codec::ValueKind::q4>();
+// 32 bytes of codes, the lower half of each first, to 64 levels.
+SCANT_INLINE void expand_row4(uint64_t bits, const std::byte* from, __m128i table, std::byte* to) {
+#if SCANT_HAS_VNNI
+  const Vi wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  const Vi codes = both(either(wide, _mm512_slli_epi16(wide, 4)), every_i(0x0F0F0F0F));
+  _mm512_store_si512(to, _mm512_maskz_expand_epi8(bits, look_up(table, codes)));
+#else
+  alignas(16) std::byte kept[codec::kTileColumns + 8];
   const __m128i low = _mm_set1_epi8(15);
-  store_f(to.scales, tile_scales(from.scales, from.base));
+  for (size_t i = 0; i < 2; ++i) {
+    const __m128i two = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i));
+    const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(two, low));
+    const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(two, 4), low));
+    auto* const out = reinterpret_cast<__m128i*>(kept + 32 * i);
+    _mm_store_si128(out, _mm_unpacklo_epi8(even, odd));
+    _mm_store_si128(out + 1, _mm_unpackhi_epi8(even, odd));
+  }
+  expand_row8(bits, kept, to);
+#endif
+}
+
+template <typename Sink>
+SCANT_INLINE void expand_sparse_q4(Source& from, Sink& sink) {
+  alignas(64) std::byte rows[codec::kTileRows * codec::kTileColumns];
+  const __m128i table = level_table<codec::ValueKind::q4>();
   for (size_t row = 0; row < codec::kTileRows; ++row) {
     const uint64_t bits = bits_of(from, row);
-    for (size_t i = 0; i < 2; ++i) {
-      const __m128i two = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from.codes + 16 * i));
-      const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(two, low));
-      const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(two, 4), low));
-      auto* const out = reinterpret_cast<__m128i*>(kept + 32 * i);
-      _mm_store_si128(out, _mm_unpacklo_epi8(even, odd));
-      _mm_store_si128(out + 1, _mm_unpackhi_epi8(even, odd));
-    }
-    expand_row8(bits, kept, rows + 64 * row);
+    expand_row4(bits, from.codes, table, rows + 64 * row);
     from.codes += (_mm_popcnt_u64(bits) + 1) / 2;
   }
-  turn_rows(rows, 64, 4, to.elements);
+  turn_rows_to(rows, 64, 4, [&](size_t k, Vi levels) { sink.quad(k, levels); });
+  sink.scales(tile_scales(from.scales, from.base));
 }
 
 // --- All kinds
 
-// Expands `count` groups; levels of q8 are read where they lie.
-template <typename Expand>
-SCANT_INLINE void expand_each(Source& from, size_t count, size_t quads, Place to,
-                              Prefetcher& prefetcher, size_t bytes, const Expand& expand) {
-  for (size_t i = 0; i < count; ++i) {
-    expand(from, to);
-    prefetcher.next(bytes);
-    to.elements += 64 * quads;
-    to.scales += codec::kTileRows;
-    if (to.leasts != nullptr) to.leasts += codec::kTileRows;
-  }
-}
-
-template <typename Expand>
-SCANT_INLINE void expand_blocks(Source& from, size_t count, size_t bytes, Place to,
-                                Prefetcher& prefetcher, const Expand& expand) {
-  expand_each(from, count, 8, to, prefetcher, codec::kTileRows * bytes,
-              [&](Source& source, const Place& place) {
-                expand(source, place);
-                source.rows += bytes;
-              });
-}
-
-template <codec::ValueKind kind, typename Expand>
-SCANT_INLINE void expand_tiles(Source& from, size_t count, Place to, Prefetcher& prefetcher,
-                               const Expand& expand) {
-  constexpr size_t kBytes = codec::tile_code_bytes(kind);
-  expand_each(from, count, 16, to, prefetcher, kBytes + codec::kTileRows,
-              [&](Source& source, const Place& place) {
-                expand(source, place);
-                source.scales += codec::kTileRows;
-                source.codes += kBytes;
-              });
-}
-
-template <typename Expand>
-SCANT_INLINE void expand_sparse(Source& from, size_t count, Place to, Prefetcher& prefetcher,
-                                const Expand& expand) {
-  for (size_t i = 0; i < count; ++i) {
-    const std::byte* const begin = from.codes;
-    expand(from, to);
+// Gives the next group to the sink, and asks for as many bytes as it has.
+template <TensorKind kind, typename Sink>
+SCANT_INLINE void expand_group(Source& from, Sink& sink, Prefetcher& prefetcher) {
+  using codec::ValueKind;
+  const std::byte* const begin = from.codes;
+  if constexpr (kind == TensorKind::q8_0) expand_q8_0(from, sink);
+  if constexpr (kind == TensorKind::q4_0 || kind == TensorKind::q4_1)
+    expand_nibbles<kind>(from, sink);
+  if constexpr (kind == TensorKind::q8) expand_q8(from, sink);
+  if constexpr (kind == TensorKind::q4) expand_q4(from, sink);
+  if constexpr (kind == TensorKind::q3) expand_pairs_of_bits<ValueKind::q3>(from, sink);
+  if constexpr (kind == TensorKind::q2) expand_pairs_of_bits<ValueKind::q2>(from, sink);
+  if constexpr (kind == TensorKind::sparse_q8) expand_sparse_q8(from, sink);
+  if constexpr (kind == TensorKind::sparse_q4) expand_sparse_q4(from, sink);
+  if constexpr (kind <= TensorKind::q8_0) {
+    constexpr size_t kBytes = kind == TensorKind::q4_0 ? 18 : kind == TensorKind::q4_1 ? 20 : 34;
+    from.rows += kBytes;
+    prefetcher.next(codec::kTileRows * kBytes);
+  } else {
+    constexpr bool kSparse = kind >= TensorKind::sparse_bf16;
+    constexpr size_t kBits = kind == TensorKind::q8   ? 8
+                             : kind == TensorKind::q4 ? 4
+                             : kind == TensorKind::q3 ? 3
+                                                      : 2;
     from.scales += codec::kTileRows;
-    from.bits += sizeof(uint64_t) * codec::kTileRows;
-    to.elements += 64 * 16;
-    to.scales += codec::kTileRows;
-    prefetcher.next(static_cast<size_t>(from.codes - begin) + 9 * codec::kTileRows);
+    if constexpr (kSparse) from.bits += sizeof(uint64_t) * codec::kTileRows;
+    if constexpr (!kSparse) from.codes += codec::kTileRows * codec::kTileColumns * kBits / 8;
+    const auto codes = static_cast<size_t>(from.codes - begin);
+    prefetcher.next(codes + (kSparse ? 9 : 1) * codec::kTileRows);
   }
 }

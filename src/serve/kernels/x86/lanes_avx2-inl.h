@@ -210,3 +210,12 @@ SCANT_INLINE Vi add_products(Vi sum, const Weights& weights, Vi codes) {
   return {add_products(sum.a, weights.levels.a, weights.magnitudes.a, codes.a),
           add_products(sum.b, weights.levels.b, weights.magnitudes.b, codes.b)};
 }
+// Values of 0 to 15.
+SCANT_INLINE __m256i add_products_of_nibbles(__m256i sum, __m256i values, __m256i codes) {
+  const __m256i two = _mm256_maddubs_epi16(values, codes);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
+}
+SCANT_INLINE Vi add_products_of_nibbles(Vi sum, Vi values, Vi codes) {
+  return {add_products_of_nibbles(sum.a, values.a, codes.a),
+          add_products_of_nibbles(sum.b, values.b, codes.b)};
+}

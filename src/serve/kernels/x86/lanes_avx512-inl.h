@@ -117,7 +117,15 @@ SCANT_INLINE Vi start_of(int32_t start) { return every_i(start); }
 SCANT_INLINE Vi add_products(Vi sum, const Weights& weights, Vi codes) {
   return _mm512_dpbusd_epi32(sum, weights.shifted, codes);
 }
+// Values of 0 to 15.
+SCANT_INLINE Vi add_products_of_nibbles(Vi sum, Vi values, Vi codes) {
+  return _mm512_dpbusd_epi32(sum, values, codes);
+}
 #else
+SCANT_INLINE Vi add_products_of_nibbles(Vi sum, Vi values, Vi codes) {
+  const Vi two = _mm512_maddubs_epi16(values, codes);
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(two, _mm512_set1_epi16(1)));
+}
 struct Weights {
   Vi magnitudes;  // 128 at most, and 127 in codes: two products stay below 2^15
   __mmask64 negative;

@@ -7,10 +7,10 @@
 namespace scant::serve {
 
 inline constexpr size_t kStripsMany = 8;
-// Columns of a piece: few, so that one strip's stays in L1; many, so that with a panel of
-// activations it does.
+// Columns of a piece. One strip's piece, and the same columns of so many panels, stay in L1.
 inline constexpr size_t kColumnsFew = 512;
-inline constexpr size_t kColumnsMany = 1024;
+inline constexpr size_t kColumnsMany = 512;
+inline constexpr size_t kPanelsAtOnce = 2;
 // Tiles are one stream of bytes: so far ahead of it. Rows are asked for a whole strip ahead.
 inline constexpr size_t kTileDistanceBytes = 4096;
 
