@@ -60,38 +60,30 @@ Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t par
     }
     const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
     if (!encoder) return encoder.error();
-    slices.push_back({encoder.value()->of_host(), range, floats(known.tensor, range)});
+    const codec::Encoder* const kept = encoder.value()->kept_on_host();
+    if (kept == nullptr) {
+      return Error{
+          .code = ErrorCode::unsupported,
+          .message = "part " + std::to_string(part) +
+                     " sends factors, which are made on the host, but its residuals lie on "
+                     "a device; use a plan without a rank there"};
+    }
+    slices.push_back({kept, range, floats(known.tensor, range)});
   }
   return slices;
 }
 
-// Products of gradients and residuals on a device are not supported yet.
-Result<void> GradientStep::check_factors(bool on_device) {
-  const auto unsupported = [](uint32_t part, const std::string& where) {
-    return Error{.code = ErrorCode::unsupported,
-                 .message = "part " + std::to_string(part) +
-                            " of the plan sends factors, which are made on the host: " + where +
-                            "; use a plan without a rank there"};
-  };
-  for (const MatrixPart& matrix : table_.matrices()) {
-    if (on_device) return unsupported(matrix.part, "its gradient lies on a device");
-    if (!options_.encoders) continue;
-    const PartLayout& known = layout_.parts()[matrix.part];
-    for (uint32_t slice = known.first_slice; slice < known.first_slice + known.slices; ++slice) {
-      const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
-      if (!encoder) return encoder.error();
-      if (encoder.value()->of_host() == nullptr) {
-        return unsupported(matrix.part, "its encoders are of a device");
-      }
-    }
-  }
-  return {};
-}
-
-// What the strongest directions of a part hold; of gradients on a device nobody looks.
+// What the strongest directions of a part hold. Nobody looks where gradients or residuals are out
+// of the host's reach: no factors can be sent there.
 Result<void> GradientStep::look_at_directions(uint32_t part, codec::Curve& curve) {
-  if (layout_.rank_max(part) == 0 || on_device() || options_.encoders) return {};
+  const bool came = !on_device() || options_.device != nullptr;
+  if (layout_.rank_max(part) == 0 || !came) return {};
   const PartLayout& known = layout_.parts()[part];
+  if (options_.encoders) {
+    const Result<codec::TensorEncoder*> encoder = residuals_.worker(known.first_slice, seat_);
+    if (!encoder) return encoder.error();
+    if (encoder.value()->kept_on_host() == nullptr) return {};
+  }
   Result<std::vector<codec::MatrixSlice>> slices = matrix_slices(part, false);
   if (!slices) return slices.error();
   const Result<codec::Spectrum> found = codec::spectrum(layout_.tensors()[known.tensor].shape,
@@ -153,6 +145,7 @@ Result<void> GradientStep::read_factor(uint32_t slice, std::span<float> out) {
 Result<void> GradientStep::encode_left(uint32_t buffer, uint32_t part, Effort& effort) {
   const MatrixPart& matrix = *matrix_part(part);
   const PartLayout& known = layout_.parts()[part];
+  forget(part);
   if (!own_.present[known.tensor]) return {};
   if (!report_.curves.empty()) {
     if (Result<void> looked = look_at(part); !looked) return looked;
