@@ -57,7 +57,7 @@ struct StepOptions {
   // Where gradients lie on it: copies to the arena what is worked on there, gradients of plain
   // buffers and of matrix parts, and where the report holds curves all others. Outlives the step.
   codec::Device* device = nullptr;
-  // Of `split` buffers. All else is always exact.
+  // Of `split` buffers, the legs of the basis as well. All else is always exact.
   Delivery first_leg{};
   Delivery second_leg{};
   // The verdict goes when all averages have come instead of when all is encoded. A step takes a
@@ -225,13 +225,11 @@ class GradientStep {
   // step_legs.cc
   [[nodiscard]] std::optional<Transmit> begin_leg(Time now);
   [[nodiscard]] static Leg leg_of(const StepCore::Job& job);
+  [[nodiscard]] static Stage stage_of(Leg leg);
   [[nodiscard]] Operation all_reduce(uint32_t buffer);
   [[nodiscard]] Operation first_swap(uint32_t buffer, Stage stage);
   [[nodiscard]] Operation second_swap(uint32_t buffer, Stage stage);
   [[nodiscard]] Operation swap_of(uint32_t buffer, Stage stage, Leg leg, const Delivery& delivery);
-  [[nodiscard]] bool has_factors(uint32_t buffer) const {
-    return !memory_[buffer][static_cast<size_t>(Stage::basis)].slices.empty();
-  }
   [[nodiscard]] bool verdict_is_due() const;
   [[nodiscard]] Transmit begin_verdict();
   [[nodiscard]] Operation operation_of(const StepCore::Job& leg);
@@ -327,6 +325,7 @@ class GradientStep {
   Result<void> encode_average_factor(uint32_t buffer, Stage stage, uint32_t slice, Effort& effort);
   Result<void> take_factors(uint32_t buffer, Stage stage, Effort& effort);
   [[nodiscard]] Result<void> make_workers(uint32_t part);
+  void note_lost_factor(const Missing& one);
   Result<void> settle_factors(bool all);
   Result<void> keep_product(const MatrixPart& matrix, uint32_t slice, std::span<const float> right,
                             float times);

@@ -417,11 +417,11 @@ Result<void> GradientStep::add_slice(uint32_t index, Stage stage, size_t at,
   const Result<bool> summed = sum_of(index, stage, at, by_rank, out, effort);
   if (!summed) return summed.error();
   if (!summed.value() || !split) return {};
+  const bool bounded = !options_.second_leg.exact;
+  if (bounded) memory.average_pieces.reserve(slices.size());
   if (table_.is_factor(slice)) return encode_average_factor(index, stage, slice, effort);
   const codec::Range range = layout_.slices()[slice].range;
   const codec::Point point = point_of(slice, true);
-  const bool bounded = !options_.second_leg.exact;
-  if (bounded) memory.average_pieces.reserve(slices.size());
   codec::TensorEncoder& encoder = residuals_.owner(slice, seat_);
   if (Result<void> begun = encoder.begin({.memory = out}, point, nullptr); !begun) return begun;
   const auto encoded = encoder.finish();
