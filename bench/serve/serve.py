@@ -75,25 +75,26 @@ def parse() -> argparse.Namespace:
 
 def work(plan: dict[str, Any]) -> None:
     """Prints tokens a second."""
-    from scant.serve import Decoder
+    from scant.serve import Decoder, Model, Piece
 
     steps = plan["answer"]
     last = CONTEXT + steps if plan["case"] == "decode" else PROMPT
-    pages = list(range(last // 16 + 1))
-    decoder = Decoder(plan["model"], kv="bf16", pages=len(pages), threads=plan["threads"])
+    pages = range(last // 16 + 1)
+    model = Model(plan["model"])
+    decoder = Decoder(model, kv="bf16", pages=len(pages), threads=plan["threads"])
     draw = numpy.random.default_rng(1)
     prompt = draw.integers(0, 1000, PROMPT).tolist()
     if plan["case"] == "prefill":
-        decoder.run([(prompt, 0, pages, 1)])  # memory is mapped and allocated
+        decoder.run([Piece(prompt, 0, pages)])  # memory is mapped and allocated
         began = time.perf_counter()
-        decoder.run([(prompt, 0, pages, 1)])
+        decoder.run([Piece(prompt, 0, pages)])
         print(json.dumps(PROMPT / (time.perf_counter() - began)))
         return
-    decoder.run([(prompt[:CONTEXT], 0, pages, 1)])
-    decoder.run([(prompt[:1], CONTEXT, pages, 1)])
+    decoder.run([Piece(prompt[:CONTEXT], 0, pages)])
+    decoder.run([Piece(prompt[:1], CONTEXT, pages)])
     began = time.perf_counter()
     for i in range(steps):
-        decoder.run([(prompt[i : i + 1], CONTEXT + i, pages, 1)])
+        decoder.run([Piece(prompt[i : i + 1], CONTEXT + i, pages)])
     print(json.dumps(steps / (time.perf_counter() - began)))
 
 

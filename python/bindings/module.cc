@@ -14,6 +14,7 @@
 #endif
 #if SCANT_WITH_SERVE
 #include "bindings/serve/decoder.h"
+#include "bindings/serve/engine.h"
 #include "bindings/serve/files.h"
 #endif
 
@@ -37,6 +38,7 @@ NB_MODULE(_scant, module) {
 #if SCANT_WITH_SERVE
   bind_serve_files(module);
   bind_serve_decoder(module);
+  bind_serve_engine(module);
   planes.append("serve");
 #endif
   module.attr("planes") = nb::tuple(planes);

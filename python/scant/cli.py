@@ -17,12 +17,15 @@ __all__ = ["main"]
 
 # name -> (module with main(argv) -> int, one line of help)
 _FORWARDED = {
+    "chat": ("scant.serve.chat_cli", "talk with a packed model or a GGUF file"),
     "explain": ("scant.runlog.explain", "what a run chose and why, in words and in a picture"),
     "journal": ("scant.journal.cli", "what a journal of a training holds, and whether it is whole"),
     "lab": ("scant.lab.cli", "run a command as ranks on hosts with shaped links"),
     "ls": ("scant.serve.ls_cli", "what a packed model or a GGUF file holds"),
     "pack": ("scant.serve.pack_cli", "pack a model from a Hugging Face folder or a GGUF file"),
     "report": ("scant.report.cli", "turn recorded runs into a self-contained HTML page"),
+    "run": ("scant.serve.run_cli", "answer one prompt with a packed model or a GGUF file"),
+    "serve": ("scant.serve.serve_cli", "serve a model over HTTP, by OpenAI's protocol"),
     "top": ("scant.runlog.top", "watch a run while it goes"),
     "unpack": ("scant.serve.unpack_cli", "turn a packed model into GGUF or a Hugging Face folder"),
 }

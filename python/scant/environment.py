@@ -71,9 +71,11 @@ SETTINGS: dict[str, tuple[str, Callable[[Mapping[str, str], str], Any]]] = {
 }
 """Variable -> the communicator option that it sets, and how its text is read."""
 
-# Read elsewhere: the rendezvous, what the lab tells its ranks, the demo, ./dev, the tests.
+# Read elsewhere: the server's key, the rendezvous, what the lab tells its ranks, the demo, ./dev,
+# the tests.
 _OTHER_NAMES = frozenset(
     {
+        "SCANT_API_KEY",
         "SCANT_STORE",
         "SCANT_LAB",
         "SCANT_LAB_HOST",

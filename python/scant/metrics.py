@@ -42,7 +42,7 @@ _HELP = {
     "scant_steps": "Averaged steps so far.",
 }
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ANSWER_S = 5.0  # for a request and its answer; scrapes are answered one after the other
 _LOOK_S = 0.2  # how soon close() is noticed
 
@@ -128,7 +128,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         found = self.path.partition("?")[0] == "/metrics"
         body = _prometheus().encode() if found else b"only /metrics is here\n"
         self.send_response(200 if found else 404)
-        self.send_header("Content-Type", _CONTENT_TYPE if found else "text/plain; charset=utf-8")
+        self.send_header("Content-Type", CONTENT_TYPE if found else "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if with_body:

@@ -7,5 +7,10 @@ namespace scant::base {
 
 [[nodiscard]] bool cpu_has_avx2();    // and what Highway's HWY_AVX2 takes for granted beside it
 [[nodiscard]] bool cpu_has_avx512();  // likewise of HWY_AVX3
+// And VNNI, VBMI and VBMI2: Ice Lake and later.
+[[nodiscard]] bool cpu_has_avx512vnni();
+// And tiles of bytes and bf16. Asks Linux to let this process use them; false if it does not. The
+// permission holds for all threads, also those that started before.
+[[nodiscard]] bool cpu_has_amx();
 
 }  // namespace scant::base

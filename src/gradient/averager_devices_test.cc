@@ -6,6 +6,7 @@
 #include "codec/testing/threaded_device.h"
 #include "collective/testing/threads_as_ranks.h"
 #include "gradient/testing/averagers.h"
+#include "gradient/testing/fusion_plans.h"
 
 namespace scant::gradient {
 namespace {
@@ -74,9 +75,16 @@ TEST(AveragerDevices, HaveTheBitsOfHosts) {
     options.key = "devices";
     Host host(communicator, layout, options);
     Host twin(communicator, layout, {.key = "hosts"});
-    for (int number = 1; number <= 6; ++number) {
-      const FusionPlan plan = uniform(layout, number == 4 ? Path::all_reduce : Path::split,
-                                      number % 2 == 0 ? 0.1 : 1.0, codec::ValueKind::q4);
+    for (int number = 1; number <= 8; ++number) {
+      FusionPlan plan = uniform(layout, number == 4 ? Path::all_reduce : Path::split,
+                                number % 2 == 0 ? 0.1 : 1.0, codec::ValueKind::q4);
+      if (number > 5) {
+        const codec::Point rest =
+            number == 7 ? codec::kKeepAll : codec::Point{1, codec::ValueKind::q1};
+        plan =
+            testing::plan_of(layout, Path::split, testing::ranked(2, codec::ValueKind::q4, rest));
+        ASSERT_FALSE(SliceTable(layout, plan).matrices().empty());
+      }
       host.set(plan);
       twin.set(plan);
       const auto report = step_of(host, with_device ? &device : nullptr, number);
@@ -99,6 +107,41 @@ TEST(AveragerDevices, ThatNobodyCopiesFromHaveNoPlainBuffers) {
     ASSERT_FALSE(refused.ok());
     EXPECT_EQ(refused.error().code, with_device ? ErrorCode::unsupported : ErrorCode::closed)
         << refused.error().to_string();
+  });
+}
+
+// Steps that measure curves, too.
+TEST(AveragerDevices, AreLookedAtAsHostsAre) {
+  collective::on_ranks(2, [&](Communicator& communicator) {
+    const Layout layout = layout_for(2);
+    OnDevice device(layout);
+    AveragerOptions options = device.options();
+    options.key = "devices";
+    Host host(communicator, layout, options);
+    Host twin(communicator, layout, {.key = "hosts"});
+    for (int number = 1; number <= 3; ++number) {
+      const codec::Point rest{1, codec::ValueKind::q2};
+      const codec::Point point =
+          number == 2 ? testing::ranked(2, codec::ValueKind::q4, rest) : rest;
+      const FusionPlan plan = testing::plan_of(layout, Path::split, point);
+      for (Host* one : {&host, &twin}) {
+        one->set(plan);
+        one->averager->ask_for_curves();
+      }
+      const auto own = step_of(host, &device, number);
+      const auto other = step_of(twin, nullptr, number);
+      ASSERT_TRUE(own.ok()) << own.error().to_string();
+      ASSERT_TRUE(other.ok());
+      ASSERT_EQ(host.arena, twin.arena);
+      ASSERT_EQ(own.value().curves.size(), layout.parts().size());
+      double held = 0;
+      for (size_t part = 0; part < layout.parts().size(); ++part) {
+        EXPECT_EQ(own.value().curves[part].energy, other.value().curves[part].energy);
+        EXPECT_EQ(own.value().curves[part].held, other.value().curves[part].held);
+        held += own.value().curves[part].held.back();
+      }
+      EXPECT_GT(held, 0);
+    }
   });
 }
 

@@ -19,6 +19,10 @@ namespace scant::gradient {
 
 enum class Leg : uint8_t { first, second, verdict, agreement, owners, basis_first, basis_second };
 inline constexpr int kLegCount = 7;
+// What owners send to all; the first legs' counterpart.
+[[nodiscard]] constexpr bool is_second(Leg leg) {
+  return leg == Leg::second || leg == Leg::basis_second;
+}
 
 // An exchange carries lanes of slots 0 to kSlotsMax - 1: so many rounds can be under way together.
 inline constexpr uint32_t kSlotsMax = 16;

@@ -339,7 +339,7 @@ std::vector<Operation::Piece> pieces_of(uint64_t bytes) {
 TEST_P(ExchangeConformance, BothEndsAreToldOfWhatIsMissingAndTheRestIsWhole) {
   const auto on = make(0.4);
   const double share = 0.5;
-  for (const Leg leg : {Leg::first, Leg::second}) {
+  for (const Leg leg : {Leg::first, Leg::second, Leg::basis_first, Leg::basis_second}) {
     for (uint64_t tag = 1; tag <= 4; ++tag) {
       Trial run(Kind::swap, all(), {0, leg}, kPieces * kPieceBytes, tag);
       for (Rank place = 0; place < size(); ++place) {
@@ -360,7 +360,7 @@ TEST_P(ExchangeConformance, BothEndsAreToldOfWhatIsMissingAndTheRestIsWhole) {
       }
       for (Rank place = 0; place < size(); ++place) {
         auto concerned = missing;
-        if (leg == Leg::first) {
+        if (!is_second(leg)) {
           std::erase_if(concerned, [&](const auto& one) {
             return std::get<0>(one) != place && std::get<1>(one) != place;
           });

@@ -22,7 +22,7 @@ inline constexpr int kPathCount = 3;
 
 inline constexpr codec::Point kNoSecondLeg{1.0, codec::ValueKind::f32};
 
-// With factors both points of `split` have one rank, both have a rest or none, and legs are exact.
+// With factors both points of `split` have one rank, and both have a rest or none.
 struct PartPlan {
   codec::Point first = {};   // what each rank sends of its gradient
   codec::Point second = {};  // split: what the owner sends of the average; else none

@@ -120,8 +120,6 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
     Result<void> prepared = again([&]() -> Result<void> {
       if (Result<void> set = set_members(spec.members, spec.duties); !set) return set;
       if (Result<void> made = factors_.prepare(table_); !made) return made;
-      const bool on_device = !spec.gradients.memory.empty();
-      if (Result<void> possible = check_factors(on_device); !possible) return possible;
       if (Result<void> kept = keep_reserve(); !kept) return kept;
       prepare_round(spec);
       return {};
@@ -142,7 +140,7 @@ Result<void> GradientStep::begin(const RoundSpec& spec, Time now) {
   return {};
 }
 
-// What goes as it is goes from the host.
+// What goes as it is goes from the host, and factors are made there.
 std::optional<Error> GradientStep::gradients_fault(const RoundSpec& spec) const {
   if (spec.gradients.memory.empty()) return std::nullopt;
   if (spec.gradients.memory.size() != layout_.arena_elements()) {
@@ -157,12 +155,19 @@ std::optional<Error> GradientStep::gradients_fault(const RoundSpec& spec) const 
                    ", but device " + std::to_string(options_.device->ordinal()) +
                    " was given to copy them");
   }
+  if (options_.device) return std::nullopt;
+  const auto unsupported = [](const std::string& what) {
+    return Error{.code = ErrorCode::unsupported,
+                 .message = "gradients: " + what + ", and no device was given that copies it"};
+  };
   const auto plain = std::ranges::find(plan_.buffers, Path::all_reduce, &BufferPlan::path);
-  if (plain == plan_.buffers.end() || options_.device) return std::nullopt;
-  return Error{.code = ErrorCode::unsupported,
-               .message = "gradients: buffer " + std::to_string(plain - plan_.buffers.begin()) +
-                          " of the plan goes as all_reduce, from the host, and no device was "
-                          "given that copies it"};
+  if (plain != plan_.buffers.end()) {
+    return unsupported("buffer " + std::to_string(plain - plan_.buffers.begin()) +
+                       " of the plan goes as all_reduce, from the host");
+  }
+  if (table_.matrices().empty()) return std::nullopt;
+  return unsupported("part " + std::to_string(table_.matrices().front().part) +
+                     " of the plan sends factors, which are made on the host");
 }
 
 // A product of factors counts as a whole.
@@ -255,11 +260,15 @@ std::span<float> GradientStep::floats(uint32_t tensor, const codec::Range& range
   return arena_.subspan(layout_.arena_offset(tensor, range), range.elements);
 }
 
-// That of a plain buffer was copied.
+// Whether what is sent of a part is made there, so that its gradient was copied.
+bool GradientStep::works_in_arena(uint32_t part) const {
+  const bool plain = plan_.buffers[core_.buffer_of(part)].path == Path::all_reduce;
+  return !on_device() || plain || matrix_part(part) != nullptr;
+}
+
 codec::Placed<const float> GradientStep::gradient_of(const SliceLayout& slice) const {
   const uint32_t tensor = layout_.parts()[slice.part].tensor;
-  const bool plain = plan_.buffers[core_.buffer_of(slice.part)].path == Path::all_reduce;
-  if (!on_device() || plain) return {.memory = floats(tensor, slice.range)};
+  if (works_in_arena(slice.part)) return {.memory = floats(tensor, slice.range)};
   const uint64_t at = layout_.arena_offset(tensor, slice.range);
   return {.memory = gradients_.memory.subspan(at, slice.range.elements), .place = gradients_.place};
 }

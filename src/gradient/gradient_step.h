@@ -54,9 +54,10 @@ struct StepOptions {
   // Makes the encoders of this rank's gradients, one for each slice, whose records lie on the host;
   // empty: of the host. What they stand on outlives the step.
   codec::MakeTensorEncoder encoders{};
-  // Copies gradients of plain buffers to the arena where they lie on it; outlives the step.
+  // Where gradients lie on it: copies to the arena what is worked on there, gradients of plain
+  // buffers and of matrix parts, and where the report holds curves all others. Outlives the step.
   codec::Device* device = nullptr;
-  // Of `split` buffers. All else is always exact.
+  // Of `split` buffers, the legs of the basis as well. All else is always exact.
   Delivery first_leg{};
   Delivery second_leg{};
   // The verdict goes when all averages have come instead of when all is encoded. A step takes a
@@ -72,7 +73,8 @@ struct RoundSpec {
   std::vector<SliceDuty> duties{};  // empty: duties_for()
   bool curves = false;              // the report holds them
   // Gradients on a device, laid out like the arena, which then holds none of them. Empty: they lie
-  // in the arena. ErrorCode::unsupported: the plan has plain buffers, and no device copies them.
+  // in the arena. ErrorCode::unsupported: the plan has plain buffers or matrix parts, and no device
+  // copies them.
   codec::Placed<const float> gradients{};
   // Called when a device is done with something, on a thread of the device's: next() may have
   // another job, or the round be over. It must neither wait nor take memory.
@@ -130,7 +132,7 @@ class GradientStep {
   [[nodiscard]] std::optional<Transmit> poll_transmit(Time now);
   void on_done(const Ticket& ticket, const Outcome& outcome, Time now);
   // The next job, if there is one; run() it at once, then tell when it began and ended. A part that
-  // a device encodes or copies comes twice: to begin, and when it is done.
+  // a device encodes or copies comes once more for each of both: when the device is done.
   [[nodiscard]] std::optional<Job> next();
   Effort run(const Job& job);
   void finished(const Job& job, Time begin, Time end);
@@ -216,19 +218,18 @@ class GradientStep {
   [[nodiscard]] std::span<float> floats(uint32_t tensor, const codec::Range& range) const;
   [[nodiscard]] bool on_device() const { return !gradients_.memory.empty(); }
   [[nodiscard]] codec::Placed<const float> gradient_of(const SliceLayout& slice) const;
+  [[nodiscard]] bool works_in_arena(uint32_t part) const;
   [[nodiscard]] std::optional<Error> gradients_fault(const RoundSpec& spec) const;
   [[nodiscard]] std::optional<Error> weights_fault(std::span<const SliceDuty> duties) const;
 
   // step_legs.cc
   [[nodiscard]] std::optional<Transmit> begin_leg(Time now);
   [[nodiscard]] static Leg leg_of(const StepCore::Job& job);
+  [[nodiscard]] static Stage stage_of(Leg leg);
   [[nodiscard]] Operation all_reduce(uint32_t buffer);
   [[nodiscard]] Operation first_swap(uint32_t buffer, Stage stage);
   [[nodiscard]] Operation second_swap(uint32_t buffer, Stage stage);
   [[nodiscard]] Operation swap_of(uint32_t buffer, Stage stage, Leg leg, const Delivery& delivery);
-  [[nodiscard]] bool has_factors(uint32_t buffer) const {
-    return !memory_[buffer][static_cast<size_t>(Stage::basis)].slices.empty();
-  }
   [[nodiscard]] bool verdict_is_due() const;
   [[nodiscard]] Transmit begin_verdict();
   [[nodiscard]] Operation operation_of(const StepCore::Job& leg);
@@ -281,7 +282,8 @@ class GradientStep {
   Result<void> end_slice(uint32_t buffer, uint32_t part, uint32_t slice, Effort& effort);
   Result<void> end_part(uint32_t part, Effort& effort);
   void end_all();
-  Result<void> fetch(uint32_t buffer, uint32_t part);
+  [[nodiscard]] bool has_to_come(const Job& job) const;
+  Result<void> fetch(const Job& job);
   [[nodiscard]] bool is_begun(uint32_t part) const;
   void forget(uint32_t part);
   [[nodiscard]] std::optional<Job> done_by_device() const;
@@ -308,7 +310,6 @@ class GradientStep {
   [[nodiscard]] std::span<float> factor_of(uint32_t slice, std::span<float> array) const;
   [[nodiscard]] std::span<float> room_of(uint32_t slice);
   [[nodiscard]] Result<std::vector<codec::MatrixSlice>> matrix_slices(uint32_t part, bool make);
-  [[nodiscard]] Result<void> check_factors(bool on_device);
   Result<void> look_at_directions(uint32_t part, codec::Curve& curve);
   Result<void> encode_left(uint32_t buffer, uint32_t part, Effort& effort);
   Result<void> encode_rest(uint32_t buffer, uint32_t part, Effort& effort);
@@ -324,6 +325,7 @@ class GradientStep {
   Result<void> encode_average_factor(uint32_t buffer, Stage stage, uint32_t slice, Effort& effort);
   Result<void> take_factors(uint32_t buffer, Stage stage, Effort& effort);
   [[nodiscard]] Result<void> make_workers(uint32_t part);
+  void note_lost_factor(const Missing& one);
   Result<void> settle_factors(bool all);
   Result<void> keep_product(const MatrixPart& matrix, uint32_t slice, std::span<const float> right,
                             float times);
@@ -378,11 +380,12 @@ class GradientStep {
     uint32_t part = 0;
     uint32_t slice = 0;
     const codec::TensorEncoder* encoder = nullptr;  // none: of a part
+    Stage stage = Stage::values;
   };
   void note_begun(const Begun& one);
   [[nodiscard]] bool is_done(const Begun& one) const;
   std::vector<Begun> at_devices_;
-  std::unique_ptr<codec::StreamCall[]> fetches_;  // by part, where plain gradients lie on a device
+  std::unique_ptr<codec::StreamCall[]> fetches_;  // by part, where gradients lie on a device
   Time begun_{};
   StepReport report_;
   double finish_at_ = 0;

@@ -226,12 +226,12 @@ TEST(GradientStepFailure, WhatDoesNotArriveReturnsToWhoSentIt) {
 }
 
 TEST(GradientStepFailure, MissingElementsThatCannotBeAreCorrupt) {
-  const auto outcome_of = [](const StepOptions& options,
-                             const std::function<void(Missing&)>& bend) {
+  const auto outcome_of = [](const StepOptions& options, const std::function<void(Missing&)>& bend,
+                             Path path = Path::split) {
     const Layout layout = small_layout(2);
     FakeNetwork network(2);
     RoundOfMembers rounds(network, layout, 2, options);
-    rounds.set_plan(small_plan(layout, Path::split));
+    rounds.set_plan(small_plan(layout, path));
     GradientStep& step = *rounds.at(0).step;
     const RoundSpec spec{.round = 9, .arena = rounds.at(0).arena, .members = everyone(2, 0)};
     EXPECT_TRUE(step.begin(spec, Time{}).ok());
@@ -244,7 +244,8 @@ TEST(GradientStepFailure, MissingElementsThatCannotBeAreCorrupt) {
     std::optional<Transmit> leg = step.poll_transmit(Time{});
     EXPECT_TRUE(leg && leg->ticket.leg == Leg::first);
     Missing one{.round = 9, .leg = Leg::first, .sender = 1, .receiver = 0};
-    while (layout.slices()[one.slice].owner != 0) ++one.slice;
+    const Rank owner = path == Path::split ? 0 : 1;
+    while (layout.slices()[one.slice].owner != owner) ++one.slice;
     one.elements = {layout.slices()[one.slice].range};
     bend(one);
     step.on_done(leg->ticket, {.result = {}, .missing = {one}}, Time{});
@@ -268,6 +269,10 @@ TEST(GradientStepFailure, MissingElementsThatCannotBeAreCorrupt) {
   const Error exact = outcome_of({}, [](Missing&) {});
   EXPECT_EQ(exact.code, ErrorCode::corrupt);
   EXPECT_EQ(exact.peer, 1);
+  const Error gathered = outcome_of(
+      bounded(), [](Missing& one) { std::swap(one.sender, one.receiver); }, Path::gather);
+  EXPECT_EQ(gathered.code, ErrorCode::corrupt);
+  EXPECT_EQ(gathered.peer, 0);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ codec::Factors& RoundFactors::factors_of(uint32_t part) {
 }
 
 Result<void> RoundFactors::prepare(const SliceTable& table) {
-  for (std::vector<float>* array : {&values_, &sent_, &lost_}) {
+  for (std::vector<float>* array : {&values_, &sent_, &unsent_, &lost_}) {
     array->resize(table.factor_elements());
   }
   if (!table.matrices().empty()) encoded.resize(layout_.slices().size());
@@ -26,6 +26,7 @@ Result<void> RoundFactors::prepare(const SliceTable& table) {
 }
 
 void RoundFactors::begin() {
+  std::ranges::fill(unsent_, 0.0f);
   std::ranges::fill(lost_, 0.0f);
   encoded.assign(encoded.size(), false);
 }
@@ -49,7 +50,10 @@ Result<void> RoundFactors::restore(Bytes saved) {
 }
 
 size_t RoundFactors::memory_bytes() const {
-  size_t bytes = (values_.capacity() + sent_.capacity() + lost_.capacity()) * sizeof(float);
+  size_t bytes = 0;
+  for (const auto* array : {&values_, &sent_, &unsent_, &lost_}) {
+    bytes += array->capacity() * sizeof(float);
+  }
   for (const auto& [part, factors] : known_) bytes += factors.memory_bytes();
   return bytes;
 }

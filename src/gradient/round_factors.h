@@ -29,7 +29,10 @@ class RoundFactors {
   [[nodiscard]] std::span<float> values() { return values_; }
   // Of this member's coefficients what the others decode:
   [[nodiscard]] std::span<float> sent() { return sent_; }
-  // What the averaged coefficients lost by this member's rounding as their owner:
+  // What did not arrive of it, in place:
+  [[nodiscard]] std::span<float> unsent() { return unsent_; }
+  // What the averaged coefficients lost by this member's rounding as their owner, and those of
+  // them that nobody applied:
   [[nodiscard]] std::span<float> lost() { return lost_; }
   // Slices of matrix parts whose rest was taken from what the coefficients leave; by number in the
   // layout.
@@ -52,6 +55,7 @@ class RoundFactors {
   std::map<uint32_t, codec::Factors> known_;  // by part
   std::vector<float> values_;
   std::vector<float> sent_;
+  std::vector<float> unsent_;
   std::vector<float> lost_;
 };
 

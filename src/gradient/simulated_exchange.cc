@@ -247,7 +247,7 @@ void SimulatedExchange::lose(Operation& operation, Pending& pending) const {
 // What is missing of this member's messages goes to whom it concerns: the receiver, or everybody.
 void SimulatedExchange::submit_report(Call call, uint64_t number) {
   Pending& pending = *pending_.at(number);
-  const bool to_all = pending.leg != Leg::first;
+  const bool to_all = is_second(pending.leg);
   const size_t count = pending.reports.size();
   const size_t capacity = kReportEntryBytes * kLostPiecesMax * (to_all ? count : 1);
   pending.rooms.assign(count, std::vector<std::byte>(capacity));

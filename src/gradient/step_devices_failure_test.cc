@@ -12,6 +12,7 @@ using testing::all_of;
 using testing::Kind;
 using testing::Member;
 using testing::plan_of;
+using testing::ranked;
 using testing::Ranks;
 using testing::small_layout;
 using testing::StagedRank;
@@ -85,6 +86,94 @@ TEST(StepDevicesFailure, ADeviceThatFailsIsAnErrorOnEveryRankAndNothingIsLost) {
   }
 }
 
+// Factors, with a rest and without; the rest of what goes to the devices does as before.
+std::vector<FusionPlan> plans_with_factors(const Layout& layout) {
+  std::vector<FusionPlan> plans;
+  for (const Path path : {Path::split, Path::gather}) {
+    for (const codec::Point rest : {codec::kKeepAll, codec::Point{1, codec::ValueKind::q2}}) {
+      plans.push_back(plan_of(layout, path, ranked(2, codec::ValueKind::q4, rest)));
+    }
+  }
+  return plans;
+}
+
+// Of each part that a device is asked to copy, and each slice that it is asked to encode.
+int calls_of(const Layout& layout, const FusionPlan& plan) {
+  int calls = 0;
+  for (const BufferPlan& buffer : plan.buffers) {
+    for (uint32_t i = 0; i < buffer.parts; ++i) {
+      const bool matrix = buffer.points[i].first.rank > 0;
+      calls += matrix ? 2 : 2 * static_cast<int>(layout.parts()[buffer.first_part + i].slices);
+    }
+  }
+  return calls;
+}
+
+TEST(StepDevicesFailure, LikewiseWhereItsGradientsBecomeFactors) {
+  const Layout layout = small_layout(3);
+  for (const FusionPlan& plan : plans_with_factors(layout)) {
+    const int calls = calls_of(layout, plan);
+    for (int fails_after = 0; fails_after < calls; ++fails_after) {
+      SCOPED_TRACE(::testing::Message() << "call " << fails_after << " of " << calls);
+      const auto seed = static_cast<uint64_t>(fails_after);
+      Ranks ranks(layout, {Kind::host, Kind::staged, Kind::host}, {});
+      ranks.rounds->set_plan(plan);
+      ranks.rounds->run(1, all_of(3), 1, seed);
+      const Kept before(ranks);
+      ranks.staged[1]->device().fails_after = fails_after;
+      ranks.rounds->run(2, all_of(3), 1, seed);
+      ASSERT_NO_FATAL_FAILURE(expect_failed(ranks, before, ErrorCode::io, seed));
+    }
+    // No call more: the round that all these failed would have ended well.
+    Ranks ranks(layout, {Kind::host, Kind::staged, Kind::host}, {});
+    ranks.rounds->set_plan(plan);
+    ranks.staged[1]->device().fails_after = calls;
+    ranks.rounds->run(1, all_of(3), 1, 1);
+    for (Member& member : ranks.rounds->all()) ASSERT_TRUE(member.outcome->ok());
+    EXPECT_EQ(ranks.staged[1]->device().fails_after, 0);
+  }
+}
+
+TEST(StepDevicesFailure, ADeviceWithoutMemoryIsAnErrorOnEveryRank) {
+  const Layout layout = small_layout(3);
+  for (const FusionPlan& plan : plans_with_factors(layout)) {
+    Ranks ranks(layout, {Kind::host, Kind::staged, Kind::host}, {});
+    ranks.rounds->set_plan(plan);
+    const Kept before(ranks);
+    ranks.staged[1]->device().bytes_left = 100;
+    ranks.rounds->run(1, all_of(3), 1, 1);
+    ranks.staged[1]->device().bytes_left = SIZE_MAX;
+    ASSERT_NO_FATAL_FAILURE(expect_failed(ranks, before, ErrorCode::resource, 1));
+  }
+}
+
+// The basis, or the leg of all else, is lost while the device works on other parts.
+TEST(StepDevicesFailure, ALegWithFactorsThatFailsWaitsForTheDevice) {
+  const Layout layout = small_layout(3);
+  for (const Leg leg : {Leg::basis_first, Leg::basis_second, Leg::first, Leg::second}) {
+    for (uint64_t seed = 1; seed <= 20; ++seed) {
+      SCOPED_TRACE(::testing::Message() << "seed " << seed << ", leg " << static_cast<int>(leg));
+      Ranks ranks(layout, {Kind::host, Kind::staged, Kind::late}, {.verdict_last = true});
+      ranks.rounds->set_plan(plans_with_factors(layout)[seed % 2]);
+      ranks.rounds->run(1, all_of(3), 1, seed);
+      const Kept before(ranks);
+      ranks.network.fail_next(leg, {.code = ErrorCode::io, .message = "the test wants it"});
+      ranks.rounds->run(2, all_of(3), 1, seed);
+      size_t taken_in = 0;
+      for (Member& member : ranks.rounds->all()) {
+        ASSERT_TRUE(member.outcome && !member.outcome->ok());
+        EXPECT_EQ(member.outcome->error().code, ErrorCode::io);
+        EXPECT_FALSE(member.step->device_works());
+        const auto rank = static_cast<size_t>(member.station);
+        ASSERT_NO_FATAL_FAILURE(
+            expect_whole(member, before.worker[rank], before.owner[rank], taken_in));
+      }
+      ranks.rounds->run(3, all_of(3), 2, seed);
+      for (Member& member : ranks.rounds->all()) ASSERT_TRUE(member.outcome->ok());
+    }
+  }
+}
+
 // What a plain round took in is not kept.
 TEST(StepDevicesFailure, LikewiseWhereTheDeviceCopies) {
   const Layout layout = small_layout(3);
@@ -147,6 +236,33 @@ TEST(StepDevicesFailure, LikewiseWhereOwnersChange) {
   }
 }
 
+// A gradient that was to become factors is not kept: nobody has encoded it.
+TEST(StepDevicesFailure, ARoundThatIsAbortedWaitsForTheCopy) {
+  const Layout layout = small_layout(3);
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Ranks ranks(layout, {Kind::host, Kind::staged, Kind::host}, {});
+    ranks.rounds->set_plan(plans_with_factors(layout)[seed % 4]);
+    StagedRank& device = *ranks.staged[1];
+    device.held = true;
+    ranks.rounds->begin(1, all_of(3), 1, seed);
+    ranks.rounds->drive(seed);
+    GradientStep& step = *ranks.at(1).step;
+    ASSERT_TRUE(step.device_works());
+    step.abort({.code = ErrorCode::closed, .message = "the test wants it"});
+    ranks.rounds->drive(seed);
+    EXPECT_FALSE(ranks.at(1).outcome);
+    device.held = false;
+    ranks.rounds->drive(seed);
+    ASSERT_TRUE(ranks.at(1).outcome);
+    EXPECT_EQ(ranks.at(1).outcome->error().code, ErrorCode::closed);
+    size_t taken_in = 0;
+    const std::vector<double> nothing(layout.arena_elements(), 0.0);
+    ASSERT_NO_FATAL_FAILURE(expect_whole(ranks.at(1), nothing, nothing, taken_in));
+    EXPECT_GT(taken_in, 0u);
+    EXPECT_LT(taken_in, layout.slices().size());
+  }
+}
+
 // The end is told when the device is done, not before; what it has encoded meanwhile returns.
 TEST(StepDevicesFailure, ARoundThatIsAbortedWaitsForTheDevice) {
   const Layout layout = small_layout(3);
@@ -178,10 +294,9 @@ TEST(StepDevicesFailure, ARoundThatIsAbortedWaitsForTheDevice) {
   }
 }
 
-TEST(StepDevicesFailure, AStepThatGoesAwayEndsWhatItsDeviceWorksOn) {
-  const Layout layout = small_layout(1);
+void expect_a_step_that_goes_away_to_end(const Layout& layout, const FusionPlan& plan) {
   Ranks ranks(layout, {Kind::staged}, {});
-  ranks.rounds->set_plan(plan_of(layout, Path::split, 1.0));
+  ranks.rounds->set_plan(plan);
   Member& member = ranks.at(0);
   RoundSpec spec{.round = 1, .arena = member.arena, .members = everyone(1, 0)};
   ranks.staged[0]->change(member, spec);
@@ -196,6 +311,14 @@ TEST(StepDevicesFailure, AStepThatGoesAwayEndsWhatItsDeviceWorksOn) {
   member.step.reset();
   EXPECT_FALSE(ranks.staged[0]->works());
   EXPECT_GT(ranks.staged[0]->woken, 0);
+}
+
+TEST(StepDevicesFailure, AStepThatGoesAwayEndsWhatItsDeviceWorksOn) {
+  const Layout layout = small_layout(1);
+  expect_a_step_that_goes_away_to_end(layout, plan_of(layout, Path::split, 1.0));
+  for (const FusionPlan& plan : plans_with_factors(layout)) {
+    expect_a_step_that_goes_away_to_end(layout, plan);
+  }
 }
 
 }  // namespace

@@ -41,6 +41,7 @@ void expect_the_same(Ranks& devices, Ranks& hosts) {
     ASSERT_EQ(own.curves.size(), other.curves.size());
     for (size_t i = 0; i < own.curves.size(); ++i) {
       EXPECT_EQ(own.curves[i].energy, other.curves[i].energy);
+      EXPECT_EQ(own.curves[i].held, other.curves[i].held);
     }
   }
 }
@@ -78,7 +79,7 @@ void run_both(uint64_t seed, int ranks, Kind kind) {
   Ranks hosts(layout, std::vector<Kind>(kinds.size(), Kind::host), options);
   devices.network.lose = hosts.network.lose = lost_of;
   for (uint64_t round = 1; round <= 4; ++round) {
-    FusionPlan plan = random_plan(rng, layout);
+    FusionPlan plan = testing::random_plan(rng, layout, seed % 2 == 0);
     if (kind == Kind::staged) keep_owners_apart(plan, seed % 3 == 0 ? Path::split : Path::gather);
     for (Ranks* one : {&devices, &hosts}) {
       one->curves = round == 3;
@@ -215,6 +216,15 @@ TEST(StepDevices, WhatDoesNotGoFromADeviceIsRefusedByName) {
   EXPECT_EQ(begun.error().code, ErrorCode::unsupported);
   EXPECT_NE(begun.error().message.find("buffer 0 of the plan goes as all_reduce"),
             std::string::npos);
+  hosts.rounds->set_plan(
+      testing::plan_of(layout, Path::split, testing::ranked(2, codec::ValueKind::q4)));
+  const Result<void> factors = hosts.at(0).step->begin(spec, Time{});
+  ASSERT_FALSE(factors.ok());
+  EXPECT_EQ(factors.error().code, ErrorCode::unsupported);
+  EXPECT_NE(factors.error().message.find("of the plan sends factors, which are made on the host, "
+                                         "and no device was given"),
+            std::string::npos)
+      << factors.error().message;
   hosts.rounds->set_plan(member.step->plan());
   hosts.rounds->change = [&](Member& of, RoundSpec& changed) {
     ranks.staged[0]->change(of, changed);
@@ -224,37 +234,66 @@ TEST(StepDevices, WhatDoesNotGoFromADeviceIsRefusedByName) {
   EXPECT_EQ(hosts.at(0).outcome->error().code, ErrorCode::invalid_argument);
 }
 
-// Not within the round: nobody has sent anything yet.
-TEST(StepDevices, FactorsAreRefusedBeforeTheRoundBegins) {
-  const Layout layout = small_layout(1);
-  FusionPlan plan = plan_of(layout, Path::split, 1.0);
-  const uint32_t matrix = layout.tensors()[3].first_part;
-  for (BufferPlan& buffer : plan.buffers) {
-    for (uint32_t i = 0; i < buffer.parts; ++i) {
-      if (buffer.first_part + i != matrix) continue;
-      buffer.points[i].first.rank = buffer.points[i].second.rank = 2;
-    }
+// Of encoders whose residuals the host does not reach.
+TEST(StepDevices, FactorsOfWhatADeviceKeepsAreAnErrorOnEveryRank) {
+  const Layout layout = small_layout(3);
+  Ranks ranks(layout, {Kind::host, Kind::late, Kind::host}, {});
+  ranks.late[1].keeps_elsewhere = true;
+  ranks.curves = true;
+  ranks.rounds->set_plan(
+      testing::plan_of(layout, Path::split, testing::ranked(2, codec::ValueKind::q4)));
+  ranks.rounds->run(1, all_of(3), 1, 1);
+  for (Member& member : ranks.rounds->all()) {
+    ASSERT_TRUE(member.outcome && !member.outcome->ok());
+    const Error& error = member.outcome->error();
+    EXPECT_EQ(error.code, ErrorCode::unsupported);
+    EXPECT_EQ(error.peer, member.station == 1 ? kNoRank : 1);
   }
-  const std::pair<Kind, const char*> cases[] = {{Kind::staged, "its gradient lies on a device"},
-                                                {Kind::late, "its encoders are of a device"}};
-  for (const auto& [kind, why] : cases) {
-    Ranks ranks(layout, {kind}, {});
-    ranks.rounds->set_plan(plan);
+  EXPECT_NE(ranks.at(1).outcome->error().message.find("its residuals lie on a device"),
+            std::string::npos);
+  // Another plan goes on, and nobody has looked for directions there.
+  ranks.rounds->set_plan(plan_of(layout, Path::split, 1.0));
+  ranks.rounds->run(2, all_of(3), 2, 2);
+  const uint32_t matrix = layout.tensors()[3].first_part;
+  for (Member& member : ranks.rounds->all()) {
+    ASSERT_TRUE(member.outcome->ok()) << member.outcome->error().to_string();
+    EXPECT_EQ(member.outcome->value().curves[matrix].held.back() > 0, member.station != 1);
+  }
+}
+
+// To come to the arena, where directions are found and the rest is encoded; and where curves are
+// wanted, first of all to be looked at.
+TEST(StepDevices, AMatrixPartComesOnce) {
+  const Layout layout = small_layout(1);
+  for (const bool factors : {true, false}) {
+    Ranks ranks(layout, {Kind::staged}, {});
+    ranks.curves = !factors;
+    const codec::Point rest{1.0, codec::ValueKind::q2};
+    ranks.rounds->set_plan(testing::plan_of(
+        layout, Path::split, factors ? testing::ranked(2, codec::ValueKind::q4, rest) : rest));
     Member& member = ranks.at(0);
     RoundSpec spec{.round = 1, .arena = member.arena, .members = everyone(1, 0)};
-    if (kind == Kind::staged) ranks.staged[0]->change(member, spec);
-    const Result<void> begun = member.step->begin(spec, Time{});
-    ASSERT_FALSE(begun.ok());
-    EXPECT_EQ(begun.error().code, ErrorCode::unsupported);
-    EXPECT_EQ(begun.error().message,
-              "part " + std::to_string(matrix) +
-                  " of the plan sends factors, which are made on the host: " + why +
-                  "; use a plan without a rank there");
-    EXPECT_TRUE(member.step->idle());
-    // Another plan goes on as if nothing had been.
-    ranks.rounds->set_plan(plan_of(layout, Path::split, 1.0));
-    ranks.rounds->run(1, {0}, 1, 1);
-    ASSERT_TRUE(member.outcome->ok()) << member.outcome->error().to_string();
+    ranks.rounds->change(member, spec);
+    ASSERT_TRUE(member.step->begin(spec, Time{}).ok());
+    constexpr uint32_t kTensor = 3;
+    const TensorLayout& tensor = layout.tensors()[kTensor];
+    member.step->ready(kTensor, Time{});
+    std::vector<Stage> stages;
+    while (const auto job = member.step->next()) {
+      EXPECT_EQ(job->part, tensor.first_part);
+      stages.push_back(job->stage);
+      static_cast<void>(member.step->run(*job));
+      member.step->finished(*job, Time{}, Time{});
+      EXPECT_EQ(ranks.staged[0]->works(), member.step->device_works());
+
+      while (ranks.staged[0]->run_one()) {
+      }
+    }
+    const auto again = factors ? std::vector{Stage::basis, Stage::basis}
+                               : std::vector{Stage::values, Stage::values, Stage::values};
+    EXPECT_EQ(stages, again);
+    member.step->abort({.code = ErrorCode::closed, .message = "over"});
+    EXPECT_TRUE(member.step->take_outcome(Time{}));
   }
 }
 

@@ -60,38 +60,30 @@ Result<std::vector<codec::MatrixSlice>> GradientStep::matrix_slices(uint32_t par
     }
     const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
     if (!encoder) return encoder.error();
-    slices.push_back({encoder.value()->of_host(), range, floats(known.tensor, range)});
+    const codec::Encoder* const kept = encoder.value()->kept_on_host();
+    if (kept == nullptr) {
+      return Error{
+          .code = ErrorCode::unsupported,
+          .message = "part " + std::to_string(part) +
+                     " sends factors, which are made on the host, but its residuals lie on "
+                     "a device; use a plan without a rank there"};
+    }
+    slices.push_back({kept, range, floats(known.tensor, range)});
   }
   return slices;
 }
 
-// Products of gradients and residuals on a device are not supported yet.
-Result<void> GradientStep::check_factors(bool on_device) {
-  const auto unsupported = [](uint32_t part, const std::string& where) {
-    return Error{.code = ErrorCode::unsupported,
-                 .message = "part " + std::to_string(part) +
-                            " of the plan sends factors, which are made on the host: " + where +
-                            "; use a plan without a rank there"};
-  };
-  for (const MatrixPart& matrix : table_.matrices()) {
-    if (on_device) return unsupported(matrix.part, "its gradient lies on a device");
-    if (!options_.encoders) continue;
-    const PartLayout& known = layout_.parts()[matrix.part];
-    for (uint32_t slice = known.first_slice; slice < known.first_slice + known.slices; ++slice) {
-      const Result<codec::TensorEncoder*> encoder = residuals_.worker(slice, seat_);
-      if (!encoder) return encoder.error();
-      if (encoder.value()->of_host() == nullptr) {
-        return unsupported(matrix.part, "its encoders are of a device");
-      }
-    }
-  }
-  return {};
-}
-
-// What the strongest directions of a part hold; of gradients on a device nobody looks.
+// What the strongest directions of a part hold. Nobody looks where gradients or residuals are out
+// of the host's reach: no factors can be sent there.
 Result<void> GradientStep::look_at_directions(uint32_t part, codec::Curve& curve) {
-  if (layout_.rank_max(part) == 0 || on_device() || options_.encoders) return {};
+  const bool came = !on_device() || options_.device != nullptr;
+  if (layout_.rank_max(part) == 0 || !came) return {};
   const PartLayout& known = layout_.parts()[part];
+  if (options_.encoders) {
+    const Result<codec::TensorEncoder*> encoder = residuals_.worker(known.first_slice, seat_);
+    if (!encoder) return encoder.error();
+    if (encoder.value()->kept_on_host() == nullptr) return {};
+  }
   Result<std::vector<codec::MatrixSlice>> slices = matrix_slices(part, false);
   if (!slices) return slices.error();
   const Result<codec::Spectrum> found = codec::spectrum(layout_.tensors()[known.tensor].shape,
@@ -153,6 +145,7 @@ Result<void> GradientStep::read_factor(uint32_t slice, std::span<float> out) {
 Result<void> GradientStep::encode_left(uint32_t buffer, uint32_t part, Effort& effort) {
   const MatrixPart& matrix = *matrix_part(part);
   const PartLayout& known = layout_.parts()[part];
+  forget(part);
   if (!own_.present[known.tensor]) return {};
   if (!report_.curves.empty()) {
     if (Result<void> looked = look_at(part); !looked) return looked;
@@ -255,8 +248,31 @@ Result<void> GradientStep::encode_average_factor(uint32_t buffer, Stage stage, u
       return std::isfinite(whole) && std::isfinite(told) ? whole - told : 0.0f;
     });
   }
-  memory_of_stage(buffer, stage).average.append(std::as_const(record_).view());
+  BufferMemory& memory = memory_of_stage(buffer, stage);
+  if (!options_.second_leg.exact) {
+    memory.average_pieces.push_back(
+        {slice, table_.record_of(slice).range, memory.average.view().size(), bytes.value()});
+  }
+  memory.average.append(std::as_const(record_).view());
   return {};
+}
+
+// What this member sent of coefficients, or as their owner of averaged ones, and did not arrive.
+// Averages are still whole: nothing was decoded. Of a basis nothing returns, for it only chooses
+// directions.
+void GradientStep::note_lost_factor(const Missing& one) {
+  if (stage_of(one.leg) == Stage::basis) return;
+  const codec::Range whole = table_.record_of(one.slice).range;
+  const bool averaged = is_second(one.leg);
+  const std::span<float> from =
+      factor_of(one.slice, averaged ? factors_.values() : factors_.sent());
+  const std::span<float> to = factor_of(one.slice, averaged ? factors_.lost() : factors_.unsent());
+  for (const codec::Range& range : one.elements) {
+    for (uint64_t i = range.first - whole.first; i < range.first + range.elements - whole.first;
+         ++i) {
+      to[i] = std::isfinite(from[i]) ? from[i] : 0.0f;
+    }
+  }
 }
 
 // All averages of a stage have come.
@@ -293,27 +309,27 @@ Result<void> GradientStep::make_workers(uint32_t part) {
   return {};
 }
 
-// The end of the round. What this member sent goes back where nobody applied it; what averages lost
-// by its rounding, as their owner, goes to its own worker residuals, as often as it takes to count
-// once.
+// The end of the round. What this member sent goes back where nobody applied it; what averages lack
+// of what it owns goes to its own worker residuals, as often as it takes to count once.
 Result<void> GradientStep::settle_factors(bool all) {
   Result<void> outcome;
   for (const MatrixPart& matrix : table_.matrices()) {
-    const std::span<const float> sent = right_of(matrix, factors_.sent());
+    const std::span<const float> back = right_of(matrix, all ? factors_.sent() : factors_.unsent());
     const std::span<const float> lost = right_of(matrix, factors_.lost());
-    const bool nothing = all || all_zero(lost);
+    const bool some_back = !all_zero(back);
+    const bool some_lost = !all && !all_zero(lost);
     const PartLayout& known = layout_.parts()[matrix.part];
-    for (uint32_t slice = known.first_slice; slice < known.first_slice + known.slices; ++slice) {
-      const bool back = all && factors_.encoded[slice];
-      if (!back && nothing) continue;
-      const float times = back ? 1.0f : seat_.times(slice);
+    const auto keep = [&](uint32_t slice, std::span<const float> right, float times) {
       try {
-        Result<void> done =
-            again([&] { return keep_product(matrix, slice, back ? sent : lost, times); });
+        Result<void> done = again([&] { return keep_product(matrix, slice, right, times); });
         if (!done) outcome = std::move(done);
       } catch (const std::bad_alloc&) {
         outcome = Error{.code = ErrorCode::resource, .message = {}};
       }
+    };
+    for (uint32_t slice = known.first_slice; slice < known.first_slice + known.slices; ++slice) {
+      if (some_back && factors_.encoded[slice]) keep(slice, back, 1.0f);
+      if (some_lost) keep(slice, lost, seat_.times(slice));
     }
   }
   return outcome;

@@ -79,6 +79,75 @@ TEST(StepFactors, NothingIsLostWhateverThePlansAreAndTheOrderIs) {
   EXPECT_GT(with_factors, 100u);
 }
 
+// Whole records and parts of them, of every leg, left factors and coefficients among them.
+TEST(StepFactors, WhatBoundedLegsLoseReturnsOrOnlyChoseDirections) {
+  size_t lost[kLegCount] = {};  // factors, by leg
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    base::Rng rng(seed);
+    const int ranks = 2 + static_cast<int>(rng.below(4));
+    const Layout layout = small_layout(ranks);
+    FakeNetwork network(ranks);
+    StepOptions options{.verdict_last = rng.chance(0.5)};
+    options.first_leg.exact = seed % 3 == 0;
+    options.second_leg.exact = seed % 3 == 1;
+    RoundOfMembers rounds(network, layout, ranks, options);
+    network.lose = [&](const Lane& lane, Rank sender, Rank receiver,
+                       const Operation::Piece& piece) -> std::vector<codec::Range> {
+      const uint64_t drawn = base::random_at(
+          seed << 8 | static_cast<uint64_t>(sender), static_cast<uint64_t>(receiver),
+          uint64_t{piece.slice} << 8 | static_cast<uint64_t>(lane.leg));
+      if (drawn % 3 != 0) return {};
+      if (piece.slice >= layout.slices().size()) ++lost[static_cast<size_t>(lane.leg)];
+      const bool half = drawn % 2 == 0 && piece.range.elements > 1;
+      if (!half) return {piece.range};
+      return {{piece.range.first, piece.range.elements / 2}};
+    };
+    for (uint64_t round = 1; round <= 4; ++round) {
+      rounds.set_plan(testing::random_plan(rng, layout, true));
+      const std::vector<double> before = kept_by(rounds, first_stations(ranks));
+      rounds.run(round, first_stations(ranks), 1, seed * 10 + round);
+      ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(ranks)));
+      ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(ranks), before, 6e-5));
+    }
+  }
+  for (const Leg leg : {Leg::basis_first, Leg::basis_second, Leg::first, Leg::second}) {
+    EXPECT_GT(lost[static_cast<size_t>(leg)], 30u) << static_cast<int>(leg);
+  }
+}
+
+// Nothing of any factor arrives: all of the gradient waits, with a rest and without.
+TEST(StepFactors, WhereNoFactorArrivesAllWaits) {
+  for (const Point rest : {codec::kKeepAll, Point{1, ValueKind::q2}}) {
+    for (const Leg lost : {Leg::basis_first, Leg::basis_second, Leg::first, Leg::second}) {
+      const Layout layout = small_layout(3);
+      FakeNetwork network(3);
+      StepOptions options;
+      options.first_leg.exact = options.second_leg.exact = false;
+      RoundOfMembers rounds(network, layout, 3, options);
+      network.lose = [&](const Lane& lane, Rank, Rank,
+                         const Operation::Piece& piece) -> std::vector<codec::Range> {
+        if (lane.leg != lost) return {};
+        return {piece.range};
+      };
+      rounds.set_plan(plan_of(layout, Path::split, ranked(2, ValueKind::q8, rest)));
+      for (uint64_t round = 1; round <= 2; ++round) {
+        const std::vector<double> before = kept_by(rounds, first_stations(3));
+        rounds.run(round, first_stations(3), 1, round);
+        ASSERT_NO_FATAL_FAILURE(expect_alike_and_well(rounds, first_stations(3)));
+        ASSERT_NO_FATAL_FAILURE(expect_mass(rounds, first_stations(3), before, 4e-5));
+        const TensorLayout& known = layout.tensors()[kLarge];
+        const bool moved = std::any_of(
+            rounds.at(0).arena.begin() + static_cast<std::ptrdiff_t>(known.offset),
+            rounds.at(0).arena.begin() + static_cast<std::ptrdiff_t>(known.offset + 5120),
+            [](float value) { return value != 0; });
+        // An owner has its own factors, if no others; averages that came to nobody are zeros.
+        EXPECT_EQ(moved, lost != Leg::second && (lost != Leg::basis_second || rest.density > 0));
+      }
+    }
+  }
+}
+
 TEST(StepFactors, MembersShrinkAndGrowBetweenRoundsAndNothingIsLost) {
   const std::vector<std::vector<Rank>> by_round = {{0, 1, 2, 3}, {3, 1},       {3, 1, 0},      {2},
                                                    {0, 1, 2, 3}, {2, 3, 0, 1}, {1, 0, 2, 3, 4}};

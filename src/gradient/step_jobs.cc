@@ -63,6 +63,7 @@ Effort GradientStep::run(const Job& job) {
 
 Result<void> GradientStep::do_job(const Job& job, Effort& effort) {
   if (job.kind == StepCore::Kind::encode) {
+    if (has_to_come(job)) return fetch(job);
     if (matrix_part(job.part) == nullptr) return encode(job.buffer, job.part, effort);
     return job.stage == Stage::basis ? encode_left(job.buffer, job.part, effort)
                                      : encode_rest(job.buffer, job.part, effort);
@@ -99,9 +100,8 @@ Result<void> GradientStep::encode(uint32_t index, uint32_t part, Effort& effort)
   const PartLayout& known = layout_.parts()[part];
   const bool present = own_.present[known.tensor];
   const bool plain = buffer.path == Path::all_reduce;
-  const bool begun = is_begun(part);
-  if (plain && present && on_device() && !begun) return fetch(index, part);
-  if (begun && !plain) return end_part(part, effort);
+  const auto begun = std::ranges::find(at_devices_, part, &Begun::part);
+  if (begun != at_devices_.end() && begun->encoder != nullptr) return end_part(part, effort);
   forget(part);
   if (!report_.curves.empty() && present) {
     if (Result<void> looked = look_at(part); !looked) return looked;
@@ -137,7 +137,7 @@ Result<void> GradientStep::begin_slice(uint32_t index, uint32_t part, uint32_t s
   BufferMemory& memory = memory_of_stage(index, Stage::values);
   if (split) memory.outgoing_pieces[to].reserve(memory.slices[to].size());
   Result<void> begun =
-      rest != nullptr ? encoder.value()->begin_rest(floats(tensor, range), *rest, point)
+      rest != nullptr ? encoder.value()->begin_rest(floats(tensor, range), *rest, point, workspace_)
                       : encoder.value()->begin(gradient_of(layout_.slices()[slice]), point, wake_);
   if (!begun) return begun;
   if (encoder.value()->done()) return end_slice(index, part, slice, effort);
@@ -145,8 +145,19 @@ Result<void> GradientStep::begin_slice(uint32_t index, uint32_t part, uint32_t s
   return {};
 }
 
-// What goes as it is goes from the arena.
-Result<void> GradientStep::fetch(uint32_t index, uint32_t part) {
+// Whether a part's gradient is still on the device, and is needed in the arena: to be worked on, or
+// to be looked at.
+bool GradientStep::has_to_come(const Job& job) const {
+  const uint32_t tensor = layout_.parts()[job.part].tensor;
+  if (!on_device() || is_begun(job.part) || !own_.present[tensor]) return false;
+  const bool matrix = matrix_part(job.part) != nullptr;
+  if (matrix && job.stage == Stage::values) return false;  // it came for the basis
+  const bool looked_at = !report_.curves.empty() && options_.device != nullptr;
+  return works_in_arena(job.part) || looked_at;
+}
+
+Result<void> GradientStep::fetch(const Job& job) {
+  const uint32_t part = job.part;
   const PartLayout& known = layout_.parts()[part];
   const uint64_t at = layout_.arena_offset(known.tensor, known.range);
   const std::span<const float> from = gradients_.memory.subspan(at, known.range.elements);
@@ -159,7 +170,7 @@ Result<void> GradientStep::fetch(uint32_t index, uint32_t part) {
     static_cast<void>(device.wait(stream));  // for the copy
     return called;
   }
-  note_begun({.buffer = index, .part = part});
+  note_begun({.buffer = job.buffer, .part = part, .stage = job.stage});
   return {};
 }
 
@@ -216,7 +227,7 @@ std::optional<GradientStep::Job> GradientStep::done_by_device() const {
     const auto end = std::find_if(at, at_devices_.end(),
                                   [at](const Begun& one) { return one.part != at->part; });
     if (std::all_of(at, end, [this](const Begun& one) { return is_done(one); })) {
-      return Job{StepCore::Kind::encode, at->buffer, at->part};
+      return Job{StepCore::Kind::encode, at->buffer, at->part, at->stage};
     }
     at = end;
   }
@@ -278,13 +289,17 @@ void GradientStep::count_nonfinite(uint32_t part) {
   own_.not_finite[known.tensor] = true;
 }
 
-// The curve of one slice, each time another one, stands for the part.
+// The curve of one slice, each time another one, stands for the part. Where nobody copies gradients
+// from their device, its encoder looks at them there.
 Result<void> GradientStep::look_at(uint32_t part) {
   const PartLayout& known = layout_.parts()[part];
   const auto turn = static_cast<uint32_t>(report_.step % known.slices);
   const uint32_t chosen = known.first_slice + turn;
   const SliceLayout& slice = layout_.slices()[chosen];
-  const codec::Placed<const float> gradient = gradient_of(slice);
+  const codec::Placed<const float> gradient =
+      options_.device != nullptr
+          ? codec::Placed<const float>{.memory = floats(known.tensor, slice.range)}
+          : gradient_of(slice);
   Result<codec::Curve> curve = Error{};
   codec::TensorEncoder* encoder = residuals_.worker_if_made(chosen);
   if (encoder == nullptr && gradient.place.kind == codec::Place::Kind::device) {
@@ -402,11 +417,11 @@ Result<void> GradientStep::add_slice(uint32_t index, Stage stage, size_t at,
   const Result<bool> summed = sum_of(index, stage, at, by_rank, out, effort);
   if (!summed) return summed.error();
   if (!summed.value() || !split) return {};
+  const bool bounded = !options_.second_leg.exact;
+  if (bounded) memory.average_pieces.reserve(slices.size());
   if (table_.is_factor(slice)) return encode_average_factor(index, stage, slice, effort);
   const codec::Range range = layout_.slices()[slice].range;
   const codec::Point point = point_of(slice, true);
-  const bool bounded = !options_.second_leg.exact;
-  if (bounded) memory.average_pieces.reserve(slices.size());
   codec::TensorEncoder& encoder = residuals_.owner(slice, seat_);
   if (Result<void> begun = encoder.begin({.memory = out}, point, nullptr); !begun) return begun;
   const auto encoded = encoder.finish();

@@ -77,6 +77,10 @@ Leg GradientStep::leg_of(const StepCore::Job& job) {
   return first ? Leg::first : Leg::second;
 }
 
+Stage GradientStep::stage_of(Leg leg) {
+  return leg == Leg::basis_first || leg == Leg::basis_second ? Stage::basis : Stage::values;
+}
+
 Operation GradientStep::operation_of(const StepCore::Job& leg) {
   if (plan_.buffers[leg.buffer].path == Path::all_reduce) return all_reduce(leg.buffer);
   return leg.kind == StepCore::Kind::begin_first ? first_swap(leg.buffer, leg.stage)
@@ -101,13 +105,12 @@ Operation GradientStep::all_reduce(uint32_t index) {
           .timeout = options_.timeout};
 }
 
-// With factors all legs are exact.
 Operation GradientStep::swap_of(uint32_t index, Stage stage, Leg leg, const Delivery& delivery) {
   Operation swap{.kind = Operation::Kind::swap,
                  .lane = {slot_, leg},
                  .round = report_.step,
                  .received = memory_of_stage(index, stage).received,
-                 .delivery = has_factors(index) ? Delivery{} : delivery,
+                 .delivery = delivery,
                  .timeout = options_.timeout};
   swap.sent.reserve(static_cast<size_t>(seat_.ranks()));
   swap.room.reserve(static_cast<size_t>(seat_.ranks()));
@@ -172,8 +175,8 @@ void GradientStep::leg_done(const Ticket& ticket, const std::vector<Missing>& mi
     const Result<void> taken = steadily([&] { return take_missing(ticket, missing); });
     if (!taken) return fail(taken.error());
   }
-  const bool basis = ticket.leg == Leg::basis_first || ticket.leg == Leg::basis_second;
-  const bool first = ticket.leg == Leg::first || ticket.leg == Leg::basis_first;
+  const bool basis = stage_of(ticket.leg) == Stage::basis;
+  const bool first = !is_second(ticket.leg);
   BufferTimes& times = report_.buffers[ticket.buffer];
   (basis ? times.basis_end : first ? times.first_end : times.second_end) = seconds(now);
   if (first && plan_.buffers[ticket.buffer].path == Path::all_reduce) times.done = times.first_end;
@@ -188,12 +191,11 @@ void GradientStep::note_arrival(uint32_t buffer) {
 }
 
 Result<void> GradientStep::take_missing(const Ticket& ticket, const std::vector<Missing>& missing) {
-  const bool first = ticket.leg == Leg::first;
+  const bool first = !is_second(ticket.leg);
   const bool split = plan_.buffers[ticket.buffer].path == Path::split;
   const Delivery& delivery = first ? options_.first_leg : options_.second_leg;
-  const bool possible =
-      std::ranges::all_of(missing, [&](const Missing& one) { return is_possible(one, ticket); });
-  if (!split || delivery.exact || has_factors(ticket.buffer) || !possible) {
+  const auto possible = [&](const Missing& one) { return is_possible(one, ticket); };
+  if (!split || delivery.exact || !std::ranges::all_of(missing, possible)) {
     const Missing& one = missing.front();
     return Error{.code = ErrorCode::corrupt,
                  .peer = one.sender,
@@ -203,25 +205,28 @@ Result<void> GradientStep::take_missing(const Ticket& ticket, const std::vector<
                             " are missing, which cannot be in this leg of buffer " +
                             std::to_string(ticket.buffer)};
   }
-  BufferMemory& memory = memory_of_stage(ticket.buffer, Stage::values);
+  BufferMemory& memory = memory_of_stage(ticket.buffer, stage_of(ticket.leg));
   auto& taken = first ? memory.first_missing : memory.second_missing;
   taken = missing;
   std::ranges::stable_sort(taken, {}, &Missing::slice);
+  for (const Missing& one : taken) {
+    if (table_.is_factor(one.slice) && one.sender == seat_.rank()) note_lost_factor(one);
+  }
   return {};
 }
 
 bool GradientStep::is_possible(const Missing& one, const Ticket& ticket) const {
   const auto in = [&](Rank rank) { return rank >= 0 && rank < seat_.ranks(); };
-  if (one.round != ticket.round || one.leg != ticket.leg || one.slice >= seat_.duties.size() ||
+  if (one.round != ticket.round || one.leg != ticket.leg || one.slice >= table_.size() ||
       !in(one.sender) || !in(one.receiver)) {
     return false;
   }
-  const Rank owner = seat_.duties[one.slice].owner;
-  if (owner != (ticket.leg == Leg::first ? one.receiver : one.sender)) return false;
-  const auto& slices =
-      memory_[ticket.buffer][static_cast<size_t>(Stage::values)].slices[static_cast<size_t>(owner)];
+  const Rank owner = seat_.duties[table_.owned_like(one.slice)].owner;
+  if (owner != (is_second(ticket.leg) ? one.sender : one.receiver)) return false;
+  const auto& slices = memory_[ticket.buffer][static_cast<size_t>(stage_of(ticket.leg))]
+                           .slices[static_cast<size_t>(owner)];
   return std::ranges::binary_search(slices, one.slice) &&
-         !codec::ranges_fault(one.elements, layout_.slices()[one.slice].range);
+         !codec::ranges_fault(one.elements, table_.record_of(one.slice).range);
 }
 
 // What all say goes before what this one met, unless they say that this one failed, or that lanes

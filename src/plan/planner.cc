@@ -129,21 +129,26 @@ std::vector<codec::Curve> by_elements(std::span<const codec::Curve> curves,
 }
 
 // Over both legs, by elements.
-double kept_by(const gradient::FusionPlan& plan, std::span<const codec::Curve> even) {
-  double elements = 0;
-  double kept = 0;
+Kept kept_by(const gradient::FusionPlan& plan, std::span<const codec::Curve> even) {
+  double elements[2] = {};  // of parts without factors, and with
+  double kept[2] = {};
   for (const gradient::BufferPlan& buffer : plan.buffers) {
     for (uint32_t i = 0; i < buffer.parts; ++i) {
       const double n = even.empty() ? 1 : even[buffer.first_part + i].energy;
-      elements += n;
-      if (buffer.path == gradient::Path::all_reduce || n == 0 || even.empty()) {
-        kept += n;
-        continue;
-      }
-      kept += n * kept_share(even[buffer.first_part + i], buffer.points[i], buffer.path);
+      const bool whole = buffer.path == gradient::Path::all_reduce || n == 0 || even.empty();
+      const size_t kind = !whole && buffer.points[i].first.rank > 0 ? 1 : 0;
+      elements[kind] += n;
+      kept[kind] +=
+          whole ? n : n * kept_share(even[buffer.first_part + i], buffer.points[i], buffer.path);
     }
   }
-  return elements > 0 ? kept / elements : 1;
+  Kept result;
+  if (elements[0] > 0) result.elements = kept[0] / elements[0];
+  if (elements[1] > 0) {
+    result.factors = kept[1] / elements[1];
+    result.of_factors = elements[1] / (elements[0] + elements[1]);
+  }
+  return result;
 }
 
 std::string text_of(const gradient::FusionPlan& plan, const gradient::Layout& layout) {
@@ -176,8 +181,12 @@ class Ranking {
 
   [[nodiscard]] Candidate weigh(gradient::FusionPlan plan) const {
     std::string text = text_of(plan, layout_);
-    Candidate candidate{std::move(plan), std::move(text), {}, 1, 0, false};
-    candidate.kept = kept_by(candidate.plan, even_);
+    Candidate candidate;
+    candidate.plan = std::move(plan);
+    candidate.text = std::move(text);
+    const Kept kept = kept_by(candidate.plan, even_);
+    candidate.kept = kept.all();
+    candidate.progress = progress(kept);
     Prediction& prediction = candidate.prediction;
     prediction = predict(candidate.plan, layout_, profile_);
     const auto known = std::ranges::find(options_.tried, candidate.plan, &TriedPlan::plan);
@@ -187,7 +196,7 @@ class Ranking {
     const double step_s = candidate.tried ? known->step_s : prediction.step_s * error;
     prediction.exposed_s = std::max(0.0, prediction.exposed_s + step_s - prediction.step_s);
     prediction.step_s = step_s;
-    candidate.worth = progress(candidate.kept) / prediction.step_s;
+    candidate.worth = candidate.progress / prediction.step_s;
     return candidate;
   }
   // What it is worth; 0 below the floor.

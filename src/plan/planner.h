@@ -17,8 +17,9 @@ struct Candidate {
   gradient::FusionPlan plan;
   std::string text;  // "plain in 4 buffers", "0.53 bytes an element in 2 buffers"
   Prediction prediction;
-  double kept = 1;   // docs/planner.md, "Names"
-  double worth = 0;  // plain steps in a second
+  double kept = 1;      // docs/planner.md, "Names"
+  double progress = 1;  // of a step, in plain steps
+  double worth = 0;     // plain steps in a second
   bool tried = false;
 };
 

@@ -172,14 +172,28 @@ TEST(Predict, AFasterLinkNeverMakesAStepSlower) {
 }
 
 TEST(Progress, NeverRisesWhenLessIsKept) {
-  double before = progress(1);
-  EXPECT_EQ(before, 1);
-  for (double kept = 1; kept > -0.1; kept -= 0.001) {
-    const double now = progress(kept);
-    EXPECT_LE(now, before);
-    EXPECT_GT(now, 0);
-    before = now;
+  for (const auto of : {progress_of_elements, progress_of_factors}) {
+    double before = of(1);
+    EXPECT_EQ(before, 1);
+    for (double kept = 1; kept > -0.1; kept -= 0.001) {
+      const double now = of(kept);
+      EXPECT_LE(now, before);
+      EXPECT_GT(now, 0);
+      before = now;
+    }
   }
+}
+
+TEST(Progress, FactorsMakeNoLessThanElements) {
+  for (double kept = 1; kept > 0; kept -= 0.01)
+    EXPECT_GE(progress_of_factors(kept), progress_of_elements(kept)) << kept;
+}
+
+TEST(Progress, OfAPlanIsTheMeanOfItsParts) {
+  EXPECT_EQ(progress({.elements = 0.5, .factors = 1, .of_factors = 0}), progress_of_elements(0.5));
+  EXPECT_EQ(progress({.elements = 1, .factors = 0.5, .of_factors = 1}), progress_of_factors(0.5));
+  EXPECT_DOUBLE_EQ(progress({.elements = 0.8, .factors = 0.6, .of_factors = 0.75}),
+                   0.25 * progress_of_elements(0.8) + 0.75 * progress_of_factors(0.6));
 }
 
 TEST(CutInto, CoversAllPartsInOrderAndBalances) {
@@ -349,7 +363,7 @@ double most_worth(const gradient::Layout& layout, const std::vector<codec::Curve
         elements += n;
       }
       const double share = is_plain ? 1 : kept / elements;
-      most = std::max(most, progress(share) / predict(plan, layout, profile).step_s);
+      most = std::max(most, progress_of_elements(share) / predict(plan, layout, profile).step_s);
     }
   }
   return most;

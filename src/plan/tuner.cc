@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "plan/progress.h"
 
 namespace scant::plan {
 namespace {
@@ -316,8 +315,8 @@ Candidate Tuner::best_plain() const {
 }
 
 double Tuner::worth_now() const {
-  const double kept = weigh(plan_, layout_, profile_, curves_, options_).kept;
-  return progress(kept) / std::max(findings_.slowest.step_s, 1e-9);
+  const double progress = weigh(plan_, layout_, profile_, curves_, options_).progress;
+  return progress / std::max(findings_.slowest.step_s, 1e-9);
 }
 
 void Tuner::watch() {

@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 
 #include "base/rng.h"
-#include "plan/progress.h"
 #include "plan/testing/tuner_world.h"
 
 namespace scant::plan {
@@ -233,7 +232,7 @@ TEST(Tuner, ComesBackToThePlanThatRanBest) {
     world.hidden_large_s = 0.06;
     const auto worth_of = [&](const gradient::FusionPlan& plan) {
       const Candidate weighed = weigh(plan, world.layout(), world.truth, curves(world), {});
-      return progress(weighed.kept) / (weighed.prediction.step_s + world.hidden_s(plan));
+      return weighed.progress / (weighed.prediction.step_s + world.hidden_s(plan));
     };
     decision = run(world, tuner, decision, 30);
     EXPECT_GE(worth_of(decision.plan), 0.98 * worth_of(before)) << rate;
@@ -377,7 +376,8 @@ TEST(Tuner, WhatForwardNeedsLaterMakesAPlanWorthMore) {
     Tuner tuner(world.layout(), rates(), {});
     const Decision last = run(world, tuner, Tuner::first(world.layout(), {}), 20);
     EXPECT_EQ(last.plan.reversed > 0, in_forward);
-    worth[in_forward ? 1 : 0] = progress(tuner.findings().kept) / step_s(world, last.plan);
+    const Candidate weighed = weigh(last.plan, world.layout(), world.truth, curves(world), {});
+    worth[in_forward ? 1 : 0] = weighed.progress / step_s(world, last.plan);
     EXPECT_NEAR(tuner.findings().slowest.step_s, tuner.findings().predicted_s,
                 0.05 * tuner.findings().slowest.step_s);
   }

@@ -53,7 +53,8 @@ def tokenizer(cut: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
         "version": "1.0",
         "added_tokens": [
-            {"id": i, "content": token, "special": True}
+            {"id": i, "content": token, "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
             for i, token in enumerate(["<unk>", "<s>", "</s>", "<end>"])
         ],
         "normalizer": None,

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/counters.h"
 #include "base/crc.h"
+#include "base/ledger.h"
 #include "bindings/base/buffers.h"
 #include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
@@ -39,6 +40,15 @@ nb::dict moved_dtypes() {
   return result;
 }
 
+nb::dict used() {
+  const base::Used now = base::used();
+  nb::dict result;
+  result["cpu_s"] = now.cpu_s;
+  result["resident_bytes"] = now.resident_bytes;
+  result["resident_peak_bytes"] = now.resident_peak_bytes;
+  return result;
+}
+
 }  // namespace
 
 void bind_base(nb::module_& module) {
@@ -54,6 +64,12 @@ void bind_base(nb::module_& module) {
       return base::crc32c({reinterpret_cast<const std::byte*>(address), size}, crc);
     });
   });
+  module.def("used", &used);
+  nb::class_<base::EnergyMeter>(module, "EnergyMeter")
+      .def(nb::init<>())
+      .def_prop_ro("counts", &base::EnergyMeter::counts)
+      .def_prop_ro("why", &base::EnergyMeter::why)
+      .def("joules", &base::EnergyMeter::joules);
   watch_forks();
   bind_buffers(module);
 }

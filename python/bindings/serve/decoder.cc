@@ -13,6 +13,7 @@
 #include "bindings/base/errors.h"
 #include "bindings/base/gil.h"
 #include "bindings/serve/description.h"
+#include "bindings/serve/model.h"
 #include "serve/model/decoder.h"
 
 namespace scant::python {
@@ -21,22 +22,6 @@ namespace {
 using serve::Decoder;
 using serve::KvKind;
 using serve::Model;
-
-KvKind kv_kind_of(const std::string& name) {
-  if (name == "f32") return KvKind::f32;
-  if (name == "bf16") return KvKind::bf16;
-  if (name == "q8") return KvKind::q8;
-  refuse("keys and values cannot be kept as '" + name + "'; known: f32, bf16, q8");
-}
-
-class OpenModel {
- public:
-  explicit OpenModel(std::unique_ptr<Model> model) : model_(std::move(model)) {}
-  [[nodiscard]] const Model& get() const { return *model_; }
-
- private:
-  std::unique_ptr<Model> model_;
-};
 
 // (tokens, position, pages, outputs)
 using Given = std::tuple<std::vector<uint32_t>, uint32_t, std::vector<uint32_t>, uint32_t>;
@@ -121,6 +106,13 @@ class CheckedDecoder {
 };
 
 }  // namespace
+
+KvKind kv_kind_of(const std::string& name) {
+  if (name == "f32") return KvKind::f32;
+  if (name == "bf16") return KvKind::bf16;
+  if (name == "q8") return KvKind::q8;
+  refuse("keys and values cannot be kept as '" + name + "'; known: f32, bf16, q8");
+}
 
 void bind_serve_decoder(nb::module_& module) {
   module.attr("page_tokens") = serve::kPageTokens;

@@ -50,10 +50,10 @@ class Model:
         with pathlib.Path(name).open("rb") as file:
             begun = file.read(4)
         if begun == b"GGUF":
-            self._model = _scant.open_gguf_model(name, _described(name).as_dict())
+            self.native = _scant.open_gguf_model(name, _described(name).as_dict())
         else:
-            self._model = _scant.open_packed_model(name)
-        self.description = Description.from_dict(self._model.description())
+            self.native = _scant.open_packed_model(name)
+        self.description = Description.from_dict(self.native.description())
 
 
 def _described(path: str) -> Description:
@@ -74,7 +74,7 @@ class Decoder:
 
     def __init__(self, model: Model, *, pages: int, kv: str = "bf16", threads: int = 1) -> None:
         self.model = model
-        self._decoder = _scant.Decoder(model._model, kv, pages, threads)
+        self._decoder = _scant.Decoder(model.native, kv, pages, threads)
 
     def run(self, pieces: Sequence[Piece]) -> numpy.ndarray[Any, Any]:
         """The logits of all outputs, one row each, piece by piece."""

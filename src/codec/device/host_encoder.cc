@@ -28,9 +28,10 @@ Result<void> HostEncoder::begin(Placed<const float> gradient, Point point,
   return {};
 }
 
-Result<void> HostEncoder::begin_rest(std::span<float> whole, const Product& rest, Point point) {
+Result<void> HostEncoder::begin_rest(std::span<float> whole, const Product& rest, Point point,
+                                     Workspace& workspace) {
   SCANT_CHECK(!report_, "begin_rest() before finish()");
-  const auto encoded = encoder_.encode_rest(whole, rest, point, workspace_, record_);
+  const auto encoded = encoder_.encode_rest(whole, rest, point, workspace, record_);
   if (!encoded) return encoded.error();
   report_ = encoded.value();
   return {};

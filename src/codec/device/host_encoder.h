@@ -23,10 +23,11 @@ class HostEncoder final : public TensorEncoder {
   [[nodiscard]] Place records() const override { return {}; }
   [[nodiscard]] Range range() const override { return encoder_.range(); }
   [[nodiscard]] size_t memory_bytes() const override { return encoder_.memory_bytes(); }
-  [[nodiscard]] const Encoder* of_host() const override { return &encoder_; }
+  [[nodiscard]] const Encoder* kept_on_host() const override { return &encoder_; }
   Result<void> begin(Placed<const float> gradient, Point point,
                      std::function<void()> wake) override;
-  Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point) override;
+  Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point,
+                          Workspace& workspace) override;
   [[nodiscard]] bool done() const override { return report_.has_value(); }
   Result<Encoded> finish() override;
   Result<Curve> probe(Placed<const float> gradient, std::span<const Point> points,

@@ -53,6 +53,16 @@ Result<void> StagedEncoder::begin(Placed<const float> gradient, Point point,
   return called;
 }
 
+Result<void> StagedEncoder::begin_rest(std::span<float> whole, const Product& rest, Point point,
+                                       Workspace& workspace) {
+  SCANT_CHECK(!begun_, "begin_rest() before finish()");
+  auto encoded = encoder_.encode_rest(whole, rest, point, workspace, record_);
+  if (!encoded) return encoded.error();
+  outcome_ = std::move(encoded);
+  begun_ = true;
+  return {};
+}
+
 void StagedEncoder::encode(void* self) {
   auto& encoder = *static_cast<StagedEncoder*>(self);
   try {

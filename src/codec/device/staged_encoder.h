@@ -1,7 +1,7 @@
 // Gradients on a device, encoded on the host: the device copies a gradient to pinned memory in the
 // order of its stream and then calls the encoder, so neither the owner thread nor the stream's
 // giver waits. Residual and records lie on the host. One owner thread; the encoder itself runs on
-// the device's thread between begin() and done().
+// the device's thread between begin() and done(), and on the owner's in begin_rest().
 #pragma once
 
 #include <functional>
@@ -36,8 +36,11 @@ class StagedEncoder final : public TensorEncoder {
   [[nodiscard]] size_t memory_bytes() const override {
     return encoder_.memory_bytes() + staging_.size() + record_.capacity();
   }
+  [[nodiscard]] const Encoder* kept_on_host() const override { return &encoder_; }
   Result<void> begin(Placed<const float> gradient, Point point,
                      std::function<void()> wake) override;
+  Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point,
+                          Workspace& workspace) override;
   [[nodiscard]] bool done() const override { return begun_ && call_.done(); }
   Result<Encoded> finish() override;
   Result<Curve> probe(Placed<const float> gradient, std::span<const Point> points,

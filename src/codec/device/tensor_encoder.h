@@ -30,8 +30,9 @@ class TensorEncoder {
   [[nodiscard]] virtual Place records() const = 0;
   [[nodiscard]] virtual Range range() const = 0;
   [[nodiscard]] virtual size_t memory_bytes() const = 0;  // of what it keeps, wherever that lies
-  // The encoder itself where gradients, residual and records lie on the host; else null.
-  [[nodiscard]] virtual const Encoder* of_host() const { return nullptr; }
+  // The encoder itself where residual and records lie on the host, which can then make factors;
+  // else null. It may be read between finish() and begin().
+  [[nodiscard]] virtual const Encoder* kept_on_host() const { return nullptr; }
 
   // Begins a step. The gradient covers the range, lies at gradients() and stays untouched until
   // done(). A step that goes on after begin() calls `wake` once when it is over, on another thread;
@@ -39,9 +40,11 @@ class TensorEncoder {
   // has changed. ErrorCode::invalid_argument: another place, size or point.
   virtual Result<void> begin(Placed<const float> gradient, Point point,
                              std::function<void()> wake) = 0;
-  // Encoder::encode_rest, for encoders on the host. The step is over when the call returns. `whole`
-  // lies on the host. ErrorCode::unsupported: not of_host().
-  virtual Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point);
+  // Encoder::encode_rest, on the caller's thread and in a workspace of its own; the step is over
+  // when the call returns. `whole` lies on the host, wherever gradients() do.
+  // ErrorCode::unsupported: nothing is kept_on_host().
+  virtual Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point,
+                                  Workspace& workspace);
   // The event: whether the step that was begun is over.
   [[nodiscard]] virtual bool done() const = 0;
   // What the step gave; waits for it. Once for each begin(). After an error nothing has changed.
@@ -68,9 +71,11 @@ class TensorEncoder {
 };
 
 inline Result<void> TensorEncoder::begin_rest(std::span<float> /*whole*/, const Product& /*rest*/,
-                                              Point /*point*/) {
+                                              Point /*point*/, Workspace& /*workspace*/) {
   return Error{.code = ErrorCode::unsupported,
-               .message = "tensors of a device cannot send factors yet: plan them without a rank"};
+               .message =
+                   "a residual that lies on a device goes with no factors: plan the tensor "
+                   "without a rank"};
 }
 
 // What an encoder is made of.

@@ -76,7 +76,7 @@ Encoded through_factors(ResidualKind kind, Point point, Family family, size_t th
   HostEncoder host(encoder_of(kind, workspace), workspace, record);
   std::vector<float> whole = draw_values(family, kPart.elements, 9);
   std::vector<float> sum(kPart.elements);
-  host.of_host()->read_residual(sum);
+  host.kept_on_host()->read_residual(sum);
   for (size_t i = 0; i < sum.size(); ++i) {
     const float kept = 0.75f * sum[i];
     sum[i] = whole[i] + kept;
@@ -84,7 +84,7 @@ Encoded through_factors(ResidualKind kind, Point point, Family family, size_t th
 
   Factors factors(kShape, kPart, 7);
   EXPECT_TRUE(factors.set_rank(kRank));
-  const MatrixSlice slice{host.of_host(), kPart, whole};
+  const MatrixSlice slice{host.kept_on_host(), kPart, whole};
   std::vector<float> left(factors.left_elements());
   EXPECT_TRUE(factors.project({&slice, 1}, workspace, left));
   if (family == Family::normal) {
@@ -105,7 +105,7 @@ Encoded through_factors(ResidualKind kind, Point point, Family family, size_t th
     EXPECT_TRUE(report.ok());
     *expected = {bytes_of(record), plain.value().save(), report.value()};
   }
-  EXPECT_TRUE(host.begin_rest(whole, rest, point));
+  EXPECT_TRUE(host.begin_rest(whole, rest, point, workspace));
   const auto encoded = host.finish();
   EXPECT_TRUE(encoded.ok());
   return {bytes_of(record), host.save().value(), encoded.value().report};

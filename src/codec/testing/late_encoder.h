@@ -49,6 +49,18 @@ class LateEncoder final : public TensorEncoder {
     begun_ = true;
     return {};
   }
+  [[nodiscard]] const Encoder* kept_on_host() const override {
+    return keeps_elsewhere ? nullptr : encoder_.kept_on_host();
+  }
+  Result<void> begin_rest(std::span<float> whole, const Product& rest, Point point,
+                          Workspace& workspace) override {
+    SCANT_CHECK(!begun_);
+    if (keeps_elsewhere) return TensorEncoder::begin_rest(whole, rest, point, workspace);
+    if (failure_) return *std::exchange(failure_, std::nullopt);
+    outcome_ = encoder_.begin_rest(whole, rest, point, workspace);
+    begun_ = outcome_.ok();
+    return outcome_;
+  }
   [[nodiscard]] bool done() const override { return begun_ && done_; }
   Result<Encoded> finish() override {
     end();
@@ -80,7 +92,8 @@ class LateEncoder final : public TensorEncoder {
     return encoder_.save();
   }
 
-  std::function<void()> gone;  // called when this object goes
+  std::function<void()> gone;    // called when this object goes
+  bool keeps_elsewhere = false;  // as if its residual lay out of the host's reach
 
  private:
   Workspace workspace_;

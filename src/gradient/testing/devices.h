@@ -13,6 +13,7 @@
 #include "codec/device/staged_encoder.h"
 #include "codec/testing/late_encoder.h"
 #include "codec/testing/simulated_device.h"
+#include "gradient/testing/fusion_plans.h"
 #include "gradient/testing/round_of_members.h"
 
 namespace scant::gradient::testing {
@@ -94,6 +95,7 @@ class LateRank {
   [[nodiscard]] codec::MakeTensorEncoder encoders() {
     return [this](const codec::EncoderSpec& spec) -> Result<std::unique_ptr<codec::TensorEncoder>> {
       auto made = std::make_unique<LateEncoder>(encoder_of(spec));
+      made->keeps_elsewhere = keeps_elsewhere;
       LateEncoder* const one = made.get();
       late_.emplace_back(spec.tensor, one);
       made->gone = [this, one] {
@@ -120,7 +122,8 @@ class LateRank {
   }
   [[nodiscard]] std::vector<std::pair<uint32_t, LateEncoder*>>& all() { return late_; }
 
-  uint32_t held = UINT32_MAX;  // of this tensor nothing ends
+  uint32_t held = UINT32_MAX;    // of this tensor nothing ends
+  bool keeps_elsewhere = false;  // of encoders that are made from now on
   int ended = 0;
   int woken = 0;
 

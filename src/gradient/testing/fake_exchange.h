@@ -206,7 +206,7 @@ class FakeNetwork {
       if (gone.empty()) continue;
       for (size_t told = 0; told < missing.size(); ++told) {
         const auto rank = static_cast<Rank>(told);
-        if (operation.lane.leg == Leg::first && rank != from && rank != to) continue;
+        if (!is_second(operation.lane.leg) && rank != from && rank != to) continue;
         missing[told].push_back({operation.round, operation.lane.leg, from, to, piece.slice, gone});
       }
     }

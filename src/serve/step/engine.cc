@@ -17,9 +17,8 @@ double seconds(Duration duration) { return std::chrono::duration<double>(duratio
 
 }  // namespace
 
-Result<std::unique_ptr<Engine>> Engine::start(std::unique_ptr<const Model> model,
-                                              EngineOptions options) {
-  const Description& description = model->description();
+Result<std::unique_ptr<Engine>> Engine::start(const Model& model, EngineOptions options) {
+  const Description& description = model.description();
   if (options.threads == 0) return base::invalid("threads: 0 threads run nothing");
   if (options.context > description.context) {
     return base::invalid("context: the model knows at most " + std::to_string(description.context) +
@@ -37,25 +36,23 @@ Result<std::unique_ptr<Engine>> Engine::start(std::unique_ptr<const Model> model
     return base::invalid("kv_bytes: 16 tokens of this model take " + std::to_string(page) +
                          " bytes");
   }
-  auto decoder = Decoder::create(*model, options.kv, static_cast<uint32_t>(pages), options.threads);
+  auto decoder = Decoder::create(model, options.kv, static_cast<uint32_t>(pages), options.threads);
   if (!decoder) return decoder.error();
   const SchedulerOptions limits = {.vocabulary = description.vocabulary,
                                    .context = context,
                                    .step_tokens = options.step_tokens,
                                    .running_max = options.running_max,
                                    .waiting_max = options.running_max + options.waiting_max};
-  std::unique_ptr<Engine> engine(new Engine(std::move(model), std::move(decoder).value(), limits,
-                                            static_cast<uint32_t>(pages)));
+  std::unique_ptr<Engine> engine(
+      new Engine(std::move(decoder).value(), limits, static_cast<uint32_t>(pages)));
   Engine* const self = engine.get();
   if (auto started = self->thread_.start("scant-engine", [self] { self->run(); }); !started)
     return started.error();
   return engine;
 }
 
-Engine::Engine(std::unique_ptr<const Model> model, std::unique_ptr<Decoder> decoder,
-               SchedulerOptions limits, uint32_t pages)
-    : model_(std::move(model)),
-      decoder_(std::move(decoder)),
+Engine::Engine(std::unique_ptr<Decoder> decoder, SchedulerOptions limits, uint32_t pages)
+    : decoder_(std::move(decoder)),
       limits_(limits),
       scheduler_(limits, pages),
       pages_(pages),

@@ -39,8 +39,8 @@ struct EngineStats {
 
 class Engine {
  public:
-  // ErrorCode::invalid_argument: options; resource: no memory, or `kv_bytes` are less than a page.
-  [[nodiscard]] static Result<std::unique_ptr<Engine>> start(std::unique_ptr<const Model> model,
+  // The model outlives it. ErrorCode::invalid_argument: options; resource: no memory.
+  [[nodiscard]] static Result<std::unique_ptr<Engine>> start(const Model& model,
                                                              EngineOptions options);
   // Ends all requests.
   ~Engine();
@@ -59,7 +59,6 @@ class Engine {
   void close();
   [[nodiscard]] bool closed() const;
 
-  [[nodiscard]] const Model& model() const { return *model_; }
   [[nodiscard]] const SchedulerOptions& limits() const { return limits_; }
   [[nodiscard]] EngineStats stats() const;
   // Requests that are not over.
@@ -70,8 +69,7 @@ class Engine {
     std::optional<Request> submit;
     uint64_t cancel = 0;
   };
-  Engine(std::unique_ptr<const Model> model, std::unique_ptr<Decoder> decoder,
-         SchedulerOptions limits, uint32_t pages);
+  Engine(std::unique_ptr<Decoder> decoder, SchedulerOptions limits, uint32_t pages);
   void run();
   void obey(Command command);
   void run_step();
@@ -85,7 +83,6 @@ class Engine {
     std::atomic<double> step_s{0}, answer_s{0};
   };
 
-  std::unique_ptr<const Model> model_;
   std::unique_ptr<Decoder> decoder_;  // the engine's thread
   SchedulerOptions limits_;
   Scheduler scheduler_;  // the engine's thread

@@ -1,0 +1,138 @@
+"""One HTTP connection: uvicorn's protocol, held to limits that uvicorn does not have.
+
+A head must come whole in time and size, an answer must find a reader, and what closes must get
+closed. `sweep` is called for each connection now and then with the time; nothing here waits. Of the
+event loop's thread. The application finds the connection in `scope["state"]["connection"]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from scant.serve.server.limits import Limits
+from scant.serve.server.refusals import Refusal
+
+__all__ = ["Connection", "connection_class"]
+
+_PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large",
+            503: "Service Unavailable"}  # fmt: skip
+
+
+class Connection(HttpToolsProtocol):
+    """See the head of the file; made by `connection_class`, which sets the limits."""
+
+    limits = Limits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.on_lost: Callable[[], None] | None = None
+        self._head_bytes = 0
+        self._in_head = False
+        self._idle_since: float | None = self.loop.time()  # before the first byte
+        self._head_since: float | None = None
+        self._paused_since: float | None = None
+        self._closing_since: float | None = None
+        if len(self.connections) > self.limits.connections:
+            self._refuse(Refusal(503, "too many connections", code="too_many_connections"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+            self.on_lost = None
+
+    # Heads.
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._idle_since = None
+        between = self.cycle is None or self.cycle.response_complete
+        if self._in_head or between:
+            self._head_bytes += len(data)
+            if self._head_since is None:
+                self._head_since = self.loop.time()
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self.limits.head_bytes:
+            self._refuse(Refusal(431, f"the head is longer than {self.limits.head_bytes:,} bytes"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self.scope["state"]["connection"] = self
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        self._head_since = None
+        if len(self.pipeline) >= self.limits.pipelined:
+            self._refuse(Refusal(400, "too many requests on their way at once"))
+            return
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.on_lost = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn answers to bytes that are no HTTP."""
+        self._refuse(Refusal(400, msg))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answers outside of any request, and closes."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            body = refusal.body()
+            head = (
+                f"HTTP/1.1 {refusal.status} {_PHRASES[refusal.status]}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                "connection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    # Readers.
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._paused_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._paused_since = None
+
+    def listen(self) -> None:
+        """After a body has been read: a client that leaves is heard only while bytes are read."""
+        self.flow.resume_reading()
+
+    def abort(self) -> None:
+        """Ends it at once; what was not sent is lost."""
+        self.transport.abort()
+
+    # Time.
+
+    def sweep(self, now: float) -> None:
+        """Looks what took too long."""
+        limits = self.limits
+        if self.transport.is_closing():
+            if self._closing_since is None:
+                self._closing_since = now
+            elif now - self._closing_since > limits.stall_s:
+                self.abort()
+        elif self._paused_since is not None and now - self._paused_since > limits.stall_s:
+            self.abort()
+        elif self._idle_since is not None and now - self._idle_since > limits.idle_s:
+            self.transport.close()
+        elif self._head_since is not None and now - self._head_since > limits.head_s:
+            text = f"no whole head came within {limits.head_s:g} s"
+            self._refuse(Refusal(408, text))
+
+
+def connection_class(limits: Limits) -> type[Any]:
+    """The class with these limits, for uvicorn to make objects of."""
+    return type("_ConnectionOfServer", (Connection,), {"limits": limits})

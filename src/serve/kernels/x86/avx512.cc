@@ -1,0 +1,23 @@
+// Products on AVX512.
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "codec/quantise/levels.h"
+#include "codec/tile/sparse.h"
+#include "serve/file/rows.h"
+#include "serve/kernels/arithmetic.h"
+#include "serve/kernels/x86/plan.h"
+#include "serve/kernels/x86/region.h"
+
+#define SCANT_HAS_VNNI 0
+
+SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512);
+namespace scant::serve::avx512 {
+
+#include "serve/kernels/x86/lanes_avx512-inl.h"
+// After it:
+#include "serve/kernels/x86/all-inl.h"
+
+}  // namespace scant::serve::avx512
+SCANT_END_INSTRUCTIONS;

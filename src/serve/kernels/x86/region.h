@@ -1,0 +1,24 @@
+// Functions between SCANT_BEGIN_INSTRUCTIONS and SCANT_END_INSTRUCTIONS may use these instruction
+// sets, whatever the rest of the program may use. Headers of others are included before.
+// Each is a statement that ends with a semicolon.
+#pragma once
+
+#include <immintrin.h>
+
+#define SCANT_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define SCANT_BEGIN_INSTRUCTIONS(sets)                                                   \
+  SCANT_PRAGMA(clang attribute push(__attribute__((target(sets))), apply_to = function)) \
+  static_assert(true)
+#define SCANT_END_INSTRUCTIONS SCANT_PRAGMA(clang attribute pop) static_assert(true)
+#else
+#define SCANT_BEGIN_INSTRUCTIONS(sets) \
+  SCANT_PRAGMA(GCC push_options) SCANT_PRAGMA(GCC target(sets)) static_assert(true)
+#define SCANT_END_INSTRUCTIONS SCANT_PRAGMA(GCC pop_options) static_assert(true)
+#endif
+
+#define SCANT_AVX2 "avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt"
+#define SCANT_AVX512 SCANT_AVX2 ",avx512f,avx512vl,avx512dq,avx512bw"
+#define SCANT_AVX512VNNI SCANT_AVX512 ",avx512vnni,avx512vbmi,avx512vbmi2"
+#define SCANT_INLINE static inline __attribute__((always_inline))
+#define SCANT_METHOD __attribute__((always_inline))
