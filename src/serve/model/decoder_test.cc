@@ -88,7 +88,7 @@ TEST_P(Decoding, TheSameBitsHoweverAPromptIsCut) {
     const Logits wanted = whole.run({{tokens, 0, kPagesA, 90}});
     ASSERT_EQ(wanted.size(), 90U * 100);
     for (const float one : wanted) ASSERT_TRUE(std::isfinite(one));
-    for (const size_t cut : {1, 7, 16, 50}) {
+    for (const size_t cut : {1U, 7U, 16U, 50U}) {
       Logits found;
       for (size_t at = 0; at < tokens.size(); at += cut) {
         const std::span now = std::span(tokens).subspan(at, std::min(cut, tokens.size() - at));
@@ -108,7 +108,7 @@ TEST_P(Decoding, TheSameBitsBesideOthersAndOnSeveralThreads) {
   const Logits of_a = alone.run({{a, 0, kPagesA, 2}});
   Logits wanted = alone.run({{b, 0, kPagesB, 3}});
   wanted.insert(wanted.begin(), of_a.begin(), of_a.end());
-  for (const size_t threads : {1, 3}) {
+  for (const size_t threads : {1U, 3U}) {
     const Running run(GetParam(), {}, KvKind::bf16, threads);
     EXPECT_TRUE(same_bits(run.run({{a, 0, kPagesA, 2}, {b, 0, kPagesB, 3}}), wanted));
     // The beginning of b; then what is left of it, a piece without outputs, and a new token of a.
@@ -196,7 +196,9 @@ TEST(Models, FaultsAreNamed) {
     return MadeModel{.dims = [name, wrong](testing::Dims& dims) { dims[name] = wrong; }};
   };
   for (const Description& d : {llama(), gpt2()}) {
-    for (const auto& [name, dims] : testing::tensors_of(d)) {
+    for (const auto& tensor : testing::tensors_of(d)) {
+      const std::string& name = tensor.first;
+      const std::vector<uint64_t>& dims = tensor.second;
       if (name.ends_with("attn_qkv.weight")) continue;  // then query, key and value are looked for
       EXPECT_NE(refusal(d, without(name)).find("'" + name + "' is missing"), std::string::npos)
           << name;
@@ -245,6 +247,13 @@ TEST(Models, EveryKindOfMatrixRuns) {
     const double most = kind == TensorKind::q2 ? 1 : kind == TensorKind::q3 ? 0.3 : 0.1;
     EXPECT_LT(error / all, most) << name(kind);
     EXPECT_TRUE(kind == TensorKind::f32 || error > 0) << name(kind);
+    // One token at a time, which products do in another way.
+    const Running again(d, {.matrices = kind});
+    for (uint32_t i = 0; i < tokens.size(); ++i) {
+      const Logits one = again.run({{std::span(tokens).subspan(i, 1), i, kPagesA, 1}});
+      EXPECT_TRUE(same_bits(one, {found.begin() + 100 * i, found.begin() + 100 * (i + 1)}))
+          << name(kind) << " token " << i;
+    }
   }
 }
 

@@ -83,7 +83,7 @@ TEST(StepKernels, NotANumberStaysOne) {
 }
 
 TEST(StepKernels, NormsComeNear) {
-  for (const size_t n : {1, 15, 16, 17, 64, 576, 2048}) {
+  for (const size_t n : {1U, 15U, 16U, 17U, 64U, 576U, 2048U}) {
     const Floats x = random(n, 3, 1);
     const Floats weight = random(n, 1, 2);
     const Floats bias = random(n, 1, 3);
@@ -204,8 +204,8 @@ Floats attend_block(const StepKernels& kernels, size_t rows, size_t head_size, s
 }
 
 TEST(StepKernels, AttentionHasTheBitsOfThePlainOne) {
-  for (const size_t rows : {1, 2, 3, 4, 5, 8, 32}) {
-    for (const size_t head_size : {1, 5, 16, 64, 80, 128}) {
+  for (const size_t rows : {1U, 2U, 3U, 4U, 5U, 8U, 32U}) {
+    for (const size_t head_size : {1U, 5U, 16U, 64U, 80U, 128U}) {
       const size_t columns = (head_size + kLanes - 1) / kLanes * kLanes;
       expect_same(
           [&](const StepKernels& kernels) {
