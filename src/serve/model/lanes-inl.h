@@ -1,6 +1,6 @@
 // Sixteen floats at once: one vector of AVX-512, two of AVX2, four of NEON. Included once for each
-// instruction set, after highway.h; lanes_plain.h is the same without vectors. No sum goes across
-// lanes but in fold(), so that every set gives the same bits.
+// instruction set, after highway.h; step_reference.cc has the same without vectors. No sum goes
+// across lanes, so every instruction set gives the same bits.
 #if defined(SCANT_SERVE_LANES_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef SCANT_SERVE_LANES_INL_H
 #undef SCANT_SERVE_LANES_INL_H
@@ -96,6 +96,12 @@ HWY_INLINE Lanes power_of_two(const Lanes& n) {
     const auto whole = hn::ConvertTo(Di(), n.v[i]);
     return hn::BitCast(Df(), hn::ShiftLeft<23>(hn::Add(whole, hn::Set(Di(), 127))));
   });
+}
+// Of all lanes. The order does not matter.
+HWY_INLINE float largest_of(const Lanes& a) {
+  auto most = a.v[0];
+  for (size_t i = 1; i < kVectors; ++i) most = hn::Max(most, a.v[i]);
+  return hn::GetLane(hn::MaxOfLanes(Df(), most));
 }
 // then where x < limit, else otherwise
 HWY_INLINE Lanes where_less(const Lanes& x, const Lanes& limit, const Lanes& then,

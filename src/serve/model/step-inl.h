@@ -242,12 +242,11 @@ inline void softmax(float* scores, Seen seen, SoftmaxRow& row) {
   for (size_t i = seen.end; i < end; ++i) scores[i] = -INFINITY;
   Lanes most = load(scores + begin);
   for (size_t i = begin + kLanes; i < end; i += kLanes) most = max(most, load(scores + i));
-  float lanes[kLanes];
-  store(most, lanes);
-  float largest = row.largest;
-  for (const float one : lanes) largest = one > largest ? one : largest;
+  const float block_largest = largest_of(most);
+  const float largest = block_largest > row.largest ? block_largest : row.largest;
   row.correction = 1;
   if (largest != row.largest) {
+    float lanes[kLanes];
     store(exp(sub(set(row.largest), set(largest))), lanes);
     row.correction = lanes[0];
     row.largest = largest;

@@ -69,6 +69,7 @@ Lanes power_of_two(const Lanes& n) {
     return std::bit_cast<float>(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23);
   });
 }
+float largest_of(const Lanes& a) { return *std::max_element(a.v, a.v + kLanes); }
 Lanes where_less(const Lanes& x, const Lanes& limit, const Lanes& then, const Lanes& otherwise) {
   return each([&](size_t i) { return x.v[i] < limit.v[i] ? then.v[i] : otherwise.v[i]; });
 }
