@@ -19,7 +19,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
@@ -158,7 +158,7 @@ def measure(
             return peer.bench(gguf, threads, 0, answer, CONTEXT)
         return peer.bench(gguf, threads, PROMPT, 0)
 
-    sides = {
+    sides: dict[str, Callable[[], float]] = {
         PEER: peers,
         OURS: lambda: ours(gguf, case, threads, answer),
         OURS_PACKED: lambda: ours(packed, case, threads, answer),

@@ -76,8 +76,8 @@ def _rows(kind: str, rows: int, columns: int, draw: numpy.random.Generator) -> b
     if kind not in _BLOCKS:
         values = draw.standard_normal((rows, columns), numpy.float32) * spread
         if kind == "bf16":
-            return (values.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes()
-        return values.astype({"f16": numpy.float16, "f32": numpy.float32}[kind]).tobytes()
+            return bytes((values.view(numpy.uint32) >> 16).astype(numpy.uint16).data)
+        return bytes(values.astype({"f16": numpy.float16, "f32": numpy.float32}[kind]).data)
     scale_bytes, code_bytes, block = _BLOCKS[kind]
     count = rows * columns // block
     blocks = numpy.empty((count, scale_bytes + code_bytes), numpy.uint8)
@@ -87,7 +87,7 @@ def _rows(kind: str, rows: int, columns: int, draw: numpy.random.Generator) -> b
     blocks[:, :scale_bytes] = scales.view(numpy.uint8).reshape(count, 2)
     codes = numpy.frombuffer(draw.bytes(count * code_bytes), numpy.uint8)
     blocks[:, scale_bytes:] = codes.reshape(count, code_bytes)
-    return blocks.tobytes()
+    return bytes(blocks.data)
 
 
 def write(path: pathlib.Path, kind: str, shape: Description = LLAMA_1B, seed: int = 1) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from scant.runlog.lines import Guard, Line, Note, Plan, Profile, Run, Steps
+from scant.runlog.lines import Guard, Line, Note, Plan, Profile, Run, Served, Steps
 
 __all__ = ["Choice", "History"]
 
@@ -26,6 +26,7 @@ class History:
     choices: list[Choice] = dataclasses.field(default_factory=list)
     profiles: list[Profile] = dataclasses.field(default_factory=list)
     steps: list[Steps] = dataclasses.field(default_factory=list)
+    served: list[Served] = dataclasses.field(default_factory=list)
     guards: list[Guard] = dataclasses.field(default_factory=list)
     notes: list[Note] = dataclasses.field(default_factory=list)
     last: Line | None = None
@@ -46,6 +47,8 @@ class History:
             self.choices.append(Choice(line, self.profile))
         elif isinstance(line, Steps):
             self.steps.append(line)
+        elif isinstance(line, Served):
+            self.served.append(line)
         elif isinstance(line, Guard):
             self.guards.append(line)
         elif isinstance(line, Note):

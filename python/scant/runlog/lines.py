@@ -12,6 +12,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from scant import amounts
+
 __all__ = [
     "VERSION",
     "Guard",
@@ -22,6 +24,7 @@ __all__ = [
     "Profile",
     "Row",
     "Run",
+    "Served",
     "Steps",
     "parse",
 ]
@@ -70,6 +73,7 @@ class Run(Line):
     elements: int | None = None
     host: str = "?"
     pid: int | None = None
+    serves: str | None = None  # a server's model; a training has none
     options: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -153,10 +157,39 @@ class Note(Line):
     text: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Served(Line):
+    """A period of a server."""
+
+    period_s: float | None = None
+    connections: int | None = None
+    requests: int | None = None
+    refused: int | None = None
+    cancelled: int | None = None
+    failed: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    tokens: int | None = None
+    first_s: float | None = None
+    token_s: float | None = None
+    kv_used: float | None = None
+    preempted: int | None = None
+    cpu_s: float | None = None
+    rss_bytes: float | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of all answers."""
+        return amounts.fold(self.tokens, self.period_s)
+
+
 _KINDS: dict[str, type[Line]] = {
     "run": Run,
     "profile": Profile,
     "plan": Plan,
+    "served": Served,
     "steps": Steps,
     "guard": Guard,
     "note": Note,

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from scant import amounts
 from scant.errors import reason
 from scant.report.text import sparkline
+from scant.runlog import serving
 from scant.runlog.explain import terminal
 from scant.runlog.history import History
-from scant.runlog.lines import Guard, Line, Note, Plan, Run, Steps
+from scant.runlog.lines import Guard, Line, Note, Plan, Run, Served, Steps
 from scant.runlog.reader import BadLogError, Follower, read
 from scant.runlog.words import run_line, started
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit status; Ctrl-C is how this program ends, so it is 0 then."""
     parser = argparse.ArgumentParser(
         prog="scant top",
-        description="Show a run of scant.torch.wrap(model, log=...) as it goes; Ctrl-C ends it.",
+        description="Show a run of scant.torch.wrap(model, log=...) or scant serve --log as it "
+        "goes; Ctrl-C ends it.",
     )
     parser.add_argument("log", help="the run log; may not be there yet")
     parser.add_argument("--once", action="store_true", help="show what is there now and end")
@@ -123,6 +125,8 @@ def one_line(line: Line, history: History) -> str:
         return f"{step}: guard: {line.why}"
     if isinstance(line, Note):
         return f"{step}: {line.text}"
+    if isinstance(line, Served):
+        return serving.one_line(line)
     if isinstance(line, Steps):
         return (
             f"{step}: {amounts.duration(line.step_s)} (predicted "
@@ -153,6 +157,8 @@ def snapshot(history: History, path: str) -> list[str]:
 
 
 def _rows(history: History) -> list[tuple[str, str]]:
+    if history.run is not None and history.run.serves is not None:
+        return serving.rows(history.served, _BARS_MAX)
     if not history.steps:
         return [("steps", "none reported yet")]
     one = history.steps[-1]

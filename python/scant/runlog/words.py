@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from scant import amounts
 from scant.report.text import render
+from scant.runlog import serving
 from scant.runlog.history import Choice, History
 from scant.runlog.lines import Plan, Profile, Row, Run, Steps
 
@@ -23,6 +24,8 @@ PREDICTIONS = ["plan", "steps", "predicted", "measured", "error"]
 def tell(history: History) -> str:
     """All of it, for a terminal."""
     parts = [_run(history)]
+    if history.run is not None and history.run.serves is not None:
+        return "\n\n".join([*parts, _part("What it served", serving.totals(history.served))])
     if history.profile is not None:
         parts.append(_measured(history.profile))
     parts += _choices(history)
@@ -64,6 +67,8 @@ def started(run: Run) -> str:
 
 def run_line(run: Run) -> str:
     """``4 ranks, 38 tensors, 3,241,984 elements (13.0 MB of f32 gradients)``."""
+    if run.serves is not None:
+        return f"serves {run.serves}"
     size = None if run.elements is None else 4.0 * run.elements
     return (
         f"{amounts.whole(run.ranks)} ranks, {amounts.whole(run.tensors)} tensors, "

@@ -66,7 +66,9 @@ class Model(Protocol):
 class Engine(Protocol):
     """Generates for many requests at a time."""
 
-    model: Model
+    @property
+    def model(self) -> Model:
+        """What is served."""
 
     def submit(
         self,

@@ -52,10 +52,11 @@ class _Texts:
     def __init__(self, path: pathlib.Path, description: Description) -> None:
         with path.open("rb") as file:
             gguf = file.read(4) == b"GGUF"
+        values: dict[str, Any] | None
         if gguf:
             values = gguf_values.decode_all(_scant.GgufFile(str(path)).pairs())
             json_text: bytes | None = None
-            self.chat_template = values.get("tokenizer.chat_template")
+            self.chat_template: str | None = values.get("tokenizer.chat_template")
         else:
             packed = unpacking.Model(path)
             json_text = packed.part("tokenizer")
@@ -177,7 +178,8 @@ class ModelEngine:
         stats = self._engine.stats()
         if stats["requests"] == 0:
             return 1.0
-        return max(1.0, float(stats["step_s"]) / stats["requests"])
+        mean_s = float(stats["step_s"]) / float(stats["requests"])
+        return max(1.0, mean_s)
 
     def cancel(self, request: int) -> None:
         """The request ends soon, as `cancelled`; unknown and ended ones are left alone."""

@@ -58,7 +58,8 @@ def answer(tokens: list[Token]) -> list[int]:
 
 
 def prompt(seed: int, count: int) -> list[int]:
-    return numpy.random.default_rng(seed).integers(4, VOCABULARY, count).tolist()
+    drawn = numpy.random.default_rng(seed).integers(4, VOCABULARY, count)
+    return [int(token) for token in drawn]
 
 
 def alone(path: Path, tokens: list[int], count: int) -> list[int]:

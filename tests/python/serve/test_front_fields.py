@@ -143,7 +143,7 @@ def test_a_field_of_a_chat_that_is_wrong_is_named(
     assert (status, error["param"]) == (400, param)
 
 
-ODD = (
+ODD: tuple[Any, ...] = (
     None,
     True,
     False,

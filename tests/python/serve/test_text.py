@@ -67,7 +67,7 @@ def sentencepiece(decoder: dict[str, Any]) -> Tokenizer:
     vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
     for piece in ("▁", "▁Hello", "▁world", "H", "e", "l", "o", "!", "▁▁"):
         vocab[piece] = len(vocab)
-    table = {
+    table: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
         "normalizer": {
             "type": "Sequence",
