@@ -58,7 +58,7 @@ SCANT_INLINE void load_tile(const void* from, size_t stride) {
 template <int kTile>
 SCANT_INLINE void store_tile(void* to) {
   asm volatile("tilestored %%tmm%c3, (%1,%2,1)"
-               : "=m"(*static_cast<std::array<std::byte, 1024>*>(to))
+               : "=m"(*static_cast<std::byte(*)[1024]>(to))
                : "r"(to), "r"(size_t{64}), "i"(kTile));
 }
 template <int kTile>
