@@ -47,13 +47,19 @@ static_assert(sizeof(TileShapes) == 64);
 SCANT_INLINE void configure(const TileShapes& shapes) {
   asm volatile("ldtilecfg %0" ::"m"(shapes) : "memory");
 }
+// What tiles load must be in memory, and what they have stored must be read from it: between loops
+// that use tiles and others. Clobbers in each instruction would keep no sum in a register.
+SCANT_INLINE void memory_barrier() { asm volatile("" ::: "memory"); }
 template <int kTile>
 SCANT_INLINE void load_tile(const void* from, size_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile));
 }
+// 16 rows of 64 bytes.
 template <int kTile>
-SCANT_INLINE void store_tile(void* to, size_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
+SCANT_INLINE void store_tile(void* to) {
+  asm volatile("tilestored %%tmm%c3, (%1,%2,1)"
+               : "=m"(*static_cast<std::byte(*)[1024]>(to))
+               : "r"(to), "r"(size_t{64}), "i"(kTile));
 }
 template <int kTile>
 SCANT_INLINE void zero_tile() {
@@ -97,7 +103,7 @@ SCANT_INLINE void multiply_group(const Piece& piece, const Operand& operand, siz
   load_tile<kLeft>(operand.codes(panel, piece.group_first + g), wide);
   load_tile<kRight>(piece.levels + 64 * piece.quads * g, 64);
   add_bytes<kTile, kLeft, kRight>();
-  store_tile<kTile>(to, 64);
+  store_tile<kTile>(to);
 }
 
 template <size_t kTokens, bool kLeasts>
@@ -134,6 +140,7 @@ void add_panel_of(const Piece& piece, const Operand& operand, size_t panel, floa
   if (operand.panel_tokens < kTokens) std::memset(whole, 0, sizeof whole);
   Vf sums[kTokens];
   for (size_t t = 0; t < kTokens; ++t) sums[t] = load_f(to + codec::kTileRows * t);
+  memory_barrier();
   size_t count = multiply_groups<kTokens>(piece, operand, panel, 0, whole[0]);
   for (size_t g = 0, half = 0; g < piece.groups; half ^= 1) {
     const size_t next = g + count;
@@ -191,6 +198,7 @@ template <bool kWeightsLeft, bool kTwoStrips, bool kTwoPanels>
 void multiply_run(const Run& run, const Operand& operand, size_t panel, std::byte* to, size_t apart,
                   Prefetcher* prefetcher) {
   const size_t row = kWeightsLeft ? 4 * operand.panel_tokens : 64;
+  memory_barrier();
   load_tile<0>(to, 64);
   if constexpr (kTwoPanels) load_tile<1>(to + kTileBytes, 64);
   if constexpr (kTwoStrips) load_tile<2>(to + apart, 64);
@@ -211,10 +219,10 @@ void multiply_run(const Run& run, const Operand& operand, size_t panel, std::byt
     if constexpr (kTwoStrips && kTwoPanels) add_block<kWeightsLeft, 1, 1>();
     if (prefetcher != nullptr) prefetcher->next(kTileBytes * (kTwoStrips ? 2 : 1));
   }
-  store_tile<0>(to, 64);
-  if constexpr (kTwoPanels) store_tile<1>(to + kTileBytes, 64);
-  if constexpr (kTwoStrips) store_tile<2>(to + apart, 64);
-  if constexpr (kTwoStrips && kTwoPanels) store_tile<3>(to + apart + kTileBytes, 64);
+  store_tile<0>(to);
+  if constexpr (kTwoPanels) store_tile<1>(to + kTileBytes);
+  if constexpr (kTwoStrips) store_tile<2>(to + apart);
+  if constexpr (kTwoStrips && kTwoPanels) store_tile<3>(to + apart + kTileBytes);
 }
 
 template <bool kWeightsLeft>
