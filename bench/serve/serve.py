@@ -13,7 +13,6 @@ is the same model in the packed file's own kind with about as many bits.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import json
 import pathlib
 import subprocess
@@ -29,11 +28,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import harness
 
 KINDS = ("Q4_0", "Q8_0", "bf16")
-PACKED = {"Q4_0": "q4", "Q8_0": "q8", "bf16": "bf16_tiles"}
+PACKED = {"Q4_0": "q4", "Q8_0": "q8", "bf16": "bf16"}
 CASES = ("decode", "prefill")
 CONTEXT, PROMPT = 128, 512
 PEER, OURS, OURS_PACKED = "llama.cpp", "scant", "scant, packed"
-READ_BYTES = 1 << 30
 
 DEFAULTS: harness.Defaults = {
     "kinds": (list(KINDS), ["Q8_0"]),
@@ -98,17 +96,11 @@ def work(plan: dict[str, Any]) -> None:
     print(json.dumps(steps / (time.perf_counter() - began)))
 
 
-def reading_speed(threads: int) -> float:
-    """Bytes a second that so many threads read from memory."""
-    words = numpy.ones(READ_BYTES // 8, numpy.uint64)
-    parts = numpy.array_split(words, threads)
-    best = 0.0
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for _ in range(3):
-            began = time.perf_counter()
-            list(pool.map(numpy.bitwise_or.reduce, parts))
-            best = max(best, READ_BYTES / (time.perf_counter() - began))
-    return best
+def reading_speed(path: pathlib.Path, threads: int) -> float:
+    """Bytes a second that so many threads read of the weights."""
+    from scant import _scant
+
+    return max(_scant.reading_speed(str(path), threads) for _ in range(3))
 
 
 # ---- rows -------------------------------------------------------------------------------------
@@ -132,7 +124,7 @@ class Models:
         path = self._folder / f"llama-1b-{PACKED[kind]}.scp"
         if not path.exists():
             source = self.gguf("bf16")
-            command = [sys.executable, "-m", "scant", "pack", str(source), str(path)]
+            command = [sys.executable, "-m", "scant.cli", "pack", str(source), str(path)]
             subprocess.run([*command, "--as", PACKED[kind]], check=True, stdout=sys.stderr)
         return path
 
@@ -164,11 +156,11 @@ def measure(
         OURS_PACKED: lambda: ours(packed, case, threads, answer),
     }
     samples: dict[str, list[float]] = {name: [] for name in sides}
-    reading = [reading_speed(threads)]
+    reading = [reading_speed(gguf, threads)]
     for _ in range(arguments.repeats):
         for name in harness.palindrome(list(sides)):
             samples[name].append(sides[name]())
-        reading.append(reading_speed(threads))
+        reading.append(reading_speed(gguf, threads))
     size = {PEER: gguf, OURS: gguf, OURS_PACKED: packed}
     row: harness.Row = {"case": case, "kind": kind, "threads": threads, "quick": arguments.quick}
     row |= {"reading_bytes_s": harness.quantiles(reading), "samples": samples}
