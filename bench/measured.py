@@ -17,7 +17,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-sys.path.extend(str(pathlib.Path(__file__).parent / name) for name in ("codec", "journal", "sync"))
+sys.path.extend(
+    str(pathlib.Path(__file__).parent / name) for name in ("codec", "journal", "serve", "sync")
+)
 
 import codec_report
 import collectives
@@ -26,11 +28,13 @@ import convergence_report
 import ddp_step
 import harness
 import journal_faults
+import perplexity
 import train_figures
 import train_report
 from train_figures import Curves, Outcome, Rows
 
 import journal
+import serve
 from scant.lab.units import format_rate
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -127,6 +131,19 @@ REPORTS = {
         "Trainings that were killed, or whose disk failed, and what came back.",
         journal_faults.table,
         lambda rows: journal_faults.gate(rows, len(rows)),
+    ),
+    "serve": Report(
+        "Tokens a second",
+        "Decoding and prefill beside llama.cpp, built for the same machine; above 1 Scant is "
+        "faster.",
+        serve.table,
+        lambda rows: serve.gate(rows, ()),
+    ),
+    "perplexity": Report(
+        "Perplexity",
+        "A real small model beside llama.cpp, on the same text.",
+        perplexity.table,
+        lambda rows: perplexity.gate(rows, ()),
     ),
 }
 
