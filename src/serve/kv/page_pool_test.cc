@@ -57,7 +57,7 @@ TEST(PagePool, KeptPagesAreForgottenInTheOrderOfTheirLastUse) {
     pages.push_back(*pool.take());
     pool.remember(PagePool::kNothing, pages[i], text(100 * i));
   }
-  for (const uint32_t i : {1, 0, 2}) pool.release(pages[i]);
+  for (const uint32_t i : {1u, 0u, 2u}) pool.release(pages[i]);
   EXPECT_EQ(pool.free(), 3u);
   pool.hold(pages[1]);  // used again: now the last
   pool.release(pages[1]);
