@@ -40,13 +40,11 @@ class Send(NamedTuple):
 
 def schedule(requests: Iterable[Request], plan: Plan) -> Iterator[Send]:
     """In the order of their times. Holds the rows of one timestamp at a time."""
-    number = 0
-    for request, at_s in _spread(requests, plan):
+    for number, (request, at_s) in enumerate(_spread(requests, plan)):
         prompt = _at_most(max(request.prompt_tokens, 1), plan.prompt_max)
         answer = _at_most(request.answer_tokens, plan.answer_max)
         cut = prompt < request.prompt_tokens or answer < request.answer_tokens
         yield Send(number, (at_s - plan.from_s) / plan.speed, prompt, answer, request.blocks, cut)
-        number += 1
 
 
 def _at_most(value: int, most: int | None) -> int:

@@ -54,7 +54,7 @@ class Answer:
         """The server closed; whether the answer is whole."""
         if self.status and not self._chunked and self._left is None:
             self._finish()
-        return self.ended
+        return self.ended or self.done
 
     def _head(self) -> bool:
         end = self._raw.find(b"\r\n\r\n")
