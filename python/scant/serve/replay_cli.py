@@ -43,7 +43,7 @@ def _above_zero(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scant replay", description=_WHAT)
     add = parser.add_argument
-    count, seconds = count_of(1, 10_000_000), seconds_of(0.0, 1e9)
+    count = count_of(1, 10_000_000)
     add("trace", metavar="TRACE", help="the file, or `synthetic`")
     add("--url", default="http://127.0.0.1:8000", help="the server (http://127.0.0.1:8000)")
     add("--ask", metavar="NAME", help="model to ask for (default: the server's first)")
@@ -55,7 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         help="prompts are token numbers below N, not words; for --endpoint completions",
     )
     add("--api-key-file", type=pathlib.Path, metavar="FILE", help="its first line is the key")
-    rows = parser.add_argument_group("which rows")
+    _add_rows(parser.add_argument_group("which rows"))
+    _add_load(parser.add_argument_group("the load"))
+    _add_figures(parser.add_argument_group("figures"))
+    return parser
+
+
+def _add_rows(rows: argparse._ArgumentGroup) -> None:
+    count, seconds = count_of(1, 10_000_000), seconds_of(0.0, 1e9)
     rows.add_argument("--model", metavar="NAME", help="only this model's (BurstGPT)")
     rows.add_argument("--log-type", metavar="NAME", help="only of this log type (BurstGPT)")
     rows.add_argument(
@@ -76,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of damaged rows that is borne (0.01)",
     )
-    load = parser.add_argument_group("the load")
+
+
+def _add_load(load: argparse._ArgumentGroup) -> None:
+    count, seconds = count_of(1, 10_000_000), seconds_of(0.0, 1e9)
     load.add_argument("--seed", type=count_of(0, 1 << 62), default=0, metavar="N", help="(0)")
     load.add_argument(
         "--speed",
@@ -128,14 +138,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="open at once; a request beyond is an error (16384)",
     )
-    out = parser.add_argument_group("figures")
+
+
+def _add_figures(out: argparse._ArgumentGroup) -> None:
+    count, seconds = count_of(1, 10_000_000), seconds_of(0.0, 1e9)
     out.add_argument("--slo-ttft", type=seconds, default=2.0, metavar="S", help="(2)")
     out.add_argument("--slo-tpot", type=seconds, default=0.2, metavar="S", help="(0.2)")
     out.add_argument("--pid", type=count, metavar="PID", help="the server's, for its CPU time")
     out.add_argument("--out", type=pathlib.Path, metavar="FILE", help="a JSON line a request")
     out.add_argument("--report", type=pathlib.Path, metavar="FILE", help="a page with plots")
     out.add_argument("--dry-run", action="store_true", help="send nothing: what would be sent")
-    return parser  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
