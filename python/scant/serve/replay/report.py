@@ -151,7 +151,8 @@ def page(
 def _over_time(
     title: str, at: Sequence[float], values: Sequence[float], end_s: float, scale: float, unit: str
 ) -> str:
-    period_s = max(end_s / _PERIODS, 1e-9)
+    # Few answers make few periods: a quantile of one answer is no curve.
+    period_s = max(end_s / min(_PERIODS, max(len(values) // 5, 5)), 1e-9)
     periods: dict[int, list[float]] = {}
     for when, value in zip(at, values, strict=True):
         periods.setdefault(int(when / period_s), []).append(value)
