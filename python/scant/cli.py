@@ -23,6 +23,7 @@ _FORWARDED = {
     "lab": ("scant.lab.cli", "run a command as ranks on hosts with shaped links"),
     "ls": ("scant.serve.ls_cli", "what a packed model or a GGUF file holds"),
     "pack": ("scant.serve.pack_cli", "pack a model from a Hugging Face folder or a GGUF file"),
+    "replay": ("scant.serve.replay_cli", "send the load of a trace to a server and measure it"),
     "report": ("scant.report.cli", "turn recorded runs into a self-contained HTML page"),
     "run": ("scant.serve.run_cli", "answer one prompt with a packed model or a GGUF file"),
     "serve": ("scant.serve.serve_cli", "serve a model over HTTP, by OpenAI's protocol"),

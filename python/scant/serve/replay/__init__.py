@@ -1,0 +1,1 @@
+"""Open-loop load from request traces: schedule, prompts, client, figures, report."""

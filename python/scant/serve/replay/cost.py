@@ -1,0 +1,121 @@
+"""What a run cost the server: CPU seconds by its /metrics or by /proc, joules where a meter is.
+
+Read before and after the run; the difference is the run's. What cannot be read is None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import ssl
+from dataclasses import dataclass
+
+from scant.errors import InvalidArgument, Refused
+from scant.serve.replay.client import Server
+
+__all__ = ["Reading", "cpu_of_metrics", "model_of", "read", "spent"]
+
+# Of a whole process before parts of it.
+_CPU_NAMES = ("process_cpu_seconds_total", "scant_serve_engine_cpu_seconds_total")
+_METER = pathlib.Path("/sys/class/powercap")
+_WAIT_S = 10.0
+_ANSWER_MAX = 8 << 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters at one moment."""
+
+    cpu_s: float | None = None
+    cpu_source: str = ""
+    energy_uj: dict[str, tuple[int, int]] | None = None  # by meter: value, and where it wraps
+
+
+def get(server: Server, path: str) -> tuple[int, str]:
+    """Status and text of a small answer."""
+    kind = http.client.HTTPSConnection if server.tls else http.client.HTTPConnection
+    more = {"context": ssl.create_default_context()} if server.tls else {}
+    connection = kind(server.host, server.port, timeout=_WAIT_S, **more)  # type: ignore[arg-type]
+    try:
+        connection.request("GET", server.path + path, headers=server.headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(_ANSWER_MAX).decode("utf-8", "replace")
+    finally:
+        connection.close()
+
+
+def model_of(server: Server) -> str:
+    """The first model that the server names."""
+    try:
+        status, text = get(server, "/v1/models")
+    except (OSError, http.client.HTTPException) as error:
+        raise Refused(
+            f"no answer of {server.host}:{server.port}: {error}; is the server running?"
+        ) from error
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        name = json.loads(text)["data"][0]["id"]
+        if status == 200 and isinstance(name, str):
+            return name
+    raise Refused(
+        f"{server.host}:{server.port} names no model at /v1/models (status {status}): "
+        "give its name with --ask"
+    )
+
+
+def cpu_of_metrics(text: str) -> tuple[float, str] | None:
+    """CPU seconds of a server's Prometheus text, and the name of the counter."""
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name in _CPU_NAMES:
+            with contextlib.suppress(ValueError):
+                found[name] = float(value.split()[0])
+    return next(((found[name], name) for name in _CPU_NAMES if name in found), None)
+
+
+def cpu_of_process(pid: int) -> float:
+    """CPU seconds of a process, its threads and the children it waited for."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError as error:
+        raise InvalidArgument(f"--pid {pid}: {error.strerror}") from error
+    fields = text.rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def read(server: Server, pid: int | None) -> Reading:
+    """All that can be read now."""
+    energy = _energy() if server.host in ("127.0.0.1", "localhost", "::1") else None
+    if pid is not None:
+        return Reading(cpu_of_process(pid), f"/proc/{pid}", energy)
+    found = None
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        status, text = get(server, "/metrics")
+        found = cpu_of_metrics(text) if status == 200 else None
+    return Reading(*(found or (None, "")), energy)
+
+
+def _energy() -> dict[str, tuple[int, int]] | None:
+    found = {}
+    for meter in sorted(_METER.glob("intel-rapl:?")):  # packages; their parts have two colons
+        with contextlib.suppress(OSError, ValueError):
+            value = int((meter / "energy_uj").read_text())
+            found[meter.name] = (value, int((meter / "max_energy_range_uj").read_text()))
+    return found or None
+
+
+def spent(before: Reading, after: Reading) -> dict[str, float | str | None]:
+    """Between two readings."""
+    cpu_s = None
+    if before.cpu_s is not None and after.cpu_s is not None and after.cpu_s >= before.cpu_s:
+        cpu_s = after.cpu_s - before.cpu_s
+    joules = None
+    if before.energy_uj and after.energy_uj and before.energy_uj.keys() == after.energy_uj.keys():
+        joules = 0.0
+        for name, (value, wrap) in after.energy_uj.items():
+            more = value - before.energy_uj[name][0]
+            joules += (more if more >= 0 else more + wrap) / 1e6
+    return {"cpu_s": cpu_s, "cpu_source": before.cpu_source or None, "joules": joules}
