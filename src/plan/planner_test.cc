@@ -459,7 +459,7 @@ TEST(Calibrate, GivesRatesThatMakeSense) {
 }
 
 TEST(Calibrate, SaysSoWhereMemoryIsShort) {
-  for (const uint64_t number : {0, 1, 2, 3, 5, 8}) {
+  for (const uint64_t number : {0u, 1u, 2u, 3u, 5u, 8u}) {
     const base::testing::FailingAllocations failing(number);
     const Result<WorkRates> measured = calibrate([] { return std::chrono::steady_clock::now(); });
     // Some memory can be done without, but not the first.

@@ -261,9 +261,13 @@ def _run(arguments: argparse.Namespace, trace: Trace | None, sends: Iterator[Sen
                 file.write(json.dumps(outcome.row()) + "\n")
 
         def on_start(stop: Callable[[], None]) -> None:
+            def end() -> None:
+                cut_short.append(True)
+                stop()
+
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, lambda: (cut_short.append(True), stop()))
+                loop.add_signal_handler(number, end)
 
         asyncio.run(
             replay(

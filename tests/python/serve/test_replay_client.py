@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import pathlib
 import random
@@ -143,6 +144,9 @@ async def _replayed(
         found.append(one)
         told.set()
 
+    def body(send: Send) -> bytes:
+        return body_of(send, prompts.of(send), "m", True, {})
+
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         sends = [Send(n, 0.0, 20, n + 1, (), False) for n in range(len(scripts))]
@@ -150,7 +154,7 @@ async def _replayed(
             replay(
                 Server("127.0.0.1", port, ""),
                 "/v1/chat/completions",
-                [(s, lambda s=s: body_of(s, prompts.of(s), "m", True, {})) for s in sends],
+                [(s, functools.partial(body, s)) for s in sends],
                 tell,
                 timeout_s=timeout_s,
                 open_max=100,

@@ -36,9 +36,14 @@ class Reading:
 
 def get(server: Server, path: str) -> tuple[int, str]:
     """Status and text of a small answer."""
-    kind = http.client.HTTPSConnection if server.tls else http.client.HTTPConnection
-    more = {"context": ssl.create_default_context()} if server.tls else {}
-    connection = kind(server.host, server.port, timeout=_WAIT_S, **more)  # type: ignore[arg-type]
+    connection: http.client.HTTPConnection
+    if server.tls:
+        context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(
+            server.host, server.port, timeout=_WAIT_S, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(server.host, server.port, timeout=_WAIT_S)
     try:
         connection.request("GET", server.path + path, headers=server.headers)
         answer = connection.getresponse()
@@ -95,7 +100,8 @@ def read(server: Server, pid: int | None) -> Reading:
     with contextlib.suppress(OSError, http.client.HTTPException):
         status, text = get(server, "/metrics")
         found = cpu_of_metrics(text) if status == 200 else None
-    return Reading(*(found or (None, "")), energy)
+    cpu_s, source = found or (None, "")
+    return Reading(cpu_s, source, energy)
 
 
 def _energy() -> dict[str, tuple[int, int]] | None:

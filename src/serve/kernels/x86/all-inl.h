@@ -8,6 +8,7 @@
 #include "serve/kernels/x86/fill-inl.h"
 // clang-format on
 
+// NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once
 void multiply(const Part& part) {
   switch (part.operand->form) {
     case Form::plain:

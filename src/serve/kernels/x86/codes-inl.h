@@ -50,6 +50,7 @@ static void add_panel_of(const Piece& piece, const Operand& operand, size_t pane
     add_codes<1, kLeasts>(piece, operand, panel, token, sums + 16 * token);
 }
 
+// NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once
 void add_panel(const Piece& piece, const Operand& operand, size_t panel, float* sums) {
   if (piece.leasts != nullptr) return add_panel_of<true>(piece, operand, panel, sums);
   add_panel_of<false>(piece, operand, panel, sums);
@@ -127,6 +128,7 @@ static void store_sums(const Part& part, uint64_t strip, const float* sums) {
   }
 }
 
+// NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once
 void multiply_codes(const Part& part, AddPanel add) {
   const Operand& operand = *part.operand;
   const Plan plan = plan_of(*part.weights, operand.tokens);

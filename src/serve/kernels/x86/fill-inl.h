@@ -83,6 +83,7 @@ static void fill_rounded(const Operand& operand, size_t token) {
   }
 }
 
+// NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once
 void fill(const Operand& operand, size_t panel) {
   if (operand.form == Form::rounded) return fill_rounded(operand, panel);
   if (operand.form == Form::codes32 || operand.form == Form::codes64)
