@@ -64,13 +64,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=count_of(1, 4096),
         metavar="N",
-        help="threads that compute (default: measured)",
+        help="threads that compute (default: the CPUs that it may use)",
     )
     parser.add_argument(
         "--kv-bytes",
         type=bytes_of,
         metavar="SIZE",
-        help="memory for keys and values, such as 700MB or 2GiB (default: a share of what is free)",
+        help="memory for keys and values, such as 700MB or 2GiB (default: a quarter of what is free)",
     )
     parser.add_argument(
         "--kv-type",
