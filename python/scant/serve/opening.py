@@ -70,7 +70,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--kv-bytes",
         type=bytes_of,
         metavar="SIZE",
-        help="memory for keys and values, such as 700MB or 2GiB (default: a quarter of what is free)",
+        help="memory for keys and values, such as 700MB or 2GiB (default: a quarter of what is "
+        "free)",
     )
     parser.add_argument(
         "--kv-type",
