@@ -1,7 +1,7 @@
 // Products: every implementation that this CPU runs equals the reference bit for bit, on every
 // kind; and nothing depends on threads or on which tokens run together.
+#include <bit>
 #include <cmath>
-#include <cstring>
 #include <gtest/gtest.h>
 #include <string>
 #include <vector>
@@ -47,7 +47,7 @@ std::vector<float> multiplied(const KernelTarget& target, std::span<const Tensor
 std::string difference(const std::vector<float>& got, const std::vector<float>& expected) {
   for (size_t i = 0; i < got.size(); ++i) {
     if (std::isnan(got[i]) && std::isnan(expected[i])) continue;
-    if (std::memcmp(&got[i], &expected[i], sizeof(float)) != 0)
+    if (std::bit_cast<uint32_t>(got[i]) != std::bit_cast<uint32_t>(expected[i]))
       return "at " + std::to_string(i) + ": " + std::to_string(got[i]) + ", not " +
              std::to_string(expected[i]);
   }
