@@ -5,7 +5,8 @@
 
 Weights are random, of Llama-3.2-1B's shape, and lie in one GGUF file for all sides, so that they
 come from memory and not from a cache. `decode` answers after a context of 128 tokens, token by
-token; `prefill` runs a prompt of 512. Sides alternate A B B A, each run in a process of its own.
+token; `batch 8` and `batch 16` answer so many sequences at the same time; `prefill` runs a prompt
+of 512. Sides alternate A B B A, each run in a process of its own.
 The speed of reading memory is measured in between: it is what decoding cannot exceed. `packed`
 is the same model in the packed file's own kind with about as many bits.
 """
@@ -29,14 +30,16 @@ import harness
 
 KINDS = ("Q4_0", "Q8_0", "bf16")
 PACKED = {"Q4_0": "q4", "Q8_0": "q8", "bf16": "bf16"}
-CASES = ("decode", "prefill")
+CASES = ("decode", "batch 8", "batch 16", "prefill")
 CONTEXT, PROMPT = 128, 512
-PEER, OURS, OURS_PACKED = "llama.cpp", "scant", "scant, packed"
+PEER, OTHER_PEER, OURS, OURS_PACKED = "llama.cpp", "ik_llama.cpp", "scant", "scant, packed"
+PEERS = (PEER, OTHER_PEER)
 
 DEFAULTS: harness.Defaults = {
     "kinds": (list(KINDS), ["Q8_0"]),
     "threads": ([1, 2], [2]),
-    "cases": (list(CASES), list(CASES)),
+    "cases": (list(CASES), ["decode", "prefill"]),
+    "peers": ([PEER], [PEER]),
     "answer": (64, 8),
     "repeats": (3, 1),
 }
@@ -49,6 +52,7 @@ GOALS = {
     ("decode", "Q8_0", 2): 1.0,
     ("decode", "bf16", 1): 1.0,
     ("decode", "bf16", 2): 1.0,
+    ("batch 16", "Q4_0", 2): 2.0,
     ("prefill", "Q4_0", 2): 4.0,
     ("prefill", "Q8_0", 2): 4.0,
     ("prefill", "bf16", 2): 4.0,
@@ -61,6 +65,8 @@ def parse() -> argparse.Namespace:
     options.add("--kinds", f"of {', '.join(KINDS)}", nargs="+", choices=KINDS, metavar="KIND")
     options.add("--threads", "numbers of threads", type=int, nargs="+", metavar="N")
     options.add("--cases", f"of {', '.join(CASES)}", nargs="+", choices=CASES, metavar="CASE")
+    text = f"of {', '.join(PEERS)}; {PEER} always runs"
+    options.add("--peers", text, nargs="+", choices=PEERS, metavar="PEER")
     options.add("--answer", "tokens of an answer", type=int, metavar="N")
     options.add("--repeats", "of the A B B A pattern", type=int, metavar="N")
     text = "where models are written, 10 GB with all kinds (default: %(default)s)"
@@ -75,25 +81,34 @@ def work(plan: dict[str, Any]) -> None:
     """Prints tokens a second."""
     from scant.serve import Decoder, Model, Piece
 
-    steps = plan["answer"]
-    last = CONTEXT + steps if plan["case"] == "decode" else PROMPT
-    pages = range(last // 16 + 1)
+    case, steps, sequences = plan["case"], plan["answer"], sequences_of(plan["case"])
+    last = PROMPT if case == "prefill" else CONTEXT + steps + 1
+    pages = [range(i * (last // 16 + 1), (i + 1) * (last // 16 + 1)) for i in range(sequences)]
     model = Model(plan["model"])
-    decoder = Decoder(model, kv="bf16", pages=len(pages), threads=plan["threads"])
+    decoder = Decoder(model, kv="bf16", pages=pages[-1].stop, threads=plan["threads"])
     draw = numpy.random.default_rng(1)
     prompt = draw.integers(0, 1000, PROMPT).tolist()
-    if plan["case"] == "prefill":
-        decoder.run([Piece(prompt, 0, pages)])  # memory is mapped and allocated
+    if case == "prefill":
+        decoder.run([Piece(prompt, 0, pages[0])])  # memory is mapped and allocated
         began = time.perf_counter()
-        decoder.run([Piece(prompt, 0, pages)])
+        decoder.run([Piece(prompt, 0, pages[0], 1)])
         print(json.dumps(PROMPT / (time.perf_counter() - began)))
         return
-    decoder.run([Piece(prompt[:CONTEXT], 0, pages)])
-    decoder.run([Piece(prompt[:1], CONTEXT, pages)])
+    for own in pages:
+        decoder.run([Piece(prompt[:CONTEXT], 0, own)])
+
+    def answer(i: int) -> None:
+        decoder.run([Piece(prompt[i : i + 1], CONTEXT + i, own, 1) for own in pages])
+
+    answer(0)
     began = time.perf_counter()
-    for i in range(steps):
-        decoder.run([Piece(prompt[i : i + 1], CONTEXT + i, pages)])
-    print(json.dumps(steps / (time.perf_counter() - began)))
+    for i in range(1, steps + 1):
+        answer(i)
+    print(json.dumps(sequences * steps / (time.perf_counter() - began)))
+
+
+def sequences_of(case: str) -> int:
+    return int(case.removeprefix("batch ")) if case.startswith("batch ") else 1
 
 
 def reading_speed(path: pathlib.Path, threads: int) -> float:
@@ -141,17 +156,20 @@ def measure(
 ) -> harness.Row:
     import peer_llama
 
-    peer = peer_llama.build()
     gguf, packed = models.gguf(kind), models.packed(kind)
     answer = arguments.answer
 
-    def peers() -> float:
+    def side_of(name: str) -> Callable[[], float]:
+        peer = peer_llama.build(peer_llama.LLAMA if name == PEER else peer_llama.IK)
         if case == "decode":
-            return peer.bench(gguf, threads, 0, answer, CONTEXT)
-        return peer.bench(gguf, threads, PROMPT, 0)
+            return lambda: peer.bench(gguf, threads, 0, answer, CONTEXT)
+        if case == "prefill":
+            return lambda: peer.bench(gguf, threads, PROMPT, 0)
+        return lambda: peer.bench_batch(gguf, threads, sequences_of(case), answer, CONTEXT)
 
+    peers = [name for name in PEERS if name == PEER or name in arguments.peers]
     sides: dict[str, Callable[[], float]] = {
-        PEER: peers,
+        **{name: side_of(name) for name in peers},
         OURS: lambda: ours(gguf, case, threads, answer),
         OURS_PACKED: lambda: ours(packed, case, threads, answer),
     }
@@ -161,7 +179,7 @@ def measure(
         for name in harness.palindrome(list(sides)):
             samples[name].append(sides[name]())
         reading.append(reading_speed(gguf, threads))
-    size = {PEER: gguf, OURS: gguf, OURS_PACKED: packed}
+    size = dict.fromkeys(sides, gguf) | {OURS_PACKED: packed}
     row: harness.Row = {"case": case, "kind": kind, "threads": threads, "quick": arguments.quick}
     row |= {"reading_bytes_s": harness.quantiles(reading), "samples": samples}
     row["sides"] = {
@@ -182,12 +200,13 @@ def table(rows: Sequence[harness.Row]) -> str:
     for row in rows:
         for name, side in row["sides"].items():
             low, middle, top = side["ratio"]
-            share = side["tokens_s"][1] * side["bytes"] / row["reading_bytes_s"][1]
+            steps_s = side["tokens_s"][1] / sequences_of(row["case"])
+            share = steps_s * side["bytes"] / row["reading_bytes_s"][1]
             lines.append([
                 row["case"], row["kind"], str(row["threads"]), name,
                 "1" if name == PEER else f"{middle:.2f} ({low:.2f}–{top:.2f})",
                 f"{side['tokens_s'][1]:.1f}", f"{side['bytes'] / 1e6:.0f}",
-                f"{share:.2f}" if row["case"] == "decode" else "–",
+                "–" if row["case"] == "prefill" else f"{share:.2f}",
             ])  # fmt: skip
     return harness.markdown(head, lines)
 
