@@ -19,6 +19,7 @@ codec_kernels: str
 _Part = tuple[int, int]
 _View = tuple[int, int, int, bool]
 
+def limits() -> dict[str, Any]: ...
 def used() -> dict[str, Any]: ...
 
 class EnergyMeter:

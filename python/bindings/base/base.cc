@@ -7,6 +7,7 @@
 #include "base/counters.h"
 #include "base/crc.h"
 #include "base/ledger.h"
+#include "base/limits.h"
 #include "bindings/base/buffers.h"
 #include "bindings/base/fork.h"
 #include "bindings/base/gil.h"
@@ -49,6 +50,16 @@ nb::dict used() {
   return result;
 }
 
+nb::dict limits() {
+  const base::Limits now = base::limits();
+  nb::dict result;
+  result["cpus"] = now.cpus;
+  result["memory_free"] = now.memory_free;
+  result["memory_most"] = now.memory_most;
+  result["memory_by"] = now.memory_by;
+  return result;
+}
+
 }  // namespace
 
 void bind_base(nb::module_& module) {
@@ -64,6 +75,7 @@ void bind_base(nb::module_& module) {
       return base::crc32c({reinterpret_cast<const std::byte*>(address), size}, crc);
     });
   });
+  module.def("limits", &limits);
   module.def("used", &used);
   nb::class_<base::EnergyMeter>(module, "EnergyMeter")
       .def(nb::init<>())

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from scant import _scant
+from scant import _scant, amounts
 from scant.errors import Corrupt, InvalidArgument, Resource, Unsupported
 from scant.serve import decoding, gguf_values, unpacking, vocabulary
 from scant.serve.description import NO_TOKEN, Description, Flags
@@ -20,30 +20,33 @@ __all__ = ["ModelEngine", "free_memory", "tokenizer_of", "usable_threads"]
 
 _KV_SHARE = 4  # keys and values get this part of the memory that is free
 _KV_BYTES_MAX = 8 << 30
-_CGROUP = pathlib.Path("/sys/fs/cgroup")
+# Of a tokenizer while it is made, as measured with 49,152 tokens; and of all else.
+_BYTES_OF_A_TOKEN = 1300
+_BYTES_LOADED = 16 << 20
 
 
 def usable_threads() -> int:
-    """CPUs that this process may use: by affinity, and by the quota of its cgroup."""
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        return max(1, min(cpus, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup, or no quota: "max"
-        return cpus
+    """CPUs that this process may use: by affinity, and by the quotas of its control groups."""
+    return max(1, round(float(_scant.limits()["cpus"])))
 
 
 def free_memory() -> int:
-    """Bytes that can still be taken: of the machine, and of this process's cgroup."""
-    free = 0
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = 1024 * int(line.split()[1])
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        return max(0, min(free, limit - int((_CGROUP / "memory.current").read_text())))
-    except (OSError, ValueError):  # no cgroup, or no limit: "max"
-        return free
+    """Bytes that can still be taken: of the machine, and of this process's control groups."""
+    return int(_scant.limits()["memory_free"])
+
+
+def _need_memory(description: Description) -> None:
+    """Refuses where the system would end the process in the middle of loading."""
+    limits = _scant.limits()
+    needed = _BYTES_LOADED + _BYTES_OF_A_TOKEN * description.vocabulary
+    if limits["memory_free"] < needed:
+        where = (
+            f"the control group {limits['memory_by']}" if limits["memory_by"] else "this machine"
+        )
+        raise Resource(
+            f"loading the model takes {amounts.size(needed)} beside its file, and {where} has "
+            f"{amounts.size(limits['memory_free'])} left"
+        )
 
 
 class _Texts:
@@ -114,6 +117,7 @@ class ModelEngine:
     ) -> None:
         file = pathlib.Path(path)
         model = decoding.Model(file)
+        _need_memory(model.description)
         texts = _Texts(file, model.description)
         if kv_bytes is None:
             kv_bytes = min(free_memory() // _KV_SHARE, _KV_BYTES_MAX)

@@ -197,3 +197,14 @@ def test_options_are_refused_by_name(packed: Path) -> None:
         ModelEngine(packed, kv_bytes=10)
     with pytest.raises(scant.InvalidArgument, match="context"):
         ModelEngine(packed, context=1 << 20)
+
+
+def test_too_little_memory_is_said_before_it_is_taken(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"cpus": 2.0, "memory_free": 15 << 20, "memory_most": 1 << 30, "memory_by": "/g/one"}
+    monkeypatch.setattr(scant._scant, "limits", lambda: limits)
+    assert cli.main(["run", str(packed), "x"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert "the control group /g/one has 15" in said.replace("\u202f", " "), said
