@@ -56,7 +56,7 @@ class OpenVino:
         command = [str(self._python), "-c", _PROGRAM, str(model), str(threads)]
         command += [str(prompt or context), str(answer)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        first_s, next_s = json.loads(done.stdout.splitlines()[-1])
+        first_s, next_s = map(float, json.loads(done.stdout.splitlines()[-1]))
         return prompt / first_s if prompt else 1 / next_s
 
 
