@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,3 +209,22 @@ def test_too_little_memory_is_said_before_it_is_taken(
     said = capsys.readouterr().err
     assert said.count("\n") == 1, said
     assert "the control group /g/one has 15" in said.replace("\u202f", " "), said
+
+
+def test_weights_are_the_file_s_own_pages(packed: Path) -> None:
+    """So any number of engines, in any number of processes, share one copy."""
+    with engine_of(packed) as first, engine_of(packed) as second:
+        for engine in (first, second):
+            collect(engine, [engine.submit(prompt(1, 40), max_tokens=4, sampling=GREEDY)])
+        maps = [one.split("\n") for one in _mappings() if str(packed) in one]
+        assert maps
+        for head, *lines in maps:
+            assert head.split()[1].startswith("r--"), head
+            sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines if " kB" in line}
+            assert sizes["Anonymous"] == sizes["Private_Dirty"] == 0, head
+
+
+def _mappings() -> list[str]:
+    """Of this process: a line of addresses, then its counters."""
+    text = Path("/proc/self/smaps").read_text()
+    return re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", text)
