@@ -131,6 +131,16 @@ def _mend_tiles(source: pathlib.Path) -> None:
         tiles.write_text(text.replace(AMX_LOAD, AMX_BARRIER + AMX_LOAD))
 
 
+def _write_missing_script(source: pathlib.Path) -> None:
+    """The package left out the script that writes what a build is called."""
+    script = source / "common" / "cmake" / "build-info-gen-cpp.cmake"
+    if not script.exists():
+        script.parent.mkdir(exist_ok=True)
+        text = 'configure_file("${CMAKE_CURRENT_LIST_DIR}/../build-info.cpp.in" '
+        text += '"${CMAKE_CURRENT_LIST_DIR}/../build-info.cpp")\n'
+        script.write_text("set(BUILD_NUMBER 0)\n" + text)
+
+
 def build(source: Source = LLAMA, jobs: int | None = None) -> LlamaCpp:
     """Builds it, unless that was done."""
     folder = ROOT / "build" / "peers"
@@ -141,6 +151,8 @@ def build(source: Source = LLAMA, jobs: int | None = None) -> LlamaCpp:
     code = _unpack(_fetch(source, folder), folder, source.name)
     if source is LLAMA:
         _mend_tiles(code)
+    else:
+        _write_missing_script(code)
     log = folder / f"{source.name}.log"
     _say(f"building {source.name} (ten minutes on two cores; log: {log})")
     options = {

@@ -14,6 +14,7 @@
 #include "bindings/base/gil.h"
 #include "bindings/serve/description.h"
 #include "bindings/serve/model.h"
+#include "serve/model/activation_sums.h"
 #include "serve/model/decoder.h"
 
 namespace scant::python {
@@ -58,6 +59,16 @@ class CheckedDecoder {
     decoder_->copy_page(from, to);
   }
 
+  void watch() { decoder_->watch(&sums_); }
+  // (name, tokens, squares of inputs as doubles, of results, of what they are added to)
+  [[nodiscard]] nb::list sums() const {
+    nb::list rows;
+    for (const auto& [matrix, sum] : sums_.all())
+      rows.append(nb::make_tuple(matrix->name, sum.tokens,
+                                 nb::bytes(sum.inputs.data(), sum.inputs.size() * sizeof(double)),
+                                 sum.added, sum.stream));
+    return rows;
+  }
   [[nodiscard]] uint64_t memory_bytes() const { return decoder_->memory_bytes(); }
   [[nodiscard]] serve::Work work() const { return decoder_->work(); }
 
@@ -101,6 +112,7 @@ class CheckedDecoder {
 
   serve::Description description_;
   uint32_t pages_;
+  serve::ActivationSums sums_;
   std::unique_ptr<Decoder> decoder_;
   bool used_ = false;
 };
@@ -142,6 +154,8 @@ void bind_serve_decoder(nb::module_& module) {
            nb::keep_alive<1, 2>())
       .def("run", &CheckedDecoder::run)
       .def("copy_page", &CheckedDecoder::copy_page)
+      .def("watch", &CheckedDecoder::watch)
+      .def("sums", &CheckedDecoder::sums)
       .def("memory_bytes", &CheckedDecoder::memory_bytes)
       .def("work", [](const CheckedDecoder& decoder) {
         const serve::Work work = decoder.work();

@@ -1,6 +1,8 @@
 #include "bindings/serve/files.h"
 
+#include <cstring>
 #include <memory>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -15,6 +17,7 @@
 #include "serve/file/gguf.h"
 #include "serve/file/packed_file.h"
 #include "serve/file/packed_writer.h"
+#include "serve/file/point_errors.h"
 #include "serve/file/rows.h"
 
 namespace scant::python {
@@ -36,6 +39,13 @@ Bytes view_of(const nb::bytes& data) {
   return memory(reinterpret_cast<uintptr_t>(data.c_str()), data.size());
 }
 nb::bytes bytes_of(Bytes bytes) { return nb::bytes(bytes.data(), bytes.size()); }
+
+std::vector<float> floats_of(const nb::bytes& data) {
+  if (data.size() % sizeof(float) != 0) refuse("not a whole number of floats");
+  std::vector<float> values(data.size() / sizeof(float));
+  if (!values.empty()) std::memcpy(values.data(), data.c_str(), data.size());
+  return values;
+}
 
 TensorKind kind_of(const std::string& name) {
   const auto kind = serve::tensor_kind(std::string_view(name));
@@ -148,15 +158,17 @@ void bind_packed_writer(nb::module_& module) {
              new (self) PackedOut(unwrap(without_gil([&] { return PackedWriter::create(path); })));
            })
       .def("begin_run", [](PackedOut& self) { unwrap(self.get().begin_run()); })
-      .def("begin_tensor",
-           [](PackedOut& self, std::string name, const std::string& kind,
-              std::vector<uint64_t> dims, uint32_t place, double density) {
-             unwrap(self.get().begin_tensor({.name = std::move(name),
-                                             .kind = kind_of(kind),
-                                             .dims = std::move(dims),
-                                             .place = place,
-                                             .density = density}));
-           })
+      .def(
+          "begin_tensor",
+          [](PackedOut& self, std::string name, const std::string& kind, std::vector<uint64_t> dims,
+             uint32_t place, double density, const nb::bytes& column_weights) {
+            unwrap(self.get().begin_tensor({.name = std::move(name),
+                                            .kind = kind_of(kind),
+                                            .dims = std::move(dims),
+                                            .place = place,
+                                            .density = density,
+                                            .column_weights = floats_of(column_weights)}));
+          })
       .def("add_rows",
            [](PackedOut& self, const std::string& kind, uintptr_t address, size_t size) {
              PackedWriter& writer = self.get();
@@ -179,6 +191,49 @@ void bind_packed_writer(nb::module_& module) {
              return bytes;
            })
       .def("close", &PackedOut::close);
+}
+
+// ---- what points would cost
+// ----------------------------------------------------------------------
+
+serve::PointErrors point_errors(const std::vector<uint64_t>& dims,
+                                const std::vector<std::pair<std::string, double>>& given,
+                                const nb::bytes& column_weights) {
+  const auto shape = serve::matrix_shape(dims);
+  if (!shape) refuse("these are no dimensions of a tensor");
+  std::vector<serve::PackPoint> points;
+  for (const auto& [name, density] : given) {
+    const serve::PackPoint point{kind_of(name), density};
+    if (serve::row_by_row(point.kind)) refuse(name + " is not a kind in strips");
+    if (!(density >= 0 && density <= 1)) refuse("a density outside of 0 to 1");
+    points.push_back(point);
+  }
+  std::vector<float> weights = floats_of(column_weights);
+  if (!weights.empty() && weights.size() != shape->columns)
+    refuse("another number of columns than of their weights");
+  return {*shape, points, std::move(weights)};
+}
+
+void bind_point_errors(nb::module_& module) {
+  nb::class_<serve::PointErrors>(module, "PointErrors")
+      .def("__init__",
+           [](serve::PointErrors* self, const std::vector<uint64_t>& dims,
+              const std::vector<std::pair<std::string, double>>& points,
+              const nb::bytes& column_weights) {
+             new (self) serve::PointErrors(point_errors(dims, points, column_weights));
+           })
+      .def("add_rows",
+           [](serve::PointErrors& self, const std::string& kind, uintptr_t address, size_t size) {
+             const TensorKind of = kind_of(kind);
+             unwrap(without_gil([&] { return self.add_rows(of, memory(address, size)); }));
+           })
+      .def("energy", &serve::PointErrors::energy)
+      .def("errors", [](const serve::PointErrors& self) {
+        nb::list rows;
+        const auto all = unwrap(self.errors());
+        for (const serve::PointError& one : all) rows.append(nb::make_tuple(one.bytes, one.error));
+        return rows;
+      });
 }
 
 // ---- GGUF --------------------------------------------------------------------------------------
@@ -249,6 +304,7 @@ void bind_serve_files(nb::module_& module) {
   });
   bind_packed_file(module);
   bind_packed_writer(module);
+  bind_point_errors(module);
   bind_gguf(module);
 }
 

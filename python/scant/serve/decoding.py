@@ -15,7 +15,7 @@ from scant.errors import Corrupt
 from scant.serve import gguf_model, gguf_values
 from scant.serve.description import Description
 
-__all__ = ["Decoder", "Model", "Piece", "kv_page_bytes"]
+__all__ = ["ActivationSum", "Decoder", "Model", "Piece", "kv_page_bytes"]
 
 
 def kv_page_bytes(description: Description, kv: str) -> int:
@@ -35,6 +35,20 @@ class Piece:
     position: int
     pages: Sequence[int]
     outputs: int = 1
+
+
+@dataclass(frozen=True)
+class ActivationSum:
+    """Sums of squares over tokens: of each column that a matrix read.
+
+    Where its results are added to what goes from layer to layer, ``added`` is of the results, and
+    ``stream`` of what they then are a part of.
+    """
+
+    tokens: int
+    inputs: numpy.ndarray[Any, Any]
+    added: float
+    stream: float
 
 
 class Model:
@@ -87,6 +101,17 @@ class Decoder:
     def copy_page(self, source: int, target: int) -> None:
         """Page ``target`` becomes a copy of page ``source``."""
         self._decoder.copy_page(source, target)
+
+    def watch(self) -> None:
+        """From now on, steps add to :meth:`sums`."""
+        self._decoder.watch()
+
+    def sums(self) -> dict[str, ActivationSum]:
+        """What each matrix read and added since :meth:`watch`, by its name."""
+        return {
+            name: ActivationSum(tokens, numpy.frombuffer(squares, numpy.float64), added, stream)
+            for name, tokens, squares, added, stream in self._decoder.sums()
+        }
 
     def memory_bytes(self) -> int:
         """Bytes of keys, values and all that a step needs, without the model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from scant import _scant
@@ -12,11 +12,23 @@ from scant.errors import InvalidArgument
 from scant.serve import names
 from scant.serve.sources import Source, SourceTensor
 
-__all__ = ["AS", "PackedTensor", "kind_of", "pack"]
+__all__ = [
+    "AS",
+    "SPARSE",
+    "WHOLE",
+    "Choice",
+    "PackedTensor",
+    "choices_as",
+    "in_order",
+    "is_matrix",
+    "pack",
+    "pack_as",
+    "parts_of",
+]
 
 AS = ("keep", "bf16", "q8", "q4", "q3", "q2")
-_SPARSE = ("bf16", "q8", "q4")
-_WHOLE = ("token_embd.weight", "output.weight")  # never below 8 bits, never sparse
+SPARSE = ("bf16", "q8", "q4")
+WHOLE = ("token_embd.weight", "output.weight")  # with --as never below 8 bits, and never sparse
 
 
 @dataclass(frozen=True)
@@ -30,19 +42,42 @@ class PackedTensor:
     bytes: int
 
 
-def kind_of(source: Source, tensor: SourceTensor, wanted: str, sparsity: float) -> str:
-    """The kind that a tensor gets. Only matrices that are multiplied get another than they have."""
+@dataclass(frozen=True)
+class Choice:
+    """How a tensor is written."""
+
+    kind: str
+    density: float = 1.0
+    column_weights: bytes = b""  # floats: what magnitudes are multiplied with; nothing: all are 1
+
+
+def is_matrix(source: Source, tensor: SourceTensor) -> bool:
+    """Only matrices that are multiplied get another kind than they have."""
     multiplied = tensor.name in names.expected(source.description) and len(tensor.dims) == 2
-    if wanted == "keep" or not multiplied or tensor.name == "position_embd.weight":
-        return tensor.kind
-    if tensor.name in _WHOLE:
-        return "bf16 tiles" if wanted == "bf16" else "q8"
-    if sparsity > 0:
-        return f"sparse {wanted}"
-    return "bf16 tiles" if wanted == "bf16" else wanted
+    return multiplied and tensor.name != "position_embd.weight"
 
 
-def _in_order(source: Source) -> list[list[SourceTensor]]:
+def choices_as(source: Source, wanted: str, sparsity: float) -> dict[str, Choice]:
+    """All matrices alike; but the embedding and the head get 8 bits with any codes."""
+    if not 0 <= sparsity < 1:
+        raise InvalidArgument(f"sparsity is {sparsity}; it must lie from 0 up to below 1")
+    if sparsity > 0 and wanted not in SPARSE:
+        raise InvalidArgument(
+            f"there is no sparse kind of {wanted!r}; sparsity needs one of {', '.join(SPARSE)}"
+        )
+    chosen: dict[str, Choice] = {}
+    for tensor in source.tensors:
+        if wanted == "keep" or not is_matrix(source, tensor):
+            continue
+        dense = Choice("bf16 tiles" if wanted == "bf16" else wanted)
+        if tensor.name in WHOLE:
+            chosen[tensor.name] = dense if wanted == "bf16" else Choice("q8")
+        else:
+            chosen[tensor.name] = Choice(f"sparse {wanted}", 1 - sparsity) if sparsity else dense
+    return chosen
+
+
+def in_order(source: Source) -> list[list[SourceTensor]]:
     """Runs of tensors in the order of use; the last has those that no description knows."""
     order = {name: i for i, name in enumerate(names.expected(source.description))}
     runs: dict[int, list[SourceTensor]] = {}
@@ -70,35 +105,50 @@ def _provenance(source: Source, options: str) -> bytes:
     return "".join(line + "\n" for line in lines).encode("utf-8", "replace")
 
 
+def parts_of(source: Source, options: str) -> list[tuple[str, str, bytes]]:
+    """All parts but the description."""
+    return [*source.parts, ("provenance", "", _provenance(source, options))]
+
+
 def pack(
+    source: Source,
+    path: pathlib.Path,
+    chosen: Mapping[str, Choice],
+    options: str,
+    told: Callable[[PackedTensor], None] = lambda _: None,
+) -> int:
+    """Writes the packed file, which appears whole or not at all; returns its bytes.
+
+    Tensors that are not in ``chosen`` stay as they are. ``options`` are told in the provenance.
+    """
+    writer = _scant.PackedWriter(str(path))
+    try:
+        for run in in_order(source):
+            writer.begin_run()
+            for tensor in run:
+                choice = chosen.get(tensor.name, Choice(tensor.kind))
+                writer.begin_tensor(
+                    tensor.name, choice.kind, tensor.dims, tensor.place, choice.density,
+                    choice.column_weights,
+                )  # fmt: skip
+                for rows in source.chunks(tensor):
+                    writer.add_rows(tensor.kind, rows.ctypes.data, rows.nbytes)
+                size = writer.end_tensor()
+                told(PackedTensor(tensor.name, choice.kind, tensor.kind, tensor.dims, size))
+        for part in parts_of(source, options):
+            writer.add_part(*part)
+        return writer.finish(source.description.as_dict())
+    finally:
+        writer.close()
+
+
+def pack_as(
     source: Source,
     path: pathlib.Path,
     wanted: str = "keep",
     sparsity: float = 0.0,
     told: Callable[[PackedTensor], None] = lambda _: None,
 ) -> int:
-    """Writes the packed file, which appears whole or not at all; returns its bytes."""
-    if not 0 <= sparsity < 1:
-        raise InvalidArgument(f"sparsity is {sparsity}; it must lie from 0 up to below 1")
-    if sparsity > 0 and wanted not in _SPARSE:
-        raise InvalidArgument(
-            f"there is no sparse kind of {wanted!r}; sparsity needs one of {', '.join(_SPARSE)}"
-        )
-    writer = _scant.PackedWriter(str(path))
-    try:
-        for run in _in_order(source):
-            writer.begin_run()
-            for tensor in run:
-                kind = kind_of(source, tensor, wanted, sparsity)
-                writer.begin_tensor(tensor.name, kind, tensor.dims, tensor.place, 1 - sparsity)
-                for rows in source.chunks(tensor):
-                    writer.add_rows(tensor.kind, rows.ctypes.data, rows.nbytes)
-                size = writer.end_tensor()
-                told(PackedTensor(tensor.name, kind, tensor.kind, tensor.dims, size))
-        for kind, name, content in source.parts:
-            writer.add_part(kind, name, content)
-        options = f"as {wanted} sparsity {sparsity:g}"
-        writer.add_part("provenance", "", _provenance(source, options))
-        return writer.finish(source.description.as_dict())
-    finally:
-        writer.close()
+    """Packs all matrices alike; see :func:`choices_as`."""
+    chosen = choices_as(source, wanted, sparsity)
+    return pack(source, path, chosen, f"as {wanted} sparsity {sparsity:g}", told)

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -11,8 +10,6 @@
 #include "base/crc.h"
 #include "base/fault.h"
 #include "base/little_endian.h"
-#include "codec/quantise/rounding.h"
-#include "codec/tile/sparse.h"
 #include "codec/tile/tile.h"
 #include "serve/file/rows.h"
 
@@ -89,11 +86,16 @@ Result<void> PackedWriter::begin_tensor(PackedTensor tensor) {
   if (row_by_row(now_.kind) && !row_bytes(now_.kind, shape_.columns))
     return invalid(std::string(name(now_.kind)) + " needs columns in multiples of 32");
   if (!(now_.density >= 0 && now_.density <= 1)) return invalid("a density outside of 0 to 1");
+  if (!now_.column_weights.empty() && now_.column_weights.size() != shape_.columns)
+    return invalid("has another number of columns than of their weights");
   if (auto aligned = put_zeros_to(codec::kTileAlign); !aligned) return aligned;
   open_ = true;
   rows_ = 0;
   gathered_ = 0;
-  entries_ = 0;
+  packer_.reset();
+  if (!row_by_row(now_.kind))
+    packer_.emplace(PackPoint{now_.kind, now_.density}, shape_.columns,
+                    std::move(now_.column_weights));
   bases_.clear();
   ends_.assign(1, 0);
   floats_.clear();
@@ -160,42 +162,27 @@ Result<void> PackedWriter::put_strip() {
     gathered_ = 0;
     return put(strip_);
   }
-  const codec::ValueKind values = strip_values(now_.kind);
-  auto wrote = sparse(now_.kind) ? put_sparse(values) : put_values(values);
+  auto wrote = as_bits_ ? put_bits() : put_values();
   gathered_ = 0;
   return wrote;
 }
 
-Result<void> PackedWriter::put_values(codec::ValueKind values) {
-  const size_t columns = shape_.columns;
-  strip_.resize(codec::strip_bytes(values, columns));
-  if (codec::quantised(values)) {
-    if (auto finite = refuse_not_finite(); !finite) return finite;
-    bases_.push_back(codec::pack_strip(values, floats_.data(), gathered_, columns, strip_));
-    return put(strip_);
-  }
-  if (!as_bits_) {
-    halves_.resize(gathered_ * columns);
-    for (size_t i = 0; i < halves_.size(); ++i) halves_[i] = codec::bf16_nearest(floats_[i]);
-  }
-  codec::pack_strip16(halves_.data(), gathered_, columns, strip_);
+// 16-bit values as they are, NaN among them.
+Result<void> PackedWriter::put_bits() {
+  strip_.resize(codec::strip_bytes(codec::ValueKind::bf16, shape_.columns));
+  codec::pack_strip16(halves_.data(), gathered_, shape_.columns, strip_);
   return put(strip_);
 }
 
-Result<void> PackedWriter::put_sparse(codec::ValueKind values) {
-  if (auto finite = refuse_not_finite(); !finite) return finite;
-  const size_t columns = shape_.columns;
-  const size_t words = codec::tiles(columns);
-  const auto keep = static_cast<size_t>(std::lround(now_.density * static_cast<double>(columns)));
-  kept_.resize(gathered_ * words);
-  for (size_t row = 0; row < gathered_; ++row)
-    codec::keep_largest({floats_.data() + row * columns, columns}, keep,
-                        std::span(kept_).subspan(row * words, words));
-  strip_.clear();
-  bases_.push_back(codec::pack_sparse_strip(values, floats_.data(), kept_, gathered_, columns,
-                                            strip_, entries_));
-  ends_.push_back(ends_.back() + strip_.size());
-  return put(strip_);
+Result<void> PackedWriter::put_values() {
+  const bool codes = codec::quantised(strip_values(now_.kind));
+  if (codes || sparse(now_.kind)) {
+    if (auto finite = refuse_not_finite(); !finite) return finite;
+  }
+  const Bytes strip = packer_->pack(floats_.data(), gathered_);
+  if (codes) bases_.push_back(packer_->base());
+  ends_.push_back(ends_.back() + strip.size());
+  return put(strip);
 }
 
 Result<void> PackedWriter::refuse_not_finite() const {
@@ -222,7 +209,7 @@ Result<uint64_t> PackedWriter::end_tensor() {
   Tensor& tensor = index_.tensors.back();
   const uint64_t bytes = file_.size() - tensor.at;
   SCANT_CHECK(sparse(now_.kind) || bytes == tensor_bytes(now_.kind, shape_));
-  tensor.entries = entries_;
+  tensor.entries = sparse(now_.kind) ? packer_->entries() : 0;
   index_.tensor_bytes.push_back(bytes);
   open_ = false;
   return bytes;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "serve/file/description.h"
 #include "serve/file/output_file.h"
 #include "serve/file/packed_format.h"
+#include "serve/file/strip_packer.h"
 
 namespace scant::serve {
 
@@ -19,6 +21,7 @@ struct PackedTensor {
   std::vector<uint64_t> dims;
   uint32_t place = 0;
   double density = 1;  // sparse kinds: this share of each row is kept, by magnitude
+  std::vector<float> column_weights{};  // magnitudes are multiplied with these; empty: all are 1
 };
 
 class PackedWriter {
@@ -48,8 +51,8 @@ class PackedWriter {
   Result<void> end_run();
   Result<void> add_converted(TensorKind kind, Bytes rows);
   Result<void> put_strip();
-  Result<void> put_values(codec::ValueKind values);
-  Result<void> put_sparse(codec::ValueKind values);
+  Result<void> put_bits();
+  Result<void> put_values();
   Result<void> put_tables();
   Result<void> refuse_not_finite() const;
   [[nodiscard]] Error invalid(const std::string& what) const;
@@ -69,10 +72,9 @@ class PackedWriter {
   std::vector<float> floats_;
   std::vector<uint16_t> halves_;
   std::vector<std::byte> strip_;
-  std::vector<uint64_t> kept_;
+  std::optional<StripPacker> packer_;
   std::vector<uint16_t> bases_;
-  std::vector<uint64_t> ends_;  // of sparse strips
-  uint64_t entries_ = 0;
+  std::vector<uint64_t> ends_;  // of strips
 };
 
 }  // namespace scant::serve

@@ -9,6 +9,7 @@
 #include "base/worker_pool.h"
 #include "serve/file/rows.h"
 #include "serve/kernels/multiply.h"
+#include "serve/model/activation_sums.h"
 #include "serve/model/attention.h"
 #include "serve/model/kv_memory.h"
 #include "serve/model/rope.h"
@@ -69,7 +70,8 @@ struct Decoder::State {
   void norm(const float* x, const float* weight, const float* bias, float* out) const;
   void product(std::initializer_list<MatrixProduct> list, const float* values, size_t rows,
                size_t columns);
-  void add_to_x(const float* bias, size_t rows, const float* norm_weight, const float* norm_bias);
+  void add_to_x(const Tensor& matrix, const float* bias, size_t rows, const float* norm_weight,
+                const float* norm_bias);
   void store(const Layer& layer, uint32_t index);
   void attend(uint32_t layer);
   void keep_outputs();
@@ -90,6 +92,7 @@ struct Decoder::State {
   const size_t kv_values;    // of its key, and of its value
   std::vector<AttentionRoom> rooms;
   Work work;
+  ActivationSums* sums = nullptr;  // only while a model is looked at
 
   // Of the step.
   std::vector<Token> tokens;
@@ -182,18 +185,22 @@ void Decoder::State::product(std::initializer_list<MatrixProduct> list, const fl
                              size_t rows, size_t columns) {
   activations.set(values, rows, columns);
   multiply({list.begin(), list.size()}, activations, pool);
-  for (const MatrixProduct& one : list) work.products += rows * one.weights->shape.elements();
+  for (const MatrixProduct& one : list) {
+    work.products += rows * one.weights->shape.elements();
+    if (sums != nullptr) sums->read(*one.weights, values, rows);
+  }
 }
 
-// x += delta + bias, then its norm.
-void Decoder::State::add_to_x(const float* bias, size_t rows, const float* norm_weight,
-                              const float* norm_bias) {
+// x += delta + bias, then its norm. `matrix` made delta.
+void Decoder::State::add_to_x(const Tensor& matrix, const float* bias, size_t rows,
+                              const float* norm_weight, const float* norm_bias) {
   for_rows(rows, d.width, [&](size_t row) {
     float* const to = x.data() + row * d.width;
     kernels.add(delta.data() + row * d.width, d.width, to);
     if (bias != nullptr) kernels.add(bias, d.width, to);
     norm(to, norm_weight, norm_bias, normed.data() + row * d.width);
   });
+  if (sums != nullptr) sums->add(matrix, delta.data(), x.data(), rows * d.width);
 }
 
 void Decoder::State::embed() {
@@ -300,7 +307,7 @@ void Decoder::State::feed_forward(const Layer& layer, size_t rows, const float* 
     activate(at, gated ? up + row * d.ffn : nullptr, d.ffn, at);
   });
   product({{layer.down, delta.data(), d.width}}, gate, rows, d.ffn);
-  add_to_x(layer.down_bias, rows, norm_weight, norm_bias);
+  add_to_x(*layer.down, layer.down_bias, rows, norm_weight, norm_bias);
 }
 
 std::span<const float> Decoder::State::run(std::span<const Piece> pieces) {
@@ -324,7 +331,7 @@ std::span<const float> Decoder::State::run(std::span<const Piece> pieces) {
     }
     attend(i);
     product({{layer.output, delta.data(), d.width}}, attended.data(), rows, head_values);
-    add_to_x(layer.output_bias, rows, layer.ffn_norm, layer.ffn_norm_bias);
+    add_to_x(*layer.output, layer.output_bias, rows, layer.ffn_norm, layer.ffn_norm_bias);
     feed_forward(layer, rows, last ? ends.norm : layers[i + 1].attention_norm,
                  last ? ends.norm_bias : layers[i + 1].attention_norm_bias);
   }
@@ -356,6 +363,8 @@ Result<std::span<const float>> Decoder::run(std::span<const Piece> pieces) {
     return Error{.code = ErrorCode::resource, .message = "no memory for a step"};
   }
 }
+
+void Decoder::watch(ActivationSums* sums) { state_->sums = sums; }
 
 void Decoder::copy_page(uint32_t from, uint32_t to) { state_->memory.copy_page(from, to); }
 

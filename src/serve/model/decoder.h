@@ -13,6 +13,8 @@
 
 namespace scant::serve {
 
+class ActivationSums;
+
 // How keys and values are kept.
 enum class KvKind : uint8_t { f32, bf16, q8 };
 // Bytes of a page: the keys and values of 16 tokens, of all layers.
@@ -49,6 +51,8 @@ class Decoder {
   [[nodiscard]] Result<std::span<const float>> run(std::span<const Piece> pieces);
   // Page `to` becomes a copy of page `from`.
   void copy_page(uint32_t from, uint32_t to);
+  // From now on every step adds to `sums`, which outlives the decoder; null: no more.
+  void watch(ActivationSums* sums);
   [[nodiscard]] uint64_t memory_bytes() const;
   [[nodiscard]] Work work() const;
 

@@ -24,7 +24,7 @@ TOKENS = 90  # more than Mistral's window; GPT-2 has fewer positions
 def packed(folder: Path, name: str, wanted: str = "keep") -> Path:
     source = model_folders.folder(folder / name, name, "F32")
     file = folder / f"{name}.scp"
-    packing.pack(sources.open_source(source), file, wanted, 0.0)
+    packing.pack_as(sources.open_source(source), file, wanted, 0.0)
     return file
 
 
@@ -76,7 +76,7 @@ def test_gguf_runs_without_packing(tmp_path: Path) -> None:
     tensors = reference_decoder.tensors_of(file)
     want = reference_decoder.logits(model.description, tensors, tokens).numpy()
     assert abs(run(model, tokens) - want).max() < 1e-5 * abs(want).max()
-    packing.pack(sources.open_source(file), tmp_path / "a.scp", "keep", 0.0)
+    packing.pack_as(sources.open_source(file), tmp_path / "a.scp", "keep", 0.0)
     assert run(serve.Model(tmp_path / "a.scp"), tokens).tobytes() == run(model, tokens).tobytes()
 
 

@@ -19,7 +19,7 @@ from scant.serve.gguf_values import Type
 
 
 def pack(source: Path, file: Path, wanted: str = "keep", sparsity: float = 0.0) -> Path:
-    packing.pack(sources.open_source(source), file, wanted, sparsity)
+    packing.pack_as(sources.open_source(source), file, wanted, sparsity)
     return file
 
 
