@@ -59,6 +59,10 @@ class CheckedDecoder {
     decoder_->copy_page(from, to);
   }
 
+  void substitute(const std::vector<std::string>& names, const OpenModel& other) {
+    if (other.get().description() != description_) refuse("a model of another description");
+    if (!decoder_->substitute(names, other.get())) refuse("a matrix that is not in both models");
+  }
   void watch() { decoder_->watch(&sums_); }
   // (name, tokens, squares of inputs as doubles, of results, of what they are added to)
   [[nodiscard]] nb::list sums() const {
@@ -154,6 +158,7 @@ void bind_serve_decoder(nb::module_& module) {
            nb::keep_alive<1, 2>())
       .def("run", &CheckedDecoder::run)
       .def("copy_page", &CheckedDecoder::copy_page)
+      .def("substitute", &CheckedDecoder::substitute, nb::keep_alive<1, 3>())
       .def("watch", &CheckedDecoder::watch)
       .def("sums", &CheckedDecoder::sums)
       .def("memory_bytes", &CheckedDecoder::memory_bytes)

@@ -6,28 +6,29 @@ is looked at is what the model was trained on. It also does for comparing two fo
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 
-from scant.errors import InvalidArgument
+from scant.errors import Corrupt, InvalidArgument
 from scant.serve.decoding import ActivationSum, Decoder, Model, Piece
 from scant.serve.description import NO_TOKEN
-from scant.serve.text import Tokenizer
 
-__all__ = ["PIECE", "Difference", "activations", "compare", "own_text", "pieces_of", "read_text"]
+__all__ = [
+    "PIECE",
+    "Difference",
+    "activations",
+    "compare",
+    "own_text",
+    "pieces_of",
+    "sensitivities",
+]
 
 PIECE = 256  # tokens that are read together; each piece begins a text
 _AT_ONCE = 64  # tokens whose logits are in memory
-_SEQUENCES = 16  # that a model writes at the same time
-
-
-def read_text(path: pathlib.Path, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a file. Bytes that are no UTF-8 count as a replacement character."""
-    return tokenizer.encode(path.read_bytes().decode("utf-8", "replace"))
+_OWN_PIECE = 128  # tokens of a piece that a model writes
 
 
 def pieces_of(tokens: Sequence[int], context: int, most: int) -> list[list[int]]:
@@ -43,31 +44,22 @@ def pieces_of(tokens: Sequence[int], context: int, most: int) -> list[list[int]]
 
 
 def own_text(model: Model, count: int, threads: int, seed: int = 1) -> list[list[int]]:
-    """Pieces that the model writes, each token as likely as the model says."""
+    """Pieces that the model writes, each token as likely as the model says, all side by side."""
     description = model.description
-    length = min(PIECE, description.context)
+    length = min(_OWN_PIECE, description.context)
     pages = -(-length // 16)
-    decoder = Decoder(model, pages=pages * _SEQUENCES, threads=threads)
+    decoder = Decoder(model, pages=pages * count, threads=threads)
     draw = numpy.random.default_rng(seed)
     first = description.bos
     if first == NO_TOKEN:
         first = description.eos[0] if description.eos else 0
-    texts: list[list[int]] = []
-    for begin in range(0, count, _SEQUENCES):
-        texts += _write(decoder, first, min(_SEQUENCES, count - begin), length, pages, draw)
-    return texts
-
-
-def _write(
-    decoder: Decoder, first: int, count: int, length: int, pages: int, draw: Any
-) -> list[list[int]]:
     texts = [[first] for _ in range(count)]
     for position in range(length - 1):
         step = [
             Piece(text[-1:], position, range(i * pages, (i + 1) * pages))
             for i, text in enumerate(texts)
         ]
-        logits = decoder.run(step).astype(numpy.float64)
+        logits = _finite(decoder.run(step)).astype(numpy.float64)
         # The largest of logits and Gumbel's noise is a draw by their probabilities.
         chosen = (logits + draw.gumbel(size=logits.shape)).argmax(axis=1)
         for text, token in zip(texts, chosen.tolist(), strict=True):
@@ -75,12 +67,18 @@ def _write(
     return texts
 
 
+def _finite(logits: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+    if not numpy.isfinite(logits).all():
+        raise Corrupt("the model's logits are NaN or infinite, so nothing can be measured with it")
+    return logits
+
+
 def _run(decoder: Decoder, piece: Sequence[int]) -> Iterator[numpy.ndarray[Any, Any]]:
     """The logits of all tokens, some at a time."""
     pages = range(-(-len(piece) // 16))
     for at in range(0, len(piece), _AT_ONCE):
         now = piece[at : at + _AT_ONCE]
-        yield decoder.run([Piece(now, at, pages, len(now))])
+        yield _finite(decoder.run([Piece(now, at, pages, len(now))]))
 
 
 def _decoder(model: Model, threads: int) -> Decoder:
@@ -146,3 +144,36 @@ def _log_probabilities(logits: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, An
     wide = logits.astype(numpy.float64)
     wide -= wide.max(axis=1, keepdims=True)
     return wide - numpy.log(numpy.exp(wide).sum(axis=1, keepdims=True))
+
+
+def sensitivities(
+    model: Model,
+    coarse: Model,
+    groups: Sequence[Sequence[str]],
+    pieces: Sequence[Sequence[int]],
+    threads: int,
+) -> list[float]:
+    """The divergence where one group of matrices alone is that of a coarse form."""
+    decoder = _decoder(model, threads)
+
+    def logits_of(piece: Sequence[int]) -> numpy.ndarray[Any, Any]:
+        pages = range(-(-len(piece) // 16))
+        return _finite(decoder.run([Piece(piece, 0, pages, len(piece))]))
+
+    likely = []  # probabilities, and their entropies
+    for piece in pieces:
+        logs = _log_probabilities(logits_of(piece))
+        chances = numpy.exp(logs)
+        likely.append((chances.astype(numpy.float32), (chances * logs).sum(axis=1)))
+    found = []
+    for group in groups:
+        decoder.substitute(group, coarse)
+        total = 0.0
+        for piece, (chances, entropy) in zip(pieces, likely, strict=True):
+            logits = logits_of(piece)
+            logits -= logits.max(axis=1, keepdims=True)
+            sums = numpy.log(numpy.exp(logits).sum(axis=1, dtype=numpy.float64))
+            expected = numpy.einsum("ij,ij->i", chances, logits, dtype=numpy.float64)
+            total += float((entropy - expected + sums).sum())
+        found.append(max(0.0, total) / sum(map(len, pieces)))
+    return found

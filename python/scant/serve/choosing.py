@@ -1,13 +1,14 @@
 """Which point each matrix of a model gets, so that a file of a given size says what the model says.
 
 A point is a kind, and of sparse kinds a density. Each matrix has a curve: the bytes of its points,
-and what they lose, weighted by the activations that enter the matrix. The one allocator
-(`scant.codec.allocate` has the same) chooses. docs/packed.md, "Fewer bytes", is the arithmetic.
+and what they lose, weighted by the activations that enter the matrix. How much a loss matters is
+measured. The allocator that shares out a link's bytes chooses. docs/packed.md, "Fewer bytes", has
+the arithmetic.
 """
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +22,18 @@ from scant.serve.decoding import ActivationSum
 from scant.serve.packing import Choice
 from scant.serve.sources import Source, SourceTensor
 
-__all__ = ["Chosen", "Curve", "Point", "bytes_of", "choose", "curves_of"]
+__all__ = [
+    "Chosen",
+    "Curve",
+    "Point",
+    "as_bits",
+    "bytes_of",
+    "choose",
+    "curves_of",
+    "groups_of",
+    "only_sparse",
+    "with_weights",
+]
 
 _CODES = ("q8", "q4", "q3", "q2")
 _DENSITIES = (0.5,)  # of sparse points, where none is asked for
@@ -66,22 +78,33 @@ class Chosen:
 # ---- curves ------------------------------------------------------------------------------------
 
 
-def weights_of(sums: Mapping[str, ActivationSum]) -> dict[str, float]:
-    """How much of what goes from layer to layer comes from each matrix.
+_TOGETHER = {
+    "attn_q": "attn_qkv", "attn_k": "attn_qkv", "attn_v": "attn_qkv",
+    "ffn_gate": "ffn_up",
+}  # fmt: skip
 
-    The results of a layer's matrices reach the stream by its output and its down projection. A
-    relative error of one of them is, as a share of the stream, as large as the projection's share.
-    """
-    shares = {name: one.added / one.stream for name, one in sums.items() if one.stream > 0}
-    weights: dict[str, float] = {}
-    for name in sums:
-        layer = re.match(r"(blk\.\d+\.)(attn|ffn)_", name)
-        if layer is None:
-            weights[name] = 1.0  # the head: its relative error is that of the logits
-        else:
-            last = "attn_output" if layer[2] == "attn" else "ffn_down"
-            weights[name] = shares.get(f"{layer[1]}{last}.weight", 0.0)
-    return weights
+
+def groups_of(curves: Sequence[Curve]) -> list[list[Curve]]:
+    """Matrices that read the same activations, together."""
+    groups: dict[str, list[Curve]] = {}
+    for curve in curves:
+        at, _, name = curve.tensor.name.removesuffix(".weight").rpartition(".")
+        groups.setdefault(f"{at}.{_TOGETHER.get(name, name)}", []).append(curve)
+    return list(groups.values())
+
+
+def with_weights(
+    groups: Sequence[Sequence[Curve]], divergences: Sequence[float], coarse: str
+) -> list[Curve]:
+    """The curves, each with the divergence that its error caused where the group was coarse."""
+    curves = []
+    for group, divergence in zip(groups, divergences, strict=True):
+        errors = (
+            next(one.error for one in curve.points if one.choice.kind == coarse) for curve in group
+        )
+        weight = divergence / (sum(errors) or 1.0)
+        curves += [dataclasses.replace(curve, weight=weight) for curve in group]
+    return curves
 
 
 def _candidates(
@@ -89,9 +112,10 @@ def _candidates(
 ) -> list[tuple[str, float]]:
     """Points besides that of the source."""
     whole = tensor.name in packing.WHOLE
-    if sparsity is not None and not whole:
-        return [(f"sparse {kind}", 1 - sparsity) for kind in packing.SPARSE]
     points = [(kind, 1.0) for kind in codes]
+    if sparsity is not None and not whole:
+        # The dense ones are only looked at; see only_sparse().
+        return points + [(f"sparse {kind}", 1 - sparsity) for kind in packing.SPARSE]
     if tensor.kind in ("f32", "bf16", "f16"):
         points.insert(0, ("bf16 tiles", 1.0))
     if not whole:
@@ -107,11 +131,7 @@ def _kept(tensor: SourceTensor, sparsity: float | None) -> list[Point]:
 
 
 def _curve(
-    source: Source,
-    tensor: SourceTensor,
-    sums: ActivationSum | None,
-    weight: float,
-    sparsity: float | None,
+    source: Source, tensor: SourceTensor, sums: ActivationSum | None, sparsity: float | None
 ) -> Curve:
     columns = tensor.dims[-1]
     weights = numpy.ones(columns, numpy.float32)
@@ -121,13 +141,16 @@ def _curve(
     given = _candidates(tensor, sparsity, _CODES)
     measure = _scant.PointErrors(tensor.dims, given, weights.tobytes())
     for rows in source.chunks(tensor):
-        measure.add_rows(tensor.kind, rows.ctypes.data, rows.nbytes)
+        try:
+            measure.add_rows(tensor.kind, rows.ctypes.data, rows.nbytes)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"tensor {tensor.name!r}: {error}") from None
     energy = measure.energy() or 1.0
     points = _kept(tensor, sparsity)
     for (kind, density), (size, error) in zip(given, measure.errors(), strict=True):
         masked = weights.tobytes() if kind.startswith("sparse") else b""
         points.append(Point(Choice(kind, density, masked), size, error / energy))
-    return Curve(tensor, weight, tuple(points))
+    return Curve(tensor, 1.0, tuple(points))
 
 
 def curves_of(
@@ -137,19 +160,9 @@ def curves_of(
     sparsity: float | None = None,
 ) -> list[Curve]:
     """Of all matrices. ``sparsity``: those of the layers drop this share of each row."""
-    weights = weights_of(sums)
-    tied = "output.weight" not in sums
-    jobs = []
+    matrices = [one for one in source.tensors if packing.is_matrix(source, one)]
     with ThreadPoolExecutor(threads) as pool:
-        for tensor in source.tensors:
-            if not packing.is_matrix(source, tensor):
-                continue
-            weight = weights.get(tensor.name, 1.0)
-            if tied and tensor.name == "token_embd.weight":
-                weight = 2.0  # it is the head, and what the stream begins with
-            jobs.append(
-                pool.submit(_curve, source, tensor, sums.get(tensor.name), weight, sparsity)
-            )
+        jobs = [pool.submit(_curve, source, one, sums.get(one.name), sparsity) for one in matrices]
         return [job.result() for job in jobs]
 
 
@@ -191,6 +204,33 @@ def _allocate(curves: Sequence[Curve], budget: float) -> list[Point]:
     return [curve.points[i] for curve, i in zip(curves, chosen, strict=True)]
 
 
+def as_bits(
+    source: Source, curves: Sequence[Curve], bits: int, sparsity: float, options: str
+) -> int:
+    """The bytes of a file whose matrices all have codes of so many bits."""
+    wanted = "bf16" if bits == 16 else f"q{bits}"
+    choices = packing.choices_as(source, wanted, sparsity)
+    sizes = {
+        curve.tensor.name: one.bytes
+        for curve in curves
+        for one in curve.points
+        if one.choice.kind == choices[curve.tensor.name].kind
+    }
+    return bytes_of(source, sizes, options)
+
+
+def only_sparse(curves: Sequence[Curve]) -> list[Curve]:
+    """Without the dense points of the layers' matrices."""
+    return [
+        curve
+        if curve.tensor.name in packing.WHOLE
+        else dataclasses.replace(
+            curve, points=tuple(one for one in curve.points if "sparse" in one.choice.kind)
+        )
+        for curve in curves
+    ]
+
+
 def choose(source: Source, curves: Sequence[Curve], budget: int, options: str) -> Chosen:
     """The points with which the file has at most so many bytes, and loses least.
 
@@ -208,17 +248,15 @@ def choose(source: Source, curves: Sequence[Curve], budget: int, options: str) -
             f"{size_of(least):,} bytes"
         )
     # What is around the matrices depends a little on their bytes: gaps, and a checksum for each
-    # page. So the matrices' share is raised until the file would be too large.
-    best = least
-    room = sum(one.bytes for one in least) + budget - size_of(least)
-    for _ in range(8):
-        points = _allocate(curves, max(room, sum(one.bytes for one in least)))
-        left = budget - size_of(points)
-        if left >= 0 and _lost(curves, points) <= _lost(curves, best):
-            best = points
-        if 0 <= left < _PAGE:
-            break
-        room += left
+    # page. So their share is searched for.
+    best, low, high = least, sum(one.bytes for one in least), budget
+    while high - low > _PAGE // 16:
+        room = (low + high) // 2
+        points = _allocate(curves, room)
+        if size_of(points) <= budget:
+            best, low = points, room
+        else:
+            high = room
     choices = {
         curve.tensor.name: one.choice
         for curve, one in zip(curves, best, strict=True)

@@ -102,6 +102,10 @@ class Decoder:
         """Page ``target`` becomes a copy of page ``source``."""
         self._decoder.copy_page(source, target)
 
+    def substitute(self, names: Sequence[str], other: Model) -> None:
+        """From now on these matrices are those of another model, and no others."""
+        self._decoder.substitute(list(names), other.native)
+
     def watch(self) -> None:
         """From now on, steps add to :meth:`sums`."""
         self._decoder.watch()

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <new>
 
 #include "base/check.h"
@@ -68,6 +69,7 @@ struct Decoder::State {
   void grow();
   void embed();
   void norm(const float* x, const float* weight, const float* bias, float* out) const;
+  [[nodiscard]] const Tensor& matrix(const Tensor& own) const;
   void product(std::initializer_list<MatrixProduct> list, const float* values, size_t rows,
                size_t columns);
   void add_to_x(const Tensor& matrix, const float* bias, size_t rows, const float* norm_weight,
@@ -92,7 +94,9 @@ struct Decoder::State {
   const size_t kv_values;    // of its key, and of its value
   std::vector<AttentionRoom> rooms;
   Work work;
-  ActivationSums* sums = nullptr;  // only while a model is looked at
+  // Only while a model is looked at.
+  ActivationSums* sums = nullptr;
+  std::map<const Tensor*, const Tensor*> substitutes;
 
   // Of the step.
   std::vector<Token> tokens;
@@ -181,10 +185,21 @@ void Decoder::State::norm(const float* from, const float* weight, const float* b
   }
 }
 
+const Tensor& Decoder::State::matrix(const Tensor& own) const {
+  const auto found = substitutes.find(&own);
+  return found == substitutes.end() ? own : *found->second;
+}
+
 void Decoder::State::product(std::initializer_list<MatrixProduct> list, const float* values,
                              size_t rows, size_t columns) {
   activations.set(values, rows, columns);
-  multiply({list.begin(), list.size()}, activations, pool);
+  if (substitutes.empty()) {
+    multiply({list.begin(), list.size()}, activations, pool);
+  } else {
+    std::vector<MatrixProduct> others(list);
+    for (MatrixProduct& one : others) one.weights = &matrix(*one.weights);
+    multiply(others, activations, pool);
+  }
   for (const MatrixProduct& one : list) {
     work.products += rows * one.weights->shape.elements();
     if (sums != nullptr) sums->read(*one.weights, values, rows);
@@ -208,7 +223,7 @@ void Decoder::State::embed() {
   for_rows(tokens.size(), d.width, [&](size_t row) {
     const Token& token = tokens[row];
     float* const to = x.data() + row * d.width;
-    read_row(*model.ends().embedding, token.token, to);
+    read_row(matrix(*model.ends().embedding), token.token, to);
     if (model.ends().positions != nullptr) {
       read_row(*model.ends().positions, token.position, delta.data() + row * d.width);
       kernels.add(delta.data() + row * d.width, d.width, to);
@@ -365,6 +380,18 @@ Result<std::span<const float>> Decoder::run(std::span<const Piece> pieces) {
 }
 
 void Decoder::watch(ActivationSums* sums) { state_->sums = sums; }
+
+bool Decoder::substitute(const std::vector<std::string>& names, const Model& other) {
+  State& s = *state_;
+  s.substitutes.clear();
+  for (const std::string& name : names) {
+    const Tensor* const own = s.model.find_matrix(name);
+    const Tensor* const another = other.find_matrix(name);
+    if (own == nullptr || another == nullptr || own->shape != another->shape) return false;
+    s.substitutes.emplace(own, another);
+  }
+  return true;
+}
 
 void Decoder::copy_page(uint32_t from, uint32_t to) { state_->memory.copy_page(from, to); }
 

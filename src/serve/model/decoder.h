@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "scant/base/result.h"
 #include "serve/kv/page.h"
@@ -53,6 +55,9 @@ class Decoder {
   void copy_page(uint32_t from, uint32_t to);
   // From now on every step adds to `sums`, which outlives the decoder; null: no more.
   void watch(ActivationSums* sums);
+  // From now on the matrices of these names are another model's, which outlives the decoder, and no
+  // others. False: one of the models has no such matrix, or has it in another shape.
+  bool substitute(const std::vector<std::string>& names, const Model& other);
   [[nodiscard]] uint64_t memory_bytes() const;
   [[nodiscard]] Work work() const;
 

@@ -176,4 +176,15 @@ Result<std::unique_ptr<Model>> Model::open(GgufFile file, Description descriptio
   return bind(std::move(file), std::move(description));
 }
 
+const Tensor* Model::find_matrix(std::string_view name) const {
+  for (const Layer& layer : layers_) {
+    for (const Tensor* const one : {layer.qkv, layer.query, layer.key, layer.value, layer.output,
+                                    layer.gate, layer.up, layer.down})
+      if (one != nullptr && one->name == name) return one;
+  }
+  for (const Tensor* const one : {ends_.embedding, ends_.head})
+    if (one->name == name) return one;
+  return nullptr;
+}
+
 }  // namespace scant::serve

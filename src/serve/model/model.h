@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -62,6 +63,8 @@ class Model {
   [[nodiscard]] const Description& description() const { return description_; }
   [[nodiscard]] const std::vector<Layer>& layers() const { return layers_; }
   [[nodiscard]] const Ends& ends() const { return ends_; }
+  // Null: no product reads a matrix of this name.
+  [[nodiscard]] const Tensor* find_matrix(std::string_view name) const;
 
  private:
   class Binder;

@@ -1,0 +1,178 @@
+"""`scant pack --bytes`: from a model and a budget to the file that loses least."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from scant import checks
+from scant.errors import InvalidArgument
+from scant.serve import calibration, choosing, packing
+from scant.serve.calibration import Difference
+from scant.serve.choosing import Chosen, Curve
+from scant.serve.decoding import Model
+from scant.serve.sources import GgufSource, Source
+from scant.serve.text import Tokenizer
+
+__all__ = ["BITS", "Result", "Wanted", "pack"]
+
+BITS = (2, 3, 4, 8, 16)
+_COARSE = "q3"  # one group of matrices at a time has it, to see how much that matters
+_READ, _HELD_OUT = 16, 8  # pieces of a text
+_SENSED, _SENSED_TOKENS = 2, 128  # pieces, and tokens of each, that are read once for each group
+_READ_SHARE = 0.8  # of a text that is not held out
+
+Pieces = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A budget, and what is looked at."""
+
+    bytes: int | None = None
+    bits: int | None = None
+    sparsity: float = 0.0
+    calibrate: pathlib.Path | None = None  # a text; None: the model writes one
+    held_out: pathlib.Path | None = None  # None: a part of that text
+    threads: int = 1
+
+    def options(self) -> str:
+        """As the provenance tells them: no paths."""
+        budget = f"bits {self.bits}" if self.bytes is None else f"bytes {self.bytes}"
+        text = "own"
+        if self.calibrate is not None:
+            text = hashlib.sha256(_content(self.calibrate)).hexdigest()
+        return f"{budget} sparsity {self.sparsity:g} text {text}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was chosen, and how much is lost by it."""
+
+    curves: list[Curve]
+    chosen: Chosen
+    budget: int
+    bytes: int
+    difference: Difference
+    held_out: str  # what text that was
+
+
+@contextlib.contextmanager
+def _runnable(source: Source, path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file that runs the source as it is. A folder is packed for that, beside the new file."""
+    if isinstance(source, GgufSource):
+        yield source.path
+        return
+    whole = path.with_name(path.name + ".whole")
+    whole.unlink(missing_ok=True)
+    try:
+        packing.pack(source, whole, {}, "keep")
+        yield whole
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _texts(model: Model, path: pathlib.Path, wanted: Wanted) -> tuple[Pieces, Pieces, str]:
+    """Pieces to calibrate with, others to compare with, and what these are."""
+    from scant.serve.model_engine import tokenizer_of
+
+    context = model.description.context
+    if wanted.calibrate is None and wanted.held_out is None:
+        own = calibration.own_text(model, _READ + _HELD_OUT, wanted.threads)
+        return own[:_READ], own[_READ:], "a text that the model wrote"
+    tokenizer = tokenizer_of(path)
+    held: Pieces = []
+    said = ""
+    if wanted.held_out is not None:
+        tokens = _tokens(wanted.held_out, tokenizer)
+        held = calibration.pieces_of(tokens, context, _HELD_OUT)
+        said = str(wanted.held_out)
+    if wanted.calibrate is None:
+        return calibration.own_text(model, _READ, wanted.threads), held, said
+    tokens = _tokens(wanted.calibrate, tokenizer)
+    if held:
+        return calibration.pieces_of(tokens, context, _READ), held, said
+    cut = int(len(tokens) * _READ_SHARE)
+    read = calibration.pieces_of(tokens[:cut], context, _READ)
+    held = calibration.pieces_of(tokens[cut:], context, _HELD_OUT)
+    return read, held, f"the last fifth of {wanted.calibrate}"
+
+
+def _content(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror or error}") from None
+
+
+def _tokens(path: pathlib.Path, tokenizer: Tokenizer) -> list[int]:
+    """Bytes that are no UTF-8 count as a replacement character."""
+    return tokenizer.encode(_content(path).decode("utf-8", "replace"))
+
+
+def _weigh(
+    source: Source,
+    model: Model,
+    curves: Sequence[Curve],
+    read: Pieces,
+    path: pathlib.Path,
+    threads: int,
+) -> list[Curve]:
+    """Measures how much a coarse form of each group of matrices changes what the model says."""
+    coarse = path.with_name(path.name + ".coarse")
+    coarse.unlink(missing_ok=True)
+    try:
+        packing.pack(
+            source, coarse, {one.tensor.name: packing.Choice(_COARSE) for one in curves}, "coarse"
+        )
+        groups = choosing.groups_of(curves)
+        pieces = [one[:_SENSED_TOKENS] for one in read[:_SENSED]]
+        divergences = calibration.sensitivities(
+            model,
+            Model(coarse),
+            [[one.tensor.name for one in group] for group in groups],
+            pieces,
+            threads,
+        )
+    finally:
+        coarse.unlink(missing_ok=True)
+    return choosing.with_weights(groups, divergences, _COARSE)
+
+
+def pack(
+    source: Source,
+    path: pathlib.Path,
+    wanted: Wanted,
+    step: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Writes the file. ``step`` is told what is being done.
+
+    Raises :class:`scant.InvalidArgument` where the budget is below what any choice needs.
+    """
+    checks.whole(wanted.threads, "threads", 1, 4096, None)
+    options = wanted.options()
+    with _runnable(source, path) as file:
+        model = Model(file)
+        step("reading a text" if wanted.calibrate else "writing a text")
+        read, held, said = _texts(model, file, wanted)
+        sums = calibration.activations(model, read, wanted.threads)
+        step("measuring what each point of each matrix loses")
+        sparsity = wanted.sparsity or None
+        curves = choosing.curves_of(source, sums, wanted.threads, sparsity)
+        step("measuring how much each matrix matters")
+        curves = _weigh(source, model, curves, read, path, wanted.threads)
+        budget = wanted.bytes
+        if budget is None:
+            bits = wanted.bits or 4
+            budget = choosing.as_bits(source, curves, bits, wanted.sparsity, options)
+        if sparsity:
+            curves = choosing.only_sparse(curves)
+        chosen = choosing.choose(source, curves, budget, options)
+        step("writing the file")
+        size = packing.pack(source, path, chosen.choices, options)
+        step("comparing")
+        difference = calibration.compare(model, Model(path), held, wanted.threads)
+    return Result(curves, chosen, budget, size, difference, said)
