@@ -167,6 +167,15 @@ def build(source: Source = LLAMA, jobs: int | None = None) -> LlamaCpp:
     return LlamaCpp(binaries, source.options)
 
 
+def quantiser() -> pathlib.Path:
+    """llama.cpp's program that writes a GGUF file in another kind."""
+    binaries = build().folder
+    if not (binaries / "llama-quantize").exists():
+        command = ["cmake", "--build", str(binaries.parent), "--target", "llama-quantize"]
+        _run(command, binaries.parents[1] / "llama.cpp.log")
+    return binaries / "llama-quantize"
+
+
 if __name__ == "__main__":
     for one in (LLAMA, IK):
         print(build(one).folder)

@@ -65,15 +65,15 @@ def fetch(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def as_f32(path: pathlib.Path) -> pathlib.Path:
-    """The model with weights of 8 bits, as a GGUF file of f32."""
-    wide = path.with_name(path.name.replace("Q4_1", "f32"))
+def widened(path: pathlib.Path, values: str) -> pathlib.Path:
+    """The model with weights of 8 bits, as a GGUF file of f32 or bf16."""
+    wide = path.with_name(path.name.replace("Q4_1", values))
     if not wide.exists():
         packed = wide.with_suffix(".scp")
         scant = [str(pathlib.Path(sys.executable).with_name("scant"))]
         pack = [*scant, "pack", str(path), str(packed), "--as", "q8", "--replace"]
         subprocess.run(pack, check=True, capture_output=True)
-        unpack = [*scant, "unpack", str(packed), str(wide), "--to", "gguf", "--values", "f32"]
+        unpack = [*scant, "unpack", str(packed), str(wide), "--to", "gguf", "--values", values]
         subprocess.run(unpack, check=True, capture_output=True)
         packed.unlink()
     return wide
@@ -146,7 +146,7 @@ def main() -> int:
         source, text = fetch(folder), document()
         out, pieces, threads = pathlib.Path(arguments.out), arguments.pieces, arguments.threads
         for weights in arguments.weights:
-            path = as_f32(source) if weights == "f32" else source
+            path = widened(source, "f32") if weights == "f32" else source
             peer = peers(path, text, pieces, threads, out)
             for kv in arguments.kv:
                 row = {"case": "perplexity", "weights": weights, "kv": kv, "pieces": pieces}

@@ -17,7 +17,7 @@ from scant.serve.decoding import Model
 from scant.serve.sources import GgufSource, Source
 from scant.serve.text import Tokenizer
 
-__all__ = ["BITS", "Result", "Wanted", "pack"]
+__all__ = ["BITS", "Result", "Wanted", "pack", "weigh"]
 
 BITS = (2, 3, 4, 8, 16)
 _COARSE = "q3"  # one group of matrices at a time has it, to see how much that matters
@@ -113,7 +113,7 @@ def _tokens(path: pathlib.Path, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(_content(path).decode("utf-8", "replace"))
 
 
-def _weigh(
+def weigh(
     source: Source,
     model: Model,
     curves: Sequence[Curve],
@@ -163,7 +163,7 @@ def pack(
         sparsity = wanted.sparsity or None
         curves = choosing.curves_of(source, sums, wanted.threads, sparsity)
         step("measuring how much each matrix matters")
-        curves = _weigh(source, model, curves, read, path, wanted.threads)
+        curves = weigh(source, model, curves, read, path, wanted.threads)
         budget = wanted.bytes
         if budget is None:
             bits = wanted.bits or 4
