@@ -6,9 +6,9 @@ engine than this. All methods may be called from any thread; `poll` belongs to o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from scant.serve.text import Tokenizer
 
@@ -48,6 +48,11 @@ class Token:
     error: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
+
+
+def tokens_of(rows: Iterable[tuple[Any, ...]]) -> list[Token]:
+    """Of the extension's tuples."""
+    return [Token(*row) for row in rows]
 
 
 class Model(Protocol):
