@@ -109,6 +109,7 @@ class RunningEngine {
     for (const Event& event : events) all.append(tuple_of(event));
     return all;
   }
+  [[nodiscard]] int fileno() const { return engine_->fd(); }
   void close() {
     without_gil([&] { engine_->close(); });
   }
@@ -156,6 +157,7 @@ void bind_serve_engine(nb::module_& module) {
       .def("submit", &RunningEngine::submit)
       .def("cancel", &RunningEngine::cancel)
       .def("poll", &RunningEngine::poll)
+      .def("fileno", &RunningEngine::fileno)
       .def("close", &RunningEngine::close)
       .def("stats", &RunningEngine::stats)
       .def_prop_ro("closed", &RunningEngine::closed)

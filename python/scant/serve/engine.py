@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from scant.serve.text import Tokenizer
 
-__all__ = ["Engine", "Model", "Sampling", "Token"]
+__all__ = ["Engine", "Model", "Sampling", "Token", "tokens_of"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token of a request; the last event of a request has `finish`, and may have no token.
 
     A request with `echo` gets its prompt's tokens first, one event each.
@@ -51,8 +50,8 @@ class Token:
 
 
 def tokens_of(rows: Iterable[tuple[Any, ...]]) -> list[Token]:
-    """Of the extension's tuples."""
-    return [Token(*row) for row in rows]
+    """Of tuples with a token's fields, as the extension gives them."""
+    return list(map(Token._make, rows))
 
 
 class Model(Protocol):
@@ -92,6 +91,9 @@ class Engine(Protocol):
 
     def poll(self, timeout_s: float) -> list[Token]:
         """What came since the last call; waits for the first event, without the GIL."""
+
+    def fileno(self) -> int:
+        """A descriptor that can be read, so that a loop wakes, while `poll` has something."""
 
     def stats(self) -> dict[str, float | int]:
         """Counters and gauges by name, such as `running` and `decode_tokens`."""

@@ -13,7 +13,7 @@ from scant import _scant, amounts
 from scant.errors import Corrupt, InvalidArgument, Resource, Unsupported
 from scant.serve import decoding, gguf_values, unpacking, vocabulary
 from scant.serve.description import NO_TOKEN, Description, Flags
-from scant.serve.engine import Sampling, Token
+from scant.serve.engine import Sampling, Token, tokens_of
 from scant.serve.text import Tokenizer
 
 __all__ = ["ModelEngine", "free_memory", "tokenizer_of", "usable_threads"]
@@ -191,12 +191,11 @@ class ModelEngine:
 
     def poll(self, timeout_s: float) -> list[Token]:
         """What came since the last call; waits for the first event, without the GIL."""
-        return [
-            Token(request, token, logprob, tuple(top), finish, error, prompt, cached)
-            for request, token, logprob, top, finish, error, prompt, cached in self._engine.poll(
-                timeout_s
-            )
-        ]
+        return tokens_of(self._engine.poll(timeout_s))
+
+    def fileno(self) -> int:
+        """A descriptor that can be read, so that a loop wakes, while `poll` has something."""
+        return int(self._engine.fileno())
 
     def stats(self) -> dict[str, float | int]:
         """Counters since the start, and gauges."""

@@ -1,7 +1,9 @@
 #include "serve/step/engine.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <new>
+#include <sys/eventfd.h>
 #include <utility>
 
 #include "base/fault.h"
@@ -45,6 +47,9 @@ Result<std::unique_ptr<Engine>> Engine::start(const Model& model, EngineOptions 
                                    .waiting_max = options.running_max + options.waiting_max};
   std::unique_ptr<Engine> engine(
       new Engine(std::move(decoder).value(), limits, static_cast<uint32_t>(pages)));
+  engine->told_ = base::Descriptor(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  if (!engine->told_.open())
+    return Error{ErrorCode::resource, errno, kNoRank, "no descriptor for the engine's events"};
   Engine* const self = engine.get();
   if (auto started = self->thread_.start("scant-engine", [self] { self->run(); }); !started)
     return started.error();
@@ -85,6 +90,9 @@ void Engine::cancel(uint64_t request) {
 }
 
 std::vector<Event> Engine::poll(Duration timeout) {
+  eventfd_t ignored = 0;
+  // Before the events are taken: what comes in between is heard in the next turn.
+  static_cast<void>(eventfd_read(told_.get(), &ignored));
   std::vector<Event> all;
   auto first = events_.pop(timeout);
   if (!first) return all;
@@ -115,6 +123,7 @@ void Engine::run() {
   scheduler_.cancel_all();
   static_cast<void>(tell());
   events_.close();
+  static_cast<void>(eventfd_write(told_.get(), 1));
 }
 
 void Engine::obey(Command command) {
@@ -173,6 +182,7 @@ bool Engine::tell() {
   const auto over = static_cast<uint32_t>(std::ranges::count_if(
       events, [](const Event& event) { return event.finish != Finish::none; }));
   const bool told = events_.push(std::move(events));
+  static_cast<void>(eventfd_write(told_.get(), 1));  // fails only where it is readable already
   open_.fetch_sub(over, std::memory_order_relaxed);
   return told;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/descriptor.h"
 #include "base/queue.h"
 #include "base/thread.h"
 #include "serve/model/decoder.h"
@@ -55,6 +56,8 @@ class Engine {
   // What happened, in order; waits for something to happen. Nothing: the time is over, or the
   // engine is closed and all was told. If nobody polls, the engine stops after a while.
   [[nodiscard]] std::vector<Event> poll(Duration timeout);
+  // Can be read while poll() has something to tell, so that an event loop hears it. Any thread.
+  [[nodiscard]] int fd() const { return told_.get(); }
   // Ends all requests, as cancelled; poll() tells the rest. Any thread.
   void close();
   [[nodiscard]] bool closed() const;
@@ -96,6 +99,7 @@ class Engine {
   std::atomic<uint32_t> open_{0};
   base::BoundedQueue<Command> commands_;
   base::BoundedQueue<std::vector<Event>> events_;
+  base::Descriptor told_;
   base::Thread thread_;
 };
 

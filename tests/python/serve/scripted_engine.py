@@ -6,7 +6,9 @@ time: tokens flow as soon as somebody polls, or one by one where a test holds th
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +129,7 @@ class ScriptedEngine:
         self._events: list[Token] = []
         self._steps = 0
         self._tokens = 0
+        self._file = os.eventfd(0, os.EFD_NONBLOCK)
 
     # The engine's contract.
 
@@ -154,7 +157,7 @@ class ScriptedEngine:
             self._running[number] = one
             if echo:
                 self._events += [Token(number, token, -0.5) for token in prompt]
-            self._changed.notify_all()
+            self._stir()
             return number
 
     def cancel(self, request: int) -> None:
@@ -162,7 +165,7 @@ class ScriptedEngine:
             self.cancelled.append(request)
             if self._running.pop(request, None) is not None:
                 self._events.append(self._last(self.requests[request], None, "cancelled"))
-            self._changed.notify_all()
+            self._stir()
 
     def poll(self, timeout_s: float) -> list[Token]:
         with self._changed:
@@ -177,8 +180,13 @@ class ScriptedEngine:
                     for _ in range(self.step_tokens):
                         self._step(one)
             events, self._events = self._events, []
-            self._changed.notify_all()
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._file)
+            self._stir()
             return events
+
+    def fileno(self) -> int:
+        return self._file
 
     def stats(self) -> dict[str, float | int]:
         with self._changed:
@@ -199,6 +207,7 @@ class ScriptedEngine:
 
     def close(self) -> None:
         self.closed = True
+        os.close(self._file)
 
     # What tests do with it.
 
@@ -206,20 +215,20 @@ class ScriptedEngine:
         """So many steps more, where the gate is held."""
         with self._changed:
             self.gate = (self.gate or 0) + steps
-            self._changed.notify_all()
+            self._stir()
 
     def end(self, request: int, finish: str, error: str | None = None) -> None:
         """The request ends so."""
         with self._changed:
             one = self._running.pop(request)
             self._events.append(self._last(one, None, finish, error))
-            self._changed.notify_all()
+            self._stir()
 
     def fail(self, error: BaseException) -> None:
         """The engine breaks."""
         with self._changed:
             self.failing = error
-            self._changed.notify_all()
+            self._stir()
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Until the condition holds, which something that the engine is asked makes true."""
@@ -227,6 +236,11 @@ class ScriptedEngine:
             assert self._changed.wait_for(condition, 30), f"still not: {what}"
 
     # Inside, with the lock held.
+
+    def _stir(self) -> None:
+        if self._ready():
+            os.eventfd_write(self._file, 1)
+        self._changed.notify_all()
 
     def _ready(self) -> bool:
         moving = bool(self._running) and self.gate != 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import selectors
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,22 @@ def alone(path: Path, tokens: list[int], count: int) -> list[int]:
         text.append(int(logits[0].argmax()))
         logits = decoder.run([Piece(text[-1:], len(text) - 1, range(16))])
     return text[len(tokens) :]
+
+
+def test_a_loop_hears_that_something_came(packed: Path) -> None:
+    with engine_of(packed) as engine, selectors.DefaultSelector() as selector:
+        selector.register(engine.fileno(), selectors.EVENT_READ)
+        assert selector.select(0) == []
+        engine.submit(prompt(1, 5), max_tokens=20, sampling=GREEDY)
+        tokens = 0
+        while tokens < 20:
+            assert selector.select(POLL_S), "nothing was heard"
+            tokens += sum(one.token is not None for one in engine.poll(0.0))
+        assert tokens == 20
+        engine.poll(0.0)
+        assert selector.select(0) == []
+        engine.close()
+        assert selector.select(POLL_S), "the end was not heard"
 
 
 def test_answers_are_those_of_the_decoder_alone(packed: Path) -> None:

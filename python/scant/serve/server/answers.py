@@ -16,7 +16,7 @@ from scant.serve.server import forms
 from scant.serve.server.fields import Asked
 from scant.serve.server.forms import Form, Usage
 from scant.serve.server.prompts import Prompt
-from scant.serve.server.refusals import Refusal, draining, refusal_of
+from scant.serve.server.refusals import Refusal, draining
 from scant.serve.text import StopStrings
 
 __all__ = ["Answer", "Choice", "Sinks"]
@@ -33,6 +33,7 @@ class Choice:
         "_echoes",
         "_eos",
         "_stops",
+        "_tells_logprobs",
         "answer",
         "begun",
         "cached",
@@ -69,12 +70,14 @@ class Choice:
         self._detokeniser = answer.engine.model.tokenizer.stream()
         self._stops = StopStrings(answer.asked.stops) if answer.asked.stops else None
         self._eos = answer.silent
+        self._tells_logprobs = answer.wants_logprobs
 
     def take(self, event: Token) -> None:
         """An event of the engine. After the choice has ended they mean nothing."""
         if self.finish is not None:
             return
-        self.cached = event.cached_tokens or self.cached
+        if event.cached_tokens:
+            self.cached = event.cached_tokens
         token = event.token
         if token is not None:
             if self._echoes:
@@ -86,7 +89,7 @@ class Choice:
 
     def _echo(self, event: Token, token: int) -> None:
         self._echoes -= 1
-        if self.answer.wants_logprobs:
+        if self._tells_logprobs:
             self.events.append(event)
             self.offsets.append(self._characters)
         self._characters += len(self._detokeniser.add(token))
@@ -95,7 +98,7 @@ class Choice:
         self.tokens += 1
         if event.finish == "stop" and token in self._eos:
             return
-        if self.answer.wants_logprobs:
+        if self._tells_logprobs:
             self.events.append(event)
             self.offsets.append(self._characters)
         text = self._detokeniser.add(token)
@@ -107,7 +110,7 @@ class Choice:
         if self._stops is not None:
             text, found = self._stops.add(text)
             if found:
-                self.finish = "stop"
+                self.end_as("stop")
                 self.answer.engine.cancel(self.number)
         if text:
             self.parts.append(text)
@@ -120,9 +123,16 @@ class Choice:
             return
         if self._stops is not None:
             self.parts.append(self._stops.end())
-        self.finish = event.finish
-        if event.finish not in ("stop", "length"):
-            self.failure = self._failure(event)
+        well = event.finish in ("stop", "length")
+        self.end_as(event.finish or "error", None if well else self._failure(event))
+
+    def end_as(self, finish: str, failure: Refusal | None = None) -> None:
+        """No event means anything any more."""
+        self.finish = finish
+        self.answer.open -= 1
+        if failure is not None:
+            self.failure = failure
+            self.answer.failed = True
 
     def _failure(self, event: Token) -> Refusal:
         if event.finish == "deadline":
@@ -141,7 +151,7 @@ class Choice:
 
     def logprobs(self) -> dict[str, Any] | None:
         """Those that were not told yet; told by this."""
-        if not self.answer.wants_logprobs:
+        if not self._tells_logprobs:
             return None
         tokenizer = self.answer.engine.model.tokenizer
         if self.answer.is_chat:
@@ -174,8 +184,11 @@ class Answer:
         self.silent = frozenset((*engine.model.eos, *asked.sampling.stop_tokens))
         self.begun_at = begun_at  # monotonic seconds
         self.left: str | None = None  # why nobody waits any more
-        self.unread = 0  # tokens since the connection took some
+        self.unread = 0  # tokens, and their alternatives, since the connection took some
         self.on_slow: Callable[[], None] | None = None
+        self.tell: Callable[[Answer], None] | None = None  # of a stream that has begun
+        self.stirred = False  # by the batch of events that is being delivered
+        self.failed = False
         self._sinks = sinks
         self._form = form
         self._changed = asyncio.Event()
@@ -185,6 +198,7 @@ class Answer:
             for which, prompt in enumerate(prompts)
             for place in range(asked.n)
         ]
+        self.open = len(self.choices)  # that have not ended
 
     def submit(self, timeout_s: float | None) -> None:
         """Hands all of it to the engine, or nothing: its refusal ends what was begun."""
@@ -221,9 +235,20 @@ class Answer:
         """Ends what still runs with this answer."""
         for choice in self.choices:
             if choice.finish is None:
-                choice.finish, choice.failure = "error", refusal
+                choice.end_as("error", refusal)
                 self._cancel(choice)
         self.wake()
+
+    def advance(self) -> None:
+        """After events, and when a connection takes bytes again: a stream in its middle is written
+        here and now, so that a token wakes no task; the rest is for who waits."""
+        if self.open and not self.failed and self.left is None:
+            if self.tell is not None:
+                self.tell(self)
+            elif self.asked.stream:
+                self._changed.set()
+        else:
+            self._changed.set()
 
     def wake(self) -> None:
         """Something changed for who waits."""
@@ -242,7 +267,7 @@ class Answer:
     @property
     def ended(self) -> bool:
         """All choices."""
-        return all(choice.finish is not None for choice in self.choices)
+        return self.open == 0
 
     @property
     def tokens(self) -> int:
@@ -267,14 +292,14 @@ class Answer:
             self.usage(),
         )
 
-    def chunk(self) -> bytes:
-        """The events of a stream since the last call, as bytes."""
+    def chunk(self) -> str:
+        """The events of a stream since the last call: ASCII."""
         self.unread = 0
         parts: list[str] = []
         for choice in self.choices:
             if not choice.ended and (choice.parts or choice.events or choice.finish is not None):
                 self._tell(choice, parts)
-        return "".join(parts).encode()
+        return "".join(parts)
 
     def _tell(self, choice: Choice, parts: list[str]) -> None:
         form = self._form
@@ -289,10 +314,9 @@ class Answer:
             parts.append(form.end(choice.index, choice.finish))
 
     def last(self) -> bytes:
-        """After the last choice's end."""
-        return self._form.usage(self.usage()) + forms.DONE
-
-
-def failed_stream(error: BaseException) -> bytes:
-    """The event that ends a stream which cannot go on."""
-    return b"data: " + refusal_of(error).body() + b"\n\n"
+        """What ends a stream: the rest of its text, then why it ended."""
+        rest = self.chunk().encode()
+        failure = self.failure
+        if failure is not None:
+            return rest + b"data: " + failure.body() + b"\n\n"
+        return rest + self._form.usage(self.usage()) + forms.DONE

@@ -24,7 +24,7 @@ from starlette.routing import Route, Router
 from scant import metrics
 from scant.serve.engine import Engine
 from scant.serve.server import body, figures
-from scant.serve.server.answers import Answer, Sinks, failed_stream
+from scant.serve.server.answers import Answer, Sinks
 from scant.serve.server.connection import Connection
 from scant.serve.server.fields import Asked
 from scant.serve.server.figures import Figures
@@ -186,7 +186,8 @@ class App:
             "body_bytes": (self._bodies.bytes, "Bytes of requests in memory."),
             "draining": (int(self.draining), "1 while the server waits for its last answers."),
         }
-        own = figures.prometheus(self.figures, self.engine.stats(), gauges)
+        stats = {**self.engine.stats(), "front_cpu_s": time.thread_time()}
+        own = figures.prometheus(self.figures, stats, gauges)
         text = metrics.counters_prometheus()
         await _whole(scope, send, metrics.CONTENT_TYPE.encode(), (text + own).encode())
 
@@ -286,7 +287,7 @@ class App:
                 self._preparing -= 1
 
     async def _wait(self, scope: Scope, send: Send, answer: Answer) -> None:
-        while not answer.ended and not answer.left and answer.failure is None:
+        while not answer.ended and not answer.failed and not answer.left:
             await answer.changed()
         self._check_answer(answer)
         await _whole(scope, send, _JSON, answer.whole())
@@ -296,22 +297,20 @@ class App:
         self._check_answer(answer)
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
         await scope["start"]({"type": "http.response.start", "status": 200, "headers": headers})
-        while True:
-            data = answer.chunk()
-            failure = answer.failure
-            if failure is not None:
-                data += failed_stream(failure)
-            elif answer.ended:
-                data += answer.last()
-            else:
-                if data:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                await answer.changed()
-                if answer.left:
-                    raise Left(answer.left)
-                continue
-            await send({"type": "http.response.body", "body": data, "more_body": False})
-            return
+        connection: Connection = scope["state"]["connection"]
+
+        def tell(answer: Answer) -> None:
+            if connection.takes and (text := answer.chunk()):
+                connection.write_piece(text)
+
+        answer.tell = tell
+        connection.on_writable = answer.advance
+        answer.advance()
+        while not answer.ended and not answer.failed and not answer.left:
+            await answer.changed()
+        if answer.left:
+            raise Left(answer.left)
+        await send({"type": "http.response.body", "body": answer.last(), "more_body": False})
 
     def _check_answer(self, answer: Answer) -> None:
         if answer.left:

@@ -35,7 +35,8 @@ _OF_ENGINE = {
         "counter",
         "Tokens of prompts whose keys and values were there already.",
     ),
-    "cpu_s": ("engine_cpu_seconds_total", "counter", "CPU time of the engine."),
+    "cpu_s": ("engine_cpu_seconds_total", "counter", "CPU time of the process."),
+    "front_cpu_s": ("front_cpu_seconds_total", "counter", "CPU time of the thread for HTTP."),
     "rss_bytes": ("resident_bytes", "gauge", "Resident memory of the process."),
 }
 
@@ -106,13 +107,15 @@ class Figures:
         self.cancelled[reason] = self.cancelled.get(reason, 0) + 1
         self.period.cancelled += 1
 
-    def token(self, choice: Choice, now: float) -> None:
-        """A token was generated."""
-        self.tokens["generated"] += 1
-        self.period.tokens += 1
-        if choice.tokens == 1:
-            choice.first_at = now
-            self._sample(self.first, self.period.first_s, now - choice.answer.begun_at)
+    def generated(self, tokens: int) -> None:
+        """So many tokens more, of all answers."""
+        self.tokens["generated"] += tokens
+        self.period.tokens += tokens
+
+    def first_token(self, choice: Choice, now: float) -> None:
+        """A choice has its first one."""
+        choice.first_at = now
+        self._sample(self.first, self.period.first_s, now - choice.answer.begun_at)
 
     def ended(self, choice: Choice, event: Token, now: float) -> None:
         """The engine is done with a choice."""

@@ -55,7 +55,6 @@ class Front:
         self.port = 0
         self.ready = threading.Event()
         self.app: App | None = None
-        self.cpu_s = 0.0  # of the event loop's and the delivering thread, when run() has ended
         self._say = say or (lambda line: print(line, flush=True))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -125,7 +124,7 @@ class Front:
                 task.cancel()
             server.should_exit = True
             await serving
-            await loop.run_in_executor(None, delivery.stop)
+            delivery.stop()
             app.close()
         if self._log is not None:
             self._write_period(app, self.settings.period_s)
