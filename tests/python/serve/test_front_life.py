@@ -221,6 +221,37 @@ def test_a_thousand_streams_are_held_open() -> None:
         assert 'endpoint="completions",status="200"} 1000' in ask(front, "GET", "/metrics")[2]
 
 
+def resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def test_memory_of_a_connection(programs: list[Program]) -> None:
+    needs_files(2500)
+    count, most = 1000, 64 << 10
+    program = Program("--max-waiting", "5000")
+    programs.append(program)
+    pid = program.process.pid
+    check = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    peers = [program.connect(check) for _ in range(20)]  # what is made once is there
+    for peer in peers:
+        until(peer, b'{"status": "ok"}')
+    before = resident_bytes(pid)
+    idle = [program.connect(check) for _ in range(count)]
+    for peer in idle:
+        until(peer, b'{"status": "ok"}')
+    assert resident_bytes(pid) - before <= count * most
+    between = resident_bytes(pid)
+    streams = [program.connect(STREAM) for _ in range(count)]
+    for _ in range(count):
+        program.allow(1)
+    for peer in streams:
+        until(peer, b'"text": "')
+    assert resident_bytes(pid) - between <= count * most
+    for peer in [*peers, *idle, *streams]:
+        peer.close()
+
+
 def test_the_limit_of_files_is_raised_or_told(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = [(256, 4096)]
     said: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -18,6 +19,10 @@ from scant.serve.server.front import Front
 from scant.serve.server.keys import Keys
 from scant.serve.server.limits import Limits
 
+CHUNKED = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
 SMALL = Limits(
     head_bytes=4096, body_bytes=20_000, bodies_bytes=30_000, pipelined=4, unread_tokens=500
 )
@@ -139,6 +144,42 @@ def test_a_slow_body() -> None:
         peer.close()
 
 
+def test_a_body_in_chunks_that_never_ends() -> None:
+    with served(ScriptedEngine(), limits=Limits(body_s=0.05)) as front:
+        peer = raw(front, CHUNKED + b"1\r\n{\r\n")
+        assert read_all(peer).startswith(b"HTTP/1.1 408 ")
+        peer.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CHUNKED + b"0\r\n" + 6000 * (b"X: " + b"y" * 95 + b"\r\n"),
+        CHUNKED + b"0\r\nX: " + b"y" * 600_000,
+        CHUNKED + b"2;" + b"y" * 600_000,
+        b"\r\n" * 300_000,
+    ],
+    ids=["trailers", "a long trailer", "a chunk's extension", "blank lines"],
+)
+def test_bytes_without_content_are_not_kept(front: Front, data: bytes) -> None:
+    peer = raw(front, b"")
+    answer = b""
+    with contextlib.suppress(ConnectionError):  # it is closed before all was sent
+        peer.sendall(data)
+        answer = read_all(peer)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+    peer.close()
+
+
+def test_a_body_in_chunks_of_a_byte(front: Front) -> None:
+    body = b'{"prompt": "x", "metadata": {"a": "' + b"y" * 4000 + b'"}}'
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    peer = raw(front, CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + chunks)
+    peer.sendall(b"0\r\nX-Trailer: none\r\n\r\n")
+    assert read_all(peer).startswith(b"HTTP/1.1 200 ")
+    peer.close()
+
+
 # ---- heads and connections ---------------------------------------------------------------------
 
 
@@ -233,6 +274,55 @@ def test_a_slow_reader_is_left() -> None:
         peer.close()
         text = ask(front, "GET", "/metrics")[2]
         assert 'scant_serve_cancelled_total{reason="slow reader"} 1' in text
+
+
+def test_a_slow_reader_delays_nobody() -> None:
+    engine = ScriptedEngine("x", model=ScriptedModel(context=10**7), endless=True, step_tokens=10)
+    body = b'{"prompt": "x", "stream": true, "max_tokens": 1000000}'
+    with served(engine, limits=Limits(unread_tokens=10**6)) as front:
+        peer = socket.socket()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.settimeout(DEADLINE_S)
+        peer.connect(("127.0.0.1", front.port))
+        peer.sendall(post(body))
+        end = time.monotonic() + DEADLINE_S
+        while not any(not one.takes for one in list(front.app.connections)):  # its buffers are full
+            assert time.monotonic() < end
+        for _ in range(3):
+            whole = {"prompt": "x", "max_tokens": 100}
+            assert ask(front, "POST", "/v1/completions", whole)[0] == 200
+        assert engine.cancelled == []
+        # What it did not take comes as one event once it reads: nothing is lost.
+        data = b""
+        while len(data) < 3_000_000:
+            part = peer.recv(1 << 20)
+            assert part
+            data += part
+        peer.close()
+        engine.wait(lambda: engine.cancelled == [0], "the stream is cancelled")
+
+
+def test_a_client_that_closes_its_side_has_left() -> None:
+    engine = ScriptedEngine("x", endless=True)
+    engine.gate = 1
+    with served(engine) as front:
+        peer = raw(front, post(b'{"prompt": "x", "stream": true}'))
+        assert peer.recv(1 << 16)
+        peer.shutdown(socket.SHUT_WR)
+        engine.wait(lambda: engine.cancelled == [0], "the stream is cancelled")
+        peer.close()
+
+
+def test_machines_that_are_gone_are_noticed(front: Front) -> None:
+    peer = raw(front, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert peer.recv(1 << 16)
+    (connection,) = (
+        one for one in list(front.app.connections) if one.client == peer.getsockname()
+    )  # fmt: skip
+    own = connection.transport.get_extra_info("socket")
+    assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+    peer.close()
 
 
 def test_an_answer_that_nobody_reads_is_dropped() -> None:

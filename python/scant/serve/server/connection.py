@@ -33,6 +33,7 @@ class Connection(HttpToolsProtocol):
         self.on_writable: Callable[[], None] | None = None
         self._head_bytes = 0
         self._in_head = False
+        self._frame_bytes = 0  # of a body, since its last content: sizes of chunks, trailers
         self._idle_since: float | None = self.loop.time()  # before the first byte
         self._head_since: float | None = None
         self._paused_since: float | None = None
@@ -57,18 +58,31 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_since is None:
                 self._head_since = self.loop.time()
+        self._frame_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > self.limits.head_bytes:
-            self._refuse(Refusal(431, f"the head is longer than {self.limits.head_bytes:,} bytes"))
+        most = self.limits.head_bytes
+        if (self._in_head or between) and self._head_bytes > most:
+            self._refuse(Refusal(431, f"the head is longer than {most:,} bytes"))
+        elif self._frame_bytes > most and self.cycle is not None and self.cycle.more_body:
+            self._refuse(Refusal(400, "a body of no content"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
         self.scope["state"]["connection"] = self
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Also called for trailers, which nobody reads: they are not kept."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._frame_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._frame_bytes = 0
         self._head_since = None
         if len(self.pipeline) >= self.limits.pipelined:
             self._refuse(Refusal(400, "too many requests on their way at once"))

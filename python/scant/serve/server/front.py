@@ -33,6 +33,7 @@ __all__ = ["Front"]
 _BACKLOG = 2048
 _FILES_BESIDE = 64  # that a process has open beside its connections
 _CLOSE_S = 2  # for the last bytes of the last answers
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, and probes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -85,6 +86,7 @@ class Front:
             )[0]
             listener = socket.socket(family, kind, number)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _watch_peers(listener)
             listener.bind(address)
             listener.listen(_BACKLOG)
         except OSError as error:
@@ -265,6 +267,15 @@ class Front:
         }
         self._last, self._written_s = stats, now
         self._log.write(line)
+
+
+def _watch_peers(listener: socket.socket) -> None:
+    """A machine that is gone says nothing: its connections end within a minute. The listener's
+    options are those of its connections."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _shown_host(host: str) -> str:

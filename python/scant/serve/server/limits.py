@@ -21,7 +21,7 @@ class Limits:
     bodies_bytes: int = 64 << 20  # of all requests that are being read or prepared
     body_s: float = 30.0
     stall_s: float = 30.0  # for which an answer's bytes find no reader
-    unread_tokens: int = 4096  # of one answer, made but not taken by its connection
+    unread_tokens: int = 4096  # and alternatives of one answer, not yet taken by its connection
     sweep_s: float = 1.0  # how often connections are looked at
 
     # Of requests.
