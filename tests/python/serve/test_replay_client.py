@@ -13,7 +13,7 @@ import pytest
 
 from scant.serve import replay_cli
 from scant.serve.replay import cost, report
-from scant.serve.replay.client import Server, replay
+from scant.serve.replay.client import Server, raise_file_limit, replay
 from scant.serve.replay.figures import Figures, Outcome, Slo, quantile
 from scant.serve.replay.prompts import Prompts, body_of
 from scant.serve.replay.schedule import Send
@@ -147,7 +147,8 @@ async def _replayed(
     def body(send: Send) -> bytes:
         return body_of(send, prompts.of(send), "m", True, {})
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+    raise_file_limit()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1000) as server:
         port = server.sockets[0].getsockname()[1]
         sends = [Send(n, 0.0, 20, n + 1, (), False) for n in range(len(scripts))]
         await asyncio.wait_for(
@@ -157,7 +158,7 @@ async def _replayed(
                 [(s, functools.partial(body, s)) for s in sends],
                 tell,
                 timeout_s=timeout_s,
-                open_max=100,
+                open_max=2000,
                 on_start=stops.append,
             ),
             DEADLINE_S,
@@ -193,7 +194,7 @@ def test_each_way_to_fail_has_its_name() -> None:
 
 
 def test_sends_do_not_wait_for_replies() -> None:
-    """No answer comes before every request has come."""
+    """No answer comes before every request has come: a thousand connections are open."""
 
     async def run() -> list[Outcome]:
         waiting: list[int] = []
@@ -201,14 +202,14 @@ def test_sends_do_not_wait_for_replies() -> None:
 
         async def script(writer: asyncio.StreamWriter) -> None:
             waiting.append(1)
-            if len(waiting) == 50:
+            if len(waiting) == 1000:
                 all_came.set()
             await all_came.wait()
             writer.write(WHOLE)
 
-        return await _replayed([script] * 50, DEADLINE_S, False)
+        return await _replayed([script] * 1000, DEADLINE_S, False)
 
-    assert [one.error for one in asyncio.run(run())] == [None] * 50
+    assert [one.error for one in asyncio.run(run())] == [None] * 1000
 
 
 def test_what_is_on_its_way_at_the_end_is_cut_short() -> None:
@@ -228,12 +229,29 @@ def test_cpu_seconds_of_metrics() -> None:
     assert cost.cpu_of_metrics("process_cpu_seconds_total x\n") is None
 
 
-def test_a_meter_that_wraps() -> None:
-    before = cost.Reading(1.0, "s", {"a": (90, 99)})
-    after = cost.Reading(3.5, "s", {"a": (11, 99)})
-    assert cost.spent(before, after) == {
-        "cpu_s": 2.5, "cpu_source": "s", "joules": pytest.approx(20e-6),
+class Meter:
+    """Of two joules more each time."""
+
+    def __init__(self, counts: bool = True) -> None:
+        self.counts = counts
+        self.why = ""
+        self._joules = 0.0
+
+    def joules(self) -> float:
+        self._joules += 2.0
+        return self._joules
+
+
+def test_what_was_spent() -> None:
+    here, there = Server("127.0.0.1", 80, ""), Server("198.51.100.1", 80, "")
+    energy = cost.Energy(here, Meter)
+    assert (energy.joules(), energy.joules()) == (2.0, 4.0)
+    assert cost.Energy(there, Meter).joules() is None
+    assert cost.Energy(here, lambda: Meter(counts=False)).joules() is None
+    assert cost.spent(cost.Reading(1.0, "s"), cost.Reading(3.5, "s"), 4.0) == {
+        "cpu_s": 2.5, "cpu_source": "s", "joules": 4.0,
     }  # fmt: skip
+    assert cost.spent(cost.Reading(None), cost.Reading(3.5, "s"), None)["cpu_s"] is None
 
 
 def test_the_command_tells_what_is_wrong(

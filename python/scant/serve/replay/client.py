@@ -1,8 +1,9 @@
 """Sends requests at their times and reads the answers. All of it is the event loop's thread.
 
-The loop wakes by a timer of the kernel, whose error is microseconds; asyncio's own timers round up
-to milliseconds. Connections are opened up to a second ahead, and prompts are made ahead, so that at
-a request's time only one write is left. Each request has a connection of its own.
+The loop wakes by a timer of the kernel, a little early, and looks at the clock until the time has
+come; asyncio's own timers round up to milliseconds. Whatever else the loop does, what is due goes
+first. Connections are opened up to a second ahead, and prompts are made ahead, so that at a
+request's time only one write is left. Each request has a connection of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import ssl
@@ -28,9 +30,11 @@ __all__ = ["Server", "raise_file_limit", "replay"]
 
 _AHEAD_S = 1.0  # for which connections are opened before they are needed
 _AHEAD_MAX = 256  # requests that are ready; bounds their memory
+_EARLY_S = 1.5e-4  # the timer rings so long before a send: what waking may take
 _QUIET_S = 3e-3  # nothing is prepared when a send is nearer than this
 _FEW = 32  # ready requests; with fewer the next one is prepared whatever is near
 _SPARE_FILES = 64  # descriptors for all but connections
+_GC = (50_000, 20, 100)  # rarely: a collection of all objects takes milliseconds
 _CLOCK_MONOTONIC, _ABSOLUTE, _NONBLOCK = 1, 1, os.O_NONBLOCK
 
 
@@ -41,12 +45,21 @@ class Server:
     host: str
     port: int
     path: str  # of the base, without /v1
-    tls: bool = False
+    tls: ssl.SSLContext | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def at(url: str, key: str | None = None) -> Server:
-        """From ``http://host:port``, with or without ``/v1``."""
+    def at(
+        url: str,
+        key: str | None = None,
+        authorities: os.PathLike[str] | None = None,
+        insecure: bool = False,
+    ) -> Server:
+        """From ``http://host:port``, with or without ``/v1``.
+
+        ``authorities``: a file of certificates that are trusted beside the system's; ``insecure``:
+        any certificate will do.
+        """
         parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
         try:
             port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -56,7 +69,8 @@ class Server:
             raise InvalidArgument(f"{url!r} is no server such as http://127.0.0.1:8000")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         path = parts.path.rstrip("/").removesuffix("/v1")
-        return Server(parts.hostname, port, path, parts.scheme == "https", headers)
+        tls = _tls(authorities, insecure) if parts.scheme == "https" else None
+        return Server(parts.hostname, port, path, tls, headers)
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
         """All bytes of a request."""
@@ -66,6 +80,23 @@ class Server:
         lines += [f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def _tls(authorities: os.PathLike[str] | None, insecure: bool) -> ssl.SSLContext:
+    """One for all connections: reading the system's certificates takes milliseconds."""
+    context = ssl.create_default_context()
+    if authorities is not None:
+        name = os.fspath(authorities)
+        try:
+            context.load_verify_locations(name)
+        except ssl.SSLError as error:
+            raise InvalidArgument(f"--ca {name}: no certificates can be read from it") from error
+        except OSError as error:
+            raise InvalidArgument(f"--ca {name}: {error.strerror}") from error
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def raise_file_limit() -> int:
@@ -125,14 +156,16 @@ class _Request(asyncio.Protocol):
 
     async def open(self) -> None:
         server = self.run.server
-        tls = ssl.create_default_context() if server.tls else None
         try:
-            await self.run.loop.create_connection(lambda: self, server.host, server.port, ssl=tls)
+            await self.run.loop.create_connection(
+                lambda: self, server.host, server.port, ssl=server.tls
+            )
         except OSError as error:
             self.end("connect", str(error))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
+        self.run.send_due()
         self.transport = transport
         if self.over:
             transport.abort()
@@ -153,6 +186,7 @@ class _Request(asyncio.Protocol):
         self.data = b""
 
     def data_received(self, data: bytes) -> None:
+        self.run.send_due()
         if self.over:
             return
         now = self.run.now()
@@ -276,8 +310,8 @@ class _Run:
         if self._next is None and not self._ready and not self._open:
             self.done.set()
 
-    def _turn(self) -> None:
-        """Sends all that is due, then prepares one, then sets the timer."""
+    def send_due(self) -> None:
+        """Sends all whose time has come."""
         while self._ready and self._ready[0].send.at_s <= self.now():
             request = self._ready.popleft()
             if request.over:
@@ -285,10 +319,16 @@ class _Run:
                 self._forget(request)
             else:
                 request.go()
+
+    def _turn(self) -> None:
+        """Sends all that is due or nearly so, then prepares one, then sets the timer."""
+        self.send_due()
+        while self._ready and self._ready[0].send.at_s <= self.now() + _EARLY_S:
+            self.send_due()
         if self._stopped:
             return
         near = self._ready[0].send.at_s - self.now() if self._ready else 1.0
-        at_s = self._ready[0].send.at_s if self._ready else None
+        at_s = self._ready[0].send.at_s - _EARLY_S if self._ready else None
         if self._next is not None and len(self._ready) < _AHEAD_MAX:
             prepare_s = self._next[0].at_s - _AHEAD_S
             if prepare_s <= self.now() and (near > _QUIET_S or len(self._ready) < _FEW):
@@ -332,6 +372,14 @@ async def replay(
     """Until the last answer; `on_start` is given what ends the run early."""
     run = _Run(server, path, iter(sends), tell, timeout_s, open_max)
     on_start(run.stop)
-    await run.run()
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC)
+    try:
+        await run.run()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
     if run.failure is not None:
         raise run.failure

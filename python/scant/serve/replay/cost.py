@@ -1,6 +1,7 @@
 """What a run cost the server: CPU seconds by its /metrics or by /proc, joules where a meter is.
 
-Read before and after the run; the difference is the run's. What cannot be read is None.
+CPU seconds are read before and after the run; the difference is the run's. What cannot be read is
+None.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import json
 import os
 import pathlib
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from scant import _scant
 from scant.errors import InvalidArgument, Refused
 from scant.serve.replay.client import Server
 
-__all__ = ["Reading", "cpu_of_metrics", "model_of", "read", "spent"]
+__all__ = ["Energy", "Reading", "cpu_of_metrics", "model_of", "read", "spent"]
 
 # Of a whole process before parts of it.
 _CPU_NAMES = ("process_cpu_seconds_total", "scant_serve_engine_cpu_seconds_total")
-_METER = pathlib.Path("/sys/class/powercap")
+_HERE = ("127.0.0.1", "localhost", "::1")
 _WAIT_S = 10.0
 _ANSWER_MAX = 8 << 20
 
@@ -31,16 +34,29 @@ class Reading:
 
     cpu_s: float | None = None
     cpu_source: str = ""
-    energy_uj: dict[str, tuple[int, int]] | None = None  # by meter: value, and where it wraps
+
+
+class Energy:
+    """Joules of this machine since it was made, where the server is on it."""
+
+    def __init__(
+        self, server: Server, meter: Callable[[], _scant.EnergyMeter] = _scant.EnergyMeter
+    ) -> None:
+        self._meter = meter() if server.host in _HERE else None
+
+    def joules(self) -> float | None:
+        """None without a meter. Its counters wrap: it must be asked once a minute."""
+        if self._meter is None or not self._meter.counts:
+            return None
+        return self._meter.joules()
 
 
 def get(server: Server, path: str) -> tuple[int, str]:
     """Status and text of a small answer."""
     connection: http.client.HTTPConnection
-    if server.tls:
-        context = ssl.create_default_context()
+    if server.tls is not None:
         connection = http.client.HTTPSConnection(
-            server.host, server.port, timeout=_WAIT_S, context=context
+            server.host, server.port, timeout=_WAIT_S, context=server.tls
         )
     else:
         connection = http.client.HTTPConnection(server.host, server.port, timeout=_WAIT_S)
@@ -56,6 +72,11 @@ def model_of(server: Server) -> str:
     """The first model that the server names."""
     try:
         status, text = get(server, "/v1/models")
+    except ssl.SSLCertVerificationError as error:
+        raise Refused(
+            f"the certificate of {server.host}:{server.port} is not trusted: "
+            f"{error.verify_message}; --ca FILE names one that is, --insecure takes any"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise Refused(
             f"no answer of {server.host}:{server.port}: {error}; is the server running?"
@@ -93,35 +114,19 @@ def cpu_of_process(pid: int) -> float:
 
 def read(server: Server, pid: int | None) -> Reading:
     """All that can be read now."""
-    energy = _energy() if server.host in ("127.0.0.1", "localhost", "::1") else None
     if pid is not None:
-        return Reading(cpu_of_process(pid), f"/proc/{pid}", energy)
+        return Reading(cpu_of_process(pid), f"/proc/{pid}")
     found = None
     with contextlib.suppress(OSError, http.client.HTTPException):
         status, text = get(server, "/metrics")
         found = cpu_of_metrics(text) if status == 200 else None
     cpu_s, source = found or (None, "")
-    return Reading(cpu_s, source, energy)
+    return Reading(cpu_s, source)
 
 
-def _energy() -> dict[str, tuple[int, int]] | None:
-    found = {}
-    for meter in sorted(_METER.glob("intel-rapl:?")):  # packages; their parts have two colons
-        with contextlib.suppress(OSError, ValueError):
-            value = int((meter / "energy_uj").read_text())
-            found[meter.name] = (value, int((meter / "max_energy_range_uj").read_text()))
-    return found or None
-
-
-def spent(before: Reading, after: Reading) -> dict[str, float | str | None]:
+def spent(before: Reading, after: Reading, joules: float | None) -> dict[str, float | str | None]:
     """Between two readings."""
     cpu_s = None
     if before.cpu_s is not None and after.cpu_s is not None and after.cpu_s >= before.cpu_s:
         cpu_s = after.cpu_s - before.cpu_s
-    joules = None
-    if before.energy_uj and after.energy_uj and before.energy_uj.keys() == after.energy_uj.keys():
-        joules = 0.0
-        for name, (value, wrap) in after.energy_uj.items():
-            more = value - before.energy_uj[name][0]
-            joules += (more if more >= 0 else more + wrap) / 1e6
     return {"cpu_s": cpu_s, "cpu_source": before.cpu_source or None, "joules": joules}
