@@ -17,10 +17,12 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = ("llama-bench", "llama-batched-bench", "llama-perplexity")
+SERVER = "llama-server"  # built where it is asked for alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +143,13 @@ def _write_missing_script(source: pathlib.Path) -> None:
         script.write_text("set(BUILD_NUMBER 0)\n" + text)
 
 
-def build(source: Source = LLAMA, jobs: int | None = None) -> LlamaCpp:
-    """Builds it, unless that was done."""
+def build(source: Source = LLAMA, jobs: int | None = None, more: Sequence[str] = ()) -> LlamaCpp:
+    """Builds it, unless that was done; `more` programs than all benchmarks need."""
+    programs = (*PROGRAMS, *more)
     folder = ROOT / "build" / "peers"
     folder.mkdir(parents=True, exist_ok=True)
     binaries = folder / f"{source.name}-{source.version}" / "bin"
-    if all((binaries / name).exists() for name in PROGRAMS):
+    if all((binaries / name).exists() for name in programs):
         return LlamaCpp(binaries, source.options)
     code = _unpack(_fetch(source, folder), folder, source.name)
     if source is LLAMA:
@@ -163,7 +166,7 @@ def build(source: Source = LLAMA, jobs: int | None = None) -> LlamaCpp:
     configure = ["cmake", "-S", str(code), "-B", str(binaries.parent), "-G", "Ninja"]
     _run(configure + [f"-D{key}={value}" for key, value in options.items()], log)
     command = ["cmake", "--build", str(binaries.parent), "-j", str(jobs or os.cpu_count() or 1)]
-    _run([*command, "--target", *PROGRAMS], log)
+    _run([*command, "--target", *programs], log)
     return LlamaCpp(binaries, source.options)
 
 
