@@ -208,6 +208,25 @@ TEST(WorkerPool, RunsEveryIterationOnceWhateverTheNumberOfWorkers) {
   }
 }
 
+TEST(WorkerPool, UsesAsManyWorkersAsItIsTold) {
+  WorkerPool pool;
+  ASSERT_TRUE(pool.start(5).ok());
+  for (const size_t used : {size_t{2}, size_t{5}, size_t{1}, size_t{4}}) {
+    pool.use(used);
+    EXPECT_EQ(pool.workers(), used);
+    std::vector<std::atomic<int>> runs(1000);
+    std::vector<std::atomic<int>> inside(5);
+    std::atomic<bool> strange{false};
+    pool.for_each(runs.size(), [&](size_t index, size_t worker) {
+      if (worker >= used || inside[worker].fetch_add(1) != 0) strange = true;
+      runs[index].fetch_add(1);
+      inside[worker].fetch_sub(1);
+    });
+    for (const auto& run : runs) EXPECT_EQ(run.load(), 1);
+    EXPECT_FALSE(strange.load()) << "two threads are one worker, or one is too many";
+  }
+}
+
 TEST(WorkerPool, RefusesMoreWorkersThanItCanHave) {
   WorkerPool pool;
   const auto started = pool.start(257);

@@ -21,30 +21,36 @@ Result<void> WorkerPool::start(size_t workers) {
   }
   for (size_t worker = 1; worker < workers; ++worker) {
     auto thread = std::make_unique<Thread>();
-    auto started = thread->start("scant-worker", [this, worker] {
+    auto started = thread->start("scant-worker", [this] {
       while (const auto loop = loops_.pop()) {
-        run(*loop, worker);
+        run(*loop);
         finished_.push(true);
       }
     });
     if (!started) return started;
     threads_.push_back(std::move(thread));
   }
+  used_ = workers;
   return {};
 }
 
-void WorkerPool::run(const Loop& loop, size_t worker) {
+void WorkerPool::use(size_t workers) {
+  SCANT_CHECK(workers >= 1 && workers <= threads_.size() + 1);
+  used_ = workers;
+}
+
+void WorkerPool::run(const Loop& loop) {
   for (size_t index; (index = loop.next->fetch_add(1, std::memory_order_relaxed)) < loop.count;) {
-    (*loop.body)(index, worker);
+    (*loop.body)(index, loop.worker);
   }
 }
 
 void WorkerPool::for_each(size_t count, const Body& body) {
   std::atomic<size_t> next{0};
-  const Loop loop{&body, &next, count};
-  const size_t helpers = std::min(threads_.size(), count > 0 ? count - 1 : 0);
-  for (size_t i = 0; i < helpers; ++i) SCANT_CHECK(loops_.push(loop));
-  run(loop, 0);
+  const size_t helpers = std::min(used_ - 1, count > 0 ? count - 1 : 0);
+  for (size_t i = 0; i < helpers; ++i)
+    SCANT_CHECK(loops_.push({.body = &body, .next = &next, .count = count, .worker = i + 1}));
+  run({.body = &body, .next = &next, .count = count});
   for (size_t i = 0; i < helpers; ++i) SCANT_CHECK(finished_.pop().has_value());
 }
 

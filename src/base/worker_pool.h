@@ -27,7 +27,9 @@ class WorkerPool {
 
   // Once, before the first loop: so many workers, the caller being one of them.
   Result<void> start(size_t workers);
-  [[nodiscard]] size_t workers() const { return threads_.size() + 1; }
+  // Of these, so many share the loops from now on; the others sleep.
+  void use(size_t workers);
+  [[nodiscard]] size_t workers() const { return used_; }  // that share a loop
 
   // Runs body(0) to body(count - 1), each once, in any order; returns when all have returned.
   void for_each(size_t count, const Body& body);
@@ -37,10 +39,12 @@ class WorkerPool {
     const Body* body = nullptr;
     std::atomic<size_t>* next = nullptr;  // iteration to take; relaxed, the queues order the rest
     size_t count = 0;
+    size_t worker = 0;  // that the thread which takes it stands for
   };
-  static void run(const Loop& loop, size_t worker);
+  static void run(const Loop& loop);
 
   std::vector<std::unique_ptr<Thread>> threads_;
+  size_t used_ = 1;
   BoundedQueue<Loop> loops_{kWorkersMax};
   BoundedQueue<bool> finished_{kWorkersMax};
 };

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/guard.h"
 
 namespace scant::plan {
 namespace {
@@ -371,7 +372,7 @@ bool Tuner::comparing_is_due() const {
   if (!compared_ && 1 / findings_.plain_s >= kComparable * worth) return true;
   const double extra_s = comparing_steps(findings_) *
                          (std::max(findings_.plain_s - step_s, 0.05 * step_s) + agreement_s_);
-  return (steps_ - compared_at_) * step_s * kComparingShare >= extra_s;
+  return base::affords(kComparingShare, (steps_ - compared_at_) * step_s, 0, extra_s);
 }
 
 void Tuner::choose(std::string why) {

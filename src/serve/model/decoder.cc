@@ -77,6 +77,7 @@ struct Decoder::State {
   void store(const Layer& layer, uint32_t index);
   void attend(uint32_t layer);
   void keep_outputs();
+  size_t part_outputs();
   void attention(const Layer& layer, uint32_t index);
   void feed_forward(const Layer& layer, size_t rows, const float* norm_weight,
                     const float* norm_bias);
@@ -100,7 +101,9 @@ struct Decoder::State {
 
   // Of the step.
   std::vector<Token> tokens;
-  std::vector<size_t> wanted;  // rows of `tokens` that have outputs
+  std::vector<size_t> wanted;   // rows of `tokens` that have outputs
+  std::vector<bool> as_vector;  // of `wanted`
+  size_t vector_rows = 0;
   std::vector<AttentionTokens> items;
   uint64_t pairs = 0;  // multiply-adds of a layer's attention, of the keys that are seen
   Floats x;            // what goes from layer to layer
@@ -112,11 +115,14 @@ struct Decoder::State {
   Floats cosines;
   Floats sines;
   Floats logits;
+  Floats vectors;
 };
 
 void Decoder::State::take(std::span<const Piece> pieces) {
   tokens.clear();
   wanted.clear();
+  as_vector.clear();
+  vector_rows = 0;
   for (const Piece& piece : pieces) {
     SCANT_CHECK(piece.outputs <= piece.tokens.size() && piece.tokens.size() <= d.context &&
                 piece.position <= d.context - piece.tokens.size());
@@ -124,7 +130,11 @@ void Decoder::State::take(std::span<const Piece> pieces) {
     for (uint32_t i = 0; i < piece.tokens.size(); ++i) {
       const uint32_t position = piece.position + i;
       SCANT_CHECK(piece.tokens[i] < d.vocabulary);
-      if (i + piece.outputs >= piece.tokens.size()) wanted.push_back(tokens.size());
+      if (i + piece.outputs >= piece.tokens.size()) {
+        wanted.push_back(tokens.size());
+        as_vector.push_back(piece.vectors);
+        vector_rows += piece.vectors ? 1 : 0;
+      }
       tokens.push_back({piece.tokens[i], position, piece.pages[position / kPageTokens]});
     }
     for (uint32_t i = 0; i * kPageTokens < piece.position + piece.tokens.size(); ++i)
@@ -172,7 +182,8 @@ void Decoder::State::grow() {
   room_for(hidden, 2 * rows * d.ffn);
   room_for(cosines, rows * rope.pairs());
   room_for(sines, rows * rope.pairs());
-  room_for(logits, wanted.size() * d.vocabulary);
+  room_for(logits, (wanted.size() - vector_rows) * d.vocabulary);
+  room_for(vectors, vector_rows * d.width);
 }
 
 void Decoder::State::norm(const float* from, const float* weight, const float* bias,
@@ -302,6 +313,23 @@ void Decoder::State::keep_outputs() {
   }
 }
 
+// Of the normed rows, vectors go to their place, and the others move together. Returns how many
+// these are.
+size_t Decoder::State::part_outputs() {
+  size_t rows = 0;
+  size_t vector_row = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const float* const from = normed.data() + i * d.width;
+    if (as_vector[i]) {
+      std::copy_n(from, d.width, vectors.data() + vector_row++ * d.width);
+    } else {
+      if (rows != i) std::copy_n(from, d.width, normed.data() + rows * d.width);
+      ++rows;
+    }
+  }
+  return rows;
+}
+
 void Decoder::State::feed_forward(const Layer& layer, size_t rows, const float* norm_weight,
                                   const float* norm_bias) {
   const bool gated = layer.gate != nullptr;
@@ -350,6 +378,8 @@ std::span<const float> Decoder::State::run(std::span<const Piece> pieces) {
     feed_forward(layer, rows, last ? ends.norm : layers[i + 1].attention_norm,
                  last ? ends.norm_bias : layers[i + 1].attention_norm_bias);
   }
+  rows = part_outputs();
+  if (rows == 0) return {};
   product({{ends.head, logits.data(), d.vocabulary}}, normed.data(), rows, d.width);
   return {logits.data(), rows * d.vocabulary};
 }
@@ -393,14 +423,20 @@ bool Decoder::substitute(const std::vector<std::string>& names, const Model& oth
   return true;
 }
 
+std::span<const float> Decoder::vectors() const {
+  return {state_->vectors.data(), state_->vector_rows * state_->d.width};
+}
+
+void Decoder::use_threads(size_t threads) { state_->pool.use(threads); }
+
 void Decoder::copy_page(uint32_t from, uint32_t to) { state_->memory.copy_page(from, to); }
 
 uint64_t Decoder::memory_bytes() const {
   const State& s = *state_;
   uint64_t bytes = s.memory.bytes();
   for (const AttentionRoom& room : s.rooms) bytes += room.bytes();
-  for (const Floats* floats :
-       {&s.x, &s.normed, &s.qkv, &s.attended, &s.hidden, &s.delta, &s.cosines, &s.sines, &s.logits})
+  for (const Floats* floats : {&s.x, &s.normed, &s.qkv, &s.attended, &s.hidden, &s.delta,
+                               &s.cosines, &s.sines, &s.logits, &s.vectors})
     bytes += sizeof(float) * floats->capacity();
   return bytes;
 }

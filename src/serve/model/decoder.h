@@ -27,7 +27,8 @@ struct Piece {
   std::span<const uint32_t> tokens;
   uint32_t position = 0;            // of the first of them; what lies before has been run
   std::span<const uint32_t> pages;  // page i holds positions 16 * i to 16 * i + 15
-  uint32_t outputs = 0;             // logits are wanted of so many of the last tokens
+  uint32_t outputs = 0;             // so many of the last tokens have an output
+  bool vectors = false;             // outputs are vectors; else logits
 };
 
 // Multiply-adds since the decoder was made. `attention` has also those with keys that a token does
@@ -47,10 +48,15 @@ class Decoder {
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
-  // The logits of all outputs, piece by piece, `vocabulary` floats each, until the next call.
-  // Tokens are below `vocabulary`, positions below `context`. ErrorCode::resource: no memory; keys
-  // and values of these pieces' tokens are then undefined.
+  // The logits of all outputs that are logits, piece by piece, `vocabulary` floats each, until the
+  // next call. Tokens are below `vocabulary`, positions below `context`. ErrorCode::resource: no
+  // memory; keys and values of these pieces' tokens are then undefined.
   [[nodiscard]] Result<std::span<const float>> run(std::span<const Piece> pieces);
+  // Of the last run, what the last norm gave for the outputs that are vectors, piece by piece,
+  // `width` floats each, until the next call.
+  [[nodiscard]] std::span<const float> vectors() const;
+  // So many of the threads share the next steps; `threads` of create() at most.
+  void use_threads(size_t threads);
   // Page `to` becomes a copy of page `from`.
   void copy_page(uint32_t from, uint32_t to);
   // From now on every step adds to `sums`, which outlives the decoder; null: no more.

@@ -46,7 +46,7 @@ Result<std::unique_ptr<Engine>> Engine::start(const Model& model, EngineOptions 
                                    .running_max = options.running_max,
                                    .waiting_max = options.running_max + options.waiting_max};
   std::unique_ptr<Engine> engine(
-      new Engine(std::move(decoder).value(), limits, static_cast<uint32_t>(pages)));
+      new Engine(std::move(decoder).value(), options, limits, static_cast<uint32_t>(pages)));
   engine->told_ = base::Descriptor(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!engine->told_.open())
     return Error{ErrorCode::resource, errno, kNoRank, "no descriptor for the engine's events"};
@@ -56,10 +56,15 @@ Result<std::unique_ptr<Engine>> Engine::start(const Model& model, EngineOptions 
   return engine;
 }
 
-Engine::Engine(std::unique_ptr<Decoder> decoder, SchedulerOptions limits, uint32_t pages)
+Engine::Engine(std::unique_ptr<Decoder> decoder, const EngineOptions& options,
+               SchedulerOptions limits, uint32_t pages)
     : decoder_(std::move(decoder)),
       limits_(limits),
       scheduler_(limits, pages),
+      choice_({.threads = options.threads,
+               .choose_threads = options.choose_threads,
+               .step_tokens = options.step_tokens,
+               .answer_wait_s = options.answer_wait_s}),
       pages_(pages),
       commands_(kCommandsMax),
       events_(kEventsMax) {}
@@ -143,23 +148,32 @@ void Engine::obey(Command command) {
 }
 
 void Engine::run_step() {
-  const Step& step = scheduler_.plan();
+  const uint32_t answering = scheduler_.answering();
+  const uint32_t prompts = choice_.prompt_tokens(answering);
+  if (answering > 0) beside_ = prompts;
+  const Step& step = scheduler_.plan(prompts);
   if (step.planned.empty()) return;
   const Time began = clock_.now();
   for (const PageCopy& copy : step.copies) decoder_->copy_page(copy.from, copy.to);
   pieces_.clear();
-  bool answers = true;
+  StepShape shape;
   for (const Planned& one : step.planned) {
     pieces_.push_back({.tokens = one.tokens,
                        .position = one.position,
                        .pages = one.pages,
-                       .outputs = one.output ? 1u : 0u});
-    answers = answers && one.tokens.size() == 1;
+                       .outputs = one.outputs,
+                       .vectors = one.vectors});
+    shape.tokens += static_cast<uint32_t>(one.tokens.size());
+    if (one.tokens.size() > 1) shape.kind = StepKind::prompts;
   }
+  const size_t threads = choice_.threads(shape);
+  decoder_->use_threads(threads);
   try {
+    const Time computing = clock_.now();
     const auto logits = decoder_->run(pieces_);
     if (logits) {
-      scheduler_.take(logits.value());
+      choice_.took(shape, threads, seconds(clock_.now() - computing));
+      scheduler_.take(logits.value(), decoder_->vectors());
     } else {
       scheduler_.fail(logits.error());
     }
@@ -168,7 +182,7 @@ void Engine::run_step() {
   }
   const double took = seconds(clock_.now() - began);
   step_s_ += took;
-  if (answers) {
+  if (shape.kind == StepKind::answers) {
     answer_s_ += took;
     ++answer_steps_;
   }
@@ -195,6 +209,7 @@ void Engine::publish() {
   set(published_.answer_tokens, counts.answer_tokens);
   set(published_.cached_tokens, counts.cached_tokens);
   set(published_.paused, counts.paused);
+  set(published_.vectors, counts.vectors);
   set(published_.requests, counts.requests);
   set(published_.running, scheduler_.running());
   set(published_.waiting, scheduler_.waiting());
@@ -203,13 +218,33 @@ void Engine::publish() {
   set(published_.answer_s, answer_s_);
   set(published_.answer_steps, answer_steps_);
   set(published_.memory_bytes, decoder_->memory_bytes());
+  const Work work = decoder_->work();
+  set(published_.products, work.products);
+  set(published_.attention, work.attention);
+  set(published_.seen, work.seen);
+  set(published_.beside, beside_);
+  publish(choice_.last(StepKind::answers), published_.answers);
+  publish(choice_.last(StepKind::prompts), published_.prompts);
+}
+
+void Engine::publish(const std::optional<StepChoice::Row>& row, Published::Chosen& to) {
+  if (!row) return;
+  to.threads.store(row->threads, std::memory_order_relaxed);
+  to.to_plain.store(row->to_plain, std::memory_order_relaxed);
+  to.compared.store(row->compared, std::memory_order_relaxed);
 }
 
 EngineStats Engine::stats() const {
   const auto get = [](const auto& from) { return from.load(std::memory_order_relaxed); };
+  const auto chosen = [&get](const Published::Chosen& from) -> EngineStats::Chosen {
+    return {.threads = get(from.threads),
+            .to_plain = get(from.to_plain),
+            .compared = get(from.compared)};
+  };
   return {.counts = {.steps = get(published_.steps),
                      .prompt_tokens = get(published_.prompt_tokens),
                      .answer_tokens = get(published_.answer_tokens),
+                     .vectors = get(published_.vectors),
                      .cached_tokens = get(published_.cached_tokens),
                      .paused = get(published_.paused),
                      .requests = get(published_.requests)},
@@ -220,7 +255,13 @@ EngineStats Engine::stats() const {
           .step_s = get(published_.step_s),
           .answer_steps = get(published_.answer_steps),
           .answer_s = get(published_.answer_s),
-          .memory_bytes = get(published_.memory_bytes)};
+          .memory_bytes = get(published_.memory_bytes),
+          .work = {.products = get(published_.products),
+                   .attention = get(published_.attention),
+                   .seen = get(published_.seen)},
+          .answers = chosen(published_.answers),
+          .prompts = chosen(published_.prompts),
+          .prompt_tokens_beside = get(published_.beside)};
 }
 
 }  // namespace scant::serve

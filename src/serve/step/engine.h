@@ -11,12 +11,15 @@
 #include "base/queue.h"
 #include "base/thread.h"
 #include "serve/model/decoder.h"
+#include "serve/step/choice.h"
 #include "serve/step/scheduler.h"
 
 namespace scant::serve {
 
 struct EngineOptions {
-  size_t threads = 1;
+  size_t threads = 1;  // at most, or always
+  bool choose_threads = false;
+  double answer_wait_s = 0.15;  // that a token of an answer may wait for prompts; 0: no limit
   KvKind kv = KvKind::bf16;
   uint64_t kv_bytes = uint64_t{1} << 30;  // of keys and values, at most
   uint32_t context = 0;                   // of a prompt and its answer; 0: the model's
@@ -36,6 +39,16 @@ struct EngineStats {
   uint64_t answer_steps = 0;  // those in which each sequence ran one token
   double answer_s = 0;
   uint64_t memory_bytes = 0;  // of keys, values and activations
+  Work work;
+  // Of the last step of each kind, by its row of the cost table.
+  struct Chosen {
+    uint64_t threads = 0;   // held; 0: there was no such step
+    double to_plain = 1;    // time ÷ that with all threads
+    uint64_t compared = 0;  // pairs that tell so
+  };
+  Chosen answers;
+  Chosen prompts;
+  uint64_t prompt_tokens_beside = 0;  // of prompts, that may run beside answers
 };
 
 class Engine {
@@ -72,7 +85,8 @@ class Engine {
     std::optional<Request> submit;
     uint64_t cancel = 0;
   };
-  Engine(std::unique_ptr<Decoder> decoder, SchedulerOptions limits, uint32_t pages);
+  Engine(std::unique_ptr<Decoder> decoder, const EngineOptions& options, SchedulerOptions limits,
+         uint32_t pages);
   void run();
   void obey(Command command);
   void run_step();
@@ -82,18 +96,27 @@ class Engine {
   // Written by the engine's thread, read by any.
   struct Published {
     std::atomic<uint64_t> steps{0}, prompt_tokens{0}, answer_tokens{0}, cached_tokens{0}, paused{0},
-        requests{0}, running{0}, waiting{0}, pages_held{0}, answer_steps{0}, memory_bytes{0};
+        vectors{0}, requests{0}, running{0}, waiting{0}, pages_held{0}, answer_steps{0},
+        memory_bytes{0}, products{0}, attention{0}, seen{0}, beside{0};
     std::atomic<double> step_s{0}, answer_s{0};
+    struct Chosen {
+      std::atomic<uint64_t> threads{0}, compared{0};
+      std::atomic<double> to_plain{1};
+    };
+    Chosen answers, prompts;
   };
+  static void publish(const std::optional<StepChoice::Row>& row, Published::Chosen& to);
 
   std::unique_ptr<Decoder> decoder_;  // the engine's thread
   SchedulerOptions limits_;
   Scheduler scheduler_;  // the engine's thread
+  StepChoice choice_;    // the engine's thread
   const uint32_t pages_;
   base::MonotonicClock clock_;
   double step_s_ = 0;
   double answer_s_ = 0;
   uint64_t answer_steps_ = 0;
+  uint32_t beside_ = 0;
   std::vector<Piece> pieces_;
   Published published_;
   std::atomic<uint32_t> open_{0};

@@ -25,6 +25,34 @@ double log_sum(std::span<const float> logits, float largest) {
   return largest + std::log(sum);
 }
 
+Result<float> largest_of(std::span<const float> logits) {
+  float largest = -std::numeric_limits<float>::infinity();
+  bool numbers = true;
+  for (const float logit : logits) {
+    numbers = numbers && logit < std::numeric_limits<float>::infinity();
+    largest = std::max(largest, logit);
+  }
+  if (!numbers || std::isinf(largest)) {
+    return base::corrupt(
+        "a logit is not finite: the weights are damaged, or too large for the model");
+  }
+  return largest;
+}
+
+// Of the model itself: before penalties, bias and temperature.
+void add_logprobs(std::span<const float> logits, float largest, int logprobs, Choice& choice) {
+  if (logprobs < 0) return;
+  const double sum = log_sum(logits, largest);
+  choice.logprob = static_cast<float>(logits[choice.token] - sum);
+  const auto count = std::min<size_t>(static_cast<size_t>(logprobs), logits.size());
+  if (count == 0) return;
+  std::vector<Alternative> all(logits.size());
+  for (uint32_t i = 0; i < all.size(); ++i) all[i] = {i, static_cast<float>(logits[i] - sum)};
+  std::ranges::partial_sort(all, all.begin() + static_cast<ptrdiff_t>(count),
+                            by(&Alternative::logprob));
+  choice.top.assign(all.begin(), all.begin() + static_cast<ptrdiff_t>(count));
+}
+
 }  // namespace
 
 std::optional<std::string> sampling_fault(const Sampling& sampling, uint32_t vocabulary) {
@@ -52,16 +80,8 @@ std::optional<std::string> sampling_fault(const Sampling& sampling, uint32_t voc
 
 Result<Choice> Sampler::choose(std::span<const float> logits, std::span<const uint32_t> prompt,
                                std::span<const uint32_t> answer, const Sampling& sampling) {
-  float largest = -std::numeric_limits<float>::infinity();
-  bool numbers = true;
-  for (const float logit : logits) {
-    numbers = numbers && logit < std::numeric_limits<float>::infinity();
-    largest = std::max(largest, logit);
-  }
-  if (!numbers || std::isinf(largest)) {
-    return base::corrupt(
-        "a logit is not finite: the weights are damaged, or too large for the model");
-  }
+  const auto largest = largest_of(logits);
+  if (!largest) return largest.error();
   weigh(logits, prompt, answer, sampling);
   Choice choice;
   choice.token =
@@ -70,17 +90,15 @@ Result<Choice> Sampler::choose(std::span<const float> logits, std::span<const ui
           : draw(sampling,
                  static_cast<double>(base::random_at(sampling.seed, 0, answer.size()) >> 11) *
                      0x1p-53);
-  if (sampling.logprobs < 0) return choice;
-  // Of the model itself: before penalties, bias and temperature.
-  const double sum = log_sum(logits, largest);
-  choice.logprob = static_cast<float>(logits[choice.token] - sum);
-  const auto count = std::min<size_t>(static_cast<size_t>(sampling.logprobs), logits.size());
-  if (count == 0) return choice;
-  std::vector<Alternative> all(logits.size());
-  for (uint32_t i = 0; i < all.size(); ++i) all[i] = {i, static_cast<float>(logits[i] - sum)};
-  std::ranges::partial_sort(all, all.begin() + static_cast<ptrdiff_t>(count),
-                            by(&Alternative::logprob));
-  choice.top.assign(all.begin(), all.begin() + static_cast<ptrdiff_t>(count));
+  add_logprobs(logits, largest.value(), sampling.logprobs, choice);
+  return choice;
+}
+
+Result<Choice> Sampler::tell(std::span<const float> logits, uint32_t token, int logprobs) {
+  const auto largest = largest_of(logits);
+  if (!largest) return largest.error();
+  Choice choice{.token = token};
+  add_logprobs(logits, largest.value(), logprobs, choice);
   return choice;
 }
 

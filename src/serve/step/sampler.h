@@ -48,6 +48,9 @@ class Sampler {
   [[nodiscard]] Result<Choice> choose(std::span<const float> logits,
                                       std::span<const uint32_t> prompt,
                                       std::span<const uint32_t> answer, const Sampling& sampling);
+  // A token that was given, not chosen, with `logprobs` of the likeliest. Errors as above.
+  [[nodiscard]] static Result<Choice> tell(std::span<const float> logits, uint32_t token,
+                                           int logprobs);
 
  private:
   void weigh(std::span<const float> logits, std::span<const uint32_t> prompt,

@@ -1,6 +1,8 @@
 #include "serve/step/scheduler.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
@@ -25,10 +27,25 @@ struct Scheduler::Sequence {
   PagePool::Prefix prefix = PagePool::kNothing;
   uint32_t planned = 0;  // tokens in the step
   uint32_t cached = 0;
+  uint32_t echoed = 0;        // tokens of the prompt that were told
+  std::vector<double> sum{};  // of vectors
   Finish finish = Finish::none;
 
   [[nodiscard]] uint32_t left() const { return static_cast<uint32_t>(text.size()) - done; }
   [[nodiscard]] size_t answered() const { return text.size() - request.prompt.size(); }
+  [[nodiscard]] bool wants_vector() const { return request.wanted != Wanted::answer; }
+  [[nodiscard]] bool echoes() const { return request.echo && echoed < request.prompt.size(); }
+  // Place of the first token whose output is wanted: a token of the prompt is told with the output
+  // of the one before.
+  [[nodiscard]] uint32_t first_output() const {
+    if (request.wanted == Wanted::mean_vector) return 0;
+    const auto last = static_cast<uint32_t>(text.size() - 1);
+    return echoes() ? std::min(last, std::max(echoed, 1U) - 1) : last;
+  }
+  [[nodiscard]] uint32_t outputs() const {
+    const uint32_t end = done + planned;
+    return end - std::clamp(first_output(), done, end);
+  }
 };
 
 const char* name(Finish finish) {
@@ -62,8 +79,12 @@ std::optional<Error> request_fault(const Request& request, const SchedulerOption
     if (token >= options.vocabulary)
       return base::invalid("prompt: there is no token " + std::to_string(token));
   }
-  if (request.tokens_max == 0) return base::invalid("max_tokens: 0 tokens are no answer");
-  if (prompt >= options.context) {
+  const bool answers = request.wanted == Wanted::answer;
+  if (answers && request.tokens_max == 0 && !request.echo)
+    return base::invalid("max_tokens: 0 tokens are no answer");
+  if (!answers && (request.tokens_max > 0 || request.echo))
+    return base::invalid("max_tokens: who wants a vector gets no tokens");
+  if (prompt + std::min(request.tokens_max, 1U) > options.context) {
     return base::invalid("prompt: " + std::to_string(prompt) +
                          " tokens leave no room in a context of " +
                          std::to_string(options.context));
@@ -133,18 +154,27 @@ Time Scheduler::next_deadline() const {
   return next;
 }
 
-const Step& Scheduler::plan() {
+uint32_t Scheduler::answering() const {
+  return static_cast<uint32_t>(
+      std::ranges::count_if(running_, [](const auto& one) { return one->left() == 1; }));
+}
+
+const Step& Scheduler::plan(uint32_t prompt_tokens) {
   SCANT_CHECK(in_step_.empty(), "the last step has not ended");
   step_.copies.clear();
   step_.planned.clear();
-  uint32_t left = options_.step_tokens;
-  plan_running(left);
-  admit(left);
+  // As many rows for prompts that are echoed as sequences could have at the end of theirs.
+  Room room{.tokens = options_.step_tokens,
+            .prompt_tokens = std::min(prompt_tokens, options_.step_tokens - answering()),
+            .echo_rows = options_.running_max};
+  plan_running(room);
+  admit(room);
   for (const Sequence* const one : in_step_) {
     step_.planned.push_back({.tokens = std::span(one->text).subspan(one->done, one->planned),
                              .position = one->done,
                              .pages = one->pages,
-                             .output = one->planned == one->left()});
+                             .outputs = one->outputs(),
+                             .vectors = one->wants_vector()});
   }
   if (!in_step_.empty()) ++counts_.steps;
   return step_;
@@ -152,31 +182,33 @@ const Step& Scheduler::plan() {
 
 // The oldest first. Whoever answers gets a token; prompts share what is left of the step. If pages
 // are short, the youngest is paused, which may be the sequence itself.
-void Scheduler::plan_running(uint32_t& left) {
-  const auto answering = static_cast<uint32_t>(
-      std::ranges::count_if(running_, [](const auto& one) { return one->left() == 1; }));
-  uint32_t for_prompts = left - answering;
+void Scheduler::plan_running(Room& room) {
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& one = *running_[i];
-    const bool answers = one.left() == 1;
-    const uint32_t tokens = answers ? 1 : std::min(one.left(), for_prompts);
+    const uint32_t tokens = tokens_for(one, room);
     if (tokens == 0) continue;
     while (i < running_.size() && !give_pages(one, tokens)) pause(running_.size() - 1);
     if (i == running_.size()) break;
-    if (!answers) for_prompts -= tokens;
-    add_to_step(one, tokens, left);
+    add_to_step(one, tokens, room);
   }
 }
 
+uint32_t Scheduler::tokens_for(const Sequence& sequence, const Room& room) {
+  if (sequence.left() == 1) return std::min(room.tokens, 1U);
+  const uint32_t tokens = std::min({sequence.left(), room.prompt_tokens, room.tokens});
+  return sequence.echoes() ? std::min(tokens, room.echo_rows) : tokens;
+}
+
 // In the order of arrival: who comes later waits for who came before.
-void Scheduler::admit(uint32_t& left) {
-  while (!waiting_.empty() && running_.size() < options_.running_max && left > 0) {
+void Scheduler::admit(Room& room) {
+  while (!waiting_.empty() && running_.size() < options_.running_max && room.tokens > 0) {
     Sequence& one = *waiting_.front();
+    if (one.left() > 1 && tokens_for(one, room) == 0) return;
     if (!place(one)) return;
-    const uint32_t tokens = std::min(one.left(), left);
+    const uint32_t tokens = tokens_for(one, room);
     const bool given = give_pages(one, tokens);
     SCANT_CHECK(given, "place() has seen that there are pages");
-    add_to_step(one, tokens, left);
+    add_to_step(one, tokens, room);
     running_.push_back(std::move(waiting_.front()));
     waiting_.erase(waiting_.begin());
     std::ranges::sort(running_, {}, [](const auto& of) { return of->order; });
@@ -196,8 +228,8 @@ bool Scheduler::begun_by_another(const Sequence& sequence, uint32_t tokens) cons
 // nothing.
 bool Scheduler::place(Sequence& sequence) {
   const std::span<const uint32_t> text = sequence.text;
-  // The last token runs in any case, for its logits.
-  const auto most = static_cast<uint32_t>(text.size() - 1);
+  // A token whose output is wanted runs in any case.
+  const uint32_t most = sequence.first_output();
   std::optional<PagePool::Part> part;
   while (true) {
     const auto rest = text.subspan(sequence.done, std::min(kPageTokens, most - sequence.done));
@@ -241,6 +273,7 @@ void Scheduler::unplace(Sequence& sequence) {
   sequence.known_pages = 0;
   sequence.prefix = PagePool::kNothing;
   sequence.done = 0;
+  sequence.sum.clear();
 }
 
 // False: not all of them are there. What was given stays.
@@ -264,23 +297,44 @@ void Scheduler::pause(size_t index) {
   running_.erase(running_.begin() + static_cast<ptrdiff_t>(index));
 }
 
-void Scheduler::add_to_step(Sequence& sequence, uint32_t tokens, uint32_t& left) {
+void Scheduler::add_to_step(Sequence& sequence, uint32_t tokens, Room& room) {
+  if (sequence.left() > 1) room.prompt_tokens -= std::min(tokens, room.prompt_tokens);
+  if (sequence.echoes()) room.echo_rows -= std::min(tokens, room.echo_rows);
   sequence.planned = tokens;
-  left -= tokens;
+  room.tokens -= tokens;
   in_step_.push_back(&sequence);
 }
 
-void Scheduler::take(std::span<const float> logits) {
+void Scheduler::take(std::span<const float> logits, std::span<const float> vectors) {
+  size_t vector_rows = 0;
+  for (const Sequence* const one : in_step_)
+    vector_rows += one->wants_vector() ? one->outputs() : 0;
+  const size_t width = vector_rows > 0 ? vectors.size() / vector_rows : 0;
   size_t row = 0;
+  size_t vector_row = 0;
   for (Sequence* const one : in_step_) {
-    const bool output = one->planned == one->left();
+    const uint32_t outputs = one->outputs();
     const bool prompt = one->answered() == 0 || one->planned > 1;
     (prompt ? counts_.prompt_tokens : counts_.answer_tokens) += one->planned;
     one->done += one->planned;
+    if (one->wants_vector()) {
+      sum_up(*one, vectors.subspan(width * vector_row, width * outputs), width);
+      vector_row += outputs;
+      continue;
+    }
     remember(*one);
-    if (output) choose(*one, logits.subspan(options_.vocabulary * row++, options_.vocabulary));
+    for (uint32_t i = 0; i < outputs; ++i) {
+      const auto of = logits.subspan(options_.vocabulary * row++, options_.vocabulary);
+      if (one->finish != Finish::none) continue;  // an output before was no number
+      const uint32_t place = one->done - outputs + i;
+      if (place + 1 < one->text.size()) {
+        echo(*one, place, of);
+      } else {
+        choose(*one, of);
+      }
+    }
   }
-  SCANT_CHECK(row * options_.vocabulary == logits.size());
+  SCANT_CHECK(row * options_.vocabulary == logits.size() && vector_rows * width == vectors.size());
   end_step();
 }
 
@@ -306,8 +360,52 @@ void Scheduler::remember(Sequence& sequence) {
   }
 }
 
+// The prompt's next token, by the logits of the one at this place; before the first one nothing
+// was said that could tell its logprob.
+void Scheduler::echo(Sequence& sequence, uint32_t place, std::span<const float> logits) {
+  const std::vector<uint32_t>& prompt = sequence.request.prompt;
+  if (sequence.echoed == 0) {
+    tell(sequence, {.token = prompt[0], .logprob = std::numeric_limits<float>::quiet_NaN()},
+         Finish::none);
+  }
+  auto told = Sampler::tell(logits, prompt[place + 1], sequence.request.sampling.logprobs);
+  if (!told) {
+    end(sequence, Finish::failed, told.error().to_string());
+    return;
+  }
+  sequence.echoed = place + 2;
+  tell(sequence, std::move(told).value(), Finish::none);
+}
+
+// Sums in the order of the tokens, so that a cut of the prompt changes no bit.
+void Scheduler::sum_up(Sequence& sequence, std::span<const float> rows, size_t width) {
+  sequence.sum.resize(width);
+  for (size_t i = 0; i < rows.size(); ++i) sequence.sum[i % width] += rows[i];
+  if (sequence.left() > 0) return;
+  double squares = 0;
+  for (const double one : sequence.sum) squares += one * one;
+  if (!(squares > 0) || !std::isfinite(squares)) {
+    end(sequence, Finish::failed, "the text's vector is no finite direction");
+    return;
+  }
+  std::vector<float> vector;
+  for (const double one : sequence.sum)
+    vector.push_back(static_cast<float>(one / std::sqrt(squares)));
+  end(sequence, Finish::stop, {});
+  events_.back().vector = std::move(vector);
+  ++counts_.vectors;
+}
+
 void Scheduler::choose(Sequence& sequence, std::span<const float> logits) {
   const Request& request = sequence.request;
+  if (sequence.echoes() && request.prompt.size() == 1)
+    tell(sequence, {.token = request.prompt[0], .logprob = std::numeric_limits<float>::quiet_NaN()},
+         Finish::none);
+  sequence.echoed = static_cast<uint32_t>(request.prompt.size());
+  if (request.tokens_max == 0) {  // only the prompt was to be told
+    end(sequence, Finish::length, {});
+    return;
+  }
   const std::span<const uint32_t> text = sequence.text;
   auto chosen = sampler_.choose(logits, request.prompt, text.subspan(request.prompt.size()),
                                 request.sampling);
@@ -324,17 +422,20 @@ void Scheduler::choose(Sequence& sequence, std::span<const float> logits) {
              sequence.text.size() == options_.context) {
     finish = Finish::length;
   }
-  if (finish != Finish::none) end(sequence, finish, {});
-  Event event{.request = request.number,
-              .choice = std::move(chosen).value(),
-              .finish = finish,
-              .prompt_tokens = static_cast<uint32_t>(request.prompt.size()),
-              .cached_tokens = sequence.cached};
   if (finish != Finish::none) {
-    events_.back() = std::move(event);  // instead of the end alone
-  } else {
-    events_.push_back(std::move(event));
+    end(sequence, finish, {});
+    events_.pop_back();  // it is told with the token
   }
+  tell(sequence, std::move(chosen).value(), finish);
+}
+
+void Scheduler::tell(const Sequence& sequence, Choice choice, Finish finish) {
+  events_.push_back({.request = sequence.request.number,
+                     .choice = std::move(choice),
+                     .finish = finish,
+                     .message = {},
+                     .prompt_tokens = static_cast<uint32_t>(sequence.request.prompt.size()),
+                     .cached_tokens = sequence.cached});
 }
 
 void Scheduler::end(Sequence& sequence, Finish why, std::string message) {

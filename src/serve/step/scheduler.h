@@ -17,26 +17,33 @@
 
 namespace scant::serve {
 
+// What a request wants of its prompt: an answer; or a vector, which is the last token's, or the
+// mean over all tokens.
+enum class Wanted : uint8_t { answer, last_vector, mean_vector };
+
 struct Request {
   uint64_t number = 0;  // differs from those of all requests that are not over
   std::vector<uint32_t> prompt;
-  uint32_t tokens_max = 0;  // of the answer
+  uint32_t tokens_max = 0;  // of the answer; 0 if there is none
   Sampling sampling;
   std::vector<uint32_t> stop_tokens{};  // the last one of the answer is one of these, or none is
   Time deadline = kNever;
+  Wanted wanted = Wanted::answer;
+  bool echo = false;  // the prompt's tokens are told first, with their logprobs
 };
 
 enum class Finish : uint8_t { none, stop, length, cancelled, deadline, failed };
 [[nodiscard]] const char* name(Finish finish);
 
-// A token of an answer, or the end of a request, or both.
+// A token of an answer or of a prompt that is echoed, or the end of a request, or both.
 struct Event {
   uint64_t request = 0;
   std::optional<Choice> choice;
   Finish finish = Finish::none;
   std::string message{};  // why it failed
   uint32_t prompt_tokens = 0;
-  uint32_t cached_tokens = 0;  // of the prompt: found in pages of earlier requests
+  uint32_t cached_tokens = 0;   // of the prompt: found in pages of earlier requests
+  std::vector<float> vector{};  // of length 1; of a request that wants one, with its end
 };
 
 struct SchedulerOptions {
@@ -55,6 +62,7 @@ struct SchedulerCounts {
   uint64_t steps = 0;
   uint64_t prompt_tokens = 0;  // that ran; those of paused requests each time
   uint64_t answer_tokens = 0;
+  uint64_t vectors = 0;        // requests that had one
   uint64_t cached_tokens = 0;  // that did not have to run
   uint64_t paused = 0;
   uint64_t requests = 0;  // that are over
@@ -65,7 +73,8 @@ struct Planned {
   std::span<const uint32_t> tokens;
   uint32_t position = 0;
   std::span<const uint32_t> pages;
-  bool output = false;  // the last token's logits are wanted
+  uint32_t outputs = 0;  // are wanted of so many of the last tokens
+  bool vectors = false;  // they are vectors, not logits
 };
 struct PageCopy {
   uint32_t from = 0;
@@ -93,10 +102,13 @@ class Scheduler {
   void expire(Time now);
   [[nodiscard]] Time next_deadline() const;
 
-  // Begins a step, if anything can run; else nothing is planned.
-  [[nodiscard]] const Step& plan();
-  // Ends it: a row of logits for each output, in the order of the plan.
-  void take(std::span<const float> logits);
+  // Sequences that will get a token of their answer in the next step.
+  [[nodiscard]] uint32_t answering() const;
+  // Begins a step, if anything can run; else nothing is planned. Of prompts, at most so many tokens
+  // run.
+  [[nodiscard]] const Step& plan(uint32_t prompt_tokens = UINT32_MAX);
+  // Ends it: a row for each output, in the order of the plan.
+  void take(std::span<const float> logits, std::span<const float> vectors = {});
   // Ends it without logits: all requests in it fail.
   void fail(const Error& error);
 
@@ -112,16 +124,27 @@ class Scheduler {
   struct Sequence;
   using Sequences = std::vector<std::unique_ptr<Sequence>>;  // in the order of arrival
 
-  void plan_running(uint32_t& left);
-  void admit(uint32_t& left);
+  // Of a step.
+  struct Room {
+    uint32_t tokens = 0;
+    uint32_t prompt_tokens = 0;
+    uint32_t echo_rows = 0;
+  };
+
+  void plan_running(Room& room);
+  void admit(Room& room);
+  [[nodiscard]] static uint32_t tokens_for(const Sequence& sequence, const Room& room);
   [[nodiscard]] bool begun_by_another(const Sequence& sequence, uint32_t tokens) const;
   [[nodiscard]] bool place(Sequence& sequence);
   void unplace(Sequence& sequence);
   [[nodiscard]] bool give_pages(Sequence& sequence, uint32_t tokens);
   void pause(size_t index);
-  void add_to_step(Sequence& sequence, uint32_t tokens, uint32_t& left);
+  void add_to_step(Sequence& sequence, uint32_t tokens, Room& room);
   void remember(Sequence& sequence);
+  void echo(Sequence& sequence, uint32_t place, std::span<const float> logits);
+  void sum_up(Sequence& sequence, std::span<const float> rows, size_t width);
   void choose(Sequence& sequence, std::span<const float> logits);
+  void tell(const Sequence& sequence, Choice choice, Finish finish);
   void end(Sequence& sequence, Finish why, std::string message);
   void end_step();
 

@@ -3,6 +3,7 @@
 #include "serve/step/scheduler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
 #include <map>
@@ -13,6 +14,7 @@ namespace scant::serve {
 namespace {
 
 constexpr uint32_t kVocabulary = 11;
+constexpr size_t kWidth = 3;
 
 // What a model would do: it writes tokens into pages and reads the text from there. So a page that
 // is shared, reused or copied wrongly changes an answer.
@@ -20,25 +22,56 @@ class FakeModel {
  public:
   explicit FakeModel(uint32_t pages) : memory_(pages * kPageTokens, UINT32_MAX) {}
 
+  // The logits; vectors() has the rest.
   std::vector<float> run(const Step& step) {
+    vectors_.clear();
     for (const PageCopy& copy : step.copies) {
       std::copy_n(memory_.begin() + copy.from * kPageTokens, kPageTokens,
                   memory_.begin() + copy.to * kPageTokens);
     }
     std::vector<float> logits;
+    rows_ = 0;
     for (const Planned& one : step.planned) {
       EXPECT_FALSE(one.tokens.empty());
       for (size_t i = 0; i < one.tokens.size(); ++i) at(one, one.position + i) = one.tokens[i];
       tokens_ += one.tokens.size();
-      if (!one.output) continue;
+      const size_t end = one.position + one.tokens.size();
       uint64_t hash = 1;
-      for (size_t i = 0; i < one.position + one.tokens.size(); ++i)
+      for (size_t i = 0; i < end; ++i) {
         hash = base::random_at(hash, at(one, i), i);
-      append_logits(hash, logits);
+        if (i + one.outputs < end) continue;
+        one.vectors ? append_vector(hash, vectors_) : append_logits(hash, logits);
+        if (!one.vectors) ++rows_;
+      }
     }
     return logits;
   }
   [[nodiscard]] uint64_t tokens() const { return tokens_; }
+  [[nodiscard]] uint32_t rows() const { return rows_; }  // of logits, in the last step
+  [[nodiscard]] const std::vector<float>& vectors() const { return vectors_; }
+
+  // Vectors of all tokens, without scheduler and pages.
+  static std::vector<float> all_vectors(const std::vector<uint32_t>& text) {
+    std::vector<float> all;
+    uint64_t hash = 1;
+    for (size_t i = 0; i < text.size(); ++i) {
+      hash = base::random_at(hash, text[i], i);
+      append_vector(hash, all);
+    }
+    return all;
+  }
+  // The logprob of each token of a text but the first.
+  static std::vector<float> logprobs(const std::vector<uint32_t>& text) {
+    std::vector<float> all;
+    uint64_t hash = 1;
+    for (size_t i = 0; i + 1 < text.size(); ++i) {
+      hash = base::random_at(hash, text[i], i);
+      std::vector<float> logits;
+      append_logits(hash, logits);
+      all.push_back(Sampler::tell(logits, text[i + 1], 0).value().logprob);
+    }
+    return all;
+  }
 
   // The answer without scheduler and pages.
   static std::vector<uint32_t> answer(const Request& request, uint32_t context) {
@@ -64,17 +97,25 @@ class FakeModel {
   uint32_t& at(const Planned& one, size_t position) {
     return memory_[one.pages[position / kPageTokens] * kPageTokens + position % kPageTokens];
   }
+  static void append_vector(uint64_t hash, std::vector<float>& vectors) {
+    for (uint64_t i = 0; i < kWidth; ++i)
+      vectors.push_back(static_cast<float>(base::random_at(hash, 8, i) % 1000) / 100 - 5);
+  }
   static void append_logits(uint64_t hash, std::vector<float>& logits) {
     for (uint32_t i = 0; i < kVocabulary; ++i)
       logits.push_back(static_cast<float>(base::random_at(hash, 7, i) % 1000) / 100);
   }
 
   std::vector<uint32_t> memory_;
+  std::vector<float> vectors_;
   uint64_t tokens_ = 0;
+  uint32_t rows_ = 0;
 };
 
 struct Answer {
   std::vector<uint32_t> tokens;
+  std::vector<float> logprobs;
+  std::vector<float> vector;
   Finish finish = Finish::none;
   uint32_t cached = 0;
 };
@@ -84,14 +125,20 @@ class Trial {
   explicit Trial(SchedulerOptions options, uint32_t pages)
       : scheduler(options, pages), model(pages), options_(options) {}
 
-  bool step() {
-    const Step& planned = scheduler.plan();
+  bool step(uint32_t prompt_tokens = UINT32_MAX) {
+    const uint32_t answering = scheduler.answering();
+    const Step& planned = scheduler.plan(prompt_tokens);
     if (planned.planned.empty()) return false;
     size_t tokens = 0;
     for (const Planned& one : planned.planned) tokens += one.tokens.size();
     EXPECT_LE(tokens, options_.step_tokens);
+    if (prompt_tokens < options_.step_tokens) {
+      EXPECT_LE(tokens, size_t{prompt_tokens} + answering + scheduler.running());
+    }
     EXPECT_LE(planned.planned.size(), options_.running_max);
-    scheduler.take(model.run(planned));
+    const std::vector<float> logits = model.run(planned);
+    EXPECT_LE(model.rows(), 2 * options_.running_max);
+    scheduler.take(logits, model.vectors());
     collect();
     return true;
   }
@@ -99,7 +146,11 @@ class Trial {
     for (Event& event : scheduler.events()) {
       Answer& answer = answers[event.request];
       EXPECT_EQ(answer.finish, Finish::none) << "nothing is told of a request that is over";
-      if (event.choice) answer.tokens.push_back(event.choice->token);
+      if (event.choice) {
+        answer.tokens.push_back(event.choice->token);
+        answer.logprobs.push_back(event.choice->logprob);
+      }
+      if (event.finish != Finish::none) answer.vector = std::move(event.vector);
       answer.finish = event.finish;
       answer.cached = event.cached_tokens;
     }
@@ -164,7 +215,7 @@ TEST(Scheduler, AnswersAreThoseOfEachRequestAlone) {
       const bool fits = !request_fault(one, limits, pages);
       EXPECT_EQ(run.scheduler.add(one).ok(), fits);
       if (fits) asked.emplace(number, std::move(one));
-      while (rng.chance(0.6)) run.step();
+      while (rng.chance(0.6)) run.step(rng.chance(0.3) ? 16 : UINT32_MAX);
     }
     run.run_all();
     for (const auto& [number, one] : asked) {
@@ -232,14 +283,105 @@ TEST(Scheduler, AnswersDoNotWaitForAPrompt) {
   }
 }
 
+TEST(Scheduler, PromptsTakeNoMoreTokensThanTheyAreGiven) {
+  Trial run(options(64, 4), 40);
+  ASSERT_TRUE(run.scheduler.add(request(0, tokens(4), 60)));
+  run.step();
+  ASSERT_TRUE(run.scheduler.add(request(1, tokens(100, 5), 1)));
+  ASSERT_TRUE(run.scheduler.add(request(2, tokens(100, 6), 1)));
+  uint64_t before = run.model.tokens();
+  for (size_t i = 0; i < 12; ++i) {
+    EXPECT_EQ(run.scheduler.answering(), 1u);
+    run.step(16);
+    EXPECT_LE(run.model.tokens() - before, 17u);
+    before = run.model.tokens();
+  }
+  EXPECT_EQ(run.answers[1].tokens.size(), 1u);
+  EXPECT_EQ(run.answers[2].tokens.size(), 0u);
+}
+
+// Vectors, echoes and answers run side by side in few pages, and are those of each alone.
+TEST(Scheduler, VectorsAndEchoesRunBesideAnswers) {
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    base::Rng rng(seed);
+    const SchedulerOptions limits = options(static_cast<uint32_t>(8 + rng.below(60)), 4);
+    Trial run(limits, static_cast<uint32_t>(14 + rng.below(20)));
+    std::map<uint64_t, Request> asked;
+    const std::vector<uint32_t> common = tokens(64, 1);
+    for (uint64_t number = 0; number < 24; ++number) {
+      std::vector<uint32_t> prompt(common.begin(),
+                                   common.begin() + static_cast<ptrdiff_t>(rng.below(64)));
+      for (uint32_t token : tokens(1 + rng.below(60), static_cast<uint32_t>(rng.below(5))))
+        prompt.push_back(token);
+      Request one = request(number, prompt, static_cast<uint32_t>(1 + rng.below(30)));
+      const auto kind = rng.below(4);
+      if (kind < 2) {
+        one.wanted = kind == 0 ? Wanted::mean_vector : Wanted::last_vector;
+        one.tokens_max = 0;
+      } else if (kind == 2) {
+        one.echo = true;
+        one.sampling.logprobs = 1;
+        if (rng.chance(0.5)) one.tokens_max = 0;
+      }
+      ASSERT_TRUE(run.scheduler.add(one)) << number;
+      asked.emplace(number, std::move(one));
+      while (rng.chance(0.5)) run.step();
+    }
+    run.run_all();
+    for (const auto& [number, one] : asked) {
+      const Answer& answer = run.answers[number];
+      if (one.wanted != Wanted::answer) {
+        const std::vector<float> rows = FakeModel::all_vectors(one.prompt);
+        double sums[kWidth] = {};
+        const size_t first = one.wanted == Wanted::mean_vector ? 0 : rows.size() - kWidth;
+        for (size_t i = first; i < rows.size(); ++i) sums[i % kWidth] += rows[i];
+        double squares = 0;
+        for (const double sum : sums) squares += sum * sum;
+        ASSERT_EQ(answer.vector.size(), kWidth) << seed << ", " << number;
+        for (size_t i = 0; i < kWidth; ++i)
+          EXPECT_EQ(answer.vector[i], static_cast<float>(sums[i] / std::sqrt(squares)));
+        EXPECT_EQ(answer.finish, Finish::stop);
+        EXPECT_TRUE(answer.tokens.empty());
+        continue;
+      }
+      std::vector<uint32_t> wanted;
+      if (one.echo) wanted = one.prompt;
+      if (one.tokens_max > 0) {
+        for (const uint32_t token : FakeModel::answer(one, limits.context)) wanted.push_back(token);
+      }
+      EXPECT_EQ(answer.tokens, wanted) << seed << ", " << number;
+      if (!one.echo) continue;
+      EXPECT_TRUE(std::isnan(answer.logprobs[0]));
+      EXPECT_EQ(std::vector(answer.logprobs.begin() + 1, answer.logprobs.end()),
+                FakeModel::logprobs(wanted))
+          << seed << ", " << number;
+      EXPECT_EQ(answer.finish, Finish::length);
+    }
+  }
+}
+
+TEST(Scheduler, AVectorWithoutADirectionFailsItsRequest) {
+  Trial run(options(64, 2), 40);
+  Request one = request(0, tokens(20), 0);
+  one.wanted = Wanted::mean_vector;
+  ASSERT_TRUE(run.scheduler.add(one));
+  const size_t rows = run.scheduler.plan().planned[0].outputs;
+  run.scheduler.take({}, std::vector<float>(rows * kWidth));
+  run.collect();
+  EXPECT_EQ(run.answers[0].finish, Finish::failed);
+}
+
 TEST(Scheduler, WhatCanNeverRunIsRefusedAtOnce) {
   Scheduler scheduler(options(), 4);
+  Request vector_and_tokens = request(0, tokens(4), 1);
+  vector_and_tokens.wanted = Wanted::mean_vector;
   const std::pair<Request, const char*> wrong[] = {
       {request(0, {}, 1), "prompt"},
       {request(0, {kVocabulary}, 1), "prompt"},
       {request(0, tokens(200), 1), "prompt"},
       {request(0, tokens(60), 5), "max_tokens"},  // 65 tokens do not fit four pages
       {request(0, tokens(4), 0), "max_tokens"},
+      {vector_and_tokens, "max_tokens"},
   };
   for (const auto& [one, name] : wrong) {
     const auto added = scheduler.add(one);
