@@ -24,14 +24,14 @@ using serve::Decoder;
 using serve::KvKind;
 using serve::Model;
 
-// (tokens, position, pages, outputs)
-using Given = std::tuple<std::vector<uint32_t>, uint32_t, std::vector<uint32_t>, uint32_t>;
+// (tokens, position, pages, outputs, whether these are vectors)
+using Given = std::tuple<std::vector<uint32_t>, uint32_t, std::vector<uint32_t>, uint32_t, bool>;
 
 // A decoder whose calls are checked, since the C++ one takes their truth for granted.
 class CheckedDecoder {
  public:
   CheckedDecoder(const OpenModel& model, const std::string& kind, uint32_t pages, size_t threads)
-      : description_(model.get().description()), pages_(pages) {
+      : description_(model.get().description()), pages_(pages), threads_(threads) {
     const KvKind kv = kv_kind_of(kind);
     if (threads < 1) refuse("a decoder needs one thread at least");
     decoder_ =
@@ -43,7 +43,7 @@ class CheckedDecoder {
     uint64_t outputs = 0;
     for (const Given& one : given) {
       pieces.push_back(checked(one));
-      outputs += pieces.back().outputs;
+      outputs += pieces.back().vectors ? 0 : pieces.back().outputs;
     }
     if (outputs * description_.vocabulary != size)
       refuse("room for " + std::to_string(size) + " logits, and there are " +
@@ -51,6 +51,20 @@ class CheckedDecoder {
     const Use use(*this);
     const auto logits = unwrap(without_gil([&] { return decoder_->run(pieces); }));
     std::copy(logits.begin(), logits.end(), reinterpret_cast<float*>(address));
+  }
+
+  [[nodiscard]] nb::bytes vectors() const {
+    if (used_) refuse("another thread uses this decoder");
+    const auto all = decoder_->vectors();
+    return nb::bytes(all.data(), all.size_bytes());
+  }
+
+  void use_threads(size_t threads) {
+    if (threads < 1 || threads > threads_)
+      refuse("a decoder of " + std::to_string(threads_) + " threads cannot use " +
+             std::to_string(threads));
+    const Use use(*this);
+    decoder_->use_threads(threads);
   }
 
   void copy_page(uint32_t from, uint32_t to) {
@@ -98,7 +112,7 @@ class CheckedDecoder {
   }
 
   [[nodiscard]] serve::Piece checked(const Given& one) const {
-    const auto& [tokens, position, pages, outputs] = one;
+    const auto& [tokens, position, pages, outputs, vectors] = one;
     const uint64_t end = uint64_t{position} + tokens.size();
     if (end > description_.context)
       refuse("tokens up to position " + std::to_string(end) + ", and the context is " +
@@ -111,11 +125,16 @@ class CheckedDecoder {
       if (token >= description_.vocabulary) refuse("there is no token " + std::to_string(token));
     }
     if (outputs > tokens.size()) refuse("more outputs than tokens");
-    return {.tokens = tokens, .position = position, .pages = pages, .outputs = outputs};
+    return {.tokens = tokens,
+            .position = position,
+            .pages = pages,
+            .outputs = outputs,
+            .vectors = vectors};
   }
 
   serve::Description description_;
   uint32_t pages_;
+  size_t threads_;
   serve::ActivationSums sums_;
   std::unique_ptr<Decoder> decoder_;
   bool used_ = false;
@@ -157,6 +176,8 @@ void bind_serve_decoder(nb::module_& module) {
       .def(nb::init<const OpenModel&, const std::string&, uint32_t, size_t>(),
            nb::keep_alive<1, 2>())
       .def("run", &CheckedDecoder::run)
+      .def("vectors", &CheckedDecoder::vectors)
+      .def("use_threads", &CheckedDecoder::use_threads)
       .def("copy_page", &CheckedDecoder::copy_page)
       .def("substitute", &CheckedDecoder::substitute, nb::keep_alive<1, 3>())
       .def("watch", &CheckedDecoder::watch)

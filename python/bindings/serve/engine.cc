@@ -1,6 +1,7 @@
 #include "bindings/serve/engine.h"
 
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -47,14 +48,31 @@ serve::Sampling sampling_of(const nb::dict& given) {
   return sampling;
 }
 
-// (request, token, logprob, ((token, logprob), ...), finish, error, prompt tokens, cached tokens)
+serve::Wanted wanted_of(const std::string& name) {
+  if (name == "answer") return serve::Wanted::answer;
+  if (name == "last") return serve::Wanted::last_vector;
+  if (name == "mean") return serve::Wanted::mean_vector;
+  refuse("wanted: there is no '" + name + "'; known: answer, last, mean");
+}
+
+nb::dict dict_of(const serve::EngineStats::Chosen& chosen) {
+  nb::dict out;
+  out["threads"] = chosen.threads;
+  out["to_plain"] = chosen.to_plain;
+  out["compared"] = chosen.compared;
+  return out;
+}
+
+// (request, token, logprob, ((token, logprob), ...), finish, error, prompt tokens, cached tokens,
+// vector as bytes)
 nb::tuple tuple_of(const Event& event) {
   nb::object token = nb::none();
   nb::object logprob = nb::none();
   nb::list top;
   if (event.choice) {
     token = nb::int_(event.choice->token);
-    logprob = nb::float_(event.choice->logprob);
+    // Of a prompt's first token there is none.
+    if (!std::isnan(event.choice->logprob)) logprob = nb::float_(event.choice->logprob);
     for (const serve::Alternative& one : event.choice->top)
       top.append(nb::make_tuple(one.token, one.logprob));
   }
@@ -62,8 +80,11 @@ nb::tuple tuple_of(const Event& event) {
   if (event.finish != Finish::none) finish = nb::str(serve::name(event.finish));
   nb::object message = nb::none();
   if (event.finish == Finish::failed) message = nb::str(event.message.c_str());
+  nb::object vector = nb::none();
+  if (!event.vector.empty())
+    vector = nb::bytes(event.vector.data(), event.vector.size() * sizeof(float));
   return nb::make_tuple(event.request, token, logprob, nb::tuple(top), finish, message,
-                        event.prompt_tokens, event.cached_tokens);
+                        event.prompt_tokens, event.cached_tokens, vector);
 }
 
 class RunningEngine {
@@ -73,6 +94,8 @@ class RunningEngine {
     serve::EngineOptions wanted;
     std::string kv = "bf16";
     options.get("threads", wanted.threads);
+    options.get("choose_threads", wanted.choose_threads);
+    options.get("answer_wait_s", wanted.answer_wait_s);
     options.get("kv", kv);
     options.get("kv_bytes", wanted.kv_bytes);
     options.get("context", wanted.context);
@@ -91,12 +114,15 @@ class RunningEngine {
   RunningEngine& operator=(const RunningEngine&) = delete;
 
   void submit(uint64_t number, std::vector<uint32_t> prompt, uint32_t tokens_max,
-              const nb::dict& sampling, std::vector<uint32_t> stop_tokens, double deadline_s) {
+              const nb::dict& sampling, std::vector<uint32_t> stop_tokens, double deadline_s,
+              bool echo, const std::string& wanted) {
     serve::Request request = {.number = number,
                               .prompt = std::move(prompt),
                               .tokens_max = tokens_max,
                               .sampling = sampling_of(sampling),
-                              .stop_tokens = std::move(stop_tokens)};
+                              .stop_tokens = std::move(stop_tokens),
+                              .wanted = wanted_of(wanted),
+                              .echo = echo};
     if (deadline_s > 0) request.deadline = base::MonotonicClock().now() + from_seconds(deadline_s);
     unwrap(without_gil([&] { return engine_->submit(std::move(request)); }));
   }
@@ -134,6 +160,12 @@ class RunningEngine {
     out["answer_steps"] = stats.answer_steps;
     out["answer_s"] = stats.answer_s;
     out["memory_bytes"] = stats.memory_bytes;
+    out["vectors"] = stats.counts.vectors;
+    out["multiply_adds"] = stats.work.products + stats.work.attention;
+    out["multiply_adds_useful"] = stats.work.products + stats.work.seen;
+    out["chosen_answers"] = dict_of(stats.answers);
+    out["chosen_prompts"] = dict_of(stats.prompts);
+    out["prompt_tokens_beside"] = stats.prompt_tokens_beside;
     return out;
   }
 

@@ -178,6 +178,13 @@ class Served(Line):
     preempted: int | None = None
     cpu_s: float | None = None
     rss_bytes: float | None = None
+    threads: int | None = None
+    threads_of_answers: int | None = None
+    threads_of_prompts: int | None = None
+    answers_to_plain: float | None = None
+    prompts_to_plain: float | None = None
+    prompt_tokens_beside: int | None = None
+    useful_share: float | None = None
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -8,7 +8,7 @@ from scant import amounts
 from scant.report.text import sparkline
 from scant.runlog.lines import Served
 
-__all__ = ["one_line", "rows", "totals"]
+__all__ = ["choice", "one_line", "rows", "totals"]
 
 
 def one_line(line: Served) -> str:
@@ -57,8 +57,36 @@ def rows(served: Sequence[Served], bars_max: int) -> list[tuple[str, str]]:
             f"{amounts.size(one.rss_bytes)} resident; {amounts.whole(one.preempted)} paused",
         ),
         ("CPU", f"{amounts.number(amounts.fold(one.cpu_s, one.period_s))} cores"),
+        *([("chosen", chosen)] if (chosen := choice(one)) else []),
         ("speed", f"{sparkline(speeds)}  {low} to {high} tokens/s"),
     ]
+
+
+def choice(one: Served) -> str:
+    """What the engine chose for its steps, and why: a sentence; empty where it does not say."""
+    if not one.threads:
+        return ""
+    parts = []
+    for what, threads, ratio in (
+        ("answers", one.threads_of_answers, one.answers_to_plain),
+        ("prompts", one.threads_of_prompts, one.prompts_to_plain),
+    ):
+        if not threads:
+            continue
+        if threads == one.threads:
+            parts.append(f"{what} run on all {amounts.whole(threads)} threads")
+        else:
+            saved = "" if ratio is None else f", which takes {amounts.share(ratio)} of their time"
+            parts.append(
+                f"{what} run on {amounts.whole(threads)} of {amounts.whole(one.threads)} "
+                f"threads{saved}"
+            )
+    if one.prompt_tokens_beside:
+        parts.append(
+            f"{amounts.whole(one.prompt_tokens_beside)} tokens of prompts may run in a step beside "
+            "answers"
+        )
+    return "; ".join(parts)
 
 
 def totals(served: Sequence[Served]) -> list[str]:
@@ -79,4 +107,9 @@ def totals(served: Sequence[Served]) -> list[str]:
         f"{amounts.number(amounts.fold(tokens, cpu_s))} for each CPU second",
         f"{amounts.whole(prompts)} tokens of prompts, of which {amounts.whole(cached)} did not "
         "have to run",
+        *(
+            [f"by what its steps took: {chosen}"]
+            if served and (chosen := choice(served[-1]))
+            else []
+        ),
     ]

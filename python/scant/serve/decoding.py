@@ -28,13 +28,15 @@ class Piece:
     """Tokens of one sequence that a step runs.
 
     ``position`` is that of the first token; those before it have been run. Page *i* of ``pages``
-    holds positions 16·i to 16·i + 15. Logits are wanted of the last ``outputs`` tokens.
+    holds positions 16·i to 16·i + 15. The last ``outputs`` tokens have an output each: logits, or
+    what the last norm gives, where ``vectors`` is true.
     """
 
     tokens: Sequence[int]
     position: int
     pages: Sequence[int]
     outputs: int = 1
+    vectors: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,24 @@ class Decoder:
         self._decoder = _scant.Decoder(model.native, kv, pages, threads)
 
     def run(self, pieces: Sequence[Piece]) -> numpy.ndarray[Any, Any]:
-        """The logits of all outputs, one row each, piece by piece."""
-        rows = sum(piece.outputs for piece in pieces)
+        """The logits of all outputs that are logits, one row each, piece by piece."""
+        rows = sum(piece.outputs for piece in pieces if not piece.vectors)
         logits = numpy.empty((rows, self.model.description.vocabulary), numpy.float32)
-        given = [(list(one.tokens), one.position, list(one.pages), one.outputs) for one in pieces]
+        given = [
+            (list(one.tokens), one.position, list(one.pages), one.outputs, one.vectors)
+            for one in pieces
+        ]
         self._decoder.run(given, logits.ctypes.data, logits.size)
         return logits
+
+    def vectors(self) -> numpy.ndarray[Any, Any]:
+        """Of the last run, the outputs that are vectors, one row each, piece by piece."""
+        found = numpy.frombuffer(self._decoder.vectors(), numpy.float32)
+        return found.reshape(-1, self.model.description.width)
+
+    def use_threads(self, threads: int) -> None:
+        """So many of the threads share the next steps. No result depends on it."""
+        self._decoder.use_threads(threads)
 
     def copy_page(self, source: int, target: int) -> None:
         """Page ``target`` becomes a copy of page ``source``."""

@@ -36,7 +36,8 @@ class Sampling:
 class Token(NamedTuple):
     """A token of a request; the last event of a request has `finish`, and may have no token.
 
-    A request with `echo` gets its prompt's tokens first, one event each.
+    A request with `echo` gets its prompt's tokens first, one event each; the first one of them has
+    no logprob.
     """
 
     request: int
@@ -47,6 +48,7 @@ class Token(NamedTuple):
     error: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    vector: bytes | None = None  # float32, of length 1; with the end of a request that wants it
 
 
 def tokens_of(rows: Iterable[tuple[Any, ...]]) -> list[Token]:
@@ -59,6 +61,7 @@ class Model(Protocol):
 
     name: str
     context: int
+    width: int
     vocabulary: int
     bos: int | None
     eos: tuple[int, ...]
@@ -82,9 +85,14 @@ class Engine(Protocol):
         sampling: Sampling,
         deadline_s: float | None = None,
         echo: bool = False,
+        wanted: str = "answer",
     ) -> int:
-        """The request's number. Raises scant.Resource, which may have `retry_after_s`, when the
-        queue is full, and scant.InvalidArgument for a prompt that can never fit."""
+        """The request's number.
+
+        `wanted`: answer; or mean or last, which want the prompt's vector and no tokens, so
+        `max_tokens` is 0. Raises scant.Resource, which may have `retry_after_s`, when the queue is
+        full, and scant.InvalidArgument for a prompt that can never fit.
+        """
 
     def cancel(self, request: int) -> None:
         """The request ends soon, as `cancelled`; unknown and ended ones are left alone."""

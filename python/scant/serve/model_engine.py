@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scant import _scant, amounts
-from scant.errors import Corrupt, InvalidArgument, Resource, Unsupported
+from scant.errors import Corrupt, Resource, Unsupported
 from scant.serve import decoding, gguf_values, unpacking, vocabulary
 from scant.serve.description import NO_TOKEN, Description, Flags
 from scant.serve.engine import Sampling, Token, tokens_of
@@ -19,6 +19,7 @@ from scant.serve.text import Tokenizer
 __all__ = ["ModelEngine", "free_memory", "tokenizer_of", "usable_threads"]
 
 _KV_SHARE = 4  # keys and values get this part of the memory that is free
+_THREADS_MAX = 256  # of a pool of workers
 _KV_BYTES_MAX = 8 << 30
 # Of a tokenizer while it is made, as measured with 49,152 tokens; and of all else.
 _BYTES_OF_A_TOKEN = 1300
@@ -88,6 +89,7 @@ class _Served:
     def __init__(self, name: str, description: Description, texts: _Texts, context: int) -> None:
         self.name = name
         self.context = context
+        self.width = description.width
         self.vocabulary = description.vocabulary
         self.bos = None if description.bos == NO_TOKEN else description.bos
         self.eos = tuple(description.eos)
@@ -100,7 +102,9 @@ class ModelEngine:
     """A model that answers requests, on threads of its own.
 
     ``kv_bytes``: memory for keys and values; a quarter of what is free unless given. ``context``:
-    tokens of a prompt and its answer; the model's unless given.
+    tokens of a prompt and its answer; the model's unless given. ``threads``: computes on so many;
+    unless given, on as many of those that it may use as measure best. ``answer_wait_s``: prompts
+    run in pieces so that a token of an answer waits no longer for them; 0: in whole steps.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class ModelEngine:
         max_running: int = 64,
         max_waiting: int | None = None,
         name: str | None = None,
+        answer_wait_s: float | None = None,
     ) -> None:
         file = pathlib.Path(path)
         model = decoding.Model(file)
@@ -122,7 +127,8 @@ class ModelEngine:
         if kv_bytes is None:
             kv_bytes = min(free_memory() // _KV_SHARE, _KV_BYTES_MAX)
         options: dict[str, Any] = {
-            "threads": threads or usable_threads(),
+            "threads": threads or min(usable_threads(), _THREADS_MAX),
+            "choose_threads": threads is None,
             "kv": "q8" if kv_type == "int8" else kv_type,
             "kv_bytes": kv_bytes,
             "running_max": max_running,
@@ -130,6 +136,8 @@ class ModelEngine:
         }
         if context is not None:
             options["context"] = context
+        if answer_wait_s is not None:
+            options["answer_wait_s"] = answer_wait_s
         self.threads: int = options["threads"]
         self.file_bytes = file.stat().st_size
         # This also brings the weights into memory.
@@ -149,10 +157,9 @@ class ModelEngine:
         sampling: Sampling,
         deadline_s: float | None = None,
         echo: bool = False,
+        wanted: str = "answer",
     ) -> int:
         """The request's number."""
-        if echo:
-            raise InvalidArgument("echo: logprobs of a prompt are not computed")
         if self._draining:
             raise Resource("the engine takes no more requests")
         number = next(self._numbers)
@@ -171,7 +178,9 @@ class ModelEngine:
         }
         most = min(max_tokens, self.model.context)
         try:
-            self._engine.submit(number, list(prompt), most, given, list(stops), deadline_s or 0.0)
+            self._engine.submit(
+                number, list(prompt), most, given, list(stops), deadline_s or 0.0, echo, wanted
+            )
         except Resource as error:
             error.retry_after_s = self._retry_after_s()  # type: ignore[attr-defined]
             raise
@@ -200,6 +209,7 @@ class ModelEngine:
     def stats(self) -> dict[str, float | int]:
         """Counters since the start, and gauges."""
         stats = self._engine.stats()
+        answers, prompts = stats["chosen_answers"], stats["chosen_prompts"]
         used = _scant.used()
         energy = {"energy_j": self._meter.joules()} if self._meter.counts else {}
         return energy | {
@@ -218,6 +228,17 @@ class ModelEngine:
             "bytes_per_token": self.file_bytes,
             "bandwidth_bytes_per_s": self._bytes_per_s,
             "memory_bytes": stats["memory_bytes"],
+            "vectors": stats["vectors"],
+            "multiply_adds": stats["multiply_adds"],
+            "multiply_adds_useful": stats["multiply_adds_useful"],
+            "threads": self.threads,
+            "threads_of_answers": answers["threads"],
+            "threads_of_prompts": prompts["threads"],
+            "answers_to_plain": answers["to_plain"],
+            "prompts_to_plain": prompts["to_plain"],
+            "comparisons_of_answers": answers["compared"],
+            "comparisons_of_prompts": prompts["compared"],
+            "prompt_tokens_beside": stats["prompt_tokens_beside"],
             "cpu_s": used["cpu_s"],
             "rss_bytes": used["resident_bytes"],
             "rss_peak_bytes": used["resident_peak_bytes"],

@@ -22,6 +22,7 @@ _UNITS = {
     "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
     "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
 }  # fmt: skip
+_THREADS_MAX = 256  # of a pool of workers
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
 
 
@@ -57,14 +58,23 @@ def seconds_of(low: float, high: float = 1e6) -> Callable[[str], float]:
     return read
 
 
+def _threads(text: str) -> int | None:
+    """None: auto."""
+    if text == "auto":
+        return None
+    return count_of(1, _THREADS_MAX)(text)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The model's file and what the engine is made with."""
     parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="packed or GGUF file")
     parser.add_argument(
         "--threads",
-        type=count_of(1, 4096),
+        type=_threads,
+        default=None,
         metavar="N",
-        help="threads that compute (default: the CPUs that it may use)",
+        help="threads that compute; auto: as many of the CPUs that it may use as measure best "
+        "while it runs (default: auto)",
     )
     parser.add_argument(
         "--kv-bytes",

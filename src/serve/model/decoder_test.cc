@@ -2,6 +2,7 @@
 // how its prompt was cut, or on threads.
 #include "serve/model/decoder.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <gtest/gtest.h>
@@ -121,6 +122,30 @@ TEST_P(Decoding, TheSameBitsBesideOthersAndOnSeveralThreads) {
         same_bits({mixed.begin() + 100, mixed.end()}, {wanted.begin() + 200, wanted.end()}));
     const Logits once = alone.run({{next, 40, kPagesA, 1}});
     EXPECT_TRUE(same_bits({mixed.begin(), mixed.begin() + 100}, once));
+  }
+}
+
+TEST_P(Decoding, VectorsRunBesideLogitsAndThreadsChangeNoBit) {
+  const auto a = text(40, 1);
+  const auto b = text(23, 2);
+  const Running run(GetParam(), {}, KvKind::bf16, 3);
+  const Piece logits_of_a = {a, 0, kPagesA, 2};
+  const Piece vectors_of_b = {.tokens = b, .pages = kPagesB, .outputs = 23, .vectors = true};
+  const Logits alone = run.run({logits_of_a});
+  EXPECT_TRUE(run.decoder->vectors().empty());
+  EXPECT_TRUE(run.run({vectors_of_b}).empty());
+  const auto row = run.decoder->vectors();
+  const Logits wanted(row.begin(), row.end());
+  ASSERT_EQ(wanted.size(), 23U * GetParam().width);
+  for (const size_t threads : {1U, 3U, 2U}) {
+    run.decoder->use_threads(threads);
+    for (const bool first : {false, true}) {
+      const std::array pieces = {first ? vectors_of_b : logits_of_a,
+                                 first ? logits_of_a : vectors_of_b};
+      EXPECT_TRUE(same_bits(run.run(pieces), alone));
+      const auto found = run.decoder->vectors();
+      EXPECT_TRUE(same_bits({found.begin(), found.end()}, wanted));
+    }
   }
 }
 

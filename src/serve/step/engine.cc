@@ -195,9 +195,9 @@ bool Engine::tell() {
   if (events.empty()) return true;
   const auto over = static_cast<uint32_t>(std::ranges::count_if(
       events, [](const Event& event) { return event.finish != Finish::none; }));
+  open_.fetch_sub(over, std::memory_order_relaxed);  // first: who hears of an end finds room
   const bool told = events_.push(std::move(events));
   static_cast<void>(eventfd_write(told_.get(), 1));  // fails only where it is readable already
-  open_.fetch_sub(over, std::memory_order_relaxed);
   return told;
 }
 

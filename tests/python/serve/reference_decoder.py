@@ -21,7 +21,7 @@ from scant.serve.description import (
     RopeScaling,
 )
 
-__all__ = ["logits", "tensors_of"]
+__all__ = ["logits", "tensors_of", "vectors"]
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -118,8 +118,8 @@ class _Net:
         return self.linear(f"{at}ffn_down", hidden)
 
 
-def logits(d: Description, tensors: Tensors, tokens: Sequence[int]) -> torch.Tensor:
-    """Of all tokens: [tokens, vocabulary]."""
+def vectors(d: Description, tensors: Tensors, tokens: Sequence[int]) -> torch.Tensor:
+    """What the last norm gives for all tokens: [tokens, width]."""
     net = _Net(d, tensors)
     x = tensors["token_embd.weight"][list(tokens)]
     if d.position == Position.LEARNED:
@@ -128,5 +128,10 @@ def logits(d: Description, tensors: Tensors, tokens: Sequence[int]) -> torch.Ten
         at = f"blk.{i}."
         x = x + net.attention(at, net.norm(f"{at}attn_norm", x))
         x = x + net.feed_forward(at, net.norm(f"{at}ffn_norm", x))
+    return net.norm("output_norm", x)
+
+
+def logits(d: Description, tensors: Tensors, tokens: Sequence[int]) -> torch.Tensor:
+    """Of all tokens: [tokens, vocabulary]."""
     head = "token_embd.weight" if Flags.TIED_EMBEDDING in d.flags else "output.weight"
-    return net.norm("output_norm", x) @ tensors[head].T
+    return vectors(d, tensors, tokens) @ tensors[head].T

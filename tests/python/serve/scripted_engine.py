@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ TEMPLATE = (
 )
 BOS, START, END = 256, 257, 258
 PAIRS = ["he", "ll", "Ġt", "in"]
+
+
+def vector_of(prompt: Sequence[int], wanted: str) -> tuple[float, ...]:
+    """Four numbers that tell the prompt and what was wanted."""
+    return (0.1, float(len(prompt)), -prompt[-1] / 3, 1.0 if wanted == "mean" else 0.0)
 
 
 def signs() -> list[str]:
@@ -73,6 +79,7 @@ class ScriptedModel:
 
     name: str = "scripted"
     context: int = 512
+    width: int = 4
     vocabulary: int = 259 + len(PAIRS)
     bos: int | None = BOS
     eos: tuple[int, ...] = (END,)
@@ -94,6 +101,7 @@ class Submitted:
     script: list[int] = field(default_factory=list)
     sent: int = 0
     ended: bool = False
+    wanted: str = "answer"
 
 
 Script = Callable[[Submitted], "list[int] | str"]
@@ -141,6 +149,7 @@ class ScriptedEngine:
         sampling: Sampling,
         deadline_s: float | None = None,
         echo: bool = False,
+        wanted: str = "answer",
     ) -> int:
         with self._changed:
             if len(self._running) >= self.queue:
@@ -151,12 +160,16 @@ class ScriptedEngine:
                 raise scant.InvalidArgument("this request can never fit")
             number = len(self.requests)
             one = Submitted(number, list(prompt), max_tokens, sampling, deadline_s, echo)
+            one.wanted = wanted
             script = self._script(one) if callable(self._script) else self._script
             one.script = self.model.tokenizer.encode(script) if isinstance(script, str) else script
             self.requests.append(one)
             self._running[number] = one
             if echo:
-                self._events += [Token(number, token, -0.5) for token in prompt]
+                self._events += [
+                    Token(number, token, -0.5 if place else None)
+                    for place, token in enumerate(prompt)
+                ]
             self._stir()
             return number
 
@@ -250,7 +263,9 @@ class ScriptedEngine:
         if one.ended:
             return
         at = one.sent
-        if one.max_tokens == 0:
+        if one.wanted != "answer":
+            self._finish(one, None, "stop")
+        elif one.max_tokens == 0:
             self._finish(one, None, "length")
         elif at >= len(one.script) and not self.endless:
             self._finish(one, self.model.eos[0], "stop")
@@ -280,6 +295,7 @@ class ScriptedEngine:
     ) -> Token:
         top = () if token is None else self._top(one, token)
         cached = len(one.prompt) // 2
-        return Token(
-            one.number, token, -0.25, top, finish, error, len(one.prompt), cached_tokens=cached
-        )
+        vector = None
+        if one.wanted != "answer" and finish == "stop":
+            vector = struct.pack("<4f", *vector_of(one.prompt, one.wanted))
+        return Token(one.number, token, -0.25, top, finish, error, len(one.prompt), cached, vector)

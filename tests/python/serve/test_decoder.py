@@ -54,6 +54,31 @@ def test_logits_are_those_of_float64(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", model_folders.CONFIGS)
+def test_vectors_are_those_of_float64(name: str, tmp_path: Path) -> None:
+    file = packed(tmp_path, name)
+    model = serve.Model(file)
+    tokens = text(model)
+    tensors = reference_decoder.tensors_of(file)
+    want = reference_decoder.vectors(model.description, tensors, tokens).numpy()
+    decoder = serve.Decoder(model, pages=8, kv="f32", threads=2)
+    pages = [6, 1, 3, 0, 7, 2]
+    # Beside logits of another sequence, in two pieces; threads change nothing.
+    other = serve.Piece(tokens[:5], 0, [4], 2)
+    found = []
+    logits = decoder.run([serve.Piece(tokens[:31], 0, pages, 31, vectors=True), other])
+    found.append(decoder.vectors())
+    assert logits.shape[0] == 2
+    decoder.use_threads(1)
+    assert (
+        decoder.run([serve.Piece(tokens[31:], 31, pages, len(tokens) - 31, vectors=True)]).size == 0
+    )
+    found.append(decoder.vectors())
+    assert abs(numpy.concatenate(found) - want).max() < 1e-5 * max(1, abs(want).max())
+    assert (logits == decoder.run([other])).all()
+    assert decoder.vectors().shape == (0, model.description.width)
+
+
+@pytest.mark.parametrize("name", model_folders.CONFIGS)
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip(
         "transformers", reason="transformers is for those who have it: pip install transformers"

@@ -190,7 +190,9 @@ def test_too_many_requests_are_refused_with_a_time(packed: Path) -> None:
         ({"prompt": [VOCABULARY]}, "prompt"),
         ({"prompt": [5] * 9000}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"echo": True}, "echo"),
+        ({"wanted": "first"}, "wanted"),
+        ({"wanted": "mean"}, "max_tokens"),
+        ({"wanted": "mean", "max_tokens": 0, "prompt": [5] * 9000}, "prompt"),
     ],
 )
 def test_what_cannot_run_is_named(packed: Path, given: dict[str, object], named: str) -> None:
@@ -245,3 +247,96 @@ def _mappings() -> list[str]:
     """Of this process: a line of addresses, then its counters."""
     text = Path("/proc/self/smaps").read_text()
     return re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", text)
+
+
+def vectors(path: Path, tokens: list[int]) -> numpy.ndarray:
+    """What the last norm gives for each token, in one piece."""
+    decoder = Decoder(Model(path), pages=16, kv="bf16")
+    logits = decoder.run([Piece(tokens, 0, range(16), len(tokens), vectors=True)])
+    assert logits.shape[0] == 0
+    return decoder.vectors().astype(numpy.float64)
+
+
+def test_vectors_are_those_of_the_decoder_alone(packed: Path) -> None:
+    prompts = [prompt(i, 1 + 17 * i) for i in range(8)]
+    with engine_of(packed) as engine:
+        asked = {
+            engine.submit(one, max_tokens=0, sampling=GREEDY, wanted=wanted): (one, wanted)
+            for one in prompts
+            for wanted in ("mean", "last")
+        }
+        beside = [engine.submit(one, max_tokens=9, sampling=GREEDY) for one in prompts]
+        told = collect(engine, [*asked, *beside])
+        assert engine.stats()["vectors"] == len(asked)
+        assert engine.stats()["kv_pages_used"] == 0
+    for one, number in zip(prompts, beside, strict=True):
+        assert answer(told[number]) == alone(packed, one, 9)
+    for number, (one, wanted) in asked.items():
+        (event,) = told[number]
+        assert (event.finish, event.prompt_tokens) == ("stop", len(one))
+        assert event.vector is not None
+        rows = vectors(packed, one)
+        want = rows.sum(0) if wanted == "mean" else rows[-1]
+        want /= numpy.linalg.norm(want)
+        assert (numpy.frombuffer(event.vector, numpy.float32) == want.astype(numpy.float32)).all()
+
+
+def test_vectors_have_the_same_bits_in_a_small_cache_and_by_any_cut(packed: Path) -> None:
+    prompts = [prompt(i, 100) for i in range(5)]
+
+    def all_of(engine: ModelEngine) -> list[bytes | None]:
+        requests = [
+            engine.submit(one, max_tokens=0, sampling=GREEDY, wanted="mean") for one in prompts
+        ]
+        requests.append(engine.submit(prompts[0], max_tokens=50, sampling=GREEDY))
+        told = collect(engine, requests)
+        return [told[number][-1].vector for number in requests[:-1]]
+
+    with engine_of(packed) as engine:
+        wanted = all_of(engine)
+    page_bytes = scant.serve.kv_page_bytes(Model(packed).description, "bf16")
+    with engine_of(packed, kv_bytes=12 * page_bytes, answer_wait_s=1e-9) as engine:
+        assert all_of(engine) == wanted
+    assert None not in wanted and len(set(wanted)) == 5
+
+
+def test_an_echo_tells_the_logprobs_of_a_prompt(packed: Path) -> None:
+    texts = [prompt(1, 1), prompt(2, 90), prompt(3, 150)]
+    sampling = Sampling(temperature=0.0, ignore_eos=True, logprobs=2)
+    with engine_of(packed) as engine:
+        collect(engine, [engine.submit(texts[2], max_tokens=3, sampling=GREEDY)])  # pages are known
+        for most in (0, 4):
+            requests = [
+                engine.submit(one, max_tokens=most, sampling=sampling, echo=True) for one in texts
+            ]
+            told = collect(engine, requests)
+            for one, number in zip(texts, requests, strict=True):
+                events = [event for event in told[number] if event.token is not None]
+                told_tokens = [event.token for event in events]
+                assert told_tokens == one + (alone(packed, one, most) if most else [])
+                assert events[0].logprob is None
+                decoder = Decoder(Model(packed), pages=16, kv="bf16")
+                logits = decoder.run([Piece(told_tokens, 0, range(16), len(told_tokens))])
+                logits = logits.astype(numpy.float64)
+                logprobs = logits - numpy.log(numpy.exp(logits).sum(1, keepdims=True))
+                for place, event in enumerate(events[1:]):
+                    assert event.logprob == pytest.approx(logprobs[place][event.token], abs=2e-6)
+                    assert event.top[0][0] == logprobs[place].argmax()
+                assert told[number][-1].finish == "length"
+
+
+def test_answers_are_the_same_for_any_number_of_threads(packed: Path) -> None:
+    texts = [prompt(i, 30 + 40 * i) for i in range(5)]
+    answers = []
+    for options in ({"threads": 1}, {"threads": 3}, {"threads": None, "answer_wait_s": 1e-9}):
+        engine = ModelEngine(packed, **options)  # type: ignore[arg-type]
+        requests = [engine.submit(one, max_tokens=150, sampling=GREEDY) for one in texts]
+        answers.append([answer(told) for told in collect(engine, requests).values()])
+        stats = engine.stats()
+        assert stats["threads"] == options["threads"] or options["threads"] is None
+        assert 1 <= stats["threads_of_answers"] <= stats["threads"]
+        assert 1 <= stats["threads_of_prompts"] <= stats["threads"]
+        if options["threads"] is not None:
+            assert stats["threads_of_answers"] == options["threads"]
+        engine.close()
+    assert answers[0] == answers[1] == answers[2]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from front_support import ask, post, raw, read_all, served
-from scripted_engine import BOS, END, ScriptedEngine, ScriptedModel, Submitted
+from front_support import ask, post, raw, read_all, refused, served
+from scripted_engine import BOS, END, ScriptedEngine, ScriptedModel, Submitted, vector_of
 
 from scant.serve.server.front import Front
 
@@ -209,7 +212,7 @@ def test_logprobs_and_echo_of_a_completion(shared: Shared) -> None:
     logprobs = done.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.tokens == ["<|begin|>", "a", "b", "H", "e", "ll"]
-    assert logprobs.token_logprobs == [-0.5] * 3 + [-0.25] * 3
+    assert logprobs.token_logprobs == [None, -0.5, -0.5] + [-0.25] * 3
     assert logprobs.text_offset == [0, 0, 1, 2, 3, 4]
     assert logprobs.top_logprobs is not None
     assert logprobs.top_logprobs[3] == {"H": -0.25}
@@ -226,6 +229,80 @@ def test_logprobs_and_echo_of_a_completion(shared: Shared) -> None:
     done = client.completions.create(model="scripted", prompt="ab", max_tokens=1, echo=True)
     assert done.choices[0].text == "abH"
     assert not engine.requests[-1].echo
+
+
+def test_vectors_of_texts_and_tokens(shared: Shared) -> None:
+    engine, client, _ = shared
+    for given, prompts in (
+        ("ab", [[BOS, ord("a"), ord("b")]]),
+        (["ab", "c"], [[BOS, ord("a"), ord("b")], [BOS, ord("c")]]),
+        ([7, 8, 9], [[7, 8, 9]]),
+        ([[7, 8], [9]], [[7, 8], [9]]),
+    ):
+        for form in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+            made: Any = client.embeddings.create(model="scripted", input=given, **form)
+            assert made.object == "list" and made.model == "scripted"
+            assert made.usage.prompt_tokens == made.usage.total_tokens == sum(map(len, prompts))
+            assert [row.index for row in made.data] == list(range(len(prompts)))
+            assert [one.prompt for one in engine.requests[-len(prompts) :]] == prompts
+            assert [one.max_tokens for one in engine.requests[-len(prompts) :]] == [0] * len(
+                prompts
+            )
+            for row, prompt in zip(made.data, prompts, strict=True):
+                want = struct.pack("<4f", *vector_of(prompt, "mean"))
+                if form.get("encoding_format") == "base64":
+                    assert base64.b64decode(row.embedding) == want
+                else:
+                    assert struct.pack("<4f", *row.embedding) == want
+    made = client.embeddings.create(
+        model="scripted", input="ab", dimensions=4, extra_body={"pooling": "last"}
+    )
+    assert made.data[0].embedding[3] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({}, "input", "missing"),
+        ({"input": ""}, "input", ""),
+        ({"input": []}, "input", "a list"),
+        ({"input": [[]]}, "input", "empty"),
+        ({"input": ["a"] * 300}, "input", "more than 256"),
+        ({"input": "a" * 600}, "input", "context"),
+        ({"input": "a", "dimensions": 3}, "dimensions", "vectors have 4"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "float or base64"),
+        ({"input": "a", "pooling": "max"}, "pooling", "mean or last"),
+        ({"input": "a", "stream": True}, "stream", "not known"),
+    ],
+)
+def test_what_no_vector_can_be_made_of(
+    shared: Shared, body: dict[str, Any], param: str, says: str
+) -> None:
+    _, _, front = shared
+    if body == {"input": ""}:  # with bos it is a text of one token
+        assert ask(front, "POST", "/v1/embeddings", body)[0] == 200
+        return
+    status, error = refused(front, body, "/v1/embeddings")
+    assert (status, error["param"]) == (400, param)
+    assert says in error["message"]
+
+
+def test_a_vector_that_fails(shared: Shared) -> None:
+    engine = ScriptedEngine(TEXT)
+    engine.gate = 0
+    with served(engine) as front:
+        answers: list[Any] = []
+        body = {"input": ["a", "b"]}
+        thread = threading.Thread(
+            target=lambda: answers.append(ask(front, "POST", "/v1/embeddings", body))
+        )
+        thread.start()
+        engine.wait(lambda: len(engine.requests) == 2, "asked")
+        engine.end(0, "error", "no direction")
+        engine.allow(2)
+        thread.join(30)
+        status, _, found = answers[0]
+        assert status == 500 and "no direction" in found["error"]["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -6,7 +6,9 @@ Everything here belongs to the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,6 +165,26 @@ class Choice:
         return found
 
 
+class VectorChoice(Choice):
+    """A prompt's vector, which `text` tells."""
+
+    __slots__ = ()
+
+    def take(self, event: Token) -> None:
+        """The only event: the end, with the vector."""
+        if self.finish is not None or event.finish is None:
+            return
+        self.finish = event.finish
+        if event.vector is None:
+            self.failure = self._failure(event)
+        elif self.answer.asked.base64:
+            self.parts.append(base64.b64encode(event.vector).decode())
+        else:
+            # The shortest numbers that read back as these.
+            numbers = struct.unpack(f"<{len(event.vector) // 4}f", event.vector)
+            self.parts.append(f"[{', '.join(f'{one:.9g}' for one in numbers)}]")
+
+
 class Answer:
     """One HTTP request's choices, and whoever waits for them."""
 
@@ -193,8 +215,9 @@ class Answer:
         self._form = form
         self._changed = asyncio.Event()
         self._prompts = prompts
+        kind = Choice if asked.wanted == "answer" else VectorChoice
         self.choices = [
-            Choice(self, which * asked.n + place, prompt)
+            kind(self, which * asked.n + place, prompt)
             for which, prompt in enumerate(prompts)
             for place in range(asked.n)
         ]
@@ -210,6 +233,7 @@ class Answer:
                     sampling=self.asked.sampling_of(choice.index % self.asked.n),
                     deadline_s=timeout_s,
                     echo=self.echoes,
+                    wanted=self.asked.wanted,
                 )
             except Exception:
                 self.abandon()

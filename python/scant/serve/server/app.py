@@ -28,7 +28,7 @@ from scant.serve.server.answers import Answer, Sinks
 from scant.serve.server.connection import Connection
 from scant.serve.server.fields import Asked
 from scant.serve.server.figures import Figures
-from scant.serve.server.forms import ChatForm, CompletionForm, Form
+from scant.serve.server.forms import ChatForm, CompletionForm, Form, VectorForm
 from scant.serve.server.keys import Keys
 from scant.serve.server.limits import Limits
 from scant.serve.server.prompts import Preparer, Prompt
@@ -107,6 +107,7 @@ class App:
                 Route("/v1/models/{name:path}", _Endpoint(self._model), methods=["GET"]),
                 Route("/v1/completions", _Endpoint(self._completions), methods=["POST"]),
                 Route("/v1/chat/completions", _Endpoint(self._chat), methods=["POST"]),
+                Route("/v1/embeddings", _Endpoint(self._vectors), methods=["POST"]),
             ],
             redirect_slashes=False,
         )
@@ -216,6 +217,9 @@ class App:
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._generate(scope, receive, send, ChatForm, self._preparer.chat)
+
+    async def _vectors(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._generate(scope, receive, send, VectorForm, self._preparer.vectors)
 
     async def _generate(
         self,
@@ -334,6 +338,7 @@ _ENDPOINTS = {
     "/metrics": "metrics",
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
     "/v1/models": "models",
 }
 

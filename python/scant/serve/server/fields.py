@@ -16,7 +16,7 @@ from scant.serve.engine import Sampling
 from scant.serve.server.limits import Limits
 from scant.serve.server.refusals import Refusal
 
-__all__ = ["Asked", "Messages", "chat", "completion"]
+__all__ = ["Asked", "Messages", "chat", "completion", "vectors"]
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -65,6 +65,8 @@ class Asked:
     include_usage: bool = False
     echo: bool = False
     timeout_s: float | None = None
+    wanted: str = "answer"  # or a vector: mean, last
+    base64: bool = False  # how vectors are written
 
     def sampling_of(self, place: int) -> Sampling:
         """Of the n-th answer to one prompt: with a seed each has its own, and the same again."""
@@ -79,7 +81,7 @@ def completion(body: Mapping[str, Any], model: str, vocabulary: int, limits: Lim
     fields = _Fields(body, vocabulary, limits)
     fields.check_names({"prompt", "echo", "logprobs"})
     fields.check_model(model)
-    prompts = fields.prompts()
+    prompts = fields.prompts("prompt", limits.prompts)
     logprobs = fields.whole("logprobs", -1, 0, limits.alternatives)
     echo = fields.flag("echo")
     asked = fields.common(
@@ -90,6 +92,26 @@ def completion(body: Mapping[str, Any], model: str, vocabulary: int, limits: Lim
     )
     fields.check_choices(len(prompts), asked.n)
     return asked
+
+
+def vectors(
+    body: Mapping[str, Any], model: str, vocabulary: int, limits: Limits, width: int
+) -> Asked:
+    """A body of `/v1/embeddings`."""
+    fields = _Fields(body, vocabulary, limits)
+    fields.check_only({"model", "input", "encoding_format", "dimensions", "pooling", "timeout"})
+    fields.check_model(model)
+    if fields.whole("dimensions", width, 1, 1 << 31) != width:
+        raise _wrong(
+            "dimensions", f"is not supported: vectors have {width}", code="unsupported_field"
+        )
+    return Asked(
+        prompts=fields.prompts("input", limits.inputs),
+        max_tokens=0,
+        timeout_s=fields.timeout(),
+        wanted=fields.one_of("pooling", ("mean", "last")),
+        base64=fields.one_of("encoding_format", ("float", "base64")) == "base64",
+    )
 
 
 def chat(body: Mapping[str, Any], model: str, vocabulary: int, limits: Limits) -> Asked:
@@ -140,6 +162,21 @@ class _Fields:
                 text = f"the field {_shown(name)} is not known"
                 raise Refusal(400, text, param=name[:100], code="unknown_field")
 
+    def check_only(self, own: set[str]) -> None:
+        for name in self._body:
+            if name not in own and name not in _IGNORED:
+                text = f"the field {_shown(name)} is not known"
+                raise Refusal(400, text, param=name[:100], code="unknown_field")
+
+    def one_of(self, name: str, words: tuple[str, ...]) -> str:
+        """The first one where none is given."""
+        value = self._body.get(name)
+        if value is None:
+            return words[0]
+        if value not in words:
+            raise _wrong(name, f"must be {' or '.join(words)}, not {_shown(value)}")
+        return str(value)
+
     def check_model(self, model: str) -> None:
         name = self._body.get("model")
         if name is not None and name != model:
@@ -174,7 +211,7 @@ class _Fields:
             stops=self._stops(),
             stream=stream,
             include_usage=self._include_usage(stream),
-            timeout_s=self._timeout(),
+            timeout_s=self.timeout(),
             **more,
         )
 
@@ -202,7 +239,7 @@ class _Fields:
             raise _wrong(name, f"must be from {low:g} to {high:g}, not {_shown(value)}")
         return float(value)
 
-    def _timeout(self) -> float | None:
+    def timeout(self) -> float | None:
         value = self.number("timeout", math.inf, 0.0, _SECONDS_MAX)
         if value == 0:
             raise _wrong("timeout", "must be more than 0 seconds")
@@ -269,30 +306,30 @@ class _Fields:
             found[self._token("logit_bias", int(key))] = float(bias)
         return found
 
-    def prompts(self) -> tuple[str | tuple[int, ...], ...]:
+    def prompts(self, name: str, most: int) -> tuple[str | tuple[int, ...], ...]:
         """A text, texts, tokens, or lists of tokens."""
-        value = self._body.get("prompt")
+        value = self._body.get(name)
         if value is None:
-            raise _wrong("prompt", "is missing")
+            raise _wrong(name, "is missing")
         if isinstance(value, str):
-            return (_text("prompt", value),)
+            return (_text(name, value),)
         if not isinstance(value, list) or not value:
-            raise _wrong("prompt", "must be a text, a list of texts, tokens or lists of tokens")
+            raise _wrong(name, "must be a text, a list of texts, tokens or lists of tokens")
         if isinstance(value[0], int):
-            return (self._tokens(value),)
-        if len(value) > self._limits.prompts:
-            raise _wrong("prompt", f"has more than {self._limits.prompts} prompts")
+            return (self._tokens(name, value),)
+        if len(value) > most:
+            raise _wrong(name, f"has more than {most} {name}s")
         return tuple(
-            _text("prompt", one) if isinstance(one, str) else self._tokens(one) for one in value
+            _text(name, one) if isinstance(one, str) else self._tokens(name, one) for one in value
         )
 
-    def _tokens(self, value: Any) -> tuple[int, ...]:
+    def _tokens(self, name: str, value: Any) -> tuple[int, ...]:
         if not isinstance(value, list):
-            raise _wrong("prompt", f"has {_shown(value)} where a text or tokens are expected")
+            raise _wrong(name, f"has {_shown(value)} where a text or tokens are expected")
         most = self._vocabulary
         for one in value:
             if type(one) is not int or not 0 <= one < most:
-                raise _wrong("prompt", f"has {_shown(one)}, which is no token below {most}")
+                raise _wrong(name, f"has {_shown(one)}, which is no token below {most}")
         return tuple(value)
 
     def messages(self) -> Messages:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scant import amounts
 from scant.serve.engine import Token
 from scant.serve.server.answers import Choice
 
@@ -34,6 +35,39 @@ _OF_ENGINE = {
         "prefix_tokens_reused_total",
         "counter",
         "Tokens of prompts whose keys and values were there already.",
+    ),
+    "vectors": ("vectors_total", "counter", "Prompts whose vector was computed."),
+    "multiply_adds": ("multiply_adds_total", "counter", "Multiply-adds of the steps."),
+    "multiply_adds_useful": (
+        "multiply_adds_useful_total",
+        "counter",
+        "Of these, those that an answer or a vector needed.",
+    ),
+    "threads": ("threads", "gauge", "Threads that the engine may use."),
+    "threads_of_answers": (
+        "threads_of_answers",
+        "gauge",
+        "Threads that measured best in steps of answers alone.",
+    ),
+    "threads_of_prompts": (
+        "threads_of_prompts",
+        "gauge",
+        "Threads that measured best in steps with prompts.",
+    ),
+    "answers_to_plain": (
+        "answers_to_plain",
+        "gauge",
+        "Time of a step of answers alone, divided by that with all threads.",
+    ),
+    "prompts_to_plain": (
+        "prompts_to_plain",
+        "gauge",
+        "Time of a step with prompts, divided by that with all threads.",
+    ),
+    "prompt_tokens_beside": (
+        "prompt_tokens_beside",
+        "gauge",
+        "Tokens of prompts that may run in a step beside answers.",
     ),
     "cpu_s": ("engine_cpu_seconds_total", "counter", "CPU time of the process."),
     "front_cpu_s": ("front_cpu_seconds_total", "counter", "CPU time of the thread for HTTP."),
@@ -93,7 +127,7 @@ class Figures:
         """A request has its answer, whatever it is."""
         key = (endpoint, status)
         self.requests[key] = self.requests.get(key, 0) + 1
-        if endpoint not in ("chat", "completions"):
+        if endpoint not in ("chat", "completions", "embeddings"):
             return
         self.request_time.add(seconds)
         self.period.requests += 1
@@ -155,11 +189,27 @@ class Figures:
             "preempted": _more("preempted", stats, last),
             "cpu_s": _more("cpu_s", stats, last),
             "rss_bytes": stats.get("rss_bytes"),
+            "threads": stats.get("threads"),
+            "threads_of_answers": stats.get("threads_of_answers"),
+            "threads_of_prompts": stats.get("threads_of_prompts"),
+            "answers_to_plain": stats.get("answers_to_plain"),
+            "prompts_to_plain": stats.get("prompts_to_plain"),
+            "prompt_tokens_beside": stats.get("prompt_tokens_beside"),
+            "useful_share": _useful_share(stats, last),
         }
 
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
+
+
+def _useful_share(
+    stats: Mapping[str, float | int], last: Mapping[str, float | int]
+) -> float | None:
+    """Multiply-adds of the period that were needed ÷ all of them."""
+    return amounts.fold(
+        _more("multiply_adds_useful", stats, last), _more("multiply_adds", stats, last)
+    )
 
 
 def _more(

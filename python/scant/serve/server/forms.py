@@ -13,7 +13,7 @@ from typing import Any
 from scant.serve.engine import Token
 from scant.serve.text import Tokenizer
 
-__all__ = ["ChatForm", "CompletionForm", "Form", "Usage", "logprobs_of_chat"]
+__all__ = ["ChatForm", "CompletionForm", "Form", "Usage", "VectorForm", "logprobs_of_chat"]
 
 DONE = b"data: [DONE]\n\n"
 
@@ -145,6 +145,27 @@ class ChatForm(Form):
             f'{self._head}"choices": [{{"index": {index}, "delta": {{}}, "logprobs": null, '
             f'"finish_reason": "{finish}"}}]{self._tail}'
         )
+
+
+class VectorForm(Form):
+    """`/v1/embeddings`; never a stream. A choice's text is its vector: base64, or JSON already."""
+
+    def choice(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str
+    ) -> dict[str, Any]:
+        return {"object": "embedding", "index": index, "embedding": text}
+
+    def whole(self, choices: Sequence[dict[str, Any]], usage: Usage) -> bytes:
+        rows = []
+        for one in choices:
+            vector = one["embedding"]
+            shown = vector if vector.startswith("[") else quoted(vector)
+            rows.append(f'{{"object": "embedding", "index": {one["index"]}, "embedding": {shown}}}')
+        table = {name: usage.table[name] for name in ("prompt_tokens", "total_tokens")}
+        return (
+            f'{{"object": "list", "model": {quoted(self.model)}, "data": [{", ".join(rows)}], '
+            f'"usage": {json.dumps(table)}}}'
+        ).encode()
 
 
 def logprobs_of_chat(tokenizer: Tokenizer, events: Sequence[Token]) -> dict[str, Any]:

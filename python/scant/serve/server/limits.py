@@ -33,5 +33,6 @@ class Limits:
     choices: int = 64  # prompts × n
     n: int = 16
     prompts: int = 64
+    inputs: int = 256  # of a request for vectors
     biases: int = 1024
     alternatives: int = 20

@@ -66,23 +66,35 @@ class Preparer:
             raise Refusal(400, str(error), param="messages", code="chat_template") from error
         return asked, [self._checked(tokens, "", asked, "messages")]
 
-    def _prompt(self, prompt: str | tuple[int, ...], asked: Asked) -> Prompt:
+    def vectors(self, data: bytes) -> tuple[Asked, list[Prompt]]:
+        """A body of `/v1/embeddings`."""
+        model = self._model
+        asked = fields.vectors(
+            body.parse(data, self._limits),
+            model.name,
+            model.vocabulary,
+            self._limits,
+            model.width,
+        )
+        return asked, [self._prompt(one, asked, "input") for one in asked.prompts]
+
+    def _prompt(self, prompt: str | tuple[int, ...], asked: Asked, param: str = "prompt") -> Prompt:
         model = self._model
         if not isinstance(prompt, str):
             text = self._tokenizer.decode(prompt) if asked.echo else ""
-            return self._checked(list(prompt), text, asked, "prompt")
+            return self._checked(list(prompt), text, asked, param)
         try:
             tokens = text_tokens(model, prompt)
         except TooLongError as error:
-            raise _too_long(str(error), model.context, "prompt") from error
-        return self._checked(tokens, prompt, asked, "prompt")
+            raise _too_long(str(error), model.context, param) from error
+        return self._checked(tokens, prompt, asked, param)
 
     def _checked(self, tokens: list[int], text: str, asked: Asked, param: str) -> Prompt:
         context = self._model.context
         if not tokens:
-            raise Refusal(400, "the prompt is empty", param=param)
+            raise Refusal(400, f"the {param} is empty", param=param)
         room = context - len(tokens)
-        if room < (asked.max_tokens or 1):
+        if room < (1 if asked.max_tokens is None else asked.max_tokens):
             what = f"{len(tokens):,} tokens"
             if asked.max_tokens and room > 0:
                 what += f" and {asked.max_tokens:,} to come"
