@@ -2,6 +2,9 @@
 
 #include <chrono>
 #include <cmath>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #include <memory>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -183,6 +186,12 @@ void bind_serve_engine(nb::module_& module) {
       if (!file) return file.error();
       return serve::reading_speed(file.value().bytes(), threads);
     }));
+  });
+  // What opening a model took and does not need any more goes back to the system.
+  module.def("give_memory_back", [] {
+#if defined(__GLIBC__)
+    without_gil([] { static_cast<void>(::malloc_trim(0)); });
+#endif
   });
   nb::class_<RunningEngine>(module, "Engine")
       .def(nb::init<const OpenModel&, const nb::dict&>(), nb::keep_alive<1, 2>())

@@ -11,6 +11,9 @@
 namespace scant::serve {
 namespace {
 
+// Logits of prompts that are echoed, in a step: they are memory that stays.
+constexpr uint32_t kEchoValues = 4 << 20;
+
 uint32_t pages_for(size_t tokens) {
   return static_cast<uint32_t>((tokens + kPageTokens - 1) / kPageTokens);
 }
@@ -66,7 +69,11 @@ const char* name(Finish finish) {
   return "?";
 }
 
-Scheduler::Scheduler(SchedulerOptions options, uint32_t pages) : options_(options), pool_(pages) {
+Scheduler::Scheduler(SchedulerOptions options, uint32_t pages)
+    : options_(options),
+      echo_rows_(std::max(
+          1U, std::min(kEchoValues / std::max(options.vocabulary, 1U), options.running_max))),
+      pool_(pages) {
   SCANT_CHECK(options.step_tokens >= options.running_max && options.running_max > 0);
 }
 Scheduler::~Scheduler() = default;
@@ -163,10 +170,9 @@ const Step& Scheduler::plan(uint32_t prompt_tokens) {
   SCANT_CHECK(in_step_.empty(), "the last step has not ended");
   step_.copies.clear();
   step_.planned.clear();
-  // As many rows for prompts that are echoed as sequences could have at the end of theirs.
   Room room{.tokens = options_.step_tokens,
             .prompt_tokens = std::min(prompt_tokens, options_.step_tokens - answering()),
-            .echo_rows = options_.running_max};
+            .echo_rows = echo_rows_};
   plan_running(room);
   admit(room);
   for (const Sequence* const one : in_step_) {

@@ -149,6 +149,7 @@ class Scheduler {
   void end_step();
 
   SchedulerOptions options_;
+  uint32_t echo_rows_;
   PagePool pool_;
   Sampler sampler_;
   Sequences running_;
