@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 import statistics
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,8 +108,8 @@ class _Period:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
-    first_s: list[float] = field(default_factory=list)
-    token_s: list[float] = field(default_factory=list)
+    first_s: array[float] = field(default_factory=lambda: array("d"))
+    token_s: array[float] = field(default_factory=lambda: array("d"))
 
 
 class Figures:
@@ -162,7 +163,7 @@ class Figures:
             mean = (now - choice.first_at) / (choice.tokens - 1)
             self._sample(self.token_time, self.period.token_s, mean)
 
-    def _sample(self, histogram: _Histogram, samples: list[float], value: float) -> None:
+    def _sample(self, histogram: _Histogram, samples: array[float], value: float) -> None:
         histogram.add(value)
         if len(samples) < _SAMPLES_MAX:
             samples.append(value)
