@@ -74,7 +74,8 @@ TEST_P(ProductTargets, EqualTheReference) {
     for (const Values values : {Values::moderate, Values::extreme, Values::strange}) {
       const OwnedTensor weights = draw_tensor(kind, shape, values, kSeed);
       const Tensor* const one[] = {&weights.tensor};
-      for (const size_t tokens : {1U, 2U, 3U, 7U, 15U, 16U, 17U, 33U}) {
+      for (const size_t tokens :
+           {1U, 2U, 3U, 4U, 5U, 6U, 7U, 8U, 9U, 10U, 11U, 12U, 13U, 14U, 15U, 16U, 17U, 31U, 33U}) {
         const codec::Family family = kFamilies[(tokens + shape.columns) % std::size(kFamilies)];
         const auto x = codec::draw_values(family, tokens * shape.columns, tokens);
         ASSERT_EQ(difference(multiplied(target, one, x, tokens),

@@ -3,6 +3,7 @@
 // clang-format off
 #include "serve/kernels/x86/expand-inl.h"
 #include "serve/kernels/x86/codes-inl.h"
+#include "serve/kernels/x86/few-inl.h"
 #include "serve/kernels/x86/pairs-inl.h"
 #include "serve/kernels/x86/floats-inl.h"
 #include "serve/kernels/x86/fill-inl.h"
@@ -17,8 +18,8 @@ void multiply(const Part& part) {
     case Form::rounded:
       return multiply_pairs(part);
     default:
-      if (part.operand->tokens == 1) return multiply_few<1>(part);
-      if (part.operand->tokens == 2) return multiply_few<2>(part);
-      return multiply_codes(part, add_panel);
+      if (part.operand->tokens <= kTokensFew) return multiply_few(part);
+      return multiply_codes(part, add_panel,
+                            part.operand->tokens > kPanelTokens ? kColumnsMany : kColumnsFew);
   }
 }

@@ -18,6 +18,8 @@ SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI ",amx-tile,amx-int8,amx-bf16");
 namespace scant::serve::amx {
 namespace {
 
+#include "serve/kernels/x86/rows-inl.h"
+// After it:
 #include "serve/kernels/x86/lanes_avx512-inl.h"
 // After it:
 #include "serve/kernels/x86/expand-inl.h"
@@ -165,7 +167,7 @@ void add_panel(const Piece& piece, const Operand& operand, size_t panel, float* 
 void multiply_codes(const Part& part) {
   configure_codes(part.operand->panel_tokens, group_columns(part.operand->form));
   const bool leasts = part.weights->kind == TensorKind::q4_1;
-  avx512vnni::multiply_codes(part, leasts ? add_panel<true> : add_panel<false>);
+  avx512vnni::multiply_codes(part, leasts ? add_panel<true> : add_panel<false>, kColumnsMany);
 }
 
 // --- bf16. Rows of weights are left tiles as they lie, and then a tile of sums has a row for each

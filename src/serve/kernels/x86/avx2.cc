@@ -15,6 +15,8 @@
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX2);
 namespace scant::serve::avx2 {
 
+#include "serve/kernels/x86/rows-inl.h"
+// After it:
 #include "serve/kernels/x86/lanes_avx2-inl.h"
 // After it:
 #include "serve/kernels/x86/all-inl.h"

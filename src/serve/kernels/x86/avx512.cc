@@ -15,6 +15,8 @@
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512);
 namespace scant::serve::avx512 {
 
+#include "serve/kernels/x86/rows-inl.h"
+// After it:
 #include "serve/kernels/x86/lanes_avx512-inl.h"
 // After it:
 #include "serve/kernels/x86/all-inl.h"

@@ -15,6 +15,8 @@
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI);
 namespace scant::serve::avx512vnni {
 
+#include "serve/kernels/x86/rows-inl.h"
+// After it:
 #include "serve/kernels/x86/lanes_avx512-inl.h"
 // After it:
 #include "serve/kernels/x86/all-inl.h"

@@ -2,9 +2,29 @@
 // tokens are multiplied with a piece while it lies in the cache. Included within the namespace of
 // an instruction set.
 
+// Calls what.template operator()<count>(), count being 1 to kMost.
+template <size_t kMost, typename What>
+SCANT_INLINE void for_count(size_t count, const What& what) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return for_count<kMost - 1>(count, what);
+  }
+  what.template operator()<kMost>();
+}
+// Cuts `count` into as few blocks as possible, of nearly the same size, at most kMost: calls
+// what.template operator()<size of the block>(where it begins).
+template <size_t kMost, typename What>
+SCANT_INLINE void for_blocks(size_t count, const What& what) {
+  size_t at = 0;
+  for (size_t blocks = (count + kMost - 1) / kMost; blocks > 0; --blocks) {
+    const size_t size = (count - at + blocks - 1) / blocks;
+    for_count<kMost>(size, [&]<size_t kSize>() { what.template operator()<kSize>(at); });
+    at += size;
+  }
+}
+
 template <size_t kTokens, bool kLeasts>
-SCANT_INLINE void add_codes(const Piece& piece, const Operand& operand, size_t panel, size_t token,
-                            float* to) {
+SCANT_APART void add_codes(const Piece& piece, const Operand& operand, size_t panel, size_t token,
+                           float* to) {
   const size_t wide = 4 * piece.quads;
   Vf sums[kTokens];
   for (size_t t = 0; t < kTokens; ++t) sums[t] = load_f(to + codec::kTileRows * t);
@@ -38,16 +58,9 @@ SCANT_INLINE void add_codes(const Piece& piece, const Operand& operand, size_t p
 
 template <bool kLeasts>
 static void add_panel_of(const Piece& piece, const Operand& operand, size_t panel, float* sums) {
-  const size_t tokens = operand.tokens_of(panel);
-  size_t token = 0;
-  for (; token + kTokensAtOnce <= tokens; token += kTokensAtOnce)
-    add_codes<kTokensAtOnce, kLeasts>(piece, operand, panel, token, sums + 16 * token);
-  if constexpr (kTokensAtOnce > 2) {
-    for (; token + 2 <= tokens; token += 2)
-      add_codes<2, kLeasts>(piece, operand, panel, token, sums + 16 * token);
-  }
-  for (; token < tokens; ++token)
-    add_codes<1, kLeasts>(piece, operand, panel, token, sums + 16 * token);
+  for_blocks<kTokensAtOnce>(operand.tokens_of(panel), [&]<size_t kTokens>(size_t token) {
+    add_codes<kTokens, kLeasts>(piece, operand, panel, token, sums + 16 * token);
+  });
 }
 
 // NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once
@@ -81,8 +94,6 @@ SCANT_INLINE void for_kind(TensorKind kind, const What& what) {
       return what.template operator()<TensorKind::sparse_q4>();
   }
 }
-
-// --- Many tokens
 
 template <TensorKind kind>
 static void expand(Source& from, size_t count, size_t quads, Store to, Prefetcher& prefetcher) {
@@ -129,9 +140,10 @@ static void store_sums(const Part& part, uint64_t strip, const float* sums) {
 }
 
 // NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once
-void multiply_codes(const Part& part, AddPanel add) {
+void multiply_codes(const Part& part, AddPanel add, size_t columns) {
   const Operand& operand = *part.operand;
-  const Plan plan = plan_of(*part.weights, operand.tokens);
+  Plan plan = plan_of(*part.weights, operand.tokens);
+  plan.groups = std::min(plan.groups, columns / group_columns(operand.form));
   const size_t of_strip = base::align_up(operand.tokens, kPanelTokens) * 16;
   auto* const sums = reinterpret_cast<float*>(part.scratch + plan.sums);
   Prefetcher prefetcher = prefetcher_of(part);
@@ -155,74 +167,5 @@ void multiply_codes(const Part& part, AddPanel add) {
     }
     for (size_t i = 0; i < strips; ++i)
       store_sums(part, part.strip_first + done + i, sums + i * of_strip);
-  }
-}
-
-// --- Few tokens: groups are multiplied in registers as they are read
-
-// Multiplies the group with tokens of the one panel.
-template <size_t kTokens>
-struct Multiply {
-  const int8_t* codes = nullptr;
-  size_t wide = 0;
-  Vi whole[kTokens];
-  Vf row_scales;
-  Vf row_leasts;
-
-  SCANT_METHOD Vi four(size_t t, size_t k) const {
-    int32_t value = 0;
-    std::memcpy(&value, codes + t * wide + 4 * k, sizeof value);
-    return every_i(value);
-  }
-  SCANT_METHOD void quad(size_t k, Vi levels) {
-    const Weights weights = weights_of(levels);
-    for (size_t t = 0; t < kTokens; ++t) whole[t] = add_products(whole[t], weights, four(t, k));
-  }
-  template <int>
-  SCANT_METHOD void offset_quad(size_t k, Vi values) {
-    for (size_t t = 0; t < kTokens; ++t)
-      whole[t] = add_products_of_nibbles(whole[t], values, four(t, k));
-  }
-  SCANT_METHOD void scales(Vf value) { row_scales = value; }
-  SCANT_METHOD void leasts(Vf value) { row_leasts = value; }
-};
-
-template <TensorKind kind, size_t kTokens>
-static void multiply_strip(Source& from, const Operand& operand, float* to,
-                           Prefetcher& prefetcher) {
-  constexpr bool kNibbles = kind == TensorKind::q4_0 || kind == TensorKind::q4_1;
-  Vf sums[kTokens];
-  for (size_t t = 0; t < kTokens; ++t) sums[t] = zero_f();
-  for (size_t group = 0; group < operand.groups; ++group) {
-    Multiply<kTokens> sink;
-    const size_t at = operand.index(0, group);
-    sink.codes = operand.codes(0, group);
-    sink.wide = group_columns(operand.form);
-    for (size_t t = 0; t < kTokens; ++t) {
-      const int32_t start = operand.starts[at + t];  // -128 times the codes' sum
-      sink.whole[t] = kNibbles ? every_i(start / 128 * kOffset<kind>) : start_of(start);
-    }
-    expand_group<kind>(from, sink, prefetcher);
-    for (size_t t = 0; t < kTokens; ++t) {
-      const Vf scale = times(sink.row_scales, every_f(operand.scales[at + t]));
-      sums[t] = multiply_add(of_integers(sink.whole[t]), scale, sums[t]);
-      if constexpr (kind == TensorKind::q4_1)
-        sums[t] = multiply_add(sink.row_leasts, every_f(operand.shifts[at + t]), sums[t]);
-    }
-  }
-  for (size_t t = 0; t < kTokens; ++t) store_f(to + codec::kTileRows * t, sums[t]);
-}
-
-template <size_t kTokens>
-static void multiply_few(const Part& part) {
-  const Plan plan = plan_of(*part.weights, kTokens);
-  auto* const sums = reinterpret_cast<float*>(part.scratch + plan.sums);
-  Prefetcher prefetcher = prefetcher_of(part);
-  for (uint64_t strip = part.strip_first; strip < part.strip_first + part.strips; ++strip) {
-    Source source = source_of_strip(part, strip, part.scratch + plan.rows);
-    for_kind(source.kind, [&]<TensorKind kind>() {
-      multiply_strip<kind, kTokens>(source, *part.operand, sums, prefetcher);
-    });
-    store_sums(part, strip, sums);
   }
 }

@@ -137,7 +137,7 @@ SCANT_INLINE void turn_rows(const std::byte* from, size_t stride, size_t times, 
 template <typename Sink>
 SCANT_INLINE void expand_q8_0(const Source& from, Sink& sink) {
   turn_rows_to(from.rows + 2, from.stride, 2, [&](size_t k, Vi levels) { sink.quad(k, levels); });
-  sink.scales(of_low_halves(gather(from.rows, from.stride)));
+  sink.scales(scales_of_rows(from.rows, from.stride));
 }
 
 template <TensorKind kind, typename Sink>
@@ -149,9 +149,13 @@ SCANT_INLINE void expand_nibbles(const Source& from, Sink& sink) {
     sink.template offset_quad<kOffset<kind>>(k, both(quads[k], low));
     sink.template offset_quad<kOffset<kind>>(k + 4, both(down<4>(quads[k]), low));
   }
-  const Vi numbers = gather(from.rows, from.stride);
-  sink.scales(of_low_halves(numbers));
-  if constexpr (kind == TensorKind::q4_1) sink.leasts(of_low_halves(down<16>(numbers)));
+  if constexpr (kind == TensorKind::q4_1) {
+    const Vi numbers = numbers_of_rows(from.rows, from.stride);
+    sink.scales(of_low_halves(numbers));
+    sink.leasts(of_low_halves(down<16>(numbers)));
+  } else {
+    sink.scales(scales_of_rows(from.rows, from.stride));
+  }
 }
 
 // --- Tiles

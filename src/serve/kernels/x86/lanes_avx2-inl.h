@@ -2,6 +2,7 @@
 // the namespace of an instruction set.
 
 constexpr size_t kTokensAtOnce = 2;  // as many sums as registers hold
+constexpr size_t kTokensFew = 4;     // of codes, that are multiplied as they are read
 constexpr size_t kRowsAtOnce = 2;    // of f32 and f16
 
 struct Vf {
@@ -165,13 +166,14 @@ SCANT_INLINE Vi high64(Vi a, Vi b) {
   return {_mm256_unpackhi_epi64(a.a, b.a), _mm256_unpackhi_epi64(a.b, b.b)};
 }
 
-// The four bytes at `from`, + stride, + 2 * stride, ...
-SCANT_INLINE Vi gather(const std::byte* from, size_t stride) {
-  const __m256i index = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                           _mm256_set1_epi32(static_cast<int>(stride)));
-  const auto* const low = reinterpret_cast<const int*>(from);
-  const auto* const high = reinterpret_cast<const int*>(from + 8 * stride);
-  return {_mm256_i32gather_epi32(low, index, 1), _mm256_i32gather_epi32(high, index, 1)};
+// f16 of 16 rows.
+SCANT_INLINE Vf scales_of_rows(const std::byte* from, size_t stride) {
+  return {_mm256_cvtph_ps(eight_halves(from, stride)),
+          _mm256_cvtph_ps(eight_halves(from + 8 * stride, stride))};
+}
+// 32 bits of 16 rows.
+SCANT_INLINE Vi numbers_of_rows(const std::byte* from, size_t stride) {
+  return {eight_numbers(from, stride), eight_numbers(from + 8 * stride, stride)};
 }
 // The lower 16 bits of each lane are an f16.
 SCANT_INLINE Vf of_low_halves(Vi value) {

@@ -2,6 +2,7 @@
 // within the namespace of an instruction set; SCANT_HAS_VNNI says whether it has VNNI (and VBMI2).
 
 constexpr size_t kTokensAtOnce = 8;  // as many sums as registers hold
+constexpr size_t kTokensFew = 16;    // of codes, that are multiplied as they are read
 constexpr size_t kRowsAtOnce = 4;    // of f32 and f16
 
 using Vf = __m512;
@@ -88,12 +89,16 @@ SCANT_INLINE Vi high32(Vi a, Vi b) { return _mm512_unpackhi_epi32(a, b); }
 SCANT_INLINE Vi low64(Vi a, Vi b) { return _mm512_unpacklo_epi64(a, b); }
 SCANT_INLINE Vi high64(Vi a, Vi b) { return _mm512_unpackhi_epi64(a, b); }
 
-// The four bytes at `from`, + stride, + 2 * stride, ...
-SCANT_INLINE Vi gather(const std::byte* from, size_t stride) {
-  const Vi index =
-      _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                         _mm512_set1_epi32(static_cast<int>(stride)));
-  return _mm512_i32gather_epi32(index, from, 1);
+// f16 of 16 rows.
+SCANT_INLINE Vf scales_of_rows(const std::byte* from, size_t stride) {
+  const __m128i low = eight_halves(from, stride);
+  const __m128i high = eight_halves(from + 8 * stride, stride);
+  return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+}
+// 32 bits of 16 rows.
+SCANT_INLINE Vi numbers_of_rows(const std::byte* from, size_t stride) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(eight_numbers(from, stride)),
+                            eight_numbers(from + 8 * stride, stride), 1);
 }
 // The lower 16 bits of each lane are an f16.
 SCANT_INLINE Vf of_low_halves(Vi value) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(value)); }

@@ -14,8 +14,8 @@ class FlushDenormals {
 };
 
 template <size_t kTokens>
-SCANT_INLINE void add_pairs(const std::byte* pairs, size_t blocks, const Operand& operand,
-                            size_t token, size_t block_first, float* to) {
+SCANT_APART void add_pairs(const std::byte* pairs, size_t blocks, const Operand& operand,
+                           size_t token, size_t block_first, float* to) {
   Vf sums[kTokens];
   for (size_t t = 0; t < kTokens; ++t) sums[t] = load_f(to + codec::kTileRows * t);
   const Vi upper = every_i(static_cast<int32_t>(0xFFFF0000U));
@@ -84,15 +84,9 @@ static const std::byte* next_pairs(Source& from, size_t columns, size_t first, s
 
 static void add_pairs_of_all(const std::byte* pairs, size_t blocks, const Operand& operand,
                              size_t block_first, float* sums) {
-  size_t token = 0;
-  for (; token + kTokensAtOnce <= operand.tokens; token += kTokensAtOnce)
-    add_pairs<kTokensAtOnce>(pairs, blocks, operand, token, block_first, sums + 16 * token);
-  if constexpr (kTokensAtOnce > 2) {
-    for (; token + 2 <= operand.tokens; token += 2)
-      add_pairs<2>(pairs, blocks, operand, token, block_first, sums + 16 * token);
-  }
-  for (; token < operand.tokens; ++token)
-    add_pairs<1>(pairs, blocks, operand, token, block_first, sums + 16 * token);
+  for_blocks<kTokensAtOnce>(operand.tokens, [&]<size_t kTokens>(size_t token) {
+    add_pairs<kTokens>(pairs, blocks, operand, token, block_first, sums + 16 * token);
+  });
 }
 
 static void multiply_pairs(const Part& part) {

@@ -23,7 +23,7 @@ Plan plan_of(const Tensor& weights, size_t tokens) {
   const size_t wide = rows || pairs ? kPairColumns : codec::kTileColumns;
   const size_t groups = (weights.shape.columns + wide - 1) / wide;
   // bf16 takes twice as many bytes.
-  const size_t columns = (many ? kColumnsMany : kColumnsFew) / (pairs ? 2 : 1);
+  const size_t columns = kColumnsMany / (pairs ? 2 : 1);
   plan.strips = many ? kStripsMany : 1;
   plan.groups = std::min(groups, columns / wide);
   plan.quads = wide / 4;

@@ -7,8 +7,9 @@
 namespace scant::serve {
 
 inline constexpr size_t kStripsMany = 8;
-// Columns of a piece. One strip's piece, and the same columns of so many panels, stay in L1.
-inline constexpr size_t kColumnsFew = 512;
+// Columns of a piece. One strip's piece, and the same columns of so many panels, stay in L1. With
+// few tokens a short piece lets memory work while codes are multiplied.
+inline constexpr size_t kColumnsFew = 128;
 inline constexpr size_t kColumnsMany = 512;
 inline constexpr size_t kPanelsAtOnce = 2;
 // Tiles are one stream of bytes: so far ahead of it. Rows are asked for a whole strip ahead.
@@ -55,7 +56,7 @@ using AddPanel = void (*)(const Piece& piece, const Operand& operand, size_t pan
   namespace SET {                                                                        \
   void fill(const Operand& operand, size_t panel);                                       \
   void add_panel(const Piece& piece, const Operand& operand, size_t panel, float* sums); \
-  void multiply_codes(const Part& part, AddPanel add);                                   \
+  void multiply_codes(const Part& part, AddPanel add, size_t columns);                   \
   void multiply(const Part& part);                                                       \
   }
 SCANT_DECLARE_PRODUCTS(avx2)

@@ -21,4 +21,6 @@
 #define SCANT_AVX512 SCANT_AVX2 ",avx512f,avx512vl,avx512dq,avx512bw"
 #define SCANT_AVX512VNNI SCANT_AVX512 ",avx512vnni,avx512vbmi,avx512vbmi2"
 #define SCANT_INLINE static inline __attribute__((always_inline))
+// A loop that gets all registers.
+#define SCANT_APART static __attribute__((noinline))
 #define SCANT_METHOD __attribute__((always_inline))
