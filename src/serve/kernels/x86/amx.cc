@@ -13,6 +13,7 @@
 #include "serve/kernels/x86/region.h"
 
 #define SCANT_HAS_VNNI 1
+#define SCANT_HAS_AVX512 1
 
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI ",amx-tile,amx-int8,amx-bf16");
 namespace scant::serve::amx {

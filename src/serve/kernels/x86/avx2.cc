@@ -11,6 +11,7 @@
 #include "serve/kernels/x86/region.h"
 
 #define SCANT_HAS_VNNI 0
+#define SCANT_HAS_AVX512 0
 
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX2);
 namespace scant::serve::avx2 {

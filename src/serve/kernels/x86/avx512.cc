@@ -11,6 +11,7 @@
 #include "serve/kernels/x86/region.h"
 
 #define SCANT_HAS_VNNI 0
+#define SCANT_HAS_AVX512 1
 
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512);
 namespace scant::serve::avx512 {

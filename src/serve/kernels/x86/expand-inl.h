@@ -132,6 +132,14 @@ SCANT_INLINE void turn_rows(const std::byte* from, size_t stride, size_t times, 
   }
 }
 
+// 64 bytes of each row, to sink(k, elements).
+#if !SCANT_HAS_AVX512
+template <typename Sink>
+SCANT_INLINE void turn_lines_to(const std::byte* from, size_t stride, const Sink& sink) {
+  turn_rows_to(from, stride, 4, sink);
+}
+#endif
+
 // --- GGUF's blocks
 
 template <typename Sink>
@@ -234,8 +242,8 @@ SCANT_INLINE void expand_row8(uint64_t bits, const std::byte* from, std::byte* t
   _mm512_store_si512(to, _mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(from)));
 }
 #else
-SCANT_INLINE const std::byte* expand_row16(uint64_t bits, const std::byte* from, std::byte* to) {
-  for (size_t i = 0; i < 16; ++i, bits >>= 4U) {
+SCANT_INLINE void expand_row16(uint32_t bits, const std::byte* from, std::byte* to) {
+  for (size_t i = 0; i < 8; ++i, bits >>= 4U) {
     uint64_t four = 0;
     std::memcpy(&four, from, sizeof four);
     const uint64_t places = _pdep_u64(bits & 15U, 0x0001000100010001U) * 0xFFFFU;
@@ -243,7 +251,6 @@ SCANT_INLINE const std::byte* expand_row16(uint64_t bits, const std::byte* from,
     std::memcpy(to + 8 * i, &four, sizeof four);
     from += 2 * static_cast<size_t>(_mm_popcnt_u64(bits & 15U));
   }
-  return from;
 }
 SCANT_INLINE void expand_row8(uint64_t bits, const std::byte* from, std::byte* to) {
   for (size_t i = 0; i < 8; ++i, bits >>= 8U) {
@@ -263,10 +270,39 @@ SCANT_INLINE uint64_t bits_of(const Source& from, size_t row) {
   return bits;
 }
 
-// 64 columns of 16 rows, 128 bytes a row.
-SCANT_INLINE void expand_sparse_bf16(Source& from, std::byte* rows) {
-  for (size_t row = 0; row < codec::kTileRows; ++row)
-    from.codes = expand_row16(bits_of(from, row), from.codes, rows + 128 * row);
+// Where the kept values of each row of a sparse tile go on; then those of its upper 32 columns.
+struct SparseRows {
+  const std::byte* at[codec::kTileRows];
+};
+// The lower 32 columns of sixteen rows of bf16, or the upper ones, to sink(pair, elements). The
+// lower ones set `rows`, and advance the source.
+template <bool kUpper, typename Sink>
+SCANT_INLINE void expand_sparse_pairs(Source& from, SparseRows& rows, const Sink& sink) {
+#if SCANT_HAS_VNNI
+  Vi expanded[codec::kTileRows];
+#else
+  alignas(64) std::byte expanded[codec::kTileRows * 64];
+#endif
+  for (size_t row = 0; row < codec::kTileRows; ++row) {
+    const uint64_t all = bits_of(from, row);
+    const auto bits = static_cast<uint32_t>(kUpper ? all >> 32U : all);
+    const std::byte* const at = kUpper ? rows.at[row] : from.codes;
+    if constexpr (!kUpper) {
+      rows.at[row] = at + 2 * static_cast<size_t>(_mm_popcnt_u32(bits));
+      from.codes = at + 2 * static_cast<size_t>(_mm_popcnt_u64(all));
+    }
+#if SCANT_HAS_VNNI
+    expanded[row] = _mm512_maskz_expand_epi16(bits, load_i(at));
+#else
+    expand_row16(bits, at, expanded + 64 * row);
+#endif
+  }
+#if SCANT_HAS_VNNI
+  turn_registers(expanded);
+  for (size_t k = 0; k < 16; ++k) sink(k, expanded[k]);
+#else
+  turn_lines_to(expanded, 64, sink);
+#endif
 }
 
 template <typename Sink>

@@ -3,6 +3,7 @@
 
 constexpr size_t kTokensAtOnce = 2;  // as many sums as registers hold
 constexpr size_t kTokensFew = 4;     // of codes, that are multiplied as they are read
+constexpr size_t kPairTokensFew = 2; // of bf16, likewise
 constexpr size_t kRowsAtOnce = 2;    // of f32 and f16
 
 struct Vf {

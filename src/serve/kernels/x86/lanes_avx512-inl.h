@@ -3,6 +3,7 @@
 
 constexpr size_t kTokensAtOnce = 8;  // as many sums as registers hold
 constexpr size_t kTokensFew = 16;    // of codes, that are multiplied as they are read
+constexpr size_t kPairTokensFew = 8; // of bf16, likewise
 constexpr size_t kRowsAtOnce = 4;    // of f32 and f16
 
 using Vf = __m512;
@@ -95,6 +96,39 @@ SCANT_INLINE Vf scales_of_rows(const std::byte* from, size_t stride) {
   const __m128i high = eight_halves(from + 8 * stride, stride);
   return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
 }
+// Element k of each row to lane row of rows[k].
+SCANT_INLINE void turn_registers(Vi (&rows)[16]) {
+  Vi fours[4][4];  // [rows / 4][element mod 4]
+  for (size_t g = 0; g < 4; ++g) {
+    const Vi low01 = low32(rows[4 * g], rows[4 * g + 1]);
+    const Vi low23 = low32(rows[4 * g + 2], rows[4 * g + 3]);
+    const Vi high01 = high32(rows[4 * g], rows[4 * g + 1]);
+    const Vi high23 = high32(rows[4 * g + 2], rows[4 * g + 3]);
+    fours[g][0] = low64(low01, low23);
+    fours[g][1] = high64(low01, low23);
+    fours[g][2] = low64(high01, high23);
+    fours[g][3] = high64(high01, high23);
+  }
+  for (size_t k = 0; k < 4; ++k) {
+    const Vi even0 = _mm512_shuffle_i32x4(fours[0][k], fours[1][k], 0x88);
+    const Vi even1 = _mm512_shuffle_i32x4(fours[2][k], fours[3][k], 0x88);
+    const Vi odd0 = _mm512_shuffle_i32x4(fours[0][k], fours[1][k], 0xDD);
+    const Vi odd1 = _mm512_shuffle_i32x4(fours[2][k], fours[3][k], 0xDD);
+    rows[k] = _mm512_shuffle_i32x4(even0, even1, 0x88);
+    rows[4 + k] = _mm512_shuffle_i32x4(odd0, odd1, 0x88);
+    rows[8 + k] = _mm512_shuffle_i32x4(even0, even1, 0xDD);
+    rows[12 + k] = _mm512_shuffle_i32x4(odd0, odd1, 0xDD);
+  }
+}
+// 64 bytes of each row, to sink(k, elements).
+template <typename Sink>
+SCANT_INLINE void turn_lines_to(const std::byte* from, size_t stride, const Sink& sink) {
+  Vi rows[16];
+  for (size_t row = 0; row < 16; ++row) rows[row] = load_i(from + row * stride);
+  turn_registers(rows);
+  for (size_t k = 0; k < 16; ++k) sink(k, rows[k]);
+}
+
 // 32 bits of 16 rows.
 SCANT_INLINE Vi numbers_of_rows(const std::byte* from, size_t stride) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(eight_numbers(from, stride)),

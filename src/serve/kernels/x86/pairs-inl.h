@@ -13,31 +13,27 @@ class FlushDenormals {
   unsigned before_;
 };
 
+// Multiplies a block of pairs with tokens from `x` on, `apart` floats from each to the next.
 template <size_t kTokens>
-SCANT_APART void add_pairs(const std::byte* pairs, size_t blocks, const Operand& operand,
-                           size_t token, size_t block_first, float* to) {
-  Vf sums[kTokens];
-  for (size_t t = 0; t < kTokens; ++t) sums[t] = load_f(to + codec::kTileRows * t);
-  const Vi upper = every_i(static_cast<int32_t>(0xFFFF0000U));
-  for (size_t block = 0; block < blocks; ++block, pairs += 64 * 16) {
-    Vf even[kTokens];
-    Vf odd[kTokens];
+struct MultiplyPairs {
+  Vf even[kTokens];
+  Vf odd[kTokens];
+
+  SCANT_METHOD MultiplyPairs() {
     for (size_t t = 0; t < kTokens; ++t) even[t] = odd[t] = zero_f();
-    for (size_t pair = 0; pair < 16; ++pair) {
-      const Vi two = load_i(pairs + 64 * pair);
-      const Vf low = as_floats(up<16>(two));
-      const Vf high = as_floats(both(two, upper));
-      for (size_t t = 0; t < kTokens; ++t) {
-        const float* const x =
-            operand.rounded(token + t) + (block_first + block) * kPairColumns + 2 * pair;
-        even[t] = multiply_add(low, every_f(x[0]), even[t]);
-        odd[t] = multiply_add(high, every_f(x[1]), odd[t]);
-      }
+  }
+  SCANT_METHOD void pair(size_t k, Vi two, const float* x, size_t apart) {
+    const Vf low = as_floats(up<16>(two));
+    const Vf high = as_floats(both(two, every_i(static_cast<int32_t>(0xFFFF0000U))));
+    for (size_t t = 0; t < kTokens; ++t) {
+      even[t] = multiply_add(low, every_f(x[t * apart + 2 * k]), even[t]);
+      odd[t] = multiply_add(high, every_f(x[t * apart + 2 * k + 1]), odd[t]);
     }
+  }
+  SCANT_METHOD void add_to(Vf (&sums)[kTokens]) const {
     for (size_t t = 0; t < kTokens; ++t) sums[t] = plus(sums[t], plus(even[t], odd[t]));
   }
-  for (size_t t = 0; t < kTokens; ++t) store_f(to + codec::kTileRows * t, sums[t]);
-}
+};
 
 // The last columns of sixteen rows that end within a block, filled up with zeros, 64 bytes a row.
 static void copy_edge(const std::byte* rows, size_t stride, size_t bytes, std::byte* to) {
@@ -46,66 +42,136 @@ static void copy_edge(const std::byte* rows, size_t stride, size_t bytes, std::b
     std::memcpy(to + 64 * row, rows + row * stride, bytes);
 }
 
-// Pairs of the next `blocks` blocks of a strip: where they lie, or expanded to `to`.
-static const std::byte* next_pairs(Source& from, size_t columns, size_t first, size_t blocks,
-                                   std::byte* edge, std::byte* to, Prefetcher& prefetcher) {
-  const std::byte* const lying = from.codes;
-  switch (from.kind) {
-    case TensorKind::bf16_tiles:
-      // A strip ends with a whole tile; the operand's blocks may end in the middle of it.
-      from.codes += blocks * 1024;
-      for (size_t i = 0; i < blocks; ++i) prefetcher.next(1024);
-      return lying;
-    case TensorKind::bf16:
-      for (size_t i = 0; i < blocks; ++i, from.rows += 64) {
-        const size_t left = columns - (first + i) * kPairColumns;
-        if (left < kPairColumns) {
-          copy_edge(from.rows, from.stride, 2 * left, edge);
-          turn_rows(edge, 64, 4, to + 1024 * i);
-        } else {
-          turn_rows(from.rows, from.stride, 4, to + 1024 * i);
-        }
-        prefetcher.next(1024);
-      }
-      return to;
-    default:
-      for (size_t i = 0; i < blocks; i += 2) {
-        const std::byte* const begin = from.codes;
-        expand_sparse_bf16(from, edge);
-        from.bits += sizeof(uint64_t) * codec::kTileRows;
-        turn_rows(edge, 128, 4, to + 1024 * i);
-        // An odd number of blocks ends with the first half of a tile.
-        if (i + 1 < blocks) turn_rows(edge + 64, 128, 4, to + 1024 * (i + 1));
-        prefetcher.next(static_cast<size_t>(from.codes - begin) + 8 * codec::kTileRows);
-      }
-      return to;
+// A strip's blocks in ascending order.
+template <TensorKind kind>
+struct Blocks {
+  Source& from;
+  std::byte* edge;
+  size_t columns_left;
+  SparseRows sparse_rows;
+  bool upper = false;
+
+  // The next block's pairs, to sink(pair, elements).
+  template <typename Sink>
+  SCANT_METHOD void next(Prefetcher& prefetcher, const Sink& sink) {
+    const std::byte* const begin = from.codes;
+    if constexpr (kind == TensorKind::bf16_tiles) {
+      for (size_t k = 0; k < 16; ++k) sink(k, load_i(from.codes + 64 * k));
+      from.codes += 1024;
+    } else if constexpr (kind == TensorKind::bf16) {
+      const size_t columns = std::min(columns_left, kPairColumns);
+      if (columns < kPairColumns) copy_edge(from.rows, from.stride, 2 * columns, edge);
+      const bool whole = columns == kPairColumns;
+      turn_lines_to(whole ? from.rows : edge, whole ? from.stride : 64, sink);
+      columns_left -= columns;
+      from.rows += 64;
+      prefetcher.next(1024);
+    } else if (!upper) {
+      expand_sparse_pairs<false>(from, sparse_rows, sink);
+      upper = true;
+    } else {
+      expand_sparse_pairs<true>(from, sparse_rows, sink);
+      from.bits += sizeof(uint64_t) * codec::kTileRows;
+      upper = false;
+    }
+    if constexpr (kind == TensorKind::bf16_tiles || kind == TensorKind::sparse_bf16) {
+      const bool bits = kind == TensorKind::sparse_bf16 && !upper;
+      prefetcher.next(static_cast<size_t>(from.codes - begin) + (bits ? 8 * codec::kTileRows : 0));
+    }
+  }
+};
+template <TensorKind kind>
+SCANT_INLINE Blocks<kind> blocks_of(const Part& part, const Plan& plan, Source& source) {
+  return {source, part.scratch + plan.edge, part.weights->shape.columns, {}};
+}
+
+// --- Few tokens: blocks are multiplied as they are read
+
+template <TensorKind kind, size_t kTokens>
+SCANT_APART void multiply_blocks(const Part& part, const Plan& plan, Source& source, float* to,
+                                 Prefetcher& prefetcher) {
+  const Operand& operand = *part.operand;
+  const size_t apart = operand.groups * kPairColumns;
+  const float* x = operand.rounded(0);
+  Blocks<kind> blocks = blocks_of<kind>(part, plan, source);
+  Vf sums[kTokens];
+  for (size_t t = 0; t < kTokens; ++t) sums[t] = zero_f();
+  for (size_t block = 0; block < operand.groups; ++block, x += kPairColumns) {
+    MultiplyPairs<kTokens> of_block;
+    blocks.next(prefetcher, [&](size_t k, Vi two) { of_block.pair(k, two, x, apart); });
+    of_block.add_to(sums);
+  }
+  for (size_t t = 0; t < kTokens; ++t) store_f(to + codec::kTileRows * t, sums[t]);
+}
+
+// --- More tokens: pieces of a strip lie in L1
+
+template <size_t kTokens>
+SCANT_APART void add_pairs(const std::byte* pairs, size_t blocks, const Operand& operand,
+                           size_t token, size_t block_first, float* to) {
+  const size_t apart = operand.groups * kPairColumns;
+  const float* x = operand.rounded(token) + block_first * kPairColumns;
+  Vf sums[kTokens];
+  for (size_t t = 0; t < kTokens; ++t) sums[t] = load_f(to + codec::kTileRows * t);
+  for (size_t block = 0; block < blocks; ++block, pairs += 64 * 16, x += kPairColumns) {
+    MultiplyPairs<kTokens> of_block;
+    for (size_t k = 0; k < 16; ++k) of_block.pair(k, load_i(pairs + 64 * k), x, apart);
+    of_block.add_to(sums);
+  }
+  for (size_t t = 0; t < kTokens; ++t) store_f(to + codec::kTileRows * t, sums[t]);
+}
+
+template <TensorKind kind>
+static void multiply_pieces(const Part& part, const Plan& plan, Source& source, float* sums,
+                            Prefetcher& prefetcher) {
+  const Operand& operand = *part.operand;
+  const size_t columns = operand.tokens > kPanelTokens ? kColumnsMany / 2 : kColumnsFew / 2;
+  Blocks<kind> from = blocks_of<kind>(part, plan, source);
+  std::memset(sums, 0, operand.tokens * 64);
+  for (size_t first = 0; first < operand.groups; first += columns / kPairColumns) {
+    const size_t blocks = std::min(columns / kPairColumns, operand.groups - first);
+    const std::byte* pairs = source.codes;
+    if constexpr (kind == TensorKind::bf16_tiles) {
+      source.codes += blocks * 1024;
+      prefetcher.next(blocks * 1024);
+    } else {
+      std::byte* to = part.scratch + plan.elements;
+      pairs = to;
+      for (size_t i = 0; i < blocks; ++i, to += 1024)
+        from.next(prefetcher, [&](size_t k, Vi two) { store_i(to + 64 * k, two); });
+    }
+    for_blocks<kTokensAtOnce>(operand.tokens, [&]<size_t kTokens>(size_t token) {
+      add_pairs<kTokens>(pairs, blocks, operand, token, first, sums + 16 * token);
+    });
   }
 }
 
-static void add_pairs_of_all(const std::byte* pairs, size_t blocks, const Operand& operand,
-                             size_t block_first, float* sums) {
-  for_blocks<kTokensAtOnce>(operand.tokens, [&]<size_t kTokens>(size_t token) {
-    add_pairs<kTokens>(pairs, blocks, operand, token, block_first, sums + 16 * token);
-  });
-}
-
-static void multiply_pairs(const Part& part) {
+template <TensorKind kind>
+static void multiply_pairs_of(const Part& part) {
   const FlushDenormals flush;
-  const Operand& operand = *part.operand;
-  const size_t columns = part.weights->shape.columns;
-  const Plan plan = plan_of(*part.weights, operand.tokens);
+  const Plan plan = plan_of(*part.weights, part.operand->tokens);
   auto* const sums = reinterpret_cast<float*>(part.scratch + plan.sums);
   Prefetcher prefetcher = prefetcher_of(part);
   for (uint64_t i = 0; i < part.strips; ++i) {
     Source source = source_of_strip(part, part.strip_first + i, part.scratch + plan.rows);
-    std::memset(sums, 0, operand.tokens * 64);
-    for (size_t first = 0; first < operand.groups; first += plan.groups) {
-      const size_t blocks = std::min(plan.groups, operand.groups - first);
-      const std::byte* const pairs =
-          next_pairs(source, columns, first, blocks, part.scratch + plan.edge,
-                     part.scratch + plan.elements, prefetcher);
-      add_pairs_of_all(pairs, blocks, operand, first, sums);
+    if (part.operand->tokens > kPairTokensFew) {
+      multiply_pieces<kind>(part, plan, source, sums, prefetcher);
+    } else {
+      for_count<kPairTokensFew>(part.operand->tokens, [&]<size_t kTokens>() {
+        multiply_blocks<kind, kTokens>(part, plan, source, sums, prefetcher);
+      });
     }
     store_sums(part, part.strip_first + i, sums);
+  }
+}
+
+static void multiply_pairs(const Part& part) {
+  switch (part.weights->kind) {
+    case TensorKind::bf16:
+      return multiply_pairs_of<TensorKind::bf16>(part);
+    case TensorKind::bf16_tiles:
+      return multiply_pairs_of<TensorKind::bf16_tiles>(part);
+    default:
+      return multiply_pairs_of<TensorKind::sparse_bf16>(part);
   }
 }
