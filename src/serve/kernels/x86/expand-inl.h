@@ -225,11 +225,49 @@ SCANT_INLINE void expand_pairs_of_bits(const Source& from, Sink& sink) {
   }
 }
 
-// --- Sparse tiles
+// --- Sparse tiles. Up to 64 bytes behind the kept values of a row may be read: tables follow those
+// of every tensor.
 
-// A row of 64 columns from the kept values that begin at `from`; returns where they end. Up to 64
-// bytes behind that may be read: tables follow the values of every tensor.
+SCANT_INLINE uint64_t bits_of(const Source& from, size_t row) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, from.bits + sizeof bits * row, sizeof bits);
+  return bits;
+}
+
 #if SCANT_HAS_VNNI
+// 64 bytes of each of sixteen rows: elements whose bits are set follow one another at `from`, the
+// others are zero.
+class Lines {
+ public:
+  SCANT_METHOD void set16(size_t row, uint32_t bits, const std::byte* from) {
+    rows_[row] = _mm512_maskz_expand_epi16(bits, apart(load_i(from)));
+  }
+  SCANT_METHOD void set8(size_t row, uint64_t bits, const std::byte* from) {
+    rows_[row] = _mm512_maskz_expand_epi8(bits, apart(load_i(from)));
+  }
+  // Codes of 4 bits, the lower half of a byte first.
+  SCANT_METHOD void set4(size_t row, uint64_t bits, const std::byte* from, __m128i table) {
+    const Vi wide =
+        _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    const Vi codes = both(either(wide, _mm512_slli_epi16(wide, 4)), every_i(0x0F0F0F0F));
+    rows_[row] = _mm512_maskz_expand_epi8(bits, look_up(table, codes));
+  }
+  // Element k of 32 bits of each row, to sink(k, elements).
+  template <typename Sink>
+  SCANT_METHOD void turn_to(const Sink& sink) {
+    turn_registers(rows_);
+    for (size_t k = 0; k < 16; ++k) sink(k, rows_[k]);
+  }
+
+ private:
+  // A load of its own: Zen 4 takes ten times as long to expand from memory.
+  SCANT_METHOD static Vi apart(Vi loaded) {
+    asm("" : "+v"(loaded));
+    return loaded;
+  }
+  Vi rows_[codec::kTileRows];
+};
+// AMX: a row of 64 columns; returns where its kept values end.
 SCANT_INLINE const std::byte* expand_row16(uint64_t bits, const std::byte* from, std::byte* to) {
   const auto low = static_cast<__mmask32>(bits);
   const auto high = static_cast<__mmask32>(bits >> 32U);
@@ -238,39 +276,56 @@ SCANT_INLINE const std::byte* expand_row16(uint64_t bits, const std::byte* from,
   _mm512_store_si512(to + 64, _mm512_maskz_expand_epi16(high, _mm512_loadu_si512(middle)));
   return middle + 2 * static_cast<size_t>(_mm_popcnt_u32(high));
 }
-SCANT_INLINE void expand_row8(uint64_t bits, const std::byte* from, std::byte* to) {
-  _mm512_store_si512(to, _mm512_maskz_expand_epi8(bits, _mm512_loadu_si512(from)));
-}
 #else
-SCANT_INLINE void expand_row16(uint32_t bits, const std::byte* from, std::byte* to) {
-  for (size_t i = 0; i < 8; ++i, bits >>= 4U) {
-    uint64_t four = 0;
-    std::memcpy(&four, from, sizeof four);
-    const uint64_t places = _pdep_u64(bits & 15U, 0x0001000100010001U) * 0xFFFFU;
-    four = _pdep_u64(four, places);
-    std::memcpy(to + 8 * i, &four, sizeof four);
-    from += 2 * static_cast<size_t>(_mm_popcnt_u64(bits & 15U));
+// The same, by a table of which bytes go where, for each eight bits.
+class Lines {
+ public:
+  SCANT_METHOD void set16(size_t row, uint32_t bits, const std::byte* from) {
+    for (size_t i = 0; i < 4; ++i, bits >>= 8U) {
+      const auto* const places = reinterpret_cast<const __m128i*>(kPlaces16.of[bits & 255U]);
+      store(row, 16 * i, _mm_shuffle_epi8(load_128(from), _mm_load_si128(places)));
+      from += 2 * static_cast<size_t>(_mm_popcnt_u32(bits & 255U));
+    }
   }
-}
-SCANT_INLINE void expand_row8(uint64_t bits, const std::byte* from, std::byte* to) {
-  for (size_t i = 0; i < 8; ++i, bits >>= 8U) {
-    uint64_t eight = 0;
-    std::memcpy(&eight, from, sizeof eight);
-    const uint64_t places = _pdep_u64(bits & 255U, 0x0101010101010101U) * 0xFFU;
-    eight = _pdep_u64(eight, places);
-    std::memcpy(to + 8 * i, &eight, sizeof eight);
-    from += static_cast<size_t>(_mm_popcnt_u64(bits & 255U));
+  SCANT_METHOD void set8(size_t row, uint64_t bits, const std::byte* from) {
+    for (size_t i = 0; i < 8; ++i, bits >>= 8U) {
+      const auto* const places = reinterpret_cast<const __m128i*>(kPlaces8.of[bits & 255U]);
+      const __m128i eight = _mm_shuffle_epi8(
+          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)), _mm_loadl_epi64(places));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(rows_ + 64 * row + 8 * i), eight);
+      from += static_cast<size_t>(_mm_popcnt_u64(bits & 255U));
+    }
   }
-}
+  SCANT_METHOD void set4(size_t row, uint64_t bits, const std::byte* from, __m128i table) {
+    alignas(16) std::byte kept[codec::kTileColumns + 8];
+    const __m128i low = _mm_set1_epi8(15);
+    for (size_t i = 0; i < 2; ++i) {
+      const __m128i two = load_128(from + 16 * i);
+      const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(two, low));
+      const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(two, 4), low));
+      auto* const out = reinterpret_cast<__m128i*>(kept + 32 * i);
+      _mm_store_si128(out, _mm_unpacklo_epi8(even, odd));
+      _mm_store_si128(out + 1, _mm_unpackhi_epi8(even, odd));
+    }
+    set8(row, bits, kept);
+  }
+  template <typename Sink>
+  SCANT_METHOD void turn_to(const Sink& sink) const {
+    turn_lines_to(rows_, 64, sink);
+  }
+
+ private:
+  SCANT_METHOD static __m128i load_128(const std::byte* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  }
+  SCANT_METHOD void store(size_t row, size_t at, __m128i value) {
+    _mm_store_si128(reinterpret_cast<__m128i*>(rows_ + 64 * row + at), value);
+  }
+  alignas(64) std::byte rows_[codec::kTileRows * 64];
+};
 #endif
 
-SCANT_INLINE uint64_t bits_of(const Source& from, size_t row) {
-  uint64_t bits = 0;
-  std::memcpy(&bits, from.bits + sizeof bits * row, sizeof bits);
-  return bits;
-}
-
-// Where the kept values of each row of a sparse tile go on; then those of its upper 32 columns.
+// Where the kept values of each row of a sparse tile go on: those of its upper 32 columns.
 struct SparseRows {
   const std::byte* at[codec::kTileRows];
 };
@@ -278,76 +333,42 @@ struct SparseRows {
 // lower ones set `rows`, and advance the source.
 template <bool kUpper, typename Sink>
 SCANT_INLINE void expand_sparse_pairs(Source& from, SparseRows& rows, const Sink& sink) {
-#if SCANT_HAS_VNNI
-  Vi expanded[codec::kTileRows];
-#else
-  alignas(64) std::byte expanded[codec::kTileRows * 64];
-#endif
+  Lines lines;
   for (size_t row = 0; row < codec::kTileRows; ++row) {
     const uint64_t all = bits_of(from, row);
     const auto bits = static_cast<uint32_t>(kUpper ? all >> 32U : all);
     const std::byte* const at = kUpper ? rows.at[row] : from.codes;
+    lines.set16(row, bits, at);
     if constexpr (!kUpper) {
       rows.at[row] = at + 2 * static_cast<size_t>(_mm_popcnt_u32(bits));
       from.codes = at + 2 * static_cast<size_t>(_mm_popcnt_u64(all));
     }
-#if SCANT_HAS_VNNI
-    expanded[row] = _mm512_maskz_expand_epi16(bits, load_i(at));
-#else
-    expand_row16(bits, at, expanded + 64 * row);
-#endif
   }
-#if SCANT_HAS_VNNI
-  turn_registers(expanded);
-  for (size_t k = 0; k < 16; ++k) sink(k, expanded[k]);
-#else
-  turn_lines_to(expanded, 64, sink);
-#endif
+  lines.turn_to(sink);
 }
 
 template <typename Sink>
 SCANT_INLINE void expand_sparse_q8(Source& from, Sink& sink) {
-  alignas(64) std::byte rows[codec::kTileRows * codec::kTileColumns];
+  Lines lines;
   for (size_t row = 0; row < codec::kTileRows; ++row) {
     const uint64_t bits = bits_of(from, row);
-    expand_row8(bits, from.codes, rows + 64 * row);
+    lines.set8(row, bits, from.codes);
     from.codes += _mm_popcnt_u64(bits);
   }
-  turn_rows_to(rows, 64, 4, [&](size_t k, Vi levels) { sink.quad(k, levels); });
+  lines.turn_to([&](size_t k, Vi levels) { sink.quad(k, levels); });
   sink.scales(tile_scales(from.scales, from.base));
-}
-
-// 32 bytes of codes, the lower half of each first, to 64 levels.
-SCANT_INLINE void expand_row4(uint64_t bits, const std::byte* from, __m128i table, std::byte* to) {
-#if SCANT_HAS_VNNI
-  const Vi wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  const Vi codes = both(either(wide, _mm512_slli_epi16(wide, 4)), every_i(0x0F0F0F0F));
-  _mm512_store_si512(to, _mm512_maskz_expand_epi8(bits, look_up(table, codes)));
-#else
-  alignas(16) std::byte kept[codec::kTileColumns + 8];
-  const __m128i low = _mm_set1_epi8(15);
-  for (size_t i = 0; i < 2; ++i) {
-    const __m128i two = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i));
-    const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(two, low));
-    const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(two, 4), low));
-    auto* const out = reinterpret_cast<__m128i*>(kept + 32 * i);
-    _mm_store_si128(out, _mm_unpacklo_epi8(even, odd));
-    _mm_store_si128(out + 1, _mm_unpackhi_epi8(even, odd));
-  }
-  expand_row8(bits, kept, to);
-#endif
 }
 
 template <typename Sink>
 SCANT_INLINE void expand_sparse_q4(Source& from, Sink& sink) {
-  alignas(64) std::byte rows[codec::kTileRows * codec::kTileColumns];
   const __m128i table = level_table<codec::ValueKind::q4>();
+  Lines lines;
   for (size_t row = 0; row < codec::kTileRows; ++row) {
     const uint64_t bits = bits_of(from, row);
-    expand_row4(bits, from.codes, table, rows + 64 * row);
+    lines.set4(row, bits, from.codes, table);
     from.codes += (_mm_popcnt_u64(bits) + 1) / 2;
   }
-  turn_rows_to(rows, 64, 4, [&](size_t k, Vi levels) { sink.quad(k, levels); });
+  lines.turn_to([&](size_t k, Vi levels) { sink.quad(k, levels); });
   sink.scales(tile_scales(from.scales, from.base));
 }
 

@@ -38,6 +38,26 @@ struct Plan {
 [[nodiscard]] const std::byte* sixteen_rows(const Tensor& weights, uint64_t strip, size_t stride,
                                             std::byte* copy);
 
+// Where each element of a run of eight goes by which of them are kept, in bytes for a shuffle; 128:
+// a zero.
+template <size_t kBytes>
+struct Places {
+  alignas(16) uint8_t of[256][8 * kBytes];
+  constexpr Places() : of() {
+    for (size_t bits = 0; bits < 256; ++bits) {
+      size_t kept = 0;
+      for (size_t i = 0; i < 8; ++i) {
+        const bool keep = (bits >> i & 1U) != 0;
+        for (size_t k = 0; k < kBytes; ++k)
+          of[bits][i * kBytes + k] = static_cast<uint8_t>(keep ? kept * kBytes + k : 128);
+        kept += keep ? 1 : 0;
+      }
+    }
+  }
+};
+inline constexpr Places<2> kPlaces16;
+inline constexpr Places<1> kPlaces8;
+
 void begin_nothing(size_t tokens);
 void end_nothing();
 
