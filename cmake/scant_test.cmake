@@ -1,7 +1,12 @@
 # Tests and fuzzers. The CTest labels of a test are its kind, its room, the plane that the room belongs to, if any, and
 # "long" where it is slow. The files that it runs are its REQUIRED_FILES: ./dev test --only builds no others.
 
-if(SCANT_TESTS)
+if(SCANT_TESTS AND CMAKE_CROSSCOMPILING)
+  # GoogleTest's sources (Debian: googletest); the installed library is this machine's.
+  set(INSTALL_GTEST OFF)
+  set(BUILD_GMOCK OFF)
+  add_subdirectory(/usr/src/googletest ${PROJECT_BINARY_DIR}/googletest EXCLUDE_FROM_ALL SYSTEM)
+elseif(SCANT_TESTS)
   find_package(GTest REQUIRED)
 endif()
 

@@ -4,6 +4,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace scant::base {
@@ -52,6 +54,15 @@ bool cpu_has_avx512() { return false; }
 bool cpu_has_avx512vnni() { return false; }
 bool cpu_has_amx() { return false; }
 
+#endif
+
+#if defined(__aarch64__)
+bool cpu_has_dot_products() {
+  constexpr unsigned long kDotProducts = 1UL << 20;  // HWCAP_ASIMDDP
+  return (::getauxval(AT_HWCAP) & kDotProducts) != 0;
+}
+#else
+bool cpu_has_dot_products() { return false; }
 #endif
 
 }  // namespace scant::base

@@ -12,5 +12,7 @@ namespace scant::base {
 // And tiles of bytes and bf16. Asks Linux to let this process use them; false if it does not. The
 // permission holds for all threads, also those that started before.
 [[nodiscard]] bool cpu_has_amx();
+// Of ARM: products of four bytes.
+[[nodiscard]] bool cpu_has_dot_products();
 
 }  // namespace scant::base

@@ -3,8 +3,10 @@
 
 #include "base/cpu.h"
 #if defined(__x86_64__)
+#include "serve/kernels/lanes/plan.h"
 #include "serve/kernels/x86/amx.h"
-#include "serve/kernels/x86/plan.h"
+#elif defined(__aarch64__)
+#include "serve/kernels/lanes/plan.h"
 #endif
 
 namespace scant::serve {
@@ -29,9 +31,9 @@ Targets find_targets() {
                .end = amx::end});
   }
   KernelTarget target{.name = "avx512vnni",
-                      .form = x86_form,
+                      .form = lanes_form,
                       .fill = avx512vnni::fill,
-                      .scratch_bytes = x86_scratch_bytes,
+                      .scratch_bytes = lanes_scratch_bytes,
                       .multiply = avx512vnni::multiply,
                       .begin = begin_nothing,
                       .end = end_nothing};
@@ -44,6 +46,19 @@ Targets find_targets() {
   target.fill = avx2::fill;
   target.multiply = avx2::multiply;
   if (base::cpu_has_avx2()) found.add(target);
+#elif defined(__aarch64__)
+  KernelTarget target{.name = "neondot",
+                      .form = lanes_form,
+                      .fill = neondot::fill,
+                      .scratch_bytes = lanes_scratch_bytes,
+                      .multiply = neondot::multiply,
+                      .begin = begin_nothing,
+                      .end = end_nothing};
+  if (base::cpu_has_dot_products()) found.add(target);
+  target.name = "neon";
+  target.fill = neon::fill;
+  target.multiply = neon::multiply;
+  found.add(target);
 #endif
   found.add(kReferenceTarget);
   return found;

@@ -28,6 +28,8 @@ constexpr size_t kRowsTogether = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 constexpr size_t kLanesTogether = HWY_TARGET == HWY_AVX3 ? 4 : 2;
 
 struct Lanes {
+  // An implicit one would not be compiled for the instruction set, and NEON's vectors have one too.
+  HWY_INLINE Lanes() {}  // NOLINT(modernize-use-equals-default)
   hn::Vec<Df> v[kVectors];
 };
 

@@ -9,8 +9,8 @@
 #include "codec/tile/sparse.h"
 #include "serve/file/rows.h"
 #include "serve/kernels/arithmetic.h"
-#include "serve/kernels/x86/plan.h"
-#include "serve/kernels/x86/region.h"
+#include "serve/kernels/lanes/plan.h"
+#include "serve/kernels/lanes/region.h"
 
 #define SCANT_HAS_VNNI 1
 #define SCANT_HAS_AVX512 1
@@ -19,11 +19,15 @@ SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI ",amx-tile,amx-int8,amx-bf16");
 namespace scant::serve::amx {
 namespace {
 
-#include "serve/kernels/x86/rows-inl.h"
+#include "serve/kernels/x86/vectors-inl.h"
 // After it:
 #include "serve/kernels/x86/lanes_avx512-inl.h"
 // After it:
-#include "serve/kernels/x86/expand-inl.h"
+#include "serve/kernels/lanes/turn-inl.h"
+// After it:
+#include "serve/kernels/x86/lines_vbmi2-inl.h"
+// After it:
+#include "serve/kernels/lanes/expand-inl.h"
 
 constexpr size_t kTileBytes = 1024;
 // Fewer tokens are multiplied faster without tiles.
@@ -294,6 +298,16 @@ void copy_edge(const std::byte* rows, size_t stride, size_t bytes, std::byte* to
     std::memcpy(to + 64 * row, rows + row * stride, bytes);
 }
 
+// A row of 64 columns; returns where its kept values end.
+SCANT_INLINE const std::byte* expand_row16(uint64_t bits, const std::byte* from, std::byte* to) {
+  const auto low = static_cast<__mmask32>(bits);
+  const auto high = static_cast<__mmask32>(bits >> 32U);
+  const std::byte* const middle = from + 2 * static_cast<size_t>(_mm_popcnt_u32(low));
+  _mm512_store_si512(to, _mm512_maskz_expand_epi16(low, _mm512_loadu_si512(from)));
+  _mm512_store_si512(to + 64, _mm512_maskz_expand_epi16(high, _mm512_loadu_si512(middle)));
+  return middle + 2 * static_cast<size_t>(_mm_popcnt_u32(high));
+}
+
 // Expands a piece of a sparse strip: rows of kPieceBlocks * 64 bytes.
 void expand_piece(Source& from, size_t blocks, std::byte* to, Prefetcher& prefetcher) {
   constexpr size_t kRow = kPieceBlocks * 64;
@@ -399,13 +413,13 @@ void multiply_halves(const Part& part) {
 Form form(TensorKind kind, size_t tokens) {
   if (kind == TensorKind::bf16_tiles) return Form::left16;
   if (kind == TensorKind::bf16 || kind == TensorKind::sparse_bf16) return Form::right16;
-  return x86_form(kind, tokens);
+  return lanes_form(kind, tokens);
 }
 
 size_t scratch_bytes(const Tensor& weights, size_t tokens) {
   const Form of = form(weights.kind, tokens);
   return of == Form::left16 || of == Form::right16 ? halves_plan(weights, tokens).bytes
-                                                   : x86_scratch_bytes(weights, tokens);
+                                                   : lanes_scratch_bytes(weights, tokens);
 }
 
 void fill(const Operand& operand, size_t panel) {

@@ -7,8 +7,8 @@
 #include "codec/tile/sparse.h"
 #include "serve/file/rows.h"
 #include "serve/kernels/arithmetic.h"
-#include "serve/kernels/x86/plan.h"
-#include "serve/kernels/x86/region.h"
+#include "serve/kernels/lanes/plan.h"
+#include "serve/kernels/lanes/region.h"
 
 #define SCANT_HAS_VNNI 0
 #define SCANT_HAS_AVX512 1
@@ -16,11 +16,11 @@
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512);
 namespace scant::serve::avx512 {
 
-#include "serve/kernels/x86/rows-inl.h"
+#include "serve/kernels/x86/vectors-inl.h"
 // After it:
 #include "serve/kernels/x86/lanes_avx512-inl.h"
 // After it:
-#include "serve/kernels/x86/all-inl.h"
+#include "serve/kernels/lanes/all-inl.h"
 
 }  // namespace scant::serve::avx512
 SCANT_END_INSTRUCTIONS;

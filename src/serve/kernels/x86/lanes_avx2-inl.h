@@ -92,7 +92,7 @@ SCANT_INLINE Vi up(Vi a) {
 }
 SCANT_INLINE Vf as_floats(Vi a) { return {_mm256_castsi256_ps(a.a), _mm256_castsi256_ps(a.b)}; }
 // Looks each byte's low four bits up in a table of 16 bytes; the others are zero.
-SCANT_INLINE Vi look_up(__m128i table, Vi index) {
+SCANT_INLINE Vi look_up(V128 table, Vi index) {
   const __m256i twice = _mm256_broadcastsi128_si256(table);
   return {_mm256_shuffle_epi8(twice, index.a), _mm256_shuffle_epi8(twice, index.b)};
 }

@@ -53,7 +53,7 @@ SCANT_INLINE Vi up(Vi a) {
 }
 SCANT_INLINE Vf as_floats(Vi a) { return _mm512_castsi512_ps(a); }
 // Looks each byte's low four bits up in a table of 16 bytes; the others are zero.
-SCANT_INLINE Vi look_up(__m128i table, Vi index) {
+SCANT_INLINE Vi look_up(V128 table, Vi index) {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index);
 }
 // Bit i of `bits` set: byte i takes `one`'s, else `zero`'s.

@@ -1,18 +1,6 @@
 // Products of bf16: pairs of columns in the lanes of sixteen rows. All arithmetic of this file
 // takes denormals for zero, as AMX does. Included within the namespace of an instruction set.
 
-// Sets how this thread treats denormals, and sets it back.
-class FlushDenormals {
- public:
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040U); }
-  ~FlushDenormals() { _mm_setcsr(before_); }
-  FlushDenormals(const FlushDenormals&) = delete;
-  FlushDenormals& operator=(const FlushDenormals&) = delete;
-
- private:
-  unsigned before_;
-};
-
 // Multiplies a block of pairs with tokens from `x` on, `apart` floats from each to the next.
 template <size_t kTokens>
 struct MultiplyPairs {

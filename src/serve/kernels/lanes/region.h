@@ -3,7 +3,11 @@
 // Each is a statement that ends with a semicolon.
 #pragma once
 
+#if defined(__x86_64__)
 #include <immintrin.h>
+#else
+#include <arm_neon.h>
+#endif
 
 #define SCANT_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
@@ -17,6 +21,7 @@
 #define SCANT_END_INSTRUCTIONS SCANT_PRAGMA(GCC pop_options) static_assert(true)
 #endif
 
+#define SCANT_NEON_DOT "arch=armv8.2-a+dotprod"
 #define SCANT_AVX2 "avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt"
 #define SCANT_AVX512 SCANT_AVX2 ",avx512f,avx512vl,avx512dq,avx512bw"
 #define SCANT_AVX512VNNI SCANT_AVX512 ",avx512vnni,avx512vbmi,avx512vbmi2"

@@ -22,9 +22,9 @@ class Prefetcher {
         ahead_ = {};
       }
       if (far_) {
-        _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+        __builtin_prefetch(at_, 0, 2);
       } else {
-        _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T0);
+        __builtin_prefetch(at_, 0, 3);
       }
       at_ += kLine;
     }
@@ -99,47 +99,6 @@ SCANT_INLINE Source source_of_strip(const Part& part, uint64_t strip, std::byte*
   return made;
 }
 
-// Four columns of 32 bits of 16 rows: element k of each row to lane row of quads[k].
-SCANT_INLINE void turn(const std::byte* from, size_t stride, Vi (&quads)[4]) {
-  const Vi row0 = four_rows(from, stride);
-  const Vi row1 = four_rows(from + stride, stride);
-  const Vi row2 = four_rows(from + 2 * stride, stride);
-  const Vi row3 = four_rows(from + 3 * stride, stride);
-  const Vi low01 = low32(row0, row1);
-  const Vi low23 = low32(row2, row3);
-  const Vi high01 = high32(row0, row1);
-  const Vi high23 = high32(row2, row3);
-  quads[0] = low64(low01, low23);
-  quads[1] = high64(low01, low23);
-  quads[2] = low64(high01, high23);
-  quads[3] = high64(high01, high23);
-}
-// So many times 16 bytes of each row, to sink(quad, elements).
-template <typename Sink>
-SCANT_INLINE void turn_rows_to(const std::byte* from, size_t stride, size_t times,
-                               const Sink& sink) {
-  for (size_t i = 0; i < times; ++i) {
-    Vi quads[4];
-    turn(from + 16 * i, stride, quads);
-    for (size_t k = 0; k < 4; ++k) sink(4 * i + k, quads[k]);
-  }
-}
-SCANT_INLINE void turn_rows(const std::byte* from, size_t stride, size_t times, std::byte* to) {
-  for (size_t i = 0; i < times; ++i) {
-    Vi quads[4];
-    turn(from + 16 * i, stride, quads);
-    for (size_t k = 0; k < 4; ++k) store_i(to + 64 * (4 * i + k), quads[k]);
-  }
-}
-
-// 64 bytes of each row, to sink(k, elements).
-#if !SCANT_HAS_AVX512
-template <typename Sink>
-SCANT_INLINE void turn_lines_to(const std::byte* from, size_t stride, const Sink& sink) {
-  turn_rows_to(from, stride, 4, sink);
-}
-#endif
-
 // --- GGUF's blocks
 
 template <typename Sink>
@@ -170,14 +129,14 @@ SCANT_INLINE void expand_nibbles(const Source& from, Sink& sink) {
 
 // Levels by code, the sign included.
 template <codec::ValueKind kind>
-SCANT_INLINE __m128i level_table() {
+SCANT_INLINE V128 level_table() {
   alignas(16) int8_t table[16] = {};
   constexpr auto levels = codec::levels(kind);
   for (size_t i = 0; i < levels.size(); ++i) {
     table[i] = static_cast<int8_t>(levels[i]);
     table[i + levels.size()] = static_cast<int8_t>(-static_cast<int>(levels[i]));
   }
-  return _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+  return load_128(table);
 }
 
 template <typename Sink>
@@ -188,7 +147,7 @@ SCANT_INLINE void expand_q8(const Source& from, Sink& sink) {
 
 template <typename Sink>
 SCANT_INLINE void expand_q4(const Source& from, Sink& sink) {
-  const __m128i table = level_table<codec::ValueKind::q4>();
+  const V128 table = level_table<codec::ValueKind::q4>();
   const Vi low = every_i(0x0F0F0F0F);
   sink.scales(tile_scales(from.scales, from.base));
   for (size_t p = 0; p < 8; ++p) {
@@ -200,8 +159,7 @@ SCANT_INLINE void expand_q4(const Source& from, Sink& sink) {
 
 // Quad 4 * p + m has the bits 2 * m of each byte, and a sign in a word of its own.
 template <codec::ValueKind kind, int kQuad, typename Sink>
-SCANT_INLINE void expand_two_bits(const Source& from, Vi codes, size_t p, __m128i table,
-                                  Sink& sink) {
+SCANT_INLINE void expand_two_bits(const Source& from, Vi codes, size_t p, V128 table, Sink& sink) {
   const size_t quad = 4 * p + kQuad;
   Vi index = both(down<2 * kQuad>(codes), every_i(0x03030303));
   if constexpr (kind == codec::ValueKind::q3) {
@@ -214,7 +172,7 @@ SCANT_INLINE void expand_two_bits(const Source& from, Vi codes, size_t p, __m128
 
 template <codec::ValueKind kind, typename Sink>
 SCANT_INLINE void expand_pairs_of_bits(const Source& from, Sink& sink) {
-  const __m128i table = level_table<kind>();
+  const V128 table = level_table<kind>();
   sink.scales(tile_scales(from.scales, from.base));
   for (size_t p = 0; p < 4; ++p) {
     const Vi codes = load_i(from.codes + 64 * p);
@@ -234,97 +192,6 @@ SCANT_INLINE uint64_t bits_of(const Source& from, size_t row) {
   return bits;
 }
 
-#if SCANT_HAS_VNNI
-// 64 bytes of each of sixteen rows: elements whose bits are set follow one another at `from`, the
-// others are zero.
-class Lines {
- public:
-  SCANT_METHOD void set16(size_t row, uint32_t bits, const std::byte* from) {
-    rows_[row] = _mm512_maskz_expand_epi16(bits, apart(load_i(from)));
-  }
-  SCANT_METHOD void set8(size_t row, uint64_t bits, const std::byte* from) {
-    rows_[row] = _mm512_maskz_expand_epi8(bits, apart(load_i(from)));
-  }
-  // Codes of 4 bits, the lower half of a byte first.
-  SCANT_METHOD void set4(size_t row, uint64_t bits, const std::byte* from, __m128i table) {
-    const Vi wide =
-        _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-    const Vi codes = both(either(wide, _mm512_slli_epi16(wide, 4)), every_i(0x0F0F0F0F));
-    rows_[row] = _mm512_maskz_expand_epi8(bits, look_up(table, codes));
-  }
-  // Element k of 32 bits of each row, to sink(k, elements).
-  template <typename Sink>
-  SCANT_METHOD void turn_to(const Sink& sink) {
-    turn_registers(rows_);
-    for (size_t k = 0; k < 16; ++k) sink(k, rows_[k]);
-  }
-
- private:
-  // A load of its own: Zen 4 takes ten times as long to expand from memory.
-  SCANT_METHOD static Vi apart(Vi loaded) {
-    asm("" : "+v"(loaded));
-    return loaded;
-  }
-  Vi rows_[codec::kTileRows];
-};
-// AMX: a row of 64 columns; returns where its kept values end.
-SCANT_INLINE const std::byte* expand_row16(uint64_t bits, const std::byte* from, std::byte* to) {
-  const auto low = static_cast<__mmask32>(bits);
-  const auto high = static_cast<__mmask32>(bits >> 32U);
-  const std::byte* const middle = from + 2 * static_cast<size_t>(_mm_popcnt_u32(low));
-  _mm512_store_si512(to, _mm512_maskz_expand_epi16(low, _mm512_loadu_si512(from)));
-  _mm512_store_si512(to + 64, _mm512_maskz_expand_epi16(high, _mm512_loadu_si512(middle)));
-  return middle + 2 * static_cast<size_t>(_mm_popcnt_u32(high));
-}
-#else
-// The same, by a table of which bytes go where, for each eight bits.
-class Lines {
- public:
-  SCANT_METHOD void set16(size_t row, uint32_t bits, const std::byte* from) {
-    for (size_t i = 0; i < 4; ++i, bits >>= 8U) {
-      const auto* const places = reinterpret_cast<const __m128i*>(kPlaces16.of[bits & 255U]);
-      store(row, 16 * i, _mm_shuffle_epi8(load_128(from), _mm_load_si128(places)));
-      from += 2 * static_cast<size_t>(_mm_popcnt_u32(bits & 255U));
-    }
-  }
-  SCANT_METHOD void set8(size_t row, uint64_t bits, const std::byte* from) {
-    for (size_t i = 0; i < 8; ++i, bits >>= 8U) {
-      const auto* const places = reinterpret_cast<const __m128i*>(kPlaces8.of[bits & 255U]);
-      const __m128i eight = _mm_shuffle_epi8(
-          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)), _mm_loadl_epi64(places));
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(rows_ + 64 * row + 8 * i), eight);
-      from += static_cast<size_t>(_mm_popcnt_u64(bits & 255U));
-    }
-  }
-  SCANT_METHOD void set4(size_t row, uint64_t bits, const std::byte* from, __m128i table) {
-    alignas(16) std::byte kept[codec::kTileColumns + 8];
-    const __m128i low = _mm_set1_epi8(15);
-    for (size_t i = 0; i < 2; ++i) {
-      const __m128i two = load_128(from + 16 * i);
-      const __m128i even = _mm_shuffle_epi8(table, _mm_and_si128(two, low));
-      const __m128i odd = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(two, 4), low));
-      auto* const out = reinterpret_cast<__m128i*>(kept + 32 * i);
-      _mm_store_si128(out, _mm_unpacklo_epi8(even, odd));
-      _mm_store_si128(out + 1, _mm_unpackhi_epi8(even, odd));
-    }
-    set8(row, bits, kept);
-  }
-  template <typename Sink>
-  SCANT_METHOD void turn_to(const Sink& sink) const {
-    turn_lines_to(rows_, 64, sink);
-  }
-
- private:
-  SCANT_METHOD static __m128i load_128(const std::byte* from) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  }
-  SCANT_METHOD void store(size_t row, size_t at, __m128i value) {
-    _mm_store_si128(reinterpret_cast<__m128i*>(rows_ + 64 * row + at), value);
-  }
-  alignas(64) std::byte rows_[codec::kTileRows * 64];
-};
-#endif
-
 // Where the kept values of each row of a sparse tile go on: those of its upper 32 columns.
 struct SparseRows {
   const std::byte* at[codec::kTileRows];
@@ -340,8 +207,8 @@ SCANT_INLINE void expand_sparse_pairs(Source& from, SparseRows& rows, const Sink
     const std::byte* const at = kUpper ? rows.at[row] : from.codes;
     lines.set16(row, bits, at);
     if constexpr (!kUpper) {
-      rows.at[row] = at + 2 * static_cast<size_t>(_mm_popcnt_u32(bits));
-      from.codes = at + 2 * static_cast<size_t>(_mm_popcnt_u64(all));
+      rows.at[row] = at + 2 * kept_of(bits);
+      from.codes = at + 2 * kept_of(all);
     }
   }
   lines.turn_to(sink);
@@ -353,7 +220,7 @@ SCANT_INLINE void expand_sparse_q8(Source& from, Sink& sink) {
   for (size_t row = 0; row < codec::kTileRows; ++row) {
     const uint64_t bits = bits_of(from, row);
     lines.set8(row, bits, from.codes);
-    from.codes += _mm_popcnt_u64(bits);
+    from.codes += kept_of(bits);
   }
   lines.turn_to([&](size_t k, Vi levels) { sink.quad(k, levels); });
   sink.scales(tile_scales(from.scales, from.base));
@@ -361,12 +228,12 @@ SCANT_INLINE void expand_sparse_q8(Source& from, Sink& sink) {
 
 template <typename Sink>
 SCANT_INLINE void expand_sparse_q4(Source& from, Sink& sink) {
-  const __m128i table = level_table<codec::ValueKind::q4>();
+  const V128 table = level_table<codec::ValueKind::q4>();
   Lines lines;
   for (size_t row = 0; row < codec::kTileRows; ++row) {
     const uint64_t bits = bits_of(from, row);
     lines.set4(row, bits, from.codes, table);
-    from.codes += (_mm_popcnt_u64(bits) + 1) / 2;
+    from.codes += (kept_of(bits) + 1) / 2;
   }
   lines.turn_to([&](size_t k, Vi levels) { sink.quad(k, levels); });
   sink.scales(tile_scales(from.scales, from.base));

@@ -1,4 +1,4 @@
-#include "serve/kernels/x86/plan.h"
+#include "serve/kernels/lanes/plan.h"
 
 #include <algorithm>
 #include <cstring>
@@ -44,12 +44,12 @@ Plan plan_of(const Tensor& weights, size_t tokens) {
   return plan;
 }
 
-size_t x86_scratch_bytes(const Tensor& weights, size_t tokens) {
+size_t lanes_scratch_bytes(const Tensor& weights, size_t tokens) {
   if (weights.kind == TensorKind::f32 || weights.kind == TensorKind::f16) return 0;
   return plan_of(weights, tokens).bytes;
 }
 
-Form x86_form(TensorKind kind, size_t tokens) { return kReferenceTarget.form(kind, tokens); }
+Form lanes_form(TensorKind kind, size_t tokens) { return kReferenceTarget.form(kind, tokens); }
 
 Bytes part_bytes(const Part& part) {
   const Tensor& weights = *part.weights;

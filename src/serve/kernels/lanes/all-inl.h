@@ -1,12 +1,18 @@
 // Everything that one instruction set compiles, in its order: included within the set's namespace,
 // behind its lanes.
 // clang-format off
-#include "serve/kernels/x86/expand-inl.h"
-#include "serve/kernels/x86/codes-inl.h"
-#include "serve/kernels/x86/few-inl.h"
-#include "serve/kernels/x86/pairs-inl.h"
-#include "serve/kernels/x86/floats-inl.h"
-#include "serve/kernels/x86/fill-inl.h"
+#include "serve/kernels/lanes/turn-inl.h"
+#if SCANT_HAS_VNNI
+#include "serve/kernels/x86/lines_vbmi2-inl.h"
+#else
+#include "serve/kernels/lanes/lines-inl.h"
+#endif
+#include "serve/kernels/lanes/expand-inl.h"
+#include "serve/kernels/lanes/codes-inl.h"
+#include "serve/kernels/lanes/few-inl.h"
+#include "serve/kernels/lanes/pairs-inl.h"
+#include "serve/kernels/lanes/floats-inl.h"
+#include "serve/kernels/lanes/fill-inl.h"
 // clang-format on
 
 // NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once

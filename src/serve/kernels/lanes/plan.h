@@ -1,5 +1,5 @@
-// What the x86 implementations share: how much of a matrix is expanded at a time, where a worker's
-// scratch holds it, and what their functions are called. Pure functions.
+// What the implementations in vectors share: how much of a matrix is expanded at a time, where a
+// worker's scratch holds it, and what their functions are called. Pure functions.
 #pragma once
 
 #include "serve/kernels/targets.h"
@@ -29,8 +29,8 @@ struct Plan {
   size_t bytes = 0;
 };
 [[nodiscard]] Plan plan_of(const Tensor& weights, size_t tokens);
-[[nodiscard]] size_t x86_scratch_bytes(const Tensor& weights, size_t tokens);
-[[nodiscard]] Form x86_form(TensorKind kind, size_t tokens);
+[[nodiscard]] size_t lanes_scratch_bytes(const Tensor& weights, size_t tokens);
+[[nodiscard]] Form lanes_form(TensorKind kind, size_t tokens);
 
 [[nodiscard]] Bytes part_bytes(const Part& part);
 // Sixteen rows of a matrix that is row by row, `stride` bytes from each to the next: where they
@@ -79,6 +79,8 @@ using AddPanel = void (*)(const Piece& piece, const Operand& operand, size_t pan
   void multiply_codes(const Part& part, AddPanel add, size_t columns);                   \
   void multiply(const Part& part);                                                       \
   }
+SCANT_DECLARE_PRODUCTS(neon)
+SCANT_DECLARE_PRODUCTS(neondot)
 SCANT_DECLARE_PRODUCTS(avx2)
 SCANT_DECLARE_PRODUCTS(avx512)
 SCANT_DECLARE_PRODUCTS(avx512vnni)

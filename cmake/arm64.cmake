@@ -1,0 +1,15 @@
+# Toolchain of the preset arm64: Debian's cross compiler for 64-bit ARM, and its emulator, which runs the tests.
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
+set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
+set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64;-L;/usr/aarch64-linux-gnu)
+set(CMAKE_FIND_ROOT_PATH /usr/aarch64-linux-gnu)
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)
+# Highway is headers alone, the same for every CPU, but /usr/include has this machine's others beside them.
+file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/highway)
+file(CREATE_LINK /usr/include/hwy ${CMAKE_BINARY_DIR}/highway/hwy SYMBOLIC)
+set(SCANT_HIGHWAY_INCLUDE ${CMAKE_BINARY_DIR}/highway CACHE PATH "Google Highway")

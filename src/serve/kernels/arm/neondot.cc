@@ -1,0 +1,25 @@
+// Products on NEON with products of four bytes (ARMv8.2's dotprod).
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "codec/quantise/levels.h"
+#include "codec/tile/sparse.h"
+#include "serve/file/rows.h"
+#include "serve/kernels/arithmetic.h"
+#include "serve/kernels/lanes/plan.h"
+#include "serve/kernels/lanes/region.h"
+
+#define SCANT_HAS_VNNI 0
+#define SCANT_HAS_AVX512 0
+#define SCANT_HAS_DOT 1
+
+SCANT_BEGIN_INSTRUCTIONS(SCANT_NEON_DOT);
+namespace scant::serve::neondot {
+
+#include "serve/kernels/arm/lanes_neon-inl.h"
+// After it:
+#include "serve/kernels/lanes/all-inl.h"
+
+}  // namespace scant::serve::neondot
+SCANT_END_INSTRUCTIONS;
