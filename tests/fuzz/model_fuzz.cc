@@ -90,7 +90,8 @@ File build(const Description& d, fuzz::Input& input) {
       kinds[name] = kind_at(how);
     }
   }
-  PackedIndex index{.runs = {{.tensors = 0, .first_page = 1}}};
+  PackedIndex index;
+  index.runs = {{.tensors = 0, .first_page = 1}};
   uint64_t end = kPageBytes;
   for (const auto& [name, one] : dims) {
     const auto shape = matrix_shape(one);
@@ -100,12 +101,14 @@ File build(const Description& d, fuzz::Input& input) {
     auto bytes = tensor_bytes(kind, *shape);
     if (!bytes) bytes = tensor_bytes(kind = TensorKind::f32, *shape);  // sparse, or no whole blocks
     const uint64_t at = base::align_up(end, 64);
-    index.tensors.push_back({.name = name,
-                             .kind = kind,
-                             .dims = one,
-                             .shape = *shape,
-                             .at = at,
-                             .place = static_cast<uint32_t>(index.tensors.size())});
+    Tensor tensor;
+    tensor.name = name;
+    tensor.kind = kind;
+    tensor.dims = one;
+    tensor.shape = *shape;
+    tensor.at = at;
+    tensor.place = static_cast<uint32_t>(index.tensors.size());
+    index.tensors.push_back(std::move(tensor));
     index.tensor_bytes.push_back(*bytes);
     end = at + *bytes;
   }
@@ -157,8 +160,11 @@ void check(const Model& model, KvKind kv, uint32_t cut) {
   const std::vector<uint32_t> pages{1, 0};
   const std::span<const uint32_t> all(text);
   const auto run = [&](uint32_t from, uint32_t count, uint32_t outputs) {
-    const Piece piece{
-        .tokens = all.subspan(from, count), .position = from, .pages = pages, .outputs = outputs};
+    Piece piece;
+    piece.tokens = all.subspan(from, count);
+    piece.position = from;
+    piece.pages = pages;
+    piece.outputs = outputs;
     const auto logits = decoder.run(std::span(&piece, 1));
     SCANT_CHECK(logits.ok() && logits.value().size() == uint64_t{outputs} * d.vocabulary);
     return std::vector<float>(logits.value().begin(), logits.value().end());

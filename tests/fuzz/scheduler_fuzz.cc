@@ -14,12 +14,14 @@ using namespace scant::serve;
 namespace {
 
 constexpr uint32_t kVocabulary = 5;
+constexpr size_t kWidth = 3;  // of vectors
 
 // What is known of a request that is not over: its text, and how much of it has run.
 struct Open {
   std::vector<uint32_t> text;
   size_t prompt = 0;
   size_t tokens_max = 0;
+  size_t echoed = 0;  // tokens of the prompt that are still to be told
 };
 
 class Run {
@@ -29,7 +31,8 @@ class Run {
   }
 
   void add(Request request) {
-    Open open{request.prompt, request.prompt.size(), request.tokens_max};
+    const size_t prompt = request.prompt.size();
+    Open open{request.prompt, prompt, request.tokens_max, request.echo ? prompt : 0};
     const uint64_t number = request.number;
     if (scheduler_.add(std::move(request)).ok()) open_[number] = std::move(open);
   }
@@ -42,8 +45,8 @@ class Run {
     take_events();
   }
   // False: nothing can run.
-  bool step(bool fails) {
-    const Step& step = scheduler_.plan();
+  bool step(bool fails, uint32_t prompt_tokens = UINT32_MAX) {
+    const Step& step = scheduler_.plan(prompt_tokens);
     if (step.planned.empty()) {
       SCANT_CHECK(scheduler_.running() == 0);
       return false;
@@ -56,6 +59,7 @@ class Run {
     std::set<uint32_t> written;
     size_t tokens = 0;
     std::vector<float> logits;
+    std::vector<float> vectors;
     for (const Planned& one : step.planned) {
       SCANT_CHECK(!one.tokens.empty());
       tokens += one.tokens.size();
@@ -66,16 +70,22 @@ class Run {
         if (at == one.position || at % kPageTokens == 0) SCANT_CHECK(written.insert(page).second);
         memory_[size_t{page} * kPageTokens + at % kPageTokens] = one.tokens[at - one.position];
       }
-      if (!one.output) continue;
-      for (uint32_t i = 0; i < kVocabulary; ++i)
-        logits.push_back(static_cast<float>((end * 3 + i) % kVocabulary));
+      SCANT_CHECK(one.outputs <= one.tokens.size());
+      if (one.vectors) {
+        vectors.insert(vectors.end(), size_t{one.outputs} * kWidth, 1.0f);
+        continue;
+      }
+      for (uint64_t at = end - one.outputs; at < end; ++at) {
+        for (uint32_t i = 0; i < kVocabulary; ++i)
+          logits.push_back(static_cast<float>((at * 3 + i) % kVocabulary));
+      }
     }
     SCANT_CHECK(tokens <= options_.step_tokens && step.planned.size() <= options_.running_max);
     check_texts(step);
     if (fails) {
       scheduler_.fail(Error{.code = ErrorCode::resource, .message = "no memory"});
     } else {
-      scheduler_.take(logits);
+      scheduler_.take(logits, vectors);
     }
     take_events();
     return true;
@@ -108,7 +118,11 @@ class Run {
       const auto found = open_.find(event.request);
       SCANT_CHECK(found != open_.end());
       Open& open = found->second;
-      if (event.choice) open.text.push_back(event.choice->token);
+      if (event.choice && open.echoed > 0) {
+        SCANT_CHECK(event.choice->token == open.text[open.prompt - open.echoed--]);
+      } else if (event.choice) {
+        open.text.push_back(event.choice->token);
+      }
       SCANT_CHECK(open.text.size() - open.prompt <= open.tokens_max);
       if (event.finish != Finish::none) open_.erase(found);
     }
@@ -121,7 +135,7 @@ class Run {
 };
 
 Request take_request(fuzz::Input& input, uint64_t number) {
-  Request request{.number = number};
+  Request request{.number = number, .prompt = {}, .sampling = {}};
   const uint8_t shape = input.byte();
   const uint32_t length = input.byte() % 70;
   const uint8_t begin = input.byte();  // prompts of the same one begin alike
@@ -130,6 +144,12 @@ Request take_request(fuzz::Input& input, uint64_t number) {
   request.tokens_max = shape % 40;
   request.sampling.temperature = 0;
   if (shape % 3 == 0) request.stop_tokens = {shape % kVocabulary};
+  if (shape % 7 == 0) {
+    request.wanted = shape % 2 == 0 ? Wanted::mean_vector : Wanted::last_vector;
+    request.tokens_max = 0;
+  } else {
+    request.echo = shape % 11 == 0;
+  }
   if (shape % 5 == 0) request.deadline = Time{} + Duration(input.byte());
   return request;
 }
@@ -161,7 +181,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         run.expire(input.byte());
         break;
       default:
-        run.step(what == 255);
+        run.step(what == 255, 1u + input.byte());
     }
   }
   run.end();
