@@ -174,15 +174,16 @@ class VectorChoice(Choice):
         """The only event: the end, with the vector."""
         if self.finish is not None or event.finish is None:
             return
-        self.finish = event.finish
         if event.vector is None:
-            self.failure = self._failure(event)
-        elif self.answer.asked.base64:
+            self.end_as(event.finish, self._failure(event))
+            return
+        if self.answer.asked.base64:
             self.parts.append(base64.b64encode(event.vector).decode())
         else:
             # The shortest numbers that read back as these.
             numbers = struct.unpack(f"<{len(event.vector) // 4}f", event.vector)
             self.parts.append(f"[{', '.join(f'{one:.9g}' for one in numbers)}]")
+        self.end_as(event.finish)
 
 
 class Answer:
