@@ -31,6 +31,8 @@ _FORWARDED = {
     "unpack": ("scant.serve.unpack_cli", "turn a packed model into GGUF or a Hugging Face folder"),
 }
 
+_CTRL_C = 130  # as shells have it
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -50,8 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in _FORWARDED:
         # The subcommand parses its own line: what follows may be a program with options.
-        module = importlib.import_module(_FORWARDED[arguments[0]][0])
-        return int(module.main(arguments[1:]) or 0)
+        try:
+            module = importlib.import_module(_FORWARDED[arguments[0]][0])
+            return int(module.main(arguments[1:]) or 0)
+        except KeyboardInterrupt:  # where a command has nothing more to say
+            return _CTRL_C
     if arguments and arguments[0] in ("-V", "--version"):
         arguments = ["version"]
     parser = _parser()

@@ -11,7 +11,7 @@ from scant.errors import Error, InvalidArgument
 from scant.runlog.explain import terminal
 from scant.serve.answering import Told, answer
 from scant.serve.engine import Engine
-from scant.serve.opening import Opener, add_options, open_engine
+from scant.serve.opening import Opener, add_options, fault, open_engine
 from scant.serve.prompting import chat_tokens, template_of
 from scant.serve.run_cli import add_sampling, sampling_of
 from scant.serve.template import ChatTemplate
@@ -45,7 +45,7 @@ def main(
         finally:
             engine.close()
     except (Error, OSError) as error:
-        print(f"scant chat: {error}", file=sys.stderr)
+        print(f"scant chat: {fault(error)}", file=sys.stderr)
         return 2
 
 

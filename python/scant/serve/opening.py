@@ -11,10 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from scant import planes
+from scant.errors import Corrupt, Error, InvalidArgument, reason
 from scant.serve.engine import Engine
 from scant.serve.text import need
 
-__all__ = ["Opener", "add_options", "bytes_of", "count_of", "open_engine", "seconds_of"]
+__all__ = [
+    "Opener", "add_options", "bytes_of", "count_of", "fault", "open_engine", "seconds_of",
+]  # fmt: skip
 
 Opener = Callable[[argparse.Namespace], Engine]
 
@@ -95,6 +98,7 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
     """The engine over this file; what is missing for it is told first."""
     planes.need("serve")
     need("tokenizers", "jinja2")
+    _check_file(arguments.file)
     from scant.serve.model_engine import ModelEngine
 
     options: dict[str, Any] = {
@@ -105,6 +109,21 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
         "name": getattr(arguments, "name", None) or name_of(arguments.file),
     }
     return ModelEngine(os.fspath(arguments.file), **options)
+
+
+def _check_file(path: pathlib.Path) -> None:
+    if path.is_dir():
+        raise InvalidArgument(f"{path} is a folder: scant pack makes a file of a model's folder")
+    with path.open("rb") as file:
+        begun = file.read(4)
+    if begun not in (b"GGUF", b"SCPK"):
+        raise Corrupt(f"{path}: neither a packed file nor GGUF")
+
+
+def fault(error: Error | OSError) -> str:
+    """One line for stderr."""
+    name = getattr(error, "filename", None)
+    return f"{name}: {reason(error)}" if name is not None else str(error)
 
 
 def name_of(path: pathlib.Path) -> str:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from scant import amounts
-from scant.errors import Error, InvalidArgument, reason
-from scant.serve.opening import count_of, seconds_of
+from scant.errors import Error, InvalidArgument
+from scant.serve.opening import count_of, fault, seconds_of
 from scant.serve.replay import cost, report
 from scant.serve.replay.client import Server, raise_file_limit, replay
 from scant.serve.replay.figures import Figures, Outcome, Slo
@@ -183,9 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dry_run(sends, trace)
         return _run(arguments, trace, sends)
     except (Error, OSError) as error:
-        name = getattr(error, "filename", None)
-        at = f"{name}: " if name else ""
-        print(f"scant replay: {at}{reason(error)}", file=sys.stderr)
+        print(f"scant replay: {fault(error)}", file=sys.stderr)
         return 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from scant.errors import Error, InvalidArgument
 from scant.runlog.explain import terminal
 from scant.serve.answering import Told, answer
 from scant.serve.engine import Engine, Sampling
-from scant.serve.opening import Opener, add_options, count_of, open_engine
+from scant.serve.opening import Opener, add_options, count_of, fault, open_engine
 from scant.serve.prompting import chat_tokens, template_of, text_tokens
 
 __all__ = ["add_sampling", "main", "sampling_of"]
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None, opener: Opener = open_engine) -> int
         finally:
             engine.close()
     except (Error, OSError) as error:
-        print(f"scant run: {error}", file=sys.stderr)
+        print(f"scant run: {fault(error)}", file=sys.stderr)
         return 2
 
 
@@ -90,12 +91,20 @@ def _run(arguments: argparse.Namespace, engine: Engine) -> int:
         )
     most = min(arguments.max_tokens or 256, room)
     told = Told()
-    for piece in answer(engine, tokens, most, sampling_of(arguments), told):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    status = 0
+    pieces = answer(engine, tokens, most, sampling_of(arguments), told)
+    with contextlib.closing(pieces):
+        try:
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            sys.stdout.write(" …")
+            status = 130
     print()
-    print(told.line(engine.stats()), file=sys.stderr)
-    return 0
+    if told.tokens:
+        print(told.line(engine.stats()), file=sys.stderr)
+    return status
 
 
 def _tokens(engine: Engine, text: str, raw: bool) -> list[int]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from scant.errors import Error
-from scant.serve.opening import Opener, add_options, count_of, open_engine, seconds_of
+from scant.serve.opening import Opener, add_options, count_of, fault, open_engine, seconds_of
 from scant.serve.text import need
 
 __all__ = ["main"]
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, opener: Opener = open_engine) -> int
         need("starlette", "uvicorn", "httptools")
         return _serve(arguments, opener)
     except (Error, OSError) as error:
-        print(f"scant serve: {error}", file=sys.stderr)
+        print(f"scant serve: {fault(error)}", file=sys.stderr)
         return 2
 
 
