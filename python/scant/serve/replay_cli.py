@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add("trace", metavar="TRACE", help="the file, or `synthetic`")
     add("--url", default="http://127.0.0.1:8000", help="the server (http://127.0.0.1:8000)")
     add("--ask", metavar="NAME", help="model to ask for (default: the server's first)")
-    add("--endpoint", choices=("chat", "completions"), default="chat", help="(chat)")
+    add("--endpoint", choices=("chat", "completions"), default="chat", help="what is asked (chat)")
     add(
         "--token-ids",
         type=count,
@@ -97,7 +97,9 @@ def _add_rows(rows: argparse._ArgumentGroup) -> None:
 
 def _add_load(load: argparse._ArgumentGroup) -> None:
     count, seconds = count_of(1, 10_000_000), seconds_of(0.0, 1e9)
-    load.add_argument("--seed", type=count_of(0, 1 << 62), default=0, metavar="N", help="(0)")
+    load.add_argument(
+        "--seed", type=count_of(0, 1 << 62), default=0, metavar="N", help="same seed, same load (0)"
+    )
     load.add_argument(
         "--speed",
         type=_above_zero,
@@ -152,8 +154,16 @@ def _add_load(load: argparse._ArgumentGroup) -> None:
 
 def _add_figures(out: argparse._ArgumentGroup) -> None:
     count, seconds = count_of(1, 10_000_000), seconds_of(0.0, 1e9)
-    out.add_argument("--slo-ttft", type=seconds, default=2.0, metavar="S", help="(2)")
-    out.add_argument("--slo-tpot", type=seconds, default=0.2, metavar="S", help="(0.2)")
+    out.add_argument(
+        "--slo-ttft",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="a good answer's TTFT, at most (2)",
+    )
+    out.add_argument(
+        "--slo-tpot", type=seconds, default=0.2, metavar="S", help="and its TPOT (0.2)"
+    )
     out.add_argument("--pid", type=count, metavar="PID", help="the server's, for its CPU time")
     out.add_argument("--out", type=pathlib.Path, metavar="FILE", help="a JSON line a request")
     out.add_argument("--report", type=pathlib.Path, metavar="FILE", help="a page with plots")

@@ -211,6 +211,42 @@ def test_a_head_that_is_wrong(front: Front, data: bytes, status: bytes) -> None:
     peer.close()
 
 
+@pytest.mark.parametrize("cut", [0, 40, 190, 199, 230])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_client_that_offers_http_2_keeps_its_body(front: Front, cut: int, framing: str) -> None:
+    """Java's own client offers h2c with each first request."""
+    body = b'{"prompt": "x", "max_tokens": 9}'
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Host: localhost\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nUpgrade: h2c\r\n"
+        b"Content-Type: application/json\r\n"
+    )
+    if framing == "length":
+        data = head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    else:
+        data = head + b"Transfer-Encoding: chunked\r\n\r\n"
+        data += b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    peer = raw(front, data[:cut])
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    peer.sendall(data[cut:])
+    peer.sendall(last)
+    answer = read_all(peer)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2, answer
+    assert b'"text": "hi"' in answer and answer.endswith(b'{"status": "ok"}')
+    peer.close()
+
+
+def test_a_stream_of_http_1_0_ends_with_its_connection(front: Front) -> None:
+    data = post(b'{"prompt": "x", "max_tokens": 9, "stream": true}').replace(b"1.1", b"1.0", 1)
+    peer = raw(front, data)
+    head, _, events = read_all(peer).partition(b"\r\n\r\n")
+    assert b"chunked" not in head and b"connection: close" in head
+    assert events.startswith(b"data: {") and events.endswith(b"data: [DONE]\n\n")
+    assert b'"text": "h' in events
+    peer.close()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_closes_or_is_answered(front: Front, seed: int) -> None:
     chance = random.Random(seed)

@@ -99,6 +99,7 @@ class App:
             _PREPARING_THREADS, thread_name_prefix="scant-prepare"
         )
         self._created = int(time.time())
+        self._cpu_began_s = time.thread_time()  # this thread has opened the model before
         self._router = Router(
             [
                 Route("/health", _Endpoint(self._health), methods=["GET"]),
@@ -187,7 +188,7 @@ class App:
             "body_bytes": (self._bodies.bytes, "Bytes of requests in memory."),
             "draining": (int(self.draining), "1 while the server waits for its last answers."),
         }
-        stats = {**self.engine.stats(), "front_cpu_s": time.thread_time()}
+        stats = {**self.engine.stats(), "front_cpu_s": time.thread_time() - self._cpu_began_s}
         own = figures.prometheus(self.figures, stats, gauges)
         text = metrics.counters_prometheus()
         await _whole(scope, send, metrics.CONTENT_TYPE.encode(), (text + own).encode())
@@ -300,12 +301,15 @@ class App:
         await answer.changed()
         self._check_answer(answer)
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-        await scope["start"]({"type": "http.response.start", "status": 200, "headers": headers})
         connection: Connection = scope["state"]["connection"]
+        plain = scope["http_version"] == "1.0"  # which knows no chunks: its end is the connection's
+        if plain:
+            connection.cycle.chunked_encoding = False
+        await scope["start"]({"type": "http.response.start", "status": 200, "headers": headers})
 
         def tell(answer: Answer) -> None:
             if connection.takes and (text := answer.chunk()):
-                connection.write_piece(text)
+                connection.write_piece(text.encode())
 
         answer.tell = tell
         connection.on_writable = answer.advance
@@ -314,7 +318,11 @@ class App:
             await answer.changed()
         if answer.left:
             raise Left(answer.left)
-        await send({"type": "http.response.body", "body": answer.last(), "more_body": False})
+        data = answer.last()
+        if plain and not connection.transport.is_closing():
+            connection.write_piece(data)
+        end = {"type": "http.response.body", "body": b"" if plain else data, "more_body": False}
+        await send(end)
 
     def _check_answer(self, answer: Answer) -> None:
         if answer.left:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from scant.serve.server.limits import Limits
@@ -33,6 +34,7 @@ class Connection(HttpToolsProtocol):
         self.on_writable: Callable[[], None] | None = None
         self._head_bytes = 0
         self._in_head = False
+        self._told_head = False  # the parser sees a head again
         self._frame_bytes = 0  # of a body, since its last content: sizes of chunks, trailers
         self._idle_since: float | None = self.loop.time()  # before the first byte
         self._head_since: float | None = None
@@ -59,14 +61,49 @@ class Connection(HttpToolsProtocol):
             if self._head_since is None:
                 self._head_since = self.loop.time()
         self._frame_bytes += len(data)
-        super().data_received(data)
+        self._feed(data)
         most = self.limits.head_bytes
         if (self._in_head or between) and self._head_bytes > most:
             self._refuse(Refusal(431, f"the head is longer than {most:,} bytes"))
         elif self._frame_bytes > most and self.cycle is not None and self.cycle.more_body:
             self._refuse(Refusal(400, "a body of no content"))
 
+    def _feed(self, data: bytes) -> None:
+        """As uvicorn does it, but that an offer of another protocol, such as Java's of h2c, costs
+        nobody the body: the parser ends at such a head, so the next one goes on behind it."""
+        self._unset_keepalive_if_required()
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
+            if self.transport.is_closing():
+                return
+            self._go_on_behind_head()
+
+    def _go_on_behind_head(self) -> None:
+        lines = [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in self.headers
+            if name in (b"content-length", b"transfer-encoding")
+        ]
+        self.parser = httptools.HttpRequestParser(self)
+        self.cycle.more_body = True
+        self._told_head = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(lines))
+        self._told_head = False
+
+    def on_url(self, url: bytes) -> None:
+        if not self._told_head:
+            super().on_url(url)
+
     def on_message_begin(self) -> None:
+        if self._told_head:
+            return
         super().on_message_begin()
         self._in_head = True
         self.scope["state"]["connection"] = self
@@ -81,6 +118,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
+        if self._told_head:
+            return
         self._in_head = False
         self._head_bytes = self._frame_bytes = 0
         self._head_since = None
@@ -128,12 +167,12 @@ class Connection(HttpToolsProtocol):
         """Bytes that are written now find room."""
         return self._paused_since is None and not self.transport.is_closing()
 
-    def write_piece(self, text: str) -> None:
-        """A part of a streamed answer whose head was sent: ASCII. Uvicorn's own way costs a task's
-        turn for each."""
+    def write_piece(self, data: bytes) -> None:
+        """A part of a streamed answer whose head was sent. Uvicorn's own way costs a task's turn
+        for each."""
         if self.cycle.chunked_encoding:
-            text = f"{len(text):x}\r\n{text}\r\n"
-        self.transport.write(text.encode())
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self.transport.write(data)
 
     def listen(self) -> None:
         """After a body has been read: a client that leaves is heard only while bytes are read."""
