@@ -19,8 +19,8 @@ SCANT_INLINE Vf load_last_weights(const std::byte* from, size_t n) {
 }
 
 template <bool kHalves, size_t kRows, size_t kTokens>
-SCANT_INLINE void multiply_lanes(const std::byte* rows, size_t columns, const float* x, float* out,
-                                 size_t stride) {
+SCANT_APART void multiply_lanes(const std::byte* rows, size_t columns, const float* x, float* out,
+                                size_t stride) {
   constexpr size_t kBytes = kHalves ? 2 : 4;
   Vf sums[kRows][kTokens];
   for (size_t r = 0; r < kRows; ++r) {
@@ -48,36 +48,45 @@ SCANT_INLINE void multiply_lanes(const std::byte* rows, size_t columns, const fl
   }
 }
 
-template <bool kHalves, size_t kRows>
-static void multiply_rows(const std::byte* rows, const Operand& operand, float* out,
-                          size_t stride) {
-  constexpr size_t kMany = 4;
-  size_t t = 0;
-  for (; t + kMany <= operand.tokens; t += kMany)
-    multiply_lanes<kHalves, kRows, kMany>(
-        rows, operand.columns, operand.values + t * operand.columns, out + t * stride, stride);
-  for (; t < operand.tokens; ++t)
-    multiply_lanes<kHalves, kRows, 1>(rows, operand.columns, operand.values + t * operand.columns,
-                                      out + t * stride, stride);
+template <bool kHalves>
+static void multiply_rows(const std::byte* rows, size_t count, const Operand& operand, size_t first,
+                          size_t tokens, float* out, size_t stride) {
+  const float* const x = operand.values + first * operand.columns;
+  float* const to = out + first * stride;
+  for_count<kFloatTokensAtOnce>(tokens, [&]<size_t kTokens>() {
+    if (count == kRowsAtOnce) {
+      multiply_lanes<kHalves, kRowsAtOnce, kTokens>(rows, operand.columns, x, to, stride);
+    } else {
+      for (size_t row = 0; row < count; ++row)
+        multiply_lanes<kHalves, 1, kTokens>(rows + row * operand.columns * (kHalves ? 2 : 4),
+                                            operand.columns, x, to + row, stride);
+    }
+  });
 }
 
+// Rows of a block stay in L2 while a few tokens after the other, which lie in L1, are multiplied
+// with all of them.
 template <bool kHalves>
 static void multiply_floats(const Part& part) {
-  const uint64_t columns = part.weights->shape.columns;
+  const Operand& operand = *part.operand;
+  const uint64_t of_row = operand.columns * (kHalves ? 2 : 4);
   const uint64_t first = part.strip_first * codec::kTileRows;
   const uint64_t end =
       std::min<uint64_t>(first + part.strips * codec::kTileRows, part.weights->shape.rows);
-  const uint64_t of_row = columns * (kHalves ? 2 : 4);
+  const uint64_t of_block =
+      std::max<uint64_t>(kRowBlockBytes / of_row / kRowsAtOnce, 1) * kRowsAtOnce;
   Prefetcher prefetcher = prefetcher_of(part);
-  for (uint64_t row = first; row < end;) {
-    const std::byte* const rows = part.weights->bytes.data() + row * of_row;
-    const uint64_t now = row + kRowsAtOnce <= end ? kRowsAtOnce : 1;
-    if (now > 1) {
-      multiply_rows<kHalves, kRowsAtOnce>(rows, *part.operand, part.out + row, part.stride);
-    } else {
-      multiply_rows<kHalves, 1>(rows, *part.operand, part.out + row, part.stride);
+  for (uint64_t block = first; block < end; block += of_block) {
+    const uint64_t block_end = std::min(block + of_block, end);
+    for (size_t token = 0, tokens = 0; token < operand.tokens; token += tokens) {
+      const size_t left = operand.tokens - token;
+      tokens = (left - 1) / ((left + kFloatTokensAtOnce - 1) / kFloatTokensAtOnce) + 1;
+      for (uint64_t row = block; row < block_end; row += kRowsAtOnce) {
+        const uint64_t rows = std::min<uint64_t>(kRowsAtOnce, block_end - row);
+        multiply_rows<kHalves>(part.weights->bytes.data() + row * of_row, rows, operand, token,
+                               tokens, part.out + row, part.stride);
+        if (token == 0) prefetcher.next(rows * of_row);
+      }
     }
-    prefetcher.next(now * of_row);
-    row += now;
   }
 }

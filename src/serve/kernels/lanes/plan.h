@@ -12,6 +12,8 @@ inline constexpr size_t kStripsMany = 8;
 inline constexpr size_t kColumnsFew = 128;
 inline constexpr size_t kColumnsMany = 512;
 inline constexpr size_t kPanelsAtOnce = 2;
+// Rows of f32 and f16 that are multiplied with all tokens before the next ones.
+inline constexpr size_t kRowBlockBytes = 256 << 10;
 // Tiles are one stream of bytes: so far ahead of it. Rows are asked for a whole strip ahead.
 inline constexpr size_t kTileDistanceBytes = 4096;
 
