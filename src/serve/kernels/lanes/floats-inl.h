@@ -64,8 +64,8 @@ static void multiply_rows(const std::byte* rows, size_t count, const Operand& op
   });
 }
 
-// Rows of a block stay in L2 while a few tokens after the other, which lie in L1, are multiplied
-// with all of them.
+// Many tokens: rows of a block stay in L2 while a few tokens after the other, which lie in L1, are
+// multiplied with all of them.
 template <bool kHalves>
 static void multiply_floats(const Part& part) {
   const Operand& operand = *part.operand;
@@ -73,8 +73,8 @@ static void multiply_floats(const Part& part) {
   const uint64_t first = part.strip_first * codec::kTileRows;
   const uint64_t end =
       std::min<uint64_t>(first + part.strips * codec::kTileRows, part.weights->shape.rows);
-  const uint64_t of_block =
-      std::max<uint64_t>(kRowBlockBytes / of_row / kRowsAtOnce, 1) * kRowsAtOnce;
+  const uint64_t blocks = operand.tokens > kPanelTokens ? kRowBlockBytes / of_row / kRowsAtOnce : 1;
+  const uint64_t of_block = std::max<uint64_t>(blocks, 1) * kRowsAtOnce;
   Prefetcher prefetcher = prefetcher_of(part);
   for (uint64_t block = first; block < end; block += of_block) {
     const uint64_t block_end = std::min(block + of_block, end);
