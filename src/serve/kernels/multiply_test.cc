@@ -2,6 +2,7 @@
 // kind; and nothing depends on threads or on which tokens run together.
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <gtest/gtest.h>
 #include <string>
 #include <vector>
@@ -138,6 +139,38 @@ INSTANTIATE_TEST_SUITE_P(All, ProductTargets,
                                                                 kernel_targets().end()),
                                             ::testing::ValuesIn(tensor_kinds())),
                          case_name);
+
+// Also the forms that no implementation of this CPU reads.
+TEST(Products, ActivationsHaveTheReferencesForms) {
+  for (const Form form :
+       {Form::codes32, Form::codes64, Form::rounded, Form::left16, Form::right16}) {
+    for (const size_t columns : {1U, 31U, 64U, 150U}) {
+      for (const size_t tokens : {1U, 2U, 7U, 16U, 17U, 33U}) {
+        for (const codec::Family family : kFamilies) {
+          const auto x = codec::draw_values(family, tokens * columns, tokens);
+          OperandMemory expected;
+          const Operand& of_reference = expected.shape(form, x.data(), tokens, columns);
+          for (size_t panel = 0; panel < of_reference.panels; ++panel)
+            kReferenceTarget.fill(of_reference, panel);
+          for (const KernelTarget& target : kernel_targets()) {
+            OperandMemory memory;
+            const Operand& made = memory.shape(form, x.data(), tokens, columns);
+            for (size_t panel = 0; panel < made.panels; ++panel) target.fill(made, panel);
+            const size_t places = made.index(made.panels, 0);
+            const size_t bytes_of_one = form == Form::rounded                            ? 4
+                                        : form == Form::codes32 || form == Form::codes64 ? 1
+                                                                                         : 2;
+            ASSERT_EQ(std::memcmp(made.elements, of_reference.elements,
+                                  places * group_columns(form) * bytes_of_one),
+                      0)
+                << target.name << ", form " << static_cast<int>(form) << ", columns " << columns
+                << ", tokens " << tokens << ", family " << static_cast<int>(family);
+          }
+        }
+      }
+    }
+  }
+}
 
 TEST(Products, SeveralMatricesAtOnce) {
   std::vector<OwnedTensor> owned;

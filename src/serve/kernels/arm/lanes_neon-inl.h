@@ -201,6 +201,13 @@ SCANT_INLINE void store_bytes(int8_t* to, const Vi& whole) {
   vst1q_s8(to, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
 
+// The upper 16 bits of each lane.
+SCANT_INLINE void store_upper_halves(void* to, const Vi& value) {
+  for (size_t i = 0; i < 4; ++i)
+    vst1_u8(static_cast<uint8_t*>(to) + 8 * i,
+            vreinterpret_u8_u16(vshrn_n_u32(unsigned_lanes(value.v[i]), 16)));
+}
+
 // 16 bytes of rows r, r + 4, r + 8 and r + 12.
 SCANT_INLINE Vi four_rows(const std::byte* from, size_t stride) {
   return each_i([&](size_t i) { return vreinterpretq_s32_u8(load_128(from + 4 * i * stride)); });

@@ -83,10 +83,42 @@ static void fill_rounded(const Operand& operand, size_t token) {
   }
 }
 
+// Columns from `column` on of a token, as bf16: a block of 64 bytes.
+SCANT_INLINE void round_block(const Operand& operand, size_t token, size_t column, std::byte* to) {
+  for (size_t c = column; c < column + kPairColumns; c += 16) {
+    const auto left = static_cast<ptrdiff_t>(operand.columns) - static_cast<ptrdiff_t>(c);
+    const Vf values = load_up_to(operand.values + token * operand.columns + c, left);
+    store_upper_halves(to + 2 * (c - column), round_pairs(as_integers(values)));
+  }
+}
+
+// For AMX: rows of tokens, or of pairs of columns.
+static void fill_halves(const Operand& operand, size_t panel) {
+  const size_t tokens = operand.panel_tokens;
+  const size_t there = operand.tokens_of(panel);
+  for (size_t block = 0; block < operand.groups; ++block) {
+    auto* const to = reinterpret_cast<std::byte*>(operand.halves(panel, block));
+    alignas(64) std::byte turned[kPanelTokens * 64];
+    std::byte* const rows = operand.form == Form::left16 ? to : turned;
+    for (size_t i = 0; i < there; ++i)
+      round_block(operand, panel * tokens + i, block * kPairColumns, rows + 64 * i);
+    std::memset(rows + 64 * there, 0, 64 * (tokens - there));
+    if (operand.form == Form::left16) continue;
+    if (tokens == kPanelTokens) {
+      turn_rows(rows, 64, 4, to);
+    } else {
+      for (size_t pair = 0; pair < 16; ++pair) {
+        for (size_t i = 0; i < tokens; ++i)
+          std::memcpy(to + 4 * (pair * tokens + i), rows + 64 * i + 4 * pair, 4);
+      }
+    }
+  }
+}
+
 // NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once
 void fill(const Operand& operand, size_t panel) {
   if (operand.form == Form::rounded) return fill_rounded(operand, panel);
   if (operand.form == Form::codes32 || operand.form == Form::codes64)
     return fill_codes(operand, panel);
-  kReferenceTarget.fill(operand, panel);
+  fill_halves(operand, panel);
 }

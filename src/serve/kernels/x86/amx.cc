@@ -406,8 +406,6 @@ void multiply_halves(const Part& part) {
   }
 }
 
-// --- Activations as bf16
-
 }  // namespace
 
 Form form(TensorKind kind, size_t tokens) {
@@ -422,11 +420,7 @@ size_t scratch_bytes(const Tensor& weights, size_t tokens) {
                                                    : lanes_scratch_bytes(weights, tokens);
 }
 
-void fill(const Operand& operand, size_t panel) {
-  if (operand.form == Form::left16 || operand.form == Form::right16)
-    return kReferenceTarget.fill(operand, panel);
-  avx512vnni::fill(operand, panel);
-}
+void fill(const Operand& operand, size_t panel) { avx512vnni::fill(operand, panel); }
 
 void multiply(const Part& part) {
   switch (part.operand->form) {

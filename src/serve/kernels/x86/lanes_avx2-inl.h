@@ -145,6 +145,13 @@ SCANT_INLINE void store_bytes(int8_t* to, Vi whole) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(low, high));
 }
 
+// The upper 16 bits of each lane.
+SCANT_INLINE void store_upper_halves(void* to, Vi value) {
+  const Vi halves = down<16>(value);
+  const __m256i mixed = _mm256_packus_epi32(halves.a, halves.b);
+  _mm256_storeu_si256(static_cast<__m256i*>(to), _mm256_permute4x64_epi64(mixed, 0xD8));
+}
+
 // 16 bytes of rows r, r + 4, r + 8 and r + 12.
 SCANT_INLINE Vi four_rows(const std::byte* from, size_t stride) {
   const auto two = [&](size_t i) {

@@ -76,6 +76,11 @@ SCANT_INLINE void store_bytes(int8_t* to, Vi whole) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(whole));
 }
 
+// The upper 16 bits of each lane.
+SCANT_INLINE void store_upper_halves(void* to, Vi value) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_cvtepi32_epi16(down<16>(value)));
+}
+
 // 16 bytes of rows r, r + 4, r + 8 and r + 12.
 SCANT_INLINE Vi four_rows(const std::byte* from, size_t stride) {
   const auto at = [&](size_t i) {
