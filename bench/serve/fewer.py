@@ -209,8 +209,8 @@ def gate(rows: Sequence[harness.Row]) -> list[str]:
     found = {(row["model"], row["form"]): row for row in rows}
     for (model, form), row in found.items():
         alike = found.get((model, form.removeprefix("as ").removesuffix(", shared out")))
-        shared = form.endswith("shared out") and alike is not None
-        if shared and row["divergence"] > alike["divergence"]:
+        shared = form.endswith("shared out")
+        if shared and alike and row["divergence"] > alike["divergence"]:
             text = f"{row['divergence']:.4f}, all alike {alike['divergence']:.4f}"
             missed.append(f"{model}, {form}: {text}")
         better = [

@@ -143,7 +143,8 @@ def compare(
 def _log_probabilities(logits: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
     wide = logits.astype(numpy.float64)
     wide -= wide.max(axis=1, keepdims=True)
-    return wide - numpy.log(numpy.exp(wide).sum(axis=1, keepdims=True))
+    wide -= numpy.log(numpy.exp(wide).sum(axis=1, keepdims=True))
+    return wide
 
 
 def sensitivities(

@@ -147,9 +147,9 @@ def _curve(
             raise InvalidArgument(f"tensor {tensor.name!r}: {error}") from None
     energy = measure.energy() or 1.0
     points = _kept(tensor, sparsity)
-    for (kind, density), (size, error) in zip(given, measure.errors(), strict=True):
+    for (kind, density), (size, lost) in zip(given, measure.errors(), strict=True):
         masked = weights.tobytes() if kind.startswith("sparse") else b""
-        points.append(Point(Choice(kind, density, masked), size, error / energy))
+        points.append(Point(Choice(kind, density, masked), size, lost / energy))
     return Curve(tensor, 1.0, tuple(points))
 
 

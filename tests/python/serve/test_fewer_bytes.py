@@ -52,7 +52,8 @@ def source(folder: Path) -> Source:
 
 @pytest.fixture(scope="module")
 def pieces() -> list[list[int]]:
-    return numpy.random.default_rng(3).integers(0, 128, (3, 70)).tolist()
+    draw = numpy.random.default_rng(3)
+    return [draw.integers(0, 128, 70).tolist() for _ in range(3)]
 
 
 @pytest.fixture(scope="module")
