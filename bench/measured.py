@@ -29,6 +29,7 @@ import ddp_step
 import harness
 import journal_faults
 import perplexity
+import ragged
 import train_figures
 import train_report
 from train_figures import Curves, Outcome, Rows
@@ -138,6 +139,12 @@ REPORTS = {
         "faster.",
         serve.table,
         lambda rows: serve.gate(rows, ()),
+    ),
+    "ragged": Report(
+        "Ragged steps",
+        "The same requests on one decoder, without padding and in batches; above 1 is faster.",
+        ragged.table,
+        lambda rows: ragged.gate(rows, ()),
     ),
     "perplexity": Report(
         "Perplexity",

@@ -20,6 +20,7 @@ constexpr double kForget = 1.0 / 8192;  // of the accounts, each use
 constexpr double kWorthIt = 0.01;       // log of the gain that another way must show
 constexpr double kPlainly = 0.1;        // log: each of three pairs shows more
 constexpr double kDisturbed = 1;        // of the held way's cost
+constexpr double kUnknownLeast = 1.02;  // expected ratio of a way that was not compared
 constexpr double kHuge = 1e9;
 constexpr double kPairsToHold = 5;
 // Level of the held way's costs.
@@ -56,6 +57,7 @@ Guard::Guard(std::vector<double> at_most, GuardOptions options) : options_(optio
   SCANT_CHECK(!at_most.empty());
   for (const double one : at_most)
     ways_.push_back({.at_most = one, .due = kUsesFirst, .wait = kWaitFirst});
+  for (size_t way = 0; way < ways_.size(); ++way) expect(way);
 }
 
 Guard::Evidence Guard::evidence(size_t way) const {
@@ -80,10 +82,10 @@ Guard::Evidence Guard::evidence(size_t way) const {
   return {.count = total, .middle = middle, .error = error, .spread = spread};
 }
 
-// Cost ÷ that of the held way.
-double Guard::expected(size_t way) const {
-  if (!ways_[way].pairs.empty()) return std::exp(evidence(way).middle);
-  return std::max(ways_[way].at_most / ways_[held_].at_most, 1.02);
+void Guard::expect(size_t way) {
+  Way& one = ways_[way];
+  one.expected = one.pairs.empty() ? std::max(one.at_most / ways_[held_].at_most, kUnknownLeast)
+                                   : std::exp(evidence(way).middle);
 }
 
 std::optional<double> Guard::ratio(size_t way) const {
@@ -135,10 +137,11 @@ void Guard::close_pair(double after) {
   const double cost = std::exchange(challenge_, 0);
   const double held = std::sqrt(before_ * after);
   // What costs far more than expected was disturbed, as a use of the held way could have been.
-  const double most = held * std::max(kDisturbed, 2 * (expected(way) - 1));
+  const double most = held * std::max(kDisturbed, 2 * (ways_[way].expected - 1));
   double& account = way == 0 ? checks_ : trials_;
   account = std::max(0.0, account + std::min(cost - held, most));
   note(way, std::log(cost / held));
+  expect(way);
   way == 0 ? judge_plain() : judge(way);
 }
 
@@ -218,6 +221,7 @@ void Guard::hold(size_t way) {
   ways_[held_].pairs = std::move(back);
   ways_[held_].due = uses_ + kWaitFirst;
   held_ = way;
+  for (size_t other = 0; other < ways_.size(); ++other) expect(other);
   ++changes_;
   before_ = 0;
   last_.clear();
@@ -231,7 +235,7 @@ void Guard::choose_next() {
   double least = kHuge;
   for (size_t way = 0; way < ways_.size(); ++way) {
     if (way == held_ || ways_[way].due > uses_) continue;
-    const double ratio = expected(way);
+    const double ratio = ways_[way].expected;
     const double share = way == 0 ? options_.check_share : options_.trial_share;
     const double spent = way == 0 ? checks_ : trials_;
     const double extra = std::max(0.0, ratio - 1) * before_;

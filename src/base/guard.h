@@ -47,6 +47,7 @@ class Guard {
   };
   struct Way {
     double at_most = 1;
+    double expected = 1;        // cost ÷ that of the held way
     std::vector<Pair> pairs{};  // the oldest first
     uint64_t due = 0;           // use from which on it may be tried
     uint64_t wait = 0;          // after a trial that was lost
@@ -60,7 +61,7 @@ class Guard {
   };
 
   [[nodiscard]] Evidence evidence(size_t way) const;
-  [[nodiscard]] double expected(size_t way) const;
+  void expect(size_t way);
   void watch_level(double cost);
   void close_pair(double after);
   void note(size_t way, double log_ratio);

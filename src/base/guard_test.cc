@@ -74,7 +74,7 @@ double all_alike(size_t, size_t) { return 1; }
 
 TEST(Guard, FindsThatFourThreadsAreTwo) {
   for (const Noise& noise : kNoises) {
-    for (uint64_t seed = 0; seed < 20; ++seed) {
+    for (uint64_t seed = 0; seed < 6; ++seed) {
       const Outcome out = run(two_real, 4, 4000, noise, seed);
       EXPECT_LE(out.regret, -0.05) << seed << ' ' << noise.spread;
       EXPECT_LE(out.last, 1.05) << seed << ' ' << noise.spread;
@@ -86,7 +86,7 @@ TEST(Guard, FindsThatFourThreadsAreTwo) {
 TEST(Guard, CostsLittleWherePlainIsBest) {
   for (const Machine& machine : {Machine(four_real), Machine(all_alike)}) {
     for (const Noise& noise : kNoises) {
-      for (uint64_t seed = 0; seed < 20; ++seed) {
+      for (uint64_t seed = 0; seed < 6; ++seed) {
         for (const size_t steps : {50u, 400u, 4000u}) {
           const Outcome out = run(machine, 4, steps, noise, seed);
           EXPECT_LE(out.regret, 0.02) << seed << ' ' << noise.spread << ' ' << steps;
@@ -103,7 +103,7 @@ TEST(Guard, FollowsAMachineThatChanges) {
     return step % 8000 < 4000 ? four_real(way, step) : 2 * two_real(way, step);
   };
   for (const Noise& noise : kNoises) {
-    for (uint64_t seed = 0; seed < 10; ++seed) {
+    for (uint64_t seed = 0; seed < 4; ++seed) {
       for (const size_t steps : {4000u, 6000u, 8000u, 12000u, 16000u}) {
         const Outcome out = run(gone, 4, steps, noise, seed);
         EXPECT_LE(out.pick, 1.05) << seed << ' ' << noise.spread << ' ' << steps;
@@ -121,7 +121,7 @@ TEST(Guard, LeavesAtOnceWhatMeasuresWorseThanPlain) {
     return step < 4000 ? two_real(way, step) : four_real(way, step);
   };
   for (const Noise& noise : kNoises) {
-    for (uint64_t seed = 0; seed < 20; ++seed) {
+    for (uint64_t seed = 0; seed < 6; ++seed) {
       const Outcome all = run(turns, 4, 8000, noise, seed);
       const Outcome before = run(turns, 4, 4000, noise, seed);
       // Plain costs 1.25 before, and 1 after: regret is a share of that.
@@ -136,7 +136,7 @@ TEST(Guard, HoldsNothingThatIsALittleWorse) {
   for (const double worse : {1.01, 1.03, 1.05, 1.1}) {
     const Machine machine = [&](size_t way, size_t) { return way == 0 ? 1.0 : worse; };
     for (const Noise& noise : kNoises) {
-      for (uint64_t seed = 0; seed < 20; ++seed)
+      for (uint64_t seed = 0; seed < 6; ++seed)
         EXPECT_LE(run(machine, 8, 4000, noise, seed).regret, 0.02) << seed << ' ' << worse;
     }
   }

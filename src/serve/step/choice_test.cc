@@ -154,7 +154,7 @@ TEST(StepChoice, FindsThatFourThreadsAreTwo) {
   for (const double noise : {0.0, 0.02, 0.1}) {
     StepChoice choice(kThreads);
     StepChoice plain(kPlain);
-    const Case run{.noise = noise, .load = {.requests = 1200}};
+    const Case run{.noise = noise, .load = {.requests = 600}};
     EXPECT_LT(serve(choice, two_cores, run).seconds, 0.93 * serve(plain, two_cores, run).seconds);
     uint64_t rows = 0;
     for (const StepChoice::Row& row : choice.table()) {
@@ -189,14 +189,22 @@ TEST(StepChoice, CostsAtMostTwoPercentWherePlainIsBest) {
 TEST(StepChoice, FollowsAMachineWhoseCoresComeAndGo) {
   const Model all{};
   const Model half{.cores = 2, .disturbs = 0.2};
-  const Machine machine = [&](StepShape shape, size_t threads, double now_s) {
-    return std::fmod(now_s, 4000) < 2000 ? all(shape, threads, now_s) : half(shape, threads, now_s);
+  const auto changing = [&](double each_s) -> Machine {
+    return [=](StepShape shape, size_t threads, double now_s) {
+      const bool whole = std::fmod(now_s, 2 * each_s) < each_s;
+      return (whole ? all : half)(shape, threads, now_s);
+    };
   };
   for (const double noise : {0.0, 0.05}) {
-    StepChoice choice(kThreads);
-    StepChoice plain(kPlain);
-    const Case run{.noise = noise, .load = {.requests = 3000}};
-    EXPECT_LT(serve(choice, machine, run).seconds, 0.99 * serve(plain, machine, run).seconds);
+    const Case run{.noise = noise, .load = {.requests = 2500}};
+    // Some thousands of steps between changes; then so few that there is nothing to gain.
+    for (const auto& [each_s, most] : {std::pair{1500.0, 0.99}, {300.0, 1.02}, {40.0, 1.02}}) {
+      StepChoice choice(kThreads);
+      StepChoice plain(kPlain);
+      const Machine machine = changing(each_s);
+      EXPECT_LE(serve(choice, machine, run).seconds, most * serve(plain, machine, run).seconds)
+          << noise << ' ' << each_s;
+    }
   }
 }
 
@@ -209,7 +217,7 @@ TEST(StepChoice, ACutLetsAnswersWaitLessAndCostsNoThroughput) {
       StepChoice plain(options);
       options.answer_wait_s = 0.15;
       StepChoice choice(options);
-      const Case run{.noise = noise, .load = {.clients = clients, .requests = 2000}};
+      const Case run{.noise = noise, .load = {.clients = clients, .requests = 800}};
       const Served one = serve(choice, machine, run);
       const Served two = serve(plain, machine, run);
       EXPECT_LE(one.seconds, 1.02 * two.seconds) << clients << ' ' << noise;

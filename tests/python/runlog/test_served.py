@@ -60,6 +60,23 @@ def test_explain_adds_all_periods(log: Path, capsys: pytest.CaptureFixture[str])
     assert "1,200 tokens of prompts, of which 400 did not have to run" in told
 
 
+def test_what_the_engine_chose_is_told_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.jsonl"
+    chosen = PERIOD | {
+        "threads": 4, "threads_of_answers": 2, "threads_of_prompts": 4, "answers_to_plain": 0.83,
+        "prompts_to_plain": 1.0, "prompt_tokens_beside": 96, "useful_share": 0.998,
+    }  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in (RUN, chosen)))
+    for command in (["explain", str(path)], ["top", "--once", str(path)]):
+        assert cli.main(command) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert "answers run on 2 of 4 threads, which takes 83.0 % of their time" in told
+        assert "prompts run on all 4 threads" in told
+        assert "96 tokens of prompts may run in a step beside answers" in told
+
+
 def test_what_is_missing_is_unknown_and_wrong_types_are_refused() -> None:
     line = parse(json.dumps({"kind": "served", "step": 1, "at_s": 2.0, "tokens": None}).encode())
     assert isinstance(line, Served)

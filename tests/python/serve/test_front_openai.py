@@ -239,7 +239,8 @@ def test_vectors_of_texts_and_tokens(shared: Shared) -> None:
         ([7, 8, 9], [[7, 8, 9]]),
         ([[7, 8], [9]], [[7, 8], [9]]),
     ):
-        for form in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+        forms: list[Any] = [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}]
+        for form in forms:
             made: Any = client.embeddings.create(model="scripted", input=given, **form)
             assert made.object == "list" and made.model == "scripted"
             assert made.usage.prompt_tokens == made.usage.total_tokens == sum(map(len, prompts))
