@@ -191,16 +191,20 @@ TEST(BoundedQueue, DrainMakesRoomForAWaitingProducer) {
 }
 
 TEST(WorkerPool, RunsEveryIterationOnceWhateverTheNumberOfWorkers) {
-  for (const size_t workers : {size_t{1}, size_t{2}, size_t{7}}) {
+  // The shortest spin is always in vain.
+  for (const auto& [workers, spin] :
+       {std::pair{1, Duration{}}, std::pair{2, Duration{}}, std::pair{7, Duration{}},
+        std::pair{2, Duration{1}}, std::pair{2, Duration{std::chrono::milliseconds(20)}},
+        std::pair{7, Duration{std::chrono::microseconds(50)}}}) {
     WorkerPool pool;
-    ASSERT_TRUE(pool.start(workers).ok());
-    EXPECT_EQ(pool.workers(), workers);
+    ASSERT_TRUE(pool.start(static_cast<size_t>(workers), spin).ok());
+    EXPECT_EQ(pool.workers(), static_cast<size_t>(workers));
     for (const size_t count : {size_t{0}, size_t{1}, size_t{2}, size_t{6}, size_t{1000}}) {
       std::vector<std::atomic<int>> runs(count);
       std::atomic<bool> strange{false};
       pool.for_each(count, [&](size_t index, size_t worker) {
         runs[index].fetch_add(1);
-        if (worker >= workers) strange = true;
+        if (worker >= pool.workers()) strange = true;
       });
       for (const auto& run : runs) EXPECT_EQ(run.load(), 1);
       EXPECT_FALSE(strange.load());
