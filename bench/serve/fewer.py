@@ -13,6 +13,7 @@ that was not used before. Tokens a second are of single answers; small models li
 from __future__ import annotations
 
 import argparse
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -96,9 +97,8 @@ class Bench:
 
         if self.name == "trained":
             sys.path.insert(0, str(ROOT / "examples"))
-            import char_transformer
-
-            return list(char_transformer.load_text().tolist())
+            example = importlib.import_module("char_transformer")
+            return list(example.load_text().tolist())
         return tokenizer_of(self.whole).encode(perplexity.document())
 
     def row(self, form: str, family: str, path: pathlib.Path) -> harness.Row:

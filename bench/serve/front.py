@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -78,7 +78,7 @@ def tokenizer_json() -> bytes:
     names = [sign_of[byte] for byte in range(256)]
     names += ["".join(sign_of[byte] for byte in word.encode()) for word in WORDS if len(word) > 1]
     kind = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    table = {
+    table: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
         "normalizer": None, "pre_tokenizer": kind, "post_processor": None, "decoder": kind,
         "model": {
@@ -174,11 +174,12 @@ class StubEngine:
 
 def work(plan: dict[str, Any]) -> None:
     """Serves until stdin ends; prints the port, then CPU seconds."""
+    from scant.serve.engine import Engine
     from scant.serve.server.app import Settings
     from scant.serve.server.front import Front
 
     engine = StubEngine(plan["streams"], plan["steps"], plan["pace"] / 1e3)
-    front = Front(engine, Settings(port=0, timeout_s=None), lambda line: None)
+    front = Front(cast(Engine, engine), Settings(port=0, timeout_s=None), lambda line: None)
     thread = threading.Thread(target=front.run)
     thread.start()
     front.ready.wait()
@@ -218,8 +219,8 @@ def ask(port: int, plan: dict[str, Any]) -> None:
         left = len(answers)
         while left:
             for key, _ in selector.select():
+                assert isinstance(key.fileobj, socket.socket)
                 peer = key.fileobj
-                assert isinstance(peer, socket.socket)
                 part = peer.recv(1 << 20)
                 answers[peer] += part
                 if not part:
@@ -271,7 +272,7 @@ def token_us(plan: dict[str, Any]) -> float:
         used = float(server.stdout.readline())
     if server.returncode != 0:
         raise SystemExit(f"front: the server ended with {server.returncode}")
-    return used * 1e6 / (plan["streams"] * (plan["steps"] - 2 * EDGE))
+    return float(used * 1e6 / (plan["streams"] * (plan["steps"] - 2 * EDGE)))
 
 
 # ---- what a model's step costs ----------------------------------------------------------------

@@ -271,11 +271,11 @@ def tuned(model: pathlib.Path, arguments: argparse.Namespace) -> tuple[int, int]
         return chosen[0]
     found = []
     for slots, batch in chosen:
-        one = attempt(
-            lambda port, slots=slots, batch=batch: peers(model, port, arguments, slots, batch),
-            arguments.speed,
-            arguments,
-        )
+
+        def start(port: int, slots: int = slots, batch: int = batch) -> list[str]:
+            return peers(model, port, arguments, slots, batch)
+
+        one = attempt(start, arguments.speed, arguments)
         found.append((one["good_rate"], -(one["ttft_p99_s"] or math.inf), slots, batch))
         print(f"goodput: {PEER} with -np {slots} -ub {batch}: {one}", file=sys.stderr)
     *_, slots, batch = max(found)

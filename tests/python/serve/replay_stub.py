@@ -42,7 +42,7 @@ class Stub:
         word = b'data: {"choices": [{"delta": {"content": "word "}}]}\n\n'
         usage = {"prompt_tokens": 7, "completion_tokens": count}
         end = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n"
-        return word * count + end.encode()
+        return word * int(count) + end.encode()
 
 
 async def main() -> None:

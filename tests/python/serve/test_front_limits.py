@@ -322,6 +322,7 @@ def test_a_slow_reader_delays_nobody() -> None:
         peer.connect(("127.0.0.1", front.port))
         peer.sendall(post(body))
         end = time.monotonic() + DEADLINE_S
+        assert front.app is not None
         while not any(not one.takes for one in list(front.app.connections)):  # its buffers are full
             assert time.monotonic() < end
         for _ in range(3):
@@ -352,6 +353,7 @@ def test_a_client_that_closes_its_side_has_left() -> None:
 def test_machines_that_are_gone_are_noticed(front: Front) -> None:
     peer = raw(front, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert peer.recv(1 << 16)
+    assert front.app is not None
     (connection,) = (
         one for one in list(front.app.connections) if one.client == peer.getsockname()
     )  # fmt: skip

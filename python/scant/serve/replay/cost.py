@@ -14,6 +14,7 @@ import pathlib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from scant import _scant
 from scant.errors import InvalidArgument, Refused
@@ -36,12 +37,21 @@ class Reading:
     cpu_source: str = ""
 
 
+class Meter(Protocol):
+    """Of the extension, or a test's."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is anything to read."""
+
+    def joules(self) -> float:
+        """Since it was made."""
+
+
 class Energy:
     """Joules of this machine since it was made, where the server is on it."""
 
-    def __init__(
-        self, server: Server, meter: Callable[[], _scant.EnergyMeter] = _scant.EnergyMeter
-    ) -> None:
+    def __init__(self, server: Server, meter: Callable[[], Meter] = _scant.EnergyMeter) -> None:
         self._meter = meter() if server.host in _HERE else None
 
     def joules(self) -> float | None:
