@@ -53,7 +53,7 @@ double weighted_median(std::vector<Weighted>& all, double total) {
 
 }  // namespace
 
-Guard::Guard(std::vector<double> at_most, GuardOptions options) : options_(options) {
+Guard::Guard(const std::vector<double>& at_most, GuardOptions options) : options_(options) {
   SCANT_CHECK(!at_most.empty());
   for (const double one : at_most)
     ways_.push_back({.at_most = one, .due = kUsesFirst, .wait = kWaitFirst});
@@ -170,12 +170,12 @@ void Guard::judge(size_t way) {
       pairs.size() >= 3 && std::ranges::all_of(std::span(pairs).last(3),
                                                [](auto& p) { return p.log_ratio < -kPlainly; });
   const bool proven = now.count >= kPairsToHold - 0.5 && now.middle + 2 * now.error < -kWorthIt;
+  const bool hopeless = pairs.size() < 3
+                            ? now.middle > kWorthIt * static_cast<double>(5 - 2 * pairs.size())
+                            : now.middle - now.error > -kWorthIt;
   if (plainly || proven) {
     hold(way);
-  } else if (pairs.size() < 3 ? now.middle > kWorthIt * static_cast<double>(5 - 2 * pairs.size())
-                              : now.middle - now.error > -kWorthIt) {
-    lose(way);
-  } else if (pairs.size() == kPairsMax) {
+  } else if (hopeless || pairs.size() == kPairsMax) {
     lose(way);
   }
 }

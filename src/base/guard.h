@@ -26,7 +26,7 @@ class Guard {
  public:
   // Way i costs at most at_most[i] of the plain way's cost, as far as is known; way 0 is the plain
   // one, and is held first.
-  explicit Guard(std::vector<double> at_most, GuardOptions options = {});
+  explicit Guard(const std::vector<double>& at_most, GuardOptions options = {});
 
   // The way of the next use.
   [[nodiscard]] size_t next() const { return next_; }
