@@ -12,6 +12,7 @@ packages_of() {
     check) echo clang-14 clang-tidy-14 clang-format-14 shellcheck ;;
     fuzz) echo clang-14 libclang-rt-14-dev llvm-14 ;;
     coverage) echo gcovr ;;
+    arm64) echo g++-aarch64-linux-gnu qemu-user googletest ;;
     *) die "no package group '$1'" ;;
   esac
 }

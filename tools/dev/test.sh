@@ -87,18 +87,30 @@ test_python() {
   return $status
 }
 
+# The products, the model's net and the codec on 64-bit ARM, in an emulator.
+test_arm64() {
+  setup_packages build test arm64
+  rm -rf build/results
+  mkdir -p build/results
+  # The preset's compiler is a cross compiler.
+  CXX='' build_preset arm64 base_test codec_kernels_test codec_tile_test serve_multiply_test serve_model_test
+  say "C++ tests, arm64"
+  run_ctest arm64 -R '^(base_test|codec_kernels_test|codec_tile_test|serve_multiply_test|serve_model_test)$'
+}
+
 run_tests() {
   local long=0 only=${SCANT_TEST_ONLY:-} status=0 preset begin=$SECONDS
   local programs targets python_files python_options package
   while [ $# -gt 0 ]; do
     case $1 in
       --long) long=1 ;;
+      --arm64) test_arm64; return ;;
       --only)
         only=${2:-}
         [ -n "$only" ] || die "test: --only needs a name"
         shift
         ;;
-      *) die "test: no option '$1'; there are: --long, --only NAME" ;;
+      *) die "test: no option '$1'; there are: --long, --only NAME, --arm64" ;;
     esac
     shift
   done
