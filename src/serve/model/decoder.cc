@@ -25,7 +25,7 @@ using Floats = base::AlignedVector<float>;
 constexpr size_t kValuesOfAChunk = 16384;
 constexpr uint64_t kPairsOfALoop = uint64_t{1} << 19;  // multiply-adds of attention
 
-// From one loop of a step to the next it takes less. A thread that sleeps comes back after 12 to 30.
+// Loops of a step follow each other sooner. Waking a thread that sleeps takes 12 to 30.
 constexpr Duration kSpin = std::chrono::microseconds(50);
 
 // Grows to the largest step, and stays.
