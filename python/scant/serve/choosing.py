@@ -39,6 +39,7 @@ _CODES = ("q8", "q4", "q3", "q2")
 _DENSITIES = (0.5,)  # of sparse points, where none is asked for
 _PAGE = 65_536
 _ALIGN = 64
+_STEP = 16_384  # bytes between budgets that are tried
 
 
 @dataclass(frozen=True)
@@ -248,15 +249,16 @@ def choose(source: Source, curves: Sequence[Curve], budget: int, options: str) -
             f"{size_of(least):,} bytes"
         )
     # What is around the matrices depends a little on their bytes: gaps, and a checksum for each
-    # page. So their share is searched for.
-    best, low, high = least, sum(one.bytes for one in least), budget
-    while high - low > _PAGE // 16:
-        room = (low + high) // 2
+    # page. So budgets of the matrices are tried from the largest on, multiples of the same step for
+    # all sizes: a larger file tries what a smaller one tried, and so never loses more.
+    best, low = least, sum(one.bytes for one in least)
+    most = sum(max(one.bytes for one in curve.points) for curve in curves) + _STEP
+    around = bytes_of(source, {curve.tensor.name: 0 for curve in curves}, options)
+    for room in range(min(budget - around, most) // _STEP * _STEP, low - 1, -_STEP):
         points = _allocate(curves, room)
         if size_of(points) <= budget:
-            best, low = points, room
-        else:
-            high = room
+            best = points
+            break
     choices = {
         curve.tensor.name: one.choice
         for curve, one in zip(curves, best, strict=True)

@@ -6,6 +6,7 @@ The most in memory are some megabytes, or one matrix where GPT-2's folders hold 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -273,10 +274,9 @@ def _tensors_of(
 def _read(file: BinaryIO, at: int, count: int) -> numpy.ndarray[Any, Any]:
     room = numpy.empty(count, numpy.uint8)
     view = room.data
-    file.seek(at)
     while view:
-        got = file.readinto(view)  # type: ignore[attr-defined]
+        got = os.preadv(file.fileno(), [view], at)  # threads share the file, so it has no place
         if not got:
             raise Corrupt(f"{file.name}: shorter than its head says")
-        view = view[got:]
+        view, at = view[got:], at + got
     return room

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import model_folders
 import numpy
@@ -185,6 +187,48 @@ def test_budgets_are_kept_and_more_is_never_worse(
             path = tmp_path / f"{budget}.scp"
             assert packing.pack(source, path, chosen.choices, "x") == chosen.bytes
     assert before == 0  # everything fits as it is
+
+
+def test_pages_never_make_a_larger_file_lose_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def size(_: Any, sizes: dict[str, int], __: str) -> int:
+        all_sizes = list(sizes.values())
+        runs = (sum(all_sizes[i : i + 7]) for i in range(0, 40, 7))
+        return 100_000 + sum(-(-run // 65_536) * 65_536 for run in runs)
+
+    monkeypatch.setattr(choosing, "bytes_of", size)
+    source = cast(Source, None)
+    for seed in range(5):
+        draw = numpy.random.default_rng(seed)
+        curves = []
+        for i in range(40):
+            sizes = sorted(draw.integers(1_000, 400_000, 9).tolist(), reverse=True)
+            errors = numpy.sort(draw.random(9) * draw.random() ** 4).tolist()
+            points = tuple(
+                choosing.Point(packing.Choice(f"kind {k}"), one, error)
+                for k, (one, error) in enumerate(zip(sizes, errors, strict=True))
+            )
+            tensor = sources.SourceTensor(f"t{i}", "f32", (1, 1), i)
+            curves.append(choosing.Curve(tensor, float(draw.random() ** 3), points))
+        least = size(None, {c.tensor.name: min(p.bytes for p in c.points) for c in curves}, "")
+        before = float("inf")
+        for budget in [least, *sorted(draw.integers(least, 9_000_000, 60).tolist())]:
+            chosen = choosing.choose(source, curves, budget, "")
+            assert chosen.bytes <= budget
+            assert chosen.error <= before * (1 + 1e-12), (seed, budget)
+            before = chosen.error
+
+
+def test_threads_read_a_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 1024)
+    source = sources.open_source(model_folders.folder(tmp_path / "model", "llama", "F32"))
+
+    def read(tensor: sources.SourceTensor) -> bytes:
+        return b"".join(rows.tobytes() for rows in source.chunks(tensor))
+
+    want = [read(tensor) for tensor in source.tensors]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            assert list(pool.map(read, source.tensors)) == want
 
 
 def test_a_budget_that_cannot_be(source: Source, curves: list[choosing.Curve]) -> None:
