@@ -39,7 +39,8 @@ _CODES = ("q8", "q4", "q3", "q2")
 _DENSITIES = (0.5,)  # of sparse points, where none is asked for
 _PAGE = 65_536
 _ALIGN = 64
-_STEP = 16_384  # bytes between budgets that are tried
+_STEPS = 8192  # budgets of the matrices, at most, that are tried
+_STEP_MIN = 1024  # bytes between them
 
 
 @dataclass(frozen=True)
@@ -252,9 +253,9 @@ def choose(source: Source, curves: Sequence[Curve], budget: int, options: str) -
     # page. So budgets of the matrices are tried from the largest on, multiples of the same step for
     # all sizes: a larger file tries what a smaller one tried, and so never loses more.
     best, low = least, sum(one.bytes for one in least)
-    most = sum(max(one.bytes for one in curve.points) for curve in curves) + _STEP
-    around = bytes_of(source, {curve.tensor.name: 0 for curve in curves}, options)
-    for room in range(min(budget - around, most) // _STEP * _STEP, low - 1, -_STEP):
+    most = sum(max(one.bytes for one in curve.points) for curve in curves)
+    step = max(most // _STEPS, _STEP_MIN)
+    for room in range(min(budget, most + step) // step * step, low - 1, -step):
         points = _allocate(curves, room)
         if size_of(points) <= budget:
             best = points

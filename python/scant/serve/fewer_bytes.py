@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,18 +62,22 @@ class Result:
 
 
 @contextlib.contextmanager
+def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder beside the file, on the same disk, for what is needed only meanwhile."""
+    with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=".scant-pack-") as name:
+        yield pathlib.Path(name)
+
+
+@contextlib.contextmanager
 def _runnable(source: Source, path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A file that runs the source as it is. A folder is packed for that, beside the new file."""
     if isinstance(source, GgufSource):
         yield source.path
         return
-    whole = path.with_name(path.name + ".whole")
-    whole.unlink(missing_ok=True)
-    try:
+    with _beside(path) as folder:
+        whole = folder / "whole.scp"
         packing.pack(source, whole, {}, "keep")
         yield whole
-    finally:
-        whole.unlink(missing_ok=True)
 
 
 def _texts(model: Model, path: pathlib.Path, wanted: Wanted) -> tuple[Pieces, Pieces, str]:
@@ -122,9 +127,8 @@ def weigh(
     threads: int,
 ) -> list[Curve]:
     """Measures how much a coarse form of each group of matrices changes what the model says."""
-    coarse = path.with_name(path.name + ".coarse")
-    coarse.unlink(missing_ok=True)
-    try:
+    with _beside(path) as folder:
+        coarse = folder / "coarse.scp"
         packing.pack(
             source, coarse, {one.tensor.name: packing.Choice(_COARSE) for one in curves}, "coarse"
         )
@@ -137,8 +141,6 @@ def weigh(
             pieces,
             threads,
         )
-    finally:
-        coarse.unlink(missing_ok=True)
     return choosing.with_weights(groups, divergences, _COARSE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
@@ -86,6 +87,16 @@ def in_order(source: Source) -> list[list[SourceTensor]]:
     return [runs[number] for number in sorted(runs)]
 
 
+@functools.lru_cache(maxsize=256)
+def _hashed(path: pathlib.Path, _: int, __: int) -> tuple[int, str]:
+    """Bytes and sha256 of a file; once for a file of this size and time."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+        return file.tell(), digest.hexdigest()
+
+
 def _provenance(source: Source, options: str) -> bytes:
     import scant
 
@@ -96,12 +107,10 @@ def _provenance(source: Source, options: str) -> bytes:
         *(f"{key} {value}" for key, value in source.notes.items()),
     ]
     for path in source.files:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-            name = "".join(one if one.isprintable() else "?" for one in path.name)
-            lines.append(f"file {name} {file.tell()} sha256 {digest.hexdigest()}")
+        seen = path.stat()
+        size, digest = _hashed(path, seen.st_size, seen.st_mtime_ns)
+        name = "".join(one if one.isprintable() else "?" for one in path.name)
+        lines.append(f"file {name} {size} sha256 {digest}")
     return "".join(line + "\n" for line in lines).encode("utf-8", "replace")
 
 

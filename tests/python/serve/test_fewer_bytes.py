@@ -274,6 +274,15 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.scp", "b.scp"]
 
 
+def test_files_of_the_reader_stay(folder: Path, tmp_path: Path) -> None:
+    mine = {name: tmp_path / name for name in ("a.scp.whole", "a.scp.coarse", "a.whole")}
+    for name, path in mine.items():
+        path.write_text(name)
+    assert cli.main(["pack", str(folder), str(tmp_path / "a.scp"), "--bits", "4"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.scp", *mine}
+    assert all(path.read_text() == name for name, path in mine.items())
+
+
 def test_bits_share_out_what_as_would_take(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
