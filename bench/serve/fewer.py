@@ -132,7 +132,7 @@ class Bench:
 
 def forms(bench: Bench, peers: bool) -> list[tuple[str, str, Callable[[pathlib.Path], None]]]:
     """Name, family, and what writes the file."""
-    from scant.serve import calibration, choosing, fewer_bytes, packing, sources
+    from scant.serve import calibration, choosing, decoding, fewer_bytes, packing, sources
 
     source = sources.open_source(bench.path)
 
@@ -143,8 +143,11 @@ def forms(bench: Bench, peers: bool) -> list[tuple[str, str, Callable[[pathlib.P
     found += [(f"{one}, half", "half by magnitude", alike(one, 0.5)) for one in SPARSE]
     sums = calibration.activations(bench.model, bench.read, bench.threads)
     curves = choosing.curves_of(source, sums, bench.threads)
+    coarse = bench.out / "coarse.scp"
+    coarse.unlink(missing_ok=True)
+    fewer_bytes.write_coarse(source, coarse)
     weighed = fewer_bytes.weigh(
-        source, bench.model, curves, bench.read, bench.out / f"{bench.name}.x", bench.threads
+        bench.model, decoding.Model(coarse), curves, bench.read, bench.threads
     )
     halves = choosing.only_sparse(choosing.curves_of(source, sums, bench.threads, 0.5))
 

@@ -68,18 +68,6 @@ def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield pathlib.Path(name)
 
 
-@contextlib.contextmanager
-def _runnable(source: Source, path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file that runs the source as it is. A folder is packed for that, beside the new file."""
-    if isinstance(source, GgufSource):
-        yield source.path
-        return
-    with _beside(path) as folder:
-        whole = folder / "whole.scp"
-        packing.pack(source, whole, {}, "keep")
-        yield whole
-
-
 def _texts(model: Model, path: pathlib.Path, wanted: Wanted) -> tuple[Pieces, Pieces, str]:
     """Pieces to calibrate with, others to compare with, and what these are."""
     from scant.serve.model_engine import tokenizer_of
@@ -118,29 +106,20 @@ def _tokens(path: pathlib.Path, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(_content(path).decode("utf-8", "replace"))
 
 
+def write_coarse(source: Source, path: pathlib.Path) -> None:
+    """All matrices with few bits. NaN and infinities are refused, and the tensor is named."""
+    matrices = (one.name for one in source.tensors if packing.is_matrix(source, one))
+    packing.pack(source, path, dict.fromkeys(matrices, packing.Choice(_COARSE)), "coarse")
+
+
 def weigh(
-    source: Source,
-    model: Model,
-    curves: Sequence[Curve],
-    read: Pieces,
-    path: pathlib.Path,
-    threads: int,
+    model: Model, coarse: Model, curves: Sequence[Curve], read: Pieces, threads: int
 ) -> list[Curve]:
     """Measures how much a coarse form of each group of matrices changes what the model says."""
-    with _beside(path) as folder:
-        coarse = folder / "coarse.scp"
-        packing.pack(
-            source, coarse, {one.tensor.name: packing.Choice(_COARSE) for one in curves}, "coarse"
-        )
-        groups = choosing.groups_of(curves)
-        pieces = [one[:_SENSED_TOKENS] for one in read[:_SENSED]]
-        divergences = calibration.sensitivities(
-            model,
-            Model(coarse),
-            [[one.tensor.name for one in group] for group in groups],
-            pieces,
-            threads,
-        )
+    groups = choosing.groups_of(curves)
+    names = [[one.tensor.name for one in group] for group in groups]
+    pieces = [one[:_SENSED_TOKENS] for one in read[:_SENSED]]
+    divergences = calibration.sensitivities(model, coarse, names, pieces, threads)
     return choosing.with_weights(groups, divergences, _COARSE)
 
 
@@ -156,7 +135,13 @@ def pack(
     """
     checks.whole(wanted.threads, "threads", 1, 4096, None)
     options = wanted.options()
-    with _runnable(source, path) as file:
+    with _beside(path) as folder:
+        coarse, file = folder / "coarse.scp", source.path
+        step("writing a coarse form")
+        write_coarse(source, coarse)
+        if not isinstance(source, GgufSource):  # the engine runs files
+            file = folder / "whole.scp"
+            packing.pack(source, file, {}, "keep")
         model = Model(file)
         step("reading a text" if wanted.calibrate else "writing a text")
         read, held, said = _texts(model, file, wanted)
@@ -165,7 +150,7 @@ def pack(
         sparsity = wanted.sparsity or None
         curves = choosing.curves_of(source, sums, wanted.threads, sparsity)
         step("measuring how much each matrix matters")
-        curves = weigh(source, model, curves, read, path, wanted.threads)
+        curves = weigh(model, Model(coarse), curves, read, wanted.threads)
         budget = wanted.bytes
         if budget is None:
             bits = wanted.bits or 4

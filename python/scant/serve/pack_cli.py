@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from scant import amounts, planes
 from scant.errors import Error, InvalidArgument
@@ -83,10 +86,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         planes.need("serve")
-        return _pack(arguments)
+        with _leaving_at_sigterm():
+            return _pack(arguments)
     except (Error, OSError) as error:
         print(f"scant pack: {error}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _leaving_at_sigterm() -> Iterator[None]:
+    """What lies beside FILE meanwhile is removed before the process ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _pack(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -367,9 +369,23 @@ def test_weights_that_are_no_numbers(
     model_folders.folder(place, "wide", "F32")
     model_folders.write_safetensors(place / "model.safetensors", tensors, "F32")
     assert run(place, tmp_path / "a.scp", "--bits", "4") == 2
-    assert "NaN" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"tensor '{GATE}': row 3, column 5 is NaN" in error
     assert not (tmp_path / "a.scp").exists()
     assert [one.name for one in tmp_path.iterdir()] == ["nan"]
+
+
+def test_a_terminated_command_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "scant.cli", "pack", str(folder), str(tmp_path / "a.scp")]
+    with subprocess.Popen([*words, "--bits", "4"], stderr=subprocess.PIPE, text=True) as command:
+        assert command.stderr is not None
+        for line in command.stderr:
+            if "writing a text" in line:  # what lies beside FILE is there
+                break
+        assert list(tmp_path.iterdir())
+        command.terminate()
+    assert command.returncode == 143
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_go_into_the_provenance_without_paths() -> None:
