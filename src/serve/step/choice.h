@@ -60,7 +60,7 @@ class StepChoice {
 
  private:
   struct Entry {
-    explicit Entry(std::vector<double> at_most) : guard(std::move(at_most)) {}
+    explicit Entry(const std::vector<double>& at_most) : guard(at_most) {}
     base::Guard guard;
     uint64_t steps = 0;
     double tokens = 0;
