@@ -135,6 +135,7 @@ class App:
             await self._router(scope, receive, send)
         except Left as left:
             self.figures.cancel(str(left))
+            scope["state"]["connection"].left(scope)
         except Exception as error:
             if status:
                 raise  # too late for an answer: the connection is closed

@@ -178,6 +178,12 @@ class Connection(HttpToolsProtocol):
         """After a body has been read: a client that leaves is heard only while bytes are read."""
         self.flow.resume_reading()
 
+    def left(self, scope: Any) -> None:
+        """Nobody waits for this request's answer: uvicorn would complain that there is none."""
+        if self.cycle is not None and self.cycle.scope is scope:
+            self.cycle.disconnected = True
+        self.transport.close()
+
     def abort(self) -> None:
         """Ends it at once; what was not sent is lost."""
         self.transport.abort()
