@@ -188,6 +188,15 @@ void bind_serve_engine(nb::module_& module) {
     }));
   });
   // What opening a model took and does not need any more goes back to the system.
+  // What threads free goes back to the system, at the price of some page faults: one heap for all
+  // threads, and pieces from 256 KiB on apart from it. glibc's own bounds grow with what was freed.
+  module.def("keep_memory_small", [] {
+#if defined(__GLIBC__)
+    ::mallopt(M_ARENA_MAX, 1);
+    ::mallopt(M_MMAP_THRESHOLD, 256 << 10);
+    ::mallopt(M_TRIM_THRESHOLD, 1 << 20);
+#endif
+  });
   module.def("give_memory_back", [] {
 #if defined(__GLIBC__)
     without_gil([] { static_cast<void>(::malloc_trim(0)); });

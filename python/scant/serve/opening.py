@@ -99,7 +99,10 @@ def open_engine(arguments: argparse.Namespace) -> Engine:
     planes.need("serve")
     need("tokenizers", "jinja2")
     _check_file(arguments.file)
+    from scant import _scant
     from scant.serve.model_engine import ModelEngine
+
+    _scant.keep_memory_small()
 
     options: dict[str, Any] = {
         "threads": arguments.threads,
