@@ -62,7 +62,9 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 FRAMEWORKS = [
     pytest.param("journal_lightning.py", marks=needs("lightning"), id="lightning"),
-    pytest.param("journal_trainer.py", marks=needs("transformers"), id="trainer"),
+    pytest.param(
+        "journal_trainer.py", marks=[needs("transformers"), needs("accelerate")], id="trainer"
+    ),
 ]
 
 
