@@ -26,6 +26,7 @@ import collectives
 import convergence_goals
 import convergence_report
 import ddp_step
+import fewer
 import harness
 import journal_faults
 import perplexity
@@ -145,6 +146,12 @@ REPORTS = {
         "The same requests on one decoder, without padding and in batches; above 1 is faster.",
         ragged.table,
         lambda rows: ragged.gate(rows, ()),
+    ),
+    "fewer": Report(
+        "Fewer bytes",
+        "What fewer bytes cost a model, on text that was not used before.",
+        fewer.table,
+        fewer.gate,
     ),
     "perplexity": Report(
         "Perplexity",
