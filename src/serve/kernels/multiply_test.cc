@@ -1,5 +1,6 @@
-// Products: every implementation that this CPU runs equals the reference bit for bit, on every
-// kind; and nothing depends on threads or on which tokens run together.
+// Products: every implementation that this CPU runs, and AMX's on tiles in software, equals the
+// reference bit for bit, on every kind; and nothing depends on threads or on which tokens run
+// together.
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -10,6 +11,7 @@
 #include "codec/testing/values.h"
 #include "serve/file/rows.h"
 #include "serve/kernels/targets.h"
+#include "serve/testing/amx_emulated.h"
 #include "serve/testing/tensors.h"
 
 namespace scant::serve {
@@ -17,6 +19,7 @@ namespace {
 
 using testing::draw_tensor;
 using testing::OwnedTensor;
+using testing::tested_targets;
 using testing::Values;
 
 constexpr uint64_t kSeed = 20261201;
@@ -135,10 +138,16 @@ std::string case_name(const ::testing::TestParamInfo<std::tuple<KernelTarget, Te
   return text;
 }
 INSTANTIATE_TEST_SUITE_P(All, ProductTargets,
-                         ::testing::Combine(::testing::ValuesIn(kernel_targets().begin(),
-                                                                kernel_targets().end()),
+                         ::testing::Combine(::testing::ValuesIn(tested_targets()),
                                             ::testing::ValuesIn(tensor_kinds())),
                          case_name);
+
+// The tests above and below have this target where it is there.
+TEST(Products, AmxRunsOnEmulatedTiles) {
+  if (testing::amx_emulated_target() == nullptr)
+    GTEST_SKIP() << "this CPU lacks AVX-512 with VNNI, VBMI and VBMI2, which AMX's kernels use too";
+  EXPECT_STREQ(tested_targets().back().name, "amx_emulated");
+}
 
 // Also the forms that no implementation of this CPU reads.
 TEST(Products, ActivationsHaveTheReferencesForms) {
@@ -152,7 +161,7 @@ TEST(Products, ActivationsHaveTheReferencesForms) {
           const Operand& of_reference = expected.shape(form, x.data(), tokens, columns);
           for (size_t panel = 0; panel < of_reference.panels; ++panel)
             kReferenceTarget.fill(of_reference, panel);
-          for (const KernelTarget& target : kernel_targets()) {
+          for (const KernelTarget& target : tested_targets()) {
             OperandMemory memory;
             const Operand& made = memory.shape(form, x.data(), tokens, columns);
             for (size_t panel = 0; panel < made.panels; ++panel) target.fill(made, panel);
@@ -181,7 +190,7 @@ TEST(Products, SeveralMatricesAtOnce) {
   for (const size_t tokens : {1U, 5U, 40U}) {
     const auto x = codec::draw_values(codec::Family::normal, tokens * 192, 3);
     const auto expected = multiplied(kReferenceTarget, weights, x, tokens);
-    for (const KernelTarget& target : kernel_targets())
+    for (const KernelTarget& target : tested_targets())
       EXPECT_EQ(difference(multiplied(target, weights, x, tokens, 2), expected), "") << target.name;
   }
 }
