@@ -25,6 +25,7 @@ using testing::Values;
 constexpr uint64_t kSeed = 20261201;
 constexpr float kUntouched = -77.0F;
 constexpr size_t kGap = 3;  // floats behind each token's results
+constexpr size_t kScratchBytes = 1 << 20;
 
 std::vector<float> multiplied(const KernelTarget& target, std::span<const Tensor* const> weights,
                               const std::vector<float>& x, size_t tokens, size_t threads = 1) {
@@ -33,6 +34,8 @@ std::vector<float> multiplied(const KernelTarget& target, std::span<const Tensor
     EXPECT_TRUE(pool.start(threads).ok());
   }
   Activations activations;
+  // Larger products may have run before: NaN in all forms of numbers.
+  std::memset(activations.scratch(kScratchBytes), 0xFF, kScratchBytes);
   activations.set(x.data(), tokens, weights[0]->shape.columns);
   std::vector<MatrixProduct> products;
   size_t stride = kGap;
@@ -88,6 +91,24 @@ TEST_P(ProductTargets, EqualTheReference) {
             << shape.rows << " x " << shape.columns << ", tokens " << tokens << ", values "
             << static_cast<int>(values) << ", family " << static_cast<int>(family);
       }
+    }
+  }
+}
+
+// A worker then multiplies up to eight strips at a time, and an odd number of them at the end.
+TEST_P(ProductTargets, EqualTheReferenceOnManyStrips) {
+  const auto& [target, kind] = GetParam();
+  SCOPED_TRACE("seed " + std::to_string(kSeed));
+  for (const codec::Shape given : {codec::Shape{549, 70}, codec::Shape{261, 1120}}) {
+    const codec::Shape shape{given.rows, columns_for(kind, given.columns)};
+    const OwnedTensor weights = draw_tensor(kind, shape, Values::moderate, kSeed);
+    const Tensor* const one[] = {&weights.tensor};
+    for (const size_t tokens : {1U, 5U, 16U, 17U, 32U, 35U}) {
+      const auto x = codec::draw_values(codec::Family::normal, tokens * shape.columns, tokens);
+      ASSERT_EQ(difference(multiplied(target, one, x, tokens),
+                           multiplied(kReferenceTarget, one, x, tokens)),
+                "")
+          << shape.rows << " x " << shape.columns << ", tokens " << tokens;
     }
   }
 }
