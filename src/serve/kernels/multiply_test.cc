@@ -25,7 +25,7 @@ using testing::Values;
 constexpr uint64_t kSeed = 20261201;
 constexpr float kUntouched = -77.0F;
 constexpr size_t kGap = 3;  // floats behind each token's results
-constexpr size_t kScratchBytes = 1 << 20;
+constexpr size_t kScratchBytes = 64 << 10;
 
 std::vector<float> multiplied(const KernelTarget& target, std::span<const Tensor* const> weights,
                               const std::vector<float>& x, size_t tokens, size_t threads = 1) {
@@ -99,11 +99,11 @@ TEST_P(ProductTargets, EqualTheReference) {
 TEST_P(ProductTargets, EqualTheReferenceOnManyStrips) {
   const auto& [target, kind] = GetParam();
   SCOPED_TRACE("seed " + std::to_string(kSeed));
-  for (const codec::Shape given : {codec::Shape{549, 70}, codec::Shape{261, 1120}}) {
+  for (const codec::Shape given : {codec::Shape{549, 70}, codec::Shape{133, 550}}) {
     const codec::Shape shape{given.rows, columns_for(kind, given.columns)};
     const OwnedTensor weights = draw_tensor(kind, shape, Values::moderate, kSeed);
     const Tensor* const one[] = {&weights.tensor};
-    for (const size_t tokens : {1U, 5U, 16U, 17U, 32U, 35U}) {
+    for (const size_t tokens : {1U, 17U, 33U}) {
       const auto x = codec::draw_values(codec::Family::normal, tokens * shape.columns, tokens);
       ASSERT_EQ(difference(multiplied(target, one, x, tokens),
                            multiplied(kReferenceTarget, one, x, tokens)),
