@@ -30,12 +30,14 @@ using Given = std::tuple<std::vector<uint32_t>, uint32_t, std::vector<uint32_t>,
 // A decoder whose calls are checked, since the C++ one takes their truth for granted.
 class CheckedDecoder {
  public:
-  CheckedDecoder(const OpenModel& model, const std::string& kind, uint32_t pages, size_t threads)
+  CheckedDecoder(const OpenModel& model, const std::string& kind, uint32_t pages, size_t threads,
+                 const std::string& kernels)
       : description_(model.get().description()), pages_(pages), threads_(threads) {
     const KvKind kv = kv_kind_of(kind);
     if (threads < 1) refuse("a decoder needs one thread at least");
-    decoder_ =
-        unwrap(without_gil([&] { return Decoder::create(model.get(), kv, pages, threads); }));
+    const auto choice = unwrap(serve::kernels_named(kernels));
+    decoder_ = unwrap(
+        without_gil([&] { return Decoder::create(model.get(), kv, pages, threads, choice); }));
   }
 
   void run(const std::vector<Given>& given, uintptr_t address, size_t size) {
@@ -173,7 +175,7 @@ void bind_serve_decoder(nb::module_& module) {
     })));
   });
   nb::class_<CheckedDecoder>(module, "Decoder")
-      .def(nb::init<const OpenModel&, const std::string&, uint32_t, size_t>(),
+      .def(nb::init<const OpenModel&, const std::string&, uint32_t, size_t, const std::string&>(),
            nb::keep_alive<1, 2>())
       .def("run", &CheckedDecoder::run)
       .def("vectors", &CheckedDecoder::vectors)

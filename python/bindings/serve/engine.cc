@@ -95,10 +95,12 @@ class RunningEngine {
   RunningEngine(const OpenModel& model, const nb::dict& given) {
     Options options("engine", given);
     serve::EngineOptions wanted;
+    std::string kernels;
     std::string kv = "bf16";
     options.get("threads", wanted.threads);
     options.get("choose_threads", wanted.choose_threads);
     options.get("answer_wait_s", wanted.answer_wait_s);
+    options.get("kernels", kernels);
     options.get("kv", kv);
     options.get("kv_bytes", wanted.kv_bytes);
     options.get("context", wanted.context);
@@ -106,6 +108,7 @@ class RunningEngine {
     options.get("running_max", wanted.running_max);
     options.get("waiting_max", wanted.waiting_max);
     options.done();
+    wanted.kernels = unwrap(serve::kernels_named(kernels));
     wanted.kv = kv_kind_of(kv);
     engine_ = unwrap(without_gil([&] { return Engine::start(model.get(), wanted); }));
   }
@@ -186,6 +189,13 @@ void bind_serve_engine(nb::module_& module) {
       if (!file) return file.error();
       return serve::reading_speed(file.value().bytes(), threads);
     }));
+  });
+  // The best first. The first call asks Linux for AMX's tiles.
+  module.def("serve_kernels", [] {
+    nb::list names;
+    for (const std::string_view name : serve::kernel_names())
+      names.append(nb::str(name.data(), name.size()));
+    return names;
   });
   // What opening a model took and does not need any more goes back to the system.
   // What threads free goes back to the system, at the price of some page faults: one heap for all

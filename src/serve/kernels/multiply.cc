@@ -121,9 +121,4 @@ void multiply(const KernelTarget& target, std::span<const MatrixProduct> product
                   pool);
 }
 
-void multiply(std::span<const MatrixProduct> products, Activations& activations,
-              base::WorkerPool& pool) {
-  multiply(kernel_targets().front(), products, activations, pool);
-}
-
 }  // namespace scant::serve

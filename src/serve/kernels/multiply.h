@@ -50,7 +50,7 @@ struct MatrixProduct {
 
 // Several matrices with the same activations, as query, key and value have them: one loop over all
 // of their rows. A sparse tensor must have been checked. May throw std::bad_alloc.
-void multiply(std::span<const MatrixProduct> products, Activations& activations,
-              base::WorkerPool& pool);
+void multiply(const KernelTarget& target, std::span<const MatrixProduct> products,
+              Activations& activations, base::WorkerPool& pool);
 
 }  // namespace scant::serve

@@ -224,12 +224,12 @@ TEST(Products, MemoryIsKeptFromCallToCall) {
   Activations activations;
   const MatrixProduct product{&weights.tensor, out.data(), 64};
   activations.set(x.data(), 20, 256);
-  multiply({&product, 1}, activations, pool);
+  multiply(kernel_targets().front(), {&product, 1}, activations, pool);
   const uint64_t bytes = activations.memory_bytes();
   EXPECT_GT(bytes, 20 * 256U);
   for (const size_t tokens : {1U, 20U, 7U}) {
     activations.set(x.data(), tokens, 256);
-    multiply({&product, 1}, activations, pool);
+    multiply(kernel_targets().front(), {&product, 1}, activations, pool);
     EXPECT_EQ(activations.memory_bytes(), bytes);
   }
 }
@@ -241,7 +241,7 @@ TEST(Products, NoTokensAreNoWork) {
   Activations activations;
   activations.set(out.data(), 0, 8);
   const MatrixProduct product{&weights.tensor, out.data(), 4};
-  multiply({&product, 1}, activations, pool);
+  multiply(kernel_targets().front(), {&product, 1}, activations, pool);
   EXPECT_EQ(out, std::vector<float>(4, kUntouched));
 }
 

@@ -23,6 +23,7 @@ Targets find_targets() {
 #if defined(__x86_64__)
   if (base::cpu_has_amx()) {
     found.add({.name = "amx",
+               .step = "avx512",
                .form = amx::form,
                .fill = amx::fill,
                .scratch_bytes = amx::scratch_bytes,
@@ -31,6 +32,7 @@ Targets find_targets() {
                .end = amx::end});
   }
   KernelTarget target{.name = "avx512vnni",
+                      .step = "avx512",
                       .form = lanes_form,
                       .fill = avx512vnni::fill,
                       .scratch_bytes = lanes_scratch_bytes,
@@ -42,12 +44,13 @@ Targets find_targets() {
   target.fill = avx512::fill;
   target.multiply = avx512::multiply;
   if (base::cpu_has_avx512()) found.add(target);
-  target.name = "avx2";
+  target.name = target.step = "avx2";
   target.fill = avx2::fill;
   target.multiply = avx2::multiply;
   if (base::cpu_has_avx2()) found.add(target);
 #elif defined(__aarch64__)
   KernelTarget target{.name = "neondot",
+                      .step = "neon",
                       .form = lanes_form,
                       .fill = neondot::fill,
                       .scratch_bytes = lanes_scratch_bytes,

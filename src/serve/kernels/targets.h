@@ -1,5 +1,5 @@
-// The implementations of products: one for each instruction set, all of the same bits. multiply()
-// takes the first; tests and benchmarks name others. Functions may be called on any thread.
+// The implementations of products: one for each instruction set, all of the same bits. Functions
+// may be called on any thread.
 #pragma once
 
 #include <span>
@@ -25,6 +25,7 @@ struct Part {
 
 struct KernelTarget {
   const char* name = nullptr;
+  const char* step = "plain";  // of step_kernel_targets(): those that need no more of the CPU
   Form (*form)(TensorKind kind, size_t tokens) = nullptr;
   // Fills one panel of an operand that has its shape.
   void (*fill)(const Operand& operand, size_t panel) = nullptr;
@@ -38,8 +39,5 @@ struct KernelTarget {
 // Those that this CPU runs, the best first; the last one is the reference.
 [[nodiscard]] std::span<const KernelTarget> kernel_targets();
 extern const KernelTarget kReferenceTarget;
-
-void multiply(const KernelTarget& target, std::span<const MatrixProduct> products,
-              Activations& activations, base::WorkerPool& pool);
 
 }  // namespace scant::serve

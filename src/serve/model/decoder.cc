@@ -46,13 +46,14 @@ struct Token {
 }  // namespace
 
 struct Decoder::State {
-  State(const Model& of, KvMemory kv)
+  State(const Model& of, KvMemory kv, KernelChoice choice)
       : model(of),
         d(of.description()),
         shape(d),
         rope(d, of.ends().rope_divisors),
         memory(std::move(kv)),
-        kernels(step_kernel_targets()[0]),
+        products(*choice.products),
+        kernels(*choice.step),
         head_values(size_t{d.heads} * d.head_size),
         kv_values(size_t{d.kv_heads} * d.head_size) {}
 
@@ -91,6 +92,7 @@ struct Decoder::State {
   AttentionShape shape;
   Rope rope;
   KvMemory memory;
+  const KernelTarget& products;
   const StepKernels& kernels;
   base::WorkerPool pool;
   Activations activations;
@@ -208,11 +210,11 @@ void Decoder::State::product(std::initializer_list<MatrixProduct> list, const fl
                              size_t rows, size_t columns) {
   activations.set(values, rows, columns);
   if (substitutes.empty()) {
-    multiply({list.begin(), list.size()}, activations, pool);
+    multiply(products, {list.begin(), list.size()}, activations, pool);
   } else {
     std::vector<MatrixProduct> others(list);
     for (MatrixProduct& one : others) one.weights = &matrix(*one.weights);
-    multiply(others, activations, pool);
+    multiply(products, others, activations, pool);
   }
   for (const MatrixProduct& one : list) {
     work.products += rows * one.weights->shape.elements();
@@ -391,11 +393,11 @@ Decoder::Decoder(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Decoder::~Decoder() = default;
 
 Result<std::unique_ptr<Decoder>> Decoder::create(const Model& model, KvKind kind, uint32_t pages,
-                                                 size_t threads) {
+                                                 size_t threads, KernelChoice choice) {
   auto memory = KvMemory::create(model.description(), kind, pages);
   if (!memory) return memory.error();
   try {
-    auto state = std::make_unique<State>(model, std::move(memory).value());
+    auto state = std::make_unique<State>(model, std::move(memory).value(), choice);
     if (auto started = state->pool.start(threads, kSpin); !started) return started.error();
     for (size_t i = 0; i < threads; ++i) state->rooms.emplace_back(state->shape);
     return std::unique_ptr<Decoder>(new Decoder(std::move(state)));

@@ -11,6 +11,7 @@
 
 #include "scant/base/result.h"
 #include "serve/kv/page.h"
+#include "serve/model/kernel_choice.h"
 #include "serve/model/model.h"
 
 namespace scant::serve {
@@ -42,8 +43,9 @@ struct Work {
 class Decoder {
  public:
   // The model outlives it. ErrorCode::resource: no memory for the pages.
-  [[nodiscard]] static Result<std::unique_ptr<Decoder>> create(const Model& model, KvKind kind,
-                                                               uint32_t pages, size_t threads);
+  [[nodiscard]] static Result<std::unique_ptr<Decoder>> create(
+      const Model& model, KvKind kind, uint32_t pages, size_t threads,
+      KernelChoice choice = best_kernels());
   ~Decoder();
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;

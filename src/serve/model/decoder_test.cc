@@ -102,6 +102,17 @@ TEST_P(Decoding, TheSameBitsHoweverAPromptIsCut) {
   }
 }
 
+TEST_P(Decoding, TheSameBitsWithAllKernels) {
+  const auto tokens = text(40, 1);
+  Running running(GetParam(), {.matrices = TensorKind::q4}, KvKind::q8);
+  const Logits wanted = running.run({{tokens, 0, kPagesA, 40}});
+  for (const std::string_view name : kernel_names()) {
+    running.decoder =
+        Decoder::create(*running.model, KvKind::q8, 32, 1, kernels_named(name).value()).value();
+    EXPECT_TRUE(same_bits(running.run({{tokens, 0, kPagesA, 40}}), wanted)) << name;
+  }
+}
+
 TEST_P(Decoding, TheSameBitsBesideOthersAndOnSeveralThreads) {
   const auto a = text(40, 1);
   const auto b = text(23, 2);

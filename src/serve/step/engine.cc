@@ -38,7 +38,8 @@ Result<std::unique_ptr<Engine>> Engine::start(const Model& model, EngineOptions 
     return base::invalid("kv_bytes: 16 tokens of this model take " + std::to_string(page) +
                          " bytes");
   }
-  auto decoder = Decoder::create(model, options.kv, static_cast<uint32_t>(pages), options.threads);
+  auto decoder = Decoder::create(model, options.kv, static_cast<uint32_t>(pages), options.threads,
+                                 options.kernels);
   if (!decoder) return decoder.error();
   const SchedulerOptions limits = {.vocabulary = description.vocabulary,
                                    .context = context,

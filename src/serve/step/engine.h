@@ -20,6 +20,7 @@ struct EngineOptions {
   size_t threads = 1;  // at most, or always
   bool choose_threads = false;
   double answer_wait_s = 0.15;  // that a token of an answer may wait for prompts; 0: no limit
+  KernelChoice kernels = best_kernels();
   KvKind kv = KvKind::bf16;
   uint64_t kv_bytes = uint64_t{1} << 30;  // of keys and values, at most
   uint32_t context = 0;                   // of a prompt and its answer; 0: the model's

@@ -45,6 +45,7 @@ namespace scant::serve::testing {
 
 const KernelTarget* amx_emulated_target() {
   static constexpr KernelTarget kTarget{.name = "amx_emulated",
+                                        .step = "avx512",
                                         .form = amx_emulated::form,
                                         .fill = amx_emulated::fill,
                                         .scratch_bytes = amx_emulated::scratch_bytes,
