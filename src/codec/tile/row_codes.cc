@@ -25,7 +25,7 @@ void row_to_codes(ValueKind kind, float* values, size_t n, uint16_t base, uint8_
 }
 
 void row_from_codes(ValueKind kind, const uint8_t* scales, const uint8_t* codes, size_t n,
-                    uint16_t base, float* values) {
+                    uint16_t base, float* values, const Kernels& by) {
   std::array<std::byte, kRoom> packed{};
   const unsigned width = bits(kind);
   for (size_t i = 0; i < n; ++i) {
@@ -35,8 +35,7 @@ void row_from_codes(ValueKind kind, const uint8_t* scales, const uint8_t* codes,
     packed[at / 8 + 1] |= static_cast<std::byte>(wide >> 8U);
   }
   std::array<float, kRoom> decoded{};
-  kernels().decode(kind, {.base = base, .scales = scales, .codes = packed.data()}, n,
-                   decoded.data());
+  by.decode(kind, {.base = base, .scales = scales, .codes = packed.data()}, n, decoded.data());
   std::copy_n(decoded.begin(), n, values);
 }
 

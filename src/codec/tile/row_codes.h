@@ -14,6 +14,6 @@ inline constexpr size_t kRowChunk = 3 * kGroupElements;
 void row_to_codes(ValueKind kind, float* values, size_t n, uint16_t base, uint8_t* scales,
                   uint8_t* codes);
 void row_from_codes(ValueKind kind, const uint8_t* scales, const uint8_t* codes, size_t n,
-                    uint16_t base, float* values);
+                    uint16_t base, float* values, const Kernels& by = kernels());
 
 }  // namespace scant::codec

@@ -45,7 +45,7 @@ void put_group(ValueKind kind, float* values, size_t n, uint16_t base, std::byte
 }
 
 void get_group(ValueKind kind, const std::byte* from, size_t n, uint16_t base, uint8_t scale,
-               float* values) {
+               float* values, const Kernels& by) {
   if (kind == ValueKind::bf16) {
     for (size_t i = 0; i < n; ++i)
       values[i] = bf16_widen(base::load_little<uint16_t>(from + 2 * i));
@@ -57,7 +57,7 @@ void get_group(ValueKind kind, const std::byte* from, size_t n, uint16_t base, u
     codes[i] = static_cast<uint8_t>(std::to_integer<unsigned>(from[bit / 8]) >> (bit % 8) &
                                     ((1U << bits(kind)) - 1));
   }
-  if (n > 0) row_from_codes(kind, &scale, codes.data(), n, base, values);
+  if (n > 0) row_from_codes(kind, &scale, codes.data(), n, base, values, by);
 }
 
 }  // namespace
@@ -143,7 +143,7 @@ std::optional<std::string> sparse_strip_fault(ValueKind kind, Bytes strip, size_
 }
 
 void unpack_sparse_strip(ValueKind kind, Bytes strip, uint16_t base, size_t first, size_t rows,
-                         size_t columns, float* values) {
+                         size_t columns, float* values, const Kernels& by) {
   SCANT_CHECK(in_sparse_tiles(kind) && first + rows <= kTileRows);
   std::fill_n(values, rows * columns, 0.0F);
   const std::byte* from = strip.data() + sparse_strip_head_bytes(kind, columns);
@@ -156,7 +156,7 @@ void unpack_sparse_strip(ValueKind kind, Bytes strip, uint16_t base, size_t firs
                                   ? std::to_integer<uint8_t>(strip[scale_at(columns, tile, row)])
                                   : uint8_t{0};
         std::array<float, kTileColumns> group{};
-        get_group(kind, from, n, base, scale, group.data());
+        get_group(kind, from, n, base, scale, group.data(), by);
         float* const out = values + (row - first) * columns + tile * kTileColumns;
         size_t i = 0;
         for (uint64_t left = mask; left != 0; left &= left - 1)

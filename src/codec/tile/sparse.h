@@ -51,6 +51,6 @@ uint16_t pack_sparse_strip(ValueKind kind, const float* values, std::span<const 
                                                             uint64_t& entries);
 // For a strip without fault. Values that are not kept become 0.
 void unpack_sparse_strip(ValueKind kind, Bytes strip, uint16_t base, size_t first, size_t rows,
-                         size_t columns, float* values);
+                         size_t columns, float* values, const Kernels& by = kernels());
 
 }  // namespace scant::codec

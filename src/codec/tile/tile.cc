@@ -79,7 +79,7 @@ void pack_strip16(const uint16_t* values, size_t rows, size_t columns, MutableBy
 }
 
 void unpack_strip(ValueKind kind, Bytes strip, uint16_t base, size_t first, size_t rows,
-                  size_t columns, float* values) {
+                  size_t columns, float* values, const Kernels& by) {
   SCANT_CHECK(quantised(kind) && in_tiles(kind) && first + rows <= kTileRows);
   SCANT_CHECK(strip.size() == strip_bytes(kind, columns));
   const std::byte* const codes = strip.data() + scale_bytes(kind, columns);
@@ -98,7 +98,7 @@ void unpack_strip(ValueKind kind, Bytes strip, uint16_t base, size_t first, size
                                 static_cast<uint32_t>((at + i) % kTileColumns));
       }
       row_from_codes(kind, scales.data(), row_codes.data(), n, base,
-                     values + (row - first) * columns + at);
+                     values + (row - first) * columns + at, by);
     }
   }
 }

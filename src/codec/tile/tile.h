@@ -8,6 +8,7 @@
 #include <span>
 
 #include "base/aligned.h"
+#include "codec/kernels/kernels.h"
 #include "codec/point.h"
 #include "scant/base/result.h"
 #include "scant/base/types.h"
@@ -91,7 +92,7 @@ void pack_strip16(const uint16_t* values, size_t rows, size_t columns, MutableBy
 
 // Unpacks `rows` rows of a strip, from its row `first` on.
 void unpack_strip(ValueKind kind, Bytes strip, uint16_t base, size_t first, size_t rows,
-                  size_t columns, float* values);
+                  size_t columns, float* values, const Kernels& by = kernels());
 void unpack_strip16(Bytes strip, size_t first, size_t rows, size_t columns, uint16_t* values);
 
 }  // namespace scant::codec

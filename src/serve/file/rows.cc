@@ -63,12 +63,14 @@ uint64_t sparse_at(const Tensor& tensor, uint64_t strip) {
 }
 
 // Rows of one strip.
-void read_strip(const Tensor& tensor, uint64_t strip, size_t first, size_t rows, float* out) {
+void read_strip(const Tensor& tensor, uint64_t strip, size_t first, size_t rows, float* out,
+                const codec::Kernels& by) {
   const codec::ValueKind values = strip_values(tensor.kind);
   const size_t columns = tensor.shape.columns;
   const Bytes bytes = strip_of(tensor, strip);
   if (sparse(tensor.kind)) {
-    codec::unpack_sparse_strip(values, bytes, base_of(tensor, strip), first, rows, columns, out);
+    codec::unpack_sparse_strip(values, bytes, base_of(tensor, strip), first, rows, columns, out,
+                               by);
   } else if (tensor.kind == TensorKind::bf16_tiles) {
     // 16 bits at the end of the floats' own memory, widened from the first one on.
     auto* const halves = reinterpret_cast<std::byte*>(out) + sizeof(uint16_t) * rows * columns;
@@ -76,7 +78,7 @@ void read_strip(const Tensor& tensor, uint64_t strip, size_t first, size_t rows,
     for (size_t i = 0; i < rows * columns; ++i)
       out[i] = codec::bf16_widen(base::load_little<uint16_t>(halves + sizeof(uint16_t) * i));
   } else {
-    codec::unpack_strip(values, bytes, base_of(tensor, strip), first, rows, columns, out);
+    codec::unpack_strip(values, bytes, base_of(tensor, strip), first, rows, columns, out, by);
   }
 }
 
@@ -123,13 +125,13 @@ void narrow_rows(TensorKind kind, const float* values, uint64_t count, std::byte
   }
 }
 
-void read_row(const Tensor& tensor, uint64_t row, float* out) {
+void read_row(const Tensor& tensor, uint64_t row, float* out, const codec::Kernels& by) {
   SCANT_CHECK(row < tensor.shape.rows);
   if (row_by_row(tensor.kind)) {
     const uint64_t of_row = *row_bytes(tensor.kind, tensor.shape.columns);
     widen_rows(tensor.kind, tensor.bytes.subspan(row * of_row, of_row), tensor.shape.columns, out);
   } else {
-    read_strip(tensor, row / codec::kTileRows, row % codec::kTileRows, 1, out);
+    read_strip(tensor, row / codec::kTileRows, row % codec::kTileRows, 1, out, by);
   }
 }
 
@@ -210,7 +212,7 @@ Result<void> read_rows(const Tensor& tensor, uint64_t first, uint64_t rows, Tens
       const uint64_t row = strip * codec::kTileRows + within;
       widen_rows(tensor.kind, tensor.bytes.subspan(row * of_row, now * of_row), columns, floats);
     } else {
-      read_strip(tensor, strip, within, now, floats);
+      read_strip(tensor, strip, within, now, floats, codec::kernels());
     }
     narrow_rows(as, floats, now * columns, to);
   });

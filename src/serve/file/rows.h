@@ -2,6 +2,7 @@
 // codec's. The plain way, for packing, unpacking and as the reference of kernels. Any thread.
 #pragma once
 
+#include "codec/kernels/kernels.h"
 #include "scant/base/result.h"
 #include "serve/file/tensor_kind.h"
 
@@ -20,7 +21,8 @@ void narrow_rows(TensorKind kind, const float* values, uint64_t count, std::byte
 
 // One row of any kind, as f32, without memory of its own. There is such a row; a sparse tensor must
 // have been checked.
-void read_row(const Tensor& tensor, uint64_t row, float* out);
+void read_row(const Tensor& tensor, uint64_t row, float* out,
+              const codec::Kernels& by = codec::kernels());
 
 // For a tensor in strips: a strip, and its base. A sparse tensor must have been checked.
 [[nodiscard]] Bytes strip_of(const Tensor& tensor, uint64_t strip);

@@ -54,6 +54,7 @@ struct Decoder::State {
         memory(std::move(kv)),
         products(*choice.products),
         kernels(*choice.step),
+        row_kernels(*choice.rows),
         head_values(size_t{d.heads} * d.head_size),
         kv_values(size_t{d.kv_heads} * d.head_size) {}
 
@@ -94,6 +95,7 @@ struct Decoder::State {
   KvMemory memory;
   const KernelTarget& products;
   const StepKernels& kernels;
+  const codec::Kernels& row_kernels;
   base::WorkerPool pool;
   Activations activations;
   const size_t head_values;  // of a token's query
@@ -239,9 +241,9 @@ void Decoder::State::embed() {
   for_rows(tokens.size(), d.width, [&](size_t row) {
     const Token& token = tokens[row];
     float* const to = x.data() + row * d.width;
-    read_row(matrix(*model.ends().embedding), token.token, to);
+    read_row(matrix(*model.ends().embedding), token.token, to, row_kernels);
     if (model.ends().positions != nullptr) {
-      read_row(*model.ends().positions, token.position, delta.data() + row * d.width);
+      read_row(*model.ends().positions, token.position, delta.data() + row * d.width, row_kernels);
       kernels.add(delta.data() + row * d.width, d.width, to);
     }
     rope.angles(token.position, cosines.data() + row * rope.pairs(),

@@ -15,7 +15,12 @@ KernelChoice choice_of(const KernelTarget& products) {
   const auto all = step_kernel_targets();
   const auto step = std::ranges::find(all, std::string_view(products.step), &StepKernels::name);
   SCANT_CHECK(step != all.end(), products.step);
-  return {.products = &products, .step = &*step};
+  // What has no vectors has another name in the codec.
+  const auto of_rows = codec::kernel_targets();
+  const auto rows = std::ranges::find(of_rows, std::string_view(step->name), &codec::Kernels::name);
+  return {.products = &products,
+          .step = &*step,
+          .rows = rows != of_rows.end() ? &*rows : &codec::kScalarKernels};
 }
 
 }  // namespace

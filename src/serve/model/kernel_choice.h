@@ -1,10 +1,11 @@
-// Which kernels a decoder uses: those of products, and those of a step that need no more of the
-// CPU. Results do not depend on the choice. Pure functions.
+// Which kernels a decoder uses: those of products, and others that need no more of the CPU. Results
+// do not depend on the choice. Pure functions.
 #pragma once
 
 #include <string_view>
 #include <vector>
 
+#include "codec/kernels/kernels.h"
 #include "scant/base/result.h"
 
 namespace scant::serve {
@@ -15,6 +16,7 @@ struct StepKernels;
 struct KernelChoice {
   const KernelTarget* products = nullptr;
   const StepKernels* step = nullptr;
+  const codec::Kernels* rows = nullptr;  // of an embedding
 };
 
 [[nodiscard]] KernelChoice best_kernels();
