@@ -97,6 +97,11 @@ def _env() -> tuple[bool, list[str]]:
     healthy, backend = _backend()
     lines.append(f"torch backend 'scant': {backend}")
     try:
+        lines += _kernels()
+    except scant.InvalidArgument as error:
+        healthy = False
+        lines.append(f"kernels of serving: {error}")
+    try:
         rank, size = environment.rank_and_size()
         lines.append(f"launcher: rank {rank} of {size}")
     except scant.InvalidArgument as error:
@@ -107,6 +112,20 @@ def _env() -> tuple[bool, list[str]]:
         return False, [*lines, f"options: {error}"]
     lines += [f"option {name} = {value}" for name, value in sorted(found.items())]
     return healthy, lines
+
+
+def _kernels() -> list[str]:
+    """The instruction sets that gradients and served models are computed with."""
+    try:
+        from scant import _scant
+    except ImportError:
+        return []  # the version says so
+    lines = [f"kernels of gradients: {_scant.codec_kernels}"]
+    if "serve" in _scant.planes:
+        from scant.serve import kernels
+
+        lines.append(f"kernels of serving: {kernels.chosen()} of {', '.join(kernels.known())}")
+    return lines
 
 
 def _backend() -> tuple[bool, str]:

@@ -71,11 +71,12 @@ SETTINGS: dict[str, tuple[str, Callable[[Mapping[str, str], str], Any]]] = {
 }
 """Variable -> the communicator option that it sets, and how its text is read."""
 
-# Read elsewhere: the server's key, the rendezvous, what the lab tells its ranks, the demo, ./dev,
-# the tests.
+# Read elsewhere: the server's key, serving's kernels, the rendezvous, what the lab tells its ranks,
+# the demo, ./dev, the tests.
 _OTHER_NAMES = frozenset(
     {
         "SCANT_API_KEY",
+        "SCANT_KERNELS",
         "SCANT_STORE",
         "SCANT_LAB",
         "SCANT_LAB_HOST",

@@ -12,7 +12,7 @@ import numpy
 
 from scant import _scant, planes
 from scant.errors import Corrupt
-from scant.serve import gguf_model, gguf_values
+from scant.serve import gguf_model, gguf_values, kernels
 from scant.serve.description import Description
 
 __all__ = ["ActivationSum", "Decoder", "Model", "Piece", "kv_page_bytes"]
@@ -85,12 +85,12 @@ class Decoder:
     """Runs a model step by step. One thread uses it at a time.
 
     ``kv`` is how keys and values are kept: ``"f32"``, ``"bf16"`` or ``"q8"``. There are ``pages``
-    of 16 tokens each.
+    of 16 tokens each. ``SCANT_KERNELS`` chooses the kernels: :mod:`scant.serve.kernels`.
     """
 
     def __init__(self, model: Model, *, pages: int, kv: str = "bf16", threads: int = 1) -> None:
         self.model = model
-        self._decoder = _scant.Decoder(model.native, kv, pages, threads)
+        self._decoder = _scant.Decoder(model.native, kv, pages, threads, kernels.chosen())
 
     def run(self, pieces: Sequence[Piece]) -> numpy.ndarray[Any, Any]:
         """The logits of all outputs that are logits, one row each, piece by piece."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from scant import _scant, amounts
 from scant.errors import Corrupt, Resource, Unsupported
-from scant.serve import decoding, gguf_values, unpacking, vocabulary
+from scant.serve import decoding, gguf_values, kernels, unpacking, vocabulary
 from scant.serve.description import NO_TOKEN, Description, Flags
 from scant.serve.engine import Sampling, Token, tokens_of
 from scant.serve.text import Tokenizer
@@ -105,6 +105,7 @@ class ModelEngine:
     tokens of a prompt and its answer; the model's unless given. ``threads``: computes on so many;
     unless given, on as many of those that it may use as measure best. ``answer_wait_s``: prompts
     run in pieces so that a token of an answer waits no longer for them; 0: in whole steps.
+    ``SCANT_KERNELS`` chooses the kernels: :mod:`scant.serve.kernels`.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class ModelEngine:
         answer_wait_s: float | None = None,
     ) -> None:
         file = pathlib.Path(path)
+        kernels_name = kernels.chosen()
         model = decoding.Model(file)
         _need_memory(model.description)
         texts = _Texts(file, model.description)
@@ -129,6 +131,7 @@ class ModelEngine:
         options: dict[str, Any] = {
             "threads": threads or min(usable_threads(), _THREADS_MAX),
             "choose_threads": threads is None,
+            "kernels": kernels_name,
             "kv": "q8" if kv_type == "int8" else kv_type,
             "kv_bytes": kv_bytes,
             "running_max": max_running,
