@@ -1,5 +1,6 @@
-// The implementations of products: one for each instruction set, all of the same bits. multiply()
-// takes the first; tests and benchmarks name others. Functions may be called on any thread.
+// The implementations of products: one for each instruction set, each of the bits of its reference.
+// multiply() takes the first; tests and benchmarks name others. Functions may be called on any
+// thread.
 #pragma once
 
 #include <span>
@@ -23,6 +24,10 @@ struct Part {
   std::byte* scratch = nullptr;  // of this worker, begins with a cache line
 };
 
+struct KernelTarget;
+extern const KernelTarget kReferenceTarget;
+extern const KernelTarget kDotReferenceTarget;  // sums of bf16 in the order of VDPBF16PS
+
 struct KernelTarget {
   const char* name = nullptr;
   Form (*form)(TensorKind kind, size_t tokens) = nullptr;
@@ -33,11 +38,11 @@ struct KernelTarget {
   // Of each worker, before its first and after its last part of a call.
   void (*begin)(size_t tokens) = nullptr;
   void (*end)() = nullptr;
+  const KernelTarget* reference = &kReferenceTarget;  // whose bits it returns
 };
 
 // Those that this CPU runs, the best first; the last one is the reference.
 [[nodiscard]] std::span<const KernelTarget> kernel_targets();
-extern const KernelTarget kReferenceTarget;
 
 void multiply(const KernelTarget& target, std::span<const MatrixProduct> products,
               Activations& activations, base::WorkerPool& pool);

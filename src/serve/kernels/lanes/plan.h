@@ -33,6 +33,7 @@ struct Plan {
 [[nodiscard]] Plan plan_of(const Tensor& weights, size_t tokens);
 [[nodiscard]] size_t lanes_scratch_bytes(const Tensor& weights, size_t tokens);
 [[nodiscard]] Form lanes_form(TensorKind kind, size_t tokens);
+[[nodiscard]] bool of_pairs(TensorKind kind);
 
 [[nodiscard]] Bytes part_bytes(const Part& part);
 // Sixteen rows of a matrix that is row by row, `stride` bytes from each to the next: where they
@@ -87,5 +88,9 @@ SCANT_DECLARE_PRODUCTS(avx2)
 SCANT_DECLARE_PRODUCTS(avx512)
 SCANT_DECLARE_PRODUCTS(avx512vnni)
 #undef SCANT_DECLARE_PRODUCTS
+namespace avx512bf16 {
+[[nodiscard]] Form form(TensorKind kind, size_t tokens);
+void multiply(const Part& part);
+}  // namespace avx512bf16
 
 }  // namespace scant::serve
