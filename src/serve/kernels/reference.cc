@@ -270,6 +270,22 @@ float sum_of_dots(const float* weights, const uint16_t* x, size_t step, size_t b
   return flush(chains[0] + chains[1]);
 }
 
+// The same of a sparse row: a pair of columns has a lane.
+float sum_of_dot_lanes(const float* weights, const uint16_t* x, size_t step, size_t blocks) {
+  float lanes[16] = {};
+  for (size_t block = 0; block < blocks; ++block, weights += kPairColumns, x += step) {
+    for (size_t c = 0; c < kPairColumns; c += 2) {
+      float& lane = lanes[c / 2];
+      lane = flush(std::fma(flush(weights[c + 1]), flush(codec::bf16_widen(x[c + 1])), lane));
+      lane = flush(std::fma(flush(weights[c]), flush(codec::bf16_widen(x[c])), lane));
+    }
+  }
+  for (size_t half = 8; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) lanes[i] = flush(lanes[i] + lanes[i + half]);
+  }
+  return lanes[0];
+}
+
 float sum_of_lanes(const float* weights, const float* x, size_t columns) {
   float lanes[16] = {};
   for (size_t c = 0; c < base::align_up(columns, 16); ++c)
@@ -280,12 +296,14 @@ float sum_of_lanes(const float* weights, const float* x, size_t columns) {
   return lanes[0];
 }
 
-float sum_of(const Operand& x, size_t token, const float* weights) {
+float sum_of(TensorKind kind, const Operand& x, size_t token, const float* weights) {
   if (x.form == Form::rounded) return sum_of_pairs(weights, x.rounded(token), x.groups);
   if (x.form == Form::plain) return sum_of_lanes(weights, x.values + token * x.columns, x.columns);
   const uint16_t* const first =
       x.halves(token / x.panel_tokens, 0) + token % x.panel_tokens * kPairColumns;
-  return sum_of_dots(weights, first, x.panel_tokens * kPairColumns, x.groups);
+  const size_t step = x.panel_tokens * kPairColumns;
+  return sparse(kind) ? sum_of_dot_lanes(weights, first, step, x.groups)
+                      : sum_of_dots(weights, first, step, x.groups);
 }
 
 size_t padded_columns(size_t columns) { return base::align_up(columns, kTileColumns); }
@@ -326,7 +344,7 @@ void multiply_floats(const Part& part, uint64_t strip) {
   for (uint64_t row = 0; row < std::min<uint64_t>(kTileRows, weights.shape.rows - first); ++row) {
     for (size_t token = 0; token < x.tokens; ++token) {
       const float* const of_row = floats + row * wide;
-      part.out[token * part.stride + first + row] = sum_of(x, token, of_row);
+      part.out[token * part.stride + first + row] = sum_of(weights.kind, x, token, of_row);
     }
   }
 }

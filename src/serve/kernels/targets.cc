@@ -41,6 +41,7 @@ Targets find_targets() {
     KernelTarget dots = target;
     dots.name = "avx512bf16";
     dots.form = avx512bf16::form;
+    dots.scratch_bytes = avx512bf16::scratch_bytes;
     dots.multiply = avx512bf16::multiply;
     dots.reference = &kDotReferenceTarget;
     found.add(dots);

@@ -88,7 +88,9 @@ template <TensorKind kind>
 static void multiply_pieces(const Part& part, const Plan& plan, Source& source, float* sums,
                             Prefetcher& prefetcher) {
   const Operand& operand = *part.operand;
-  const size_t columns = operand.tokens > kPanelTokens ? kColumnsMany / 2 : kColumnsFew / 2;
+  // A short piece lets memory work meanwhile; but where it is expanded, sums come and go with each.
+  const size_t few = kind == TensorKind::bf16_tiles ? kColumnsFew / 2 : kColumnsFew;
+  const size_t columns = operand.tokens > kPanelTokens ? kColumnsMany / 2 : few;
   Blocks<kind> from = blocks_of<kind>(part, plan, source);
   std::memset(sums, 0, operand.tokens * kPairVectors * 64);
   for (size_t first = 0; first < operand.groups; first += columns / kPairColumns) {

@@ -35,6 +35,8 @@ namespace {
 #include "serve/kernels/x86/pair_sums_bf16-inl.h"
 // After it:
 #include "serve/kernels/lanes/pairs-inl.h"
+// After it:
+#include "serve/kernels/x86/sparse_rows_bf16-inl.h"
 
 }  // namespace
 
@@ -42,8 +44,14 @@ Form form(TensorKind kind, size_t tokens) {
   return of_pairs(kind) ? Form::left16 : lanes_form(kind, tokens);
 }
 
+size_t scratch_bytes(const Tensor& weights, size_t tokens) {
+  return weights.kind == TensorKind::sparse_bf16 ? sparse_plan(weights, tokens).bytes
+                                                 : lanes_scratch_bytes(weights, tokens);
+}
+
 void multiply(const Part& part) {
   if (part.operand->form != Form::left16) return avx512vnni::multiply(part);
+  if (part.weights->kind == TensorKind::sparse_bf16) return multiply_sparse(part);
   multiply_pairs(part);
 }
 
