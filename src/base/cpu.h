@@ -9,7 +9,7 @@ namespace scant::base {
 [[nodiscard]] bool cpu_has_avx512();  // likewise of HWY_AVX3
 // And VNNI, VBMI and VBMI2: Ice Lake and later.
 [[nodiscard]] bool cpu_has_avx512vnni();
-// And sums of products of pairs of bf16: Zen 4, Cooper Lake and later.
+// And sums of products of pairs of bf16: Zen 4 and later.
 [[nodiscard]] bool cpu_has_avx512bf16();
 // VNNI's, and tiles of bytes and bf16. Asks Linux to let this process use them; false if it does
 // not. The permission holds for all threads, also those that started before.
