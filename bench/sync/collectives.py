@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
 # ---- one rank -------------------------------------------------------------------------------
 
 
-Call = Callable[[], None]
+Call = Callable[[], object]
 Check = Callable[[], bool]
 
 

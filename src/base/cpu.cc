@@ -32,6 +32,8 @@ bool cpu_has_avx512vnni() {
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
 }
 
+bool cpu_has_avx512bf16() { return cpu_has_avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
+
 bool cpu_has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kBf16TileInt8 = 1u << 22 | 1u << 24 | 1u << 25;
@@ -52,6 +54,7 @@ bool cpu_has_amx() {
 bool cpu_has_avx2() { return false; }
 bool cpu_has_avx512() { return false; }
 bool cpu_has_avx512vnni() { return false; }
+bool cpu_has_avx512bf16() { return false; }
 bool cpu_has_amx() { return false; }
 
 #endif

@@ -9,8 +9,10 @@ namespace scant::base {
 [[nodiscard]] bool cpu_has_avx512();  // likewise of HWY_AVX3
 // And VNNI, VBMI and VBMI2: Ice Lake and later.
 [[nodiscard]] bool cpu_has_avx512vnni();
-// And tiles of bytes and bf16. Asks Linux to let this process use them; false if it does not. The
-// permission holds for all threads, also those that started before.
+// And sums of products of pairs of bf16: Zen 4 and later.
+[[nodiscard]] bool cpu_has_avx512bf16();
+// VNNI's, and tiles of bytes and bf16. Asks Linux to let this process use them; false if it does
+// not. The permission holds for all threads, also those that started before.
 [[nodiscard]] bool cpu_has_amx();
 // Of ARM: products of four bytes.
 [[nodiscard]] bool cpu_has_dot_products();

@@ -86,15 +86,16 @@ make_venv() {
       step venv "Python environment .venv" "$python" -m venv .venv || exit 1
     fi
   fi
+  # First: tools that need a torch would bring the newest one.
+  if ! .venv/bin/python -c "$has_torch" 2>/dev/null; then
+    step pip-torch "torch 2.13.0 (large)" .venv/bin/python -m pip install torch==2.13.0 || exit 1
+  fi
   local stamp=.venv/.scant-requirements want
   want=$(sha256sum <tools/requirements.txt)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     step pip-tools "Python packages of tools/requirements.txt" \
       .venv/bin/python -m pip install -r tools/requirements.txt || exit 1
     echo "$want" >"$stamp"
-  fi
-  if ! .venv/bin/python -c "$has_torch" 2>/dev/null; then
-    step pip-torch "torch 2.13.0 (large)" .venv/bin/python -m pip install torch==2.13.0 || exit 1
   fi
 }
 

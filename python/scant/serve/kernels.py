@@ -1,7 +1,8 @@
 """The kernels that serving computes with: one set for each instruction set that the CPU has.
 
-All give the same bits. ``SCANT_KERNELS`` names another set than the best, to compare them or to
-see what another CPU would do.
+All give the same bits, except that weights of bf16 have two orders of additions (docs/serve.md,
+"Products"). ``SCANT_KERNELS`` names another set than the best, to compare them or to see what
+another CPU would do.
 """
 
 from __future__ import annotations

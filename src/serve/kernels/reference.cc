@@ -1,5 +1,5 @@
-// The plain way to multiply: defines the bits that all other implementations return, and runs where
-// no other does. One row of weights at a time.
+// The plain ways to multiply: they define the bits that all other implementations return, and runs
+// where no other does. One row of weights at a time.
 #include <algorithm>
 #include <new>
 
@@ -18,6 +18,7 @@ using codec::kTileColumns;
 using codec::kTileRows;
 using codec::ValueKind;
 
+template <Form kPairs>
 Form form_of(TensorKind kind, size_t) {
   switch (kind) {
     case TensorKind::f32:
@@ -26,7 +27,7 @@ Form form_of(TensorKind kind, size_t) {
     case TensorKind::bf16:
     case TensorKind::bf16_tiles:
     case TensorKind::sparse_bf16:
-      return Form::rounded;
+      return kPairs;
     case TensorKind::q4_0:
     case TensorKind::q4_1:
     case TensorKind::q8_0:
@@ -256,6 +257,35 @@ float sum_of_pairs(const float* weights, const float* x, size_t blocks) {
   return sum;
 }
 
+// `x`: blocks of halves, `step` from each to the next.
+float sum_of_dots(const float* weights, const uint16_t* x, size_t step, size_t blocks) {
+  float chains[2] = {};
+  for (size_t block = 0; block < blocks; ++block, weights += kPairColumns, x += step) {
+    for (size_t c = 0; c < kPairColumns; c += 2) {
+      float& chain = chains[c / 2 % 2];
+      chain = flush(std::fma(flush(weights[c + 1]), flush(codec::bf16_widen(x[c + 1])), chain));
+      chain = flush(std::fma(flush(weights[c]), flush(codec::bf16_widen(x[c])), chain));
+    }
+  }
+  return flush(chains[0] + chains[1]);
+}
+
+// The same of a sparse row: a pair of columns has a lane.
+float sum_of_dot_lanes(const float* weights, const uint16_t* x, size_t step, size_t blocks) {
+  float lanes[16] = {};
+  for (size_t block = 0; block < blocks; ++block, weights += kPairColumns, x += step) {
+    for (size_t c = 0; c < kPairColumns; c += 2) {
+      float& lane = lanes[c / 2];
+      lane = flush(std::fma(flush(weights[c + 1]), flush(codec::bf16_widen(x[c + 1])), lane));
+      lane = flush(std::fma(flush(weights[c]), flush(codec::bf16_widen(x[c])), lane));
+    }
+  }
+  for (size_t half = 8; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) lanes[i] = flush(lanes[i] + lanes[i + half]);
+  }
+  return lanes[0];
+}
+
 float sum_of_lanes(const float* weights, const float* x, size_t columns) {
   float lanes[16] = {};
   for (size_t c = 0; c < base::align_up(columns, 16); ++c)
@@ -264,6 +294,16 @@ float sum_of_lanes(const float* weights, const float* x, size_t columns) {
     for (size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
   return lanes[0];
+}
+
+float sum_of(TensorKind kind, const Operand& x, size_t token, const float* weights) {
+  if (x.form == Form::rounded) return sum_of_pairs(weights, x.rounded(token), x.groups);
+  if (x.form == Form::plain) return sum_of_lanes(weights, x.values + token * x.columns, x.columns);
+  const uint16_t* const first =
+      x.halves(token / x.panel_tokens, 0) + token % x.panel_tokens * kPairColumns;
+  const size_t step = x.panel_tokens * kPairColumns;
+  return sparse(kind) ? sum_of_dot_lanes(weights, first, step, x.groups)
+                      : sum_of_dots(weights, first, step, x.groups);
 }
 
 size_t padded_columns(size_t columns) { return base::align_up(columns, kTileColumns); }
@@ -304,9 +344,7 @@ void multiply_floats(const Part& part, uint64_t strip) {
   for (uint64_t row = 0; row < std::min<uint64_t>(kTileRows, weights.shape.rows - first); ++row) {
     for (size_t token = 0; token < x.tokens; ++token) {
       const float* const of_row = floats + row * wide;
-      part.out[token * part.stride + first + row] =
-          x.form == Form::rounded ? sum_of_pairs(of_row, x.rounded(token), x.groups)
-                                  : sum_of_lanes(of_row, x.values + token * x.columns, x.columns);
+      part.out[token * part.stride + first + row] = sum_of(weights.kind, x, token, of_row);
     }
   }
 }
@@ -314,7 +352,7 @@ void multiply_floats(const Part& part, uint64_t strip) {
 void multiply_part(const Part& part) {
   const Form form = part.operand->form;
   for (uint64_t strip = part.strip_first; strip < part.strip_first + part.strips; ++strip) {
-    if (form == Form::plain || form == Form::rounded) {
+    if (form == Form::plain || form == Form::rounded || form == Form::left16) {
       multiply_floats(part, strip);
     } else {
       multiply_levels(part, strip);
@@ -328,11 +366,19 @@ void end() {}
 }  // namespace
 
 const KernelTarget kReferenceTarget{.name = "reference",
-                                    .form = form_of,
+                                    .form = form_of<Form::rounded>,
                                     .fill = fill,
                                     .scratch_bytes = scratch_bytes,
                                     .multiply = multiply_part,
                                     .begin = begin,
                                     .end = end};
+const KernelTarget kDotReferenceTarget{.name = "reference of dots",
+                                       .form = form_of<Form::left16>,
+                                       .fill = fill,
+                                       .scratch_bytes = scratch_bytes,
+                                       .multiply = multiply_part,
+                                       .begin = begin,
+                                       .end = end,
+                                       .reference = &kDotReferenceTarget};
 
 }  // namespace scant::serve

@@ -13,7 +13,7 @@ namespace scant::serve {
 namespace {
 
 struct Targets {
-  KernelTarget list[5];
+  KernelTarget list[6];
   size_t count = 0;
   void add(const KernelTarget& target) { list[count++] = target; }
 };
@@ -39,6 +39,15 @@ Targets find_targets() {
                       .multiply = avx512vnni::multiply,
                       .begin = begin_nothing,
                       .end = end_nothing};
+  if (base::cpu_has_avx512bf16()) {
+    KernelTarget dots = target;
+    dots.name = "avx512bf16";
+    dots.form = avx512bf16::form;
+    dots.scratch_bytes = avx512bf16::scratch_bytes;
+    dots.multiply = avx512bf16::multiply;
+    dots.reference = &kDotReferenceTarget;
+    found.add(dots);
+  }
   if (base::cpu_has_avx512vnni()) found.add(target);
   target.name = "avx512";
   target.fill = avx512::fill;

@@ -1,5 +1,5 @@
-// The implementations of products: one for each instruction set, all of the same bits. Functions
-// may be called on any thread.
+// The implementations of products: one for each instruction set, each of the bits of its reference.
+// Functions may be called on any thread.
 #pragma once
 
 #include <span>
@@ -23,6 +23,10 @@ struct Part {
   std::byte* scratch = nullptr;  // of this worker, begins with a cache line
 };
 
+struct KernelTarget;
+extern const KernelTarget kReferenceTarget;
+extern const KernelTarget kDotReferenceTarget;  // sums of bf16 in the order of VDPBF16PS
+
 struct KernelTarget {
   const char* name = nullptr;
   const char* step = "plain";  // of step_kernel_targets(): those that need no more of the CPU
@@ -34,10 +38,10 @@ struct KernelTarget {
   // Of each worker, before its first and after its last part of a call.
   void (*begin)(size_t tokens) = nullptr;
   void (*end)() = nullptr;
+  const KernelTarget* reference = &kReferenceTarget;  // whose bits it returns
 };
 
 // Those that this CPU runs, the best first; the last one is the reference.
 [[nodiscard]] std::span<const KernelTarget> kernel_targets();
-extern const KernelTarget kReferenceTarget;
 
 }  // namespace scant::serve

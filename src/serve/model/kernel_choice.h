@@ -1,5 +1,5 @@
 // Which kernels a decoder uses: those of products, and others that need no more of the CPU. Results
-// do not depend on the choice. Pure functions.
+// depend on the choice only where weights are bf16 (docs/serve.md, "Products"). Pure functions.
 #pragma once
 
 #include <string_view>

@@ -19,8 +19,9 @@ TEST(KernelChoice, TheBestIsTheFirst) {
 
 TEST(KernelChoice, AStepNeedsNoMoreOfTheCpuThanItsProducts) {
   const std::map<std::string_view, std::string_view> step_of = {
-      {"amx", "avx512"}, {"avx512vnni", "avx512"}, {"avx512", "avx512"},  {"avx2", "avx2"},
-      {"neon", "neon"},  {"neondot", "neon"},      {"reference", "plain"}};
+      {"amx", "avx512"},    {"avx512bf16", "avx512"}, {"avx512vnni", "avx512"},
+      {"avx512", "avx512"}, {"avx2", "avx2"},         {"neon", "neon"},
+      {"neondot", "neon"},  {"reference", "plain"}};
   for (const std::string_view name : kernel_names()) {
     const auto choice = kernels_named(name);
     ASSERT_TRUE(choice.ok()) << name;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "base/cpu.h"
@@ -22,6 +23,8 @@ SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI);
 namespace scant::serve::testing::amx_emulated {
 namespace {
 
+#include "serve/kernels/lanes/loops-inl.h"
+// After it:
 #include "serve/kernels/x86/vectors-inl.h"
 // After it:
 #include "serve/kernels/x86/lanes_avx512-inl.h"

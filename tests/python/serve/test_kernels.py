@@ -1,4 +1,4 @@
-"""SCANT_KERNELS: another set of kernels than the best, by name; no result depends on it."""
+"""SCANT_KERNELS: another set of kernels than the best, by name; only sums of bf16 depend on it."""
 
 from __future__ import annotations
 

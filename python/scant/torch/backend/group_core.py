@@ -119,6 +119,10 @@ class GroupCore(_TorchGroup):
     @property
     def _device_types(self) -> list[torch.device]:
         """What torch asks before it uses a group for tensors of a device (async_save does)."""
+        # While torch still makes the group, it has none: torch 2.15 would attach a recorder of its
+        # own to it, which needs a backend in C++ and fails without one.
+        if self not in dist.distributed_c10d._world.pg_map:
+            return []
         kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         return [torch.device(kind) for kind in kinds]
 

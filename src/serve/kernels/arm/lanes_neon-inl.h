@@ -1,11 +1,11 @@
 // Sixteen lanes of 32 bits, one for each row of a strip, in four registers of NEON. Included within
 // the namespace of an instruction set; SCANT_HAS_DOT says whether it has products of four bytes.
 
-constexpr size_t kTokensAtOnce = 4;       // as many sums as registers hold
-constexpr size_t kTokensFew = 4;          // of codes, that are multiplied as they are read
-constexpr size_t kPairTokensFew = 2;      // of bf16, likewise
-constexpr size_t kFloatTokensAtOnce = 3;  // and tokens, of f32 and f16
-constexpr size_t kRowsAtOnce = 2;         // of f32 and f16
+inline constexpr size_t kTokensAtOnce = 4;       // as many sums as registers hold
+inline constexpr size_t kTokensFew = 4;          // of codes, that are multiplied as they are read
+inline constexpr size_t kPairTokensFew = 2;      // of bf16, likewise
+inline constexpr size_t kFloatTokensAtOnce = 3;  // and tokens, of f32 and f16
+inline constexpr size_t kRowsAtOnce = 2;         // of f32 and f16
 
 // --- Vectors of 128 bits
 

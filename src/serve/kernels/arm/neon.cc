@@ -1,6 +1,7 @@
 // Products on NEON.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "codec/quantise/levels.h"
@@ -16,6 +17,8 @@
 
 namespace scant::serve::neon {
 
+#include "serve/kernels/lanes/loops-inl.h"
+// After it:
 #include "serve/kernels/arm/lanes_neon-inl.h"
 // After it:
 #include "serve/kernels/lanes/all-inl.h"

@@ -1,6 +1,7 @@
 // Products on NEON with products of four bytes (ARMv8.2's dotprod).
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "codec/quantise/levels.h"
@@ -17,6 +18,8 @@
 SCANT_BEGIN_INSTRUCTIONS(SCANT_NEON_DOT);
 namespace scant::serve::neondot {
 
+#include "serve/kernels/lanes/loops-inl.h"
+// After it:
 #include "serve/kernels/arm/lanes_neon-inl.h"
 // After it:
 #include "serve/kernels/lanes/all-inl.h"

@@ -8,8 +8,10 @@
 #include "serve/kernels/lanes/lines-inl.h"
 #endif
 #include "serve/kernels/lanes/expand-inl.h"
+#include "serve/kernels/lanes/store-inl.h"
 #include "serve/kernels/lanes/codes-inl.h"
 #include "serve/kernels/lanes/few-inl.h"
+#include "serve/kernels/lanes/pair_sums-inl.h"
 #include "serve/kernels/lanes/pairs-inl.h"
 #include "serve/kernels/lanes/floats-inl.h"
 #include "serve/kernels/lanes/fill-inl.h"

@@ -2,26 +2,6 @@
 // tokens are multiplied with a piece while it lies in the cache. Included within the namespace of
 // an instruction set.
 
-// Calls what.template operator()<count>(), count being 1 to kMost.
-template <size_t kMost, typename What>
-SCANT_INLINE void for_count(size_t count, const What& what) {
-  if constexpr (kMost > 1) {
-    if (count < kMost) return for_count<kMost - 1>(count, what);
-  }
-  what.template operator()<kMost>();
-}
-// Cuts `count` into as few blocks as possible, of nearly the same size, at most kMost: calls
-// what.template operator()<size of the block>(where it begins).
-template <size_t kMost, typename What>
-SCANT_INLINE void for_blocks(size_t count, const What& what) {
-  size_t at = 0;
-  for (size_t blocks = (count + kMost - 1) / kMost; blocks > 0; --blocks) {
-    const size_t size = (count - at + blocks - 1) / blocks;
-    for_count<kMost>(size, [&]<size_t kSize>() { what.template operator()<kSize>(at); });
-    at += size;
-  }
-}
-
 template <size_t kTokens, bool kLeasts>
 SCANT_APART void add_codes(const Piece& piece, const Operand& operand, size_t panel, size_t token,
                            float* to) {
@@ -123,20 +103,6 @@ static Piece expand_piece(const Part& part, const Plan& plan, size_t i, size_t f
           .group_first = first,
           .groups = groups,
           .quads = plan.quads};
-}
-
-static void store_sums(const Part& part, uint64_t strip, const float* sums) {
-  const uint64_t row = strip * codec::kTileRows;
-  const size_t rows = std::min<uint64_t>(codec::kTileRows, part.weights->shape.rows - row);
-  float* to = part.out + row;
-  for (size_t token = 0; token < part.operand->tokens; ++token, to += part.stride) {
-    const Vf sum = load_f(sums + codec::kTileRows * token);
-    if (rows == codec::kTileRows) {
-      store_f(to, sum);
-    } else {
-      store_first(to, sum, rows);
-    }
-  }
 }
 
 // NOLINTNEXTLINE(misc-definitions-in-headers): each instruction set includes it once

@@ -41,8 +41,10 @@ class Prefetcher {
 
 SCANT_INLINE Prefetcher prefetcher_of(const Part& part) {
   const Bytes bytes = part_bytes(part);
-  const bool far = row_by_row(part.weights->kind);
-  return {bytes, far ? bytes.size() / part.strips : kTileDistanceBytes, part.ahead, far};
+  const TensorKind kind = part.weights->kind;
+  if (row_by_row(kind)) return {bytes, bytes.size() / part.strips, part.ahead, true};
+  const bool far = sparse(kind) || kind == TensorKind::q8 || kind == TensorKind::q4;
+  return {bytes, far ? kFarDistanceBytes : kTileDistanceBytes, part.ahead, far};
 }
 
 // Where a strip's groups are read, in ascending order.

@@ -82,7 +82,7 @@ SCANT_APART void multiply_strip(Source& from, const Operand& operand, float* to,
 
 // From ten tokens on those of an odd number get one beside them that nobody has: its codes and
 // scales lie within the operand's memory, and its sums are never read.
-constexpr size_t kExactTokensMost = 9;
+inline constexpr size_t kExactTokensMost = 9;
 template <typename What>
 SCANT_INLINE void for_few(size_t tokens, const What& what) {
   if constexpr (kTokensFew > kExactTokensMost) {

@@ -1,27 +1,6 @@
 // Products of bf16: pairs of columns in the lanes of sixteen rows. All arithmetic of this file
-// takes denormals for zero, as AMX does. Included within the namespace of an instruction set.
-
-// Multiplies a block of pairs with tokens from `x` on, `apart` floats from each to the next.
-template <size_t kTokens>
-struct MultiplyPairs {
-  Vf even[kTokens];
-  Vf odd[kTokens];
-
-  SCANT_METHOD MultiplyPairs() {
-    for (size_t t = 0; t < kTokens; ++t) even[t] = odd[t] = zero_f();
-  }
-  SCANT_METHOD void pair(size_t k, Vi two, const float* x, size_t apart) {
-    const Vf low = as_floats(up<16>(two));
-    const Vf high = as_floats(both(two, every_i(static_cast<int32_t>(0xFFFF0000U))));
-    for (size_t t = 0; t < kTokens; ++t) {
-      even[t] = multiply_add(low, every_f(x[t * apart + 2 * k]), even[t]);
-      odd[t] = multiply_add(high, every_f(x[t * apart + 2 * k + 1]), odd[t]);
-    }
-  }
-  SCANT_METHOD void add_to(Vf (&sums)[kTokens]) const {
-    for (size_t t = 0; t < kTokens; ++t) sums[t] = plus(sums[t], plus(even[t], odd[t]));
-  }
-};
+// takes denormals for zero. Included within the namespace of an instruction set, behind PairSums,
+// which has the order of additions.
 
 // The last columns of sixteen rows that end within a block, filled up with zeros, 64 bytes a row.
 static void copy_edge(const std::byte* rows, size_t stride, size_t bytes, std::byte* to) {
@@ -44,7 +23,7 @@ struct Blocks {
   SCANT_METHOD void next(Prefetcher& prefetcher, const Sink& sink) {
     const std::byte* const begin = from.codes;
     if constexpr (kind == TensorKind::bf16_tiles) {
-      for (size_t k = 0; k < 16; ++k) sink(k, load_i(from.codes + 64 * k));
+      for_sixteen([&](auto k) SCANT_METHOD { sink(k, load_i(from.codes + 64 * k)); });
       from.codes += 1024;
     } else if constexpr (kind == TensorKind::bf16) {
       const size_t columns = std::min(columns_left, kPairColumns);
@@ -79,43 +58,41 @@ template <TensorKind kind, size_t kTokens>
 SCANT_APART void multiply_blocks(const Part& part, const Plan& plan, Source& source, float* to,
                                  Prefetcher& prefetcher) {
   const Operand& operand = *part.operand;
-  const size_t apart = operand.groups * kPairColumns;
-  const float* x = operand.rounded(0);
+  PairTokens x = pair_tokens(operand, 0, 0);
   Blocks<kind> blocks = blocks_of<kind>(part, plan, source);
-  Vf sums[kTokens];
-  for (size_t t = 0; t < kTokens; ++t) sums[t] = zero_f();
-  for (size_t block = 0; block < operand.groups; ++block, x += kPairColumns) {
-    MultiplyPairs<kTokens> of_block;
-    blocks.next(prefetcher, [&](size_t k, Vi two) { of_block.pair(k, two, x, apart); });
-    of_block.add_to(sums);
+  PairSums<kTokens> sums;
+  sums.clear();
+  for (size_t block = 0; block < operand.groups; ++block, x.next_block()) {
+    sums.begin_block();
+    blocks.next(prefetcher, [&](auto k, Vi two) SCANT_METHOD { sums.pair(k, two, x); });
+    sums.end_block();
   }
-  for (size_t t = 0; t < kTokens; ++t) store_f(to + codec::kTileRows * t, sums[t]);
+  sums.store(to);
 }
 
 // --- More tokens: pieces of a strip lie in L1
 
 template <size_t kTokens>
-SCANT_APART void add_pairs(const std::byte* pairs, size_t blocks, const Operand& operand,
-                           size_t token, size_t block_first, float* to) {
-  const size_t apart = operand.groups * kPairColumns;
-  const float* x = operand.rounded(token) + block_first * kPairColumns;
-  Vf sums[kTokens];
-  for (size_t t = 0; t < kTokens; ++t) sums[t] = load_f(to + codec::kTileRows * t);
-  for (size_t block = 0; block < blocks; ++block, pairs += 64 * 16, x += kPairColumns) {
-    MultiplyPairs<kTokens> of_block;
-    for (size_t k = 0; k < 16; ++k) of_block.pair(k, load_i(pairs + 64 * k), x, apart);
-    of_block.add_to(sums);
+SCANT_APART void add_pairs(const std::byte* pairs, size_t blocks, PairTokens x, float* to) {
+  PairSums<kTokens> sums;
+  sums.load(to);
+  for (size_t block = 0; block < blocks; ++block, pairs += 64 * 16, x.next_block()) {
+    sums.begin_block();
+    for_sixteen([&](auto k) SCANT_METHOD { sums.pair(k, load_i(pairs + 64 * k), x); });
+    sums.end_block();
   }
-  for (size_t t = 0; t < kTokens; ++t) store_f(to + codec::kTileRows * t, sums[t]);
+  sums.store(to);
 }
 
 template <TensorKind kind>
 static void multiply_pieces(const Part& part, const Plan& plan, Source& source, float* sums,
                             Prefetcher& prefetcher) {
   const Operand& operand = *part.operand;
-  const size_t columns = operand.tokens > kPanelTokens ? kColumnsMany / 2 : kColumnsFew / 2;
+  // A short piece lets memory work meanwhile; but where it is expanded, sums come and go with each.
+  const size_t few = kind == TensorKind::bf16_tiles ? kColumnsFew / 2 : kColumnsFew;
+  const size_t columns = operand.tokens > kPanelTokens ? kColumnsMany / 2 : few;
   Blocks<kind> from = blocks_of<kind>(part, plan, source);
-  std::memset(sums, 0, operand.tokens * 64);
+  std::memset(sums, 0, operand.tokens * kPairVectors * 64);
   for (size_t first = 0; first < operand.groups; first += columns / kPairColumns) {
     const size_t blocks = std::min(columns / kPairColumns, operand.groups - first);
     const std::byte* pairs = source.codes;
@@ -128,8 +105,9 @@ static void multiply_pieces(const Part& part, const Plan& plan, Source& source, 
       for (size_t i = 0; i < blocks; ++i, to += 1024)
         from.next(prefetcher, [&](size_t k, Vi two) { store_i(to + 64 * k, two); });
     }
-    for_blocks<kTokensAtOnce>(operand.tokens, [&]<size_t kTokens>(size_t token) {
-      add_pairs<kTokens>(pairs, blocks, operand, token, first, sums + 16 * token);
+    for_pair_tokens(operand, [&]<size_t kTokens>(size_t token) {
+      add_pairs<kTokens>(pairs, blocks, pair_tokens(operand, token, first),
+                         sums + kPairVectors * codec::kTileRows * token);
     });
   }
 }
@@ -149,6 +127,7 @@ static void multiply_pairs_of(const Part& part) {
         multiply_blocks<kind, kTokens>(part, plan, source, sums, prefetcher);
       });
     }
+    finish_pair_sums(sums, part.operand->tokens);
     store_sums(part, part.strip_first + i, sums);
   }
 }

@@ -6,14 +6,11 @@
 #include "serve/file/rows.h"
 
 namespace scant::serve {
-namespace {
 
 bool of_pairs(TensorKind kind) {
   return kind == TensorKind::bf16 || kind == TensorKind::bf16_tiles ||
          kind == TensorKind::sparse_bf16;
 }
-
-}  // namespace
 
 Plan plan_of(const Tensor& weights, size_t tokens) {
   Plan plan;
@@ -24,7 +21,7 @@ Plan plan_of(const Tensor& weights, size_t tokens) {
   const size_t groups = (weights.shape.columns + wide - 1) / wide;
   // bf16 takes twice as many bytes.
   const size_t columns = kColumnsMany / (pairs ? 2 : 1);
-  plan.strips = many ? kStripsMany : 1;
+  plan.strips = many && !pairs ? kStripsMany : 1;
   plan.groups = std::min(groups, columns / wide);
   plan.quads = wide / 4;
   const auto take = [&plan](size_t bytes) {
@@ -37,7 +34,8 @@ Plan plan_of(const Tensor& weights, size_t tokens) {
   plan.elements = take(plan.strips * plan.groups * of_group);
   plan.scales = take(pairs ? 0 : plan.strips * plan.groups * 64);
   plan.leasts = take(weights.kind == TensorKind::q4_1 ? plan.strips * plan.groups * 64 : 0);
-  plan.sums = take(plan.strips * base::align_up(tokens, kPanelTokens) * 64);
+  // Of pairs a token may have two sums.
+  plan.sums = take((pairs ? 2 : plan.strips) * base::align_up(tokens, kPanelTokens) * 64);
   const bool whole = !rows || weights.shape.rows % codec::kTileRows == 0;
   plan.rows = take(whole ? 0 : codec::kTileRows * *row_bytes(weights.kind, weights.shape.columns));
   plan.edge = take(codec::kTileRows * 128);

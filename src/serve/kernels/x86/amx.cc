@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "codec/quantise/levels.h"
@@ -20,6 +21,8 @@ SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI ",amx-tile,amx-int8,amx-bf16");
 namespace scant::serve::amx {
 namespace {
 
+#include "serve/kernels/lanes/loops-inl.h"
+// After it:
 #include "serve/kernels/x86/vectors-inl.h"
 // After it:
 #include "serve/kernels/x86/lanes_avx512-inl.h"

@@ -1,6 +1,7 @@
 // Products on AVX2.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "codec/quantise/levels.h"
@@ -16,6 +17,8 @@
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX2);
 namespace scant::serve::avx2 {
 
+#include "serve/kernels/lanes/loops-inl.h"
+// After it:
 #include "serve/kernels/x86/vectors-inl.h"
 // After it:
 #include "serve/kernels/x86/lanes_avx2-inl.h"

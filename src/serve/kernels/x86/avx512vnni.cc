@@ -1,6 +1,7 @@
 // Products on AVX512VNNI.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "codec/quantise/levels.h"
@@ -16,6 +17,8 @@
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI);
 namespace scant::serve::avx512vnni {
 
+#include "serve/kernels/lanes/loops-inl.h"
+// After it:
 #include "serve/kernels/x86/vectors-inl.h"
 // After it:
 #include "serve/kernels/x86/lanes_avx512-inl.h"

@@ -1,11 +1,11 @@
 // Sixteen lanes of 32 bits, one for each row of a strip, in two registers of AVX2. Included within
 // the namespace of an instruction set.
 
-constexpr size_t kTokensAtOnce = 2;       // as many sums as registers hold
-constexpr size_t kTokensFew = 4;          // of codes, that are multiplied as they are read
-constexpr size_t kPairTokensFew = 2;      // of bf16, likewise
-constexpr size_t kFloatTokensAtOnce = 3;  // and tokens, of f32 and f16
-constexpr size_t kRowsAtOnce = 2;         // of f32 and f16
+inline constexpr size_t kTokensAtOnce = 2;       // as many sums as registers hold
+inline constexpr size_t kTokensFew = 4;          // of codes, that are multiplied as they are read
+inline constexpr size_t kPairTokensFew = 2;      // of bf16, likewise
+inline constexpr size_t kFloatTokensAtOnce = 3;  // and tokens, of f32 and f16
+inline constexpr size_t kRowsAtOnce = 2;         // of f32 and f16
 
 struct Vf {
   __m256 a, b;

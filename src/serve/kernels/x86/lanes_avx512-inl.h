@@ -1,11 +1,11 @@
 // Sixteen lanes of 32 bits, one for each row of a strip, in one register of AVX-512. Included
 // within the namespace of an instruction set; SCANT_HAS_VNNI says whether it has VNNI (and VBMI2).
 
-constexpr size_t kTokensAtOnce = 8;       // as many sums as registers hold
-constexpr size_t kTokensFew = 16;         // of codes, that are multiplied as they are read
-constexpr size_t kPairTokensFew = 8;      // of bf16, likewise
-constexpr size_t kFloatTokensAtOnce = 4;  // and tokens, of f32 and f16
-constexpr size_t kRowsAtOnce = 4;         // of f32 and f16
+inline constexpr size_t kTokensAtOnce = 8;       // as many sums as registers hold
+inline constexpr size_t kTokensFew = 16;         // of codes, that are multiplied as they are read
+inline constexpr size_t kPairTokensFew = 8;      // of bf16, likewise
+inline constexpr size_t kFloatTokensAtOnce = 4;  // and tokens, of f32 and f16
+inline constexpr size_t kRowsAtOnce = 4;         // of f32 and f16
 
 using Vf = __m512;
 using Vi = __m512i;
@@ -132,7 +132,7 @@ SCANT_INLINE void turn_lines_to(const std::byte* from, size_t stride, const Sink
   Vi rows[16];
   for (size_t row = 0; row < 16; ++row) rows[row] = load_i(from + row * stride);
   turn_registers(rows);
-  for (size_t k = 0; k < 16; ++k) sink(k, rows[k]);
+  for_sixteen([&](auto k) SCANT_METHOD { sink(k, rows[k]); });
 }
 
 // 32 bits of 16 rows.

@@ -20,7 +20,7 @@ class Lines {
   template <typename Sink>
   SCANT_METHOD void turn_to(const Sink& sink) {
     turn_registers(rows_);
-    for (size_t k = 0; k < 16; ++k) sink(k, rows_[k]);
+    for_sixteen([&](auto k) SCANT_METHOD { sink(k, rows_[k]); });
   }
 
  private:

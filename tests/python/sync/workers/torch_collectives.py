@@ -16,7 +16,7 @@ import scant
 import scant.torch
 
 dist.init_process_group("scant", timeout=timedelta(seconds=30))
-GLOO = dist.new_group(backend="gloo")
+GLOO: Any = dist.new_group(backend="gloo")  # torch 2.14 may also return a number
 OPS = dist.ReduceOp
 SIZES = (0, 1, 7, 64, 1009, 70_001)
 DTYPES = (

@@ -22,7 +22,7 @@ import scant.torch
 
 torch.set_num_threads(1)
 dist.init_process_group("scant", timeout=timedelta(seconds=60))
-GLOO = dist.new_group(backend="gloo")
+GLOO: Any = dist.new_group(backend="gloo")  # torch 2.14 may also return a number
 
 
 class Net(nn.Module):
