@@ -47,6 +47,11 @@ IK = Source(
     ("-rtr", "1", "-fa", "1"),
 )  # fmt: skip
 
+# What a build may use of the CPU, where a benchmark forces all sides to the same.
+FORCED = {
+    "avx2": ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"),
+}
+
 # GCC 12 drops the stores into the tiles' configuration before it is loaded, and the program ends
 # by SIGILL. With a barrier it runs; without it there would be no peer on machines with AMX.
 AMX_SOURCE = "ggml/src/ggml-cpu/amx/mmq.cpp"
@@ -146,12 +151,19 @@ def _write_missing_script(source: pathlib.Path) -> None:
         script.write_text("set(BUILD_NUMBER 0)\n" + text)
 
 
-def build(source: Source = LLAMA, jobs: int | None = None, more: Sequence[str] = ()) -> LlamaCpp:
-    """Builds it, unless that was done; `more` programs than all benchmarks need."""
+def build(
+    source: Source = LLAMA,
+    jobs: int | None = None,
+    more: Sequence[str] = (),
+    instructions: str | None = None,
+) -> LlamaCpp:
+    """Builds it, unless that was done; `more` programs than all benchmarks need, and with no more
+    of the CPU than `instructions` of FORCED."""
     programs = (*PROGRAMS, *more)
     folder = ROOT / "build" / "peers"
     folder.mkdir(parents=True, exist_ok=True)
-    binaries = folder / f"{source.name}-{source.version}" / "bin"
+    name = f"{source.name}-{source.version}" + (f"-{instructions}" if instructions else "")
+    binaries = folder / name / "bin"
     if all((binaries / name).exists() for name in programs):
         return LlamaCpp(binaries, source.options, source is LLAMA)
     code = _unpack(_fetch(source, folder), folder, source.name)
@@ -159,13 +171,15 @@ def build(source: Source = LLAMA, jobs: int | None = None, more: Sequence[str] =
         _mend_tiles(code)
     else:
         _write_missing_script(code)
-    log = folder / f"{source.name}.log"
-    _say(f"building {source.name} (ten minutes on two cores; log: {log})")
+    log = folder / f"{name}.log"
+    _say(f"building {name} (ten minutes on two cores; log: {log})")
     options = {
         "CMAKE_BUILD_TYPE": "Release", "GGML_NATIVE": "ON", "BUILD_SHARED_LIBS": "OFF",
         "LLAMA_CURL": "OFF", "LLAMA_OPENSSL": "OFF", "LLAMA_BUILD_TESTS": "OFF",
         "LLAMA_BUILD_EXAMPLES": "ON" if source.examples else "OFF",
     }  # fmt: skip
+    if instructions:
+        options |= {"GGML_NATIVE": "OFF"} | {f"GGML_{one}": "ON" for one in FORCED[instructions]}
     configure = ["cmake", "-S", str(code), "-B", str(binaries.parent), "-G", "Ninja"]
     _run(configure + [f"-D{key}={value}" for key, value in options.items()], log)
     command = ["cmake", "--build", str(binaries.parent), "-j", str(jobs or os.cpu_count() or 1)]

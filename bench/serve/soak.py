@@ -35,7 +35,7 @@ import perplexity
 from goodput import free_port
 
 WAIT_S = 120.0
-# Resident memory, at most: of the issue's own figure.
+# Resident memory, at most: share of file and pages, and beside them.
 SHARE_MAX, OWN_BYTES, CONNECTION_BYTES = 1.05, 150 << 20, 64 << 10
 FILES_MORE = 4  # descriptors that may be open more than at the start
 

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <limits>
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
@@ -89,6 +90,16 @@ nb::tuple tuple_of(const Event& event) {
   return nb::make_tuple(event.request, token, logprob, nb::tuple(top), finish, message,
                         event.prompt_tokens, event.cached_tokens, vector);
 }
+
+#if defined(__GLIBC__)
+size_t free_heap_bytes() {
+#if __GLIBC_PREREQ(2, 33)
+  return ::mallinfo2().fordblks;
+#else
+  return std::numeric_limits<size_t>::max();  // mallinfo() counts up to 2 GiB alone
+#endif
+}
+#endif
 
 class RunningEngine {
  public:
@@ -207,9 +218,14 @@ void bind_serve_engine(nb::module_& module) {
     ::mallopt(M_TRIM_THRESHOLD, 1 << 20);
 #endif
   });
-  module.def("give_memory_back", [] {
+  // Does nothing while less than so many bytes of the heap are free.
+  module.def("give_memory_back", [](size_t free_bytes_min) {
 #if defined(__GLIBC__)
-    without_gil([] { static_cast<void>(::malloc_trim(0)); });
+    without_gil([&] {
+      if (free_heap_bytes() >= free_bytes_min) static_cast<void>(::malloc_trim(0));
+    });
+#else
+    static_cast<void>(free_bytes_min);
 #endif
   });
   nb::class_<RunningEngine>(module, "Engine")

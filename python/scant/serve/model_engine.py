@@ -149,7 +149,7 @@ class ModelEngine:
         self._engine = _scant.Engine(model.native, options)
         self.model = _Served(name or file.stem, model.description, texts, self._engine.context)
         self._max_running = max_running
-        _scant.give_memory_back()  # a vocabulary as text and lists is larger than the tokenizer
+        _scant.give_memory_back(0)  # a vocabulary as text and lists is larger than the tokenizer
         self._numbers = itertools.count(1)
         self._draining = False
 

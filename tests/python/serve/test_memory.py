@@ -146,3 +146,31 @@ def test_openai_client_gets_answers_vectors_and_scores(server: Server) -> None:
         assert logprobs.token_logprobs[0] is None
         assert all(value < 0 for value in logprobs.token_logprobs[1:])
         assert scored.usage.completion_tokens == 0
+
+
+def test_free_memory_between_what_lives_on_goes_back() -> None:
+    """Large requests leave holes in the heap, which it never gives back by itself."""
+    script = """
+from pathlib import Path
+from scant import _scant
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+blocks, living = [], []
+for _ in range(800):
+    blocks.append(bytes(100_000))
+    living.append(bytes(600))
+del blocks
+full = resident()
+_scant.give_memory_back(1 << 40)
+untouched = resident()
+_scant.give_memory_back(8 << 20)
+print(full, untouched, resident(), len(living))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    full, untouched, after, _ = map(int, done.stdout.split())
+    assert abs(untouched - full) < 4 << 20
+    assert after < full - (40 << 20)

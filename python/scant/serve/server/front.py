@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 import scant
+from scant import _scant
 from scant.errors import InvalidArgument, reason
 from scant.runlog.writer import RunLog
 from scant.serve.engine import Engine
@@ -33,6 +34,7 @@ __all__ = ["Front"]
 _BACKLOG = 2048
 _FILES_BESIDE = 64  # that a process has open beside its connections
 _CLOSE_S = 2  # for the last bytes of the last answers
+_FREE_BYTES_MAX = 8 << 20  # of the heap, before they go back to the system
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, and probes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -220,6 +222,9 @@ class Front:
             await asyncio.sleep(self.settings.limits.sweep_s)
             for connection in list(app.connections):
                 connection.sweep(loop.time())
+            # What large requests left behind lies between what lives on: the heap never shrinks by
+            # itself. Not in the loop's thread, since it takes milliseconds.
+            await loop.run_in_executor(None, _scant.give_memory_back, _FREE_BYTES_MAX)
 
     def _write_run(self, app: App) -> None:
         assert self._log is not None
