@@ -36,4 +36,14 @@ struct GroupCodes {
   return codec::magnitude_bits(value) < 0x00800000U ? std::copysign(0.0F, value) : value;
 }
 
+// flush(fma(a, b, sum)), where a result counts as denormal if it is so before its exponent is
+// limited: what would be rounded up to the smallest normal number is zero, too.
+[[nodiscard]] inline float flushed_fma(float a, float b, float sum) {
+  const float result = std::fma(a, b, sum);
+  constexpr float kLeast = 0x1p-126F;
+  if (std::abs(result) != kLeast) return flush(result);
+  const float scaled = std::fma(a * 0x1p30F, b * 0x1p30F, sum * 0x1p60F);
+  return std::abs(scaled) < kLeast * 0x1p60F ? std::copysign(0.0F, result) : result;
+}
+
 }  // namespace scant::serve

@@ -202,6 +202,29 @@ TEST(Products, ActivationsHaveTheReferencesForms) {
   }
 }
 
+#if defined(__x86_64__)
+// On ARM results count as denormal before they are rounded at all.
+TEST(Products, WhatRoundsUpToTheSmallestNormalNumberIsZero) {
+  // 2^-126 - 1.5 * 2^-151
+  const float values[] = {0x1p-63F, 0, 0, 0, 0x1p-80F, 0};
+  std::byte bytes[64] = {};
+  for (size_t c = 0; c < 6; ++c) {
+    const uint16_t half = codec::bf16_nearest(values[c]);
+    std::memcpy(bytes + 2 * c, &half, sizeof half);
+  }
+  Tensor weights;
+  weights.kind = TensorKind::bf16;
+  weights.shape = {1, 6};
+  weights.bytes = Bytes(bytes, 6 * sizeof(uint16_t));
+  const Tensor* const one[] = {&weights};
+  const std::vector<float> x = {0x1p-63F, 0, 0, 0, -0x1.8p-71F, 0};
+  for (const KernelTarget& target : tested_targets()) {
+    EXPECT_EQ(multiplied(target, one, x, 1)[0], 0.0F) << target.name;
+    EXPECT_EQ(multiplied(*target.reference, one, x, 1)[0], 0.0F) << target.name;
+  }
+}
+#endif
+
 TEST(Products, SeveralMatricesAtOnce) {
   std::vector<OwnedTensor> owned;
   std::vector<const Tensor*> weights;

@@ -249,8 +249,8 @@ float sum_of_pairs(const float* weights, const float* x, size_t blocks) {
     float even = 0;
     float odd = 0;
     for (size_t c = block * kPairColumns; c < (block + 1) * kPairColumns; c += 2) {
-      even = flush(std::fma(flush(weights[c]), flush(x[c]), even));
-      odd = flush(std::fma(flush(weights[c + 1]), flush(x[c + 1]), odd));
+      even = flushed_fma(flush(weights[c]), flush(x[c]), even);
+      odd = flushed_fma(flush(weights[c + 1]), flush(x[c + 1]), odd);
     }
     sum = flush(sum + flush(even + odd));
   }
@@ -263,8 +263,8 @@ float sum_of_dots(const float* weights, const uint16_t* x, size_t step, size_t b
   for (size_t block = 0; block < blocks; ++block, weights += kPairColumns, x += step) {
     for (size_t c = 0; c < kPairColumns; c += 2) {
       float& chain = chains[c / 2 % 2];
-      chain = flush(std::fma(flush(weights[c + 1]), flush(codec::bf16_widen(x[c + 1])), chain));
-      chain = flush(std::fma(flush(weights[c]), flush(codec::bf16_widen(x[c])), chain));
+      chain = flushed_fma(flush(weights[c + 1]), flush(codec::bf16_widen(x[c + 1])), chain);
+      chain = flushed_fma(flush(weights[c]), flush(codec::bf16_widen(x[c])), chain);
     }
   }
   return flush(chains[0] + chains[1]);
@@ -276,8 +276,8 @@ float sum_of_dot_lanes(const float* weights, const uint16_t* x, size_t step, siz
   for (size_t block = 0; block < blocks; ++block, weights += kPairColumns, x += step) {
     for (size_t c = 0; c < kPairColumns; c += 2) {
       float& lane = lanes[c / 2];
-      lane = flush(std::fma(flush(weights[c + 1]), flush(codec::bf16_widen(x[c + 1])), lane));
-      lane = flush(std::fma(flush(weights[c]), flush(codec::bf16_widen(x[c])), lane));
+      lane = flushed_fma(flush(weights[c + 1]), flush(codec::bf16_widen(x[c + 1])), lane);
+      lane = flushed_fma(flush(weights[c]), flush(codec::bf16_widen(x[c])), lane);
     }
   }
   for (size_t half = 8; half > 0; half /= 2) {
