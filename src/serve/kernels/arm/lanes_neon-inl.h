@@ -209,8 +209,8 @@ SCANT_INLINE void store_upper_halves(void* to, const Vi& value) {
 }
 
 // 16 bytes of rows r, r + 4, r + 8 and r + 12.
-SCANT_INLINE Vi four_rows(const std::byte* from, size_t stride) {
-  return each_i([&](size_t i) { return vreinterpretq_s32_u8(load_128(from + 4 * i * stride)); });
+SCANT_INLINE Vi four_rows(const RowPlaces& rows, size_t offset) {
+  return each_i([&](size_t i) { return vreinterpretq_s32_u8(load_128(rows.at[i] + offset)); });
 }
 SCANT_INLINE Vi low32(const Vi& a, const Vi& b) {
   return each_i([&](size_t i) { return vzip1q_s32(a.v[i], b.v[i]); });
@@ -232,10 +232,9 @@ SCANT_INLINE Vi high64(const Vi& a, const Vi& b) {
 }
 
 // 32 bits of 16 rows.
-SCANT_INLINE Vi numbers_of_rows(const std::byte* from, size_t stride) {
+SCANT_INLINE Vi numbers_of_rows(const RowPlaces& rows) {
   int32_t numbers[16];
-  for (size_t row = 0; row < 16; ++row)
-    std::memcpy(numbers + row, from + row * stride, sizeof(int32_t));
+  for (size_t row = 0; row < 16; ++row) std::memcpy(numbers + row, rows.row(row), sizeof(int32_t));
   return load_i(numbers);
 }
 // The lower 16 bits of each lane are an f16.
@@ -243,8 +242,8 @@ SCANT_INLINE Vf of_low_halves(const Vi& value) {
   return each_f([&](size_t i) { return four_of_halves(vmovn_u32(unsigned_lanes(value.v[i]))); });
 }
 // f16 of 16 rows.
-SCANT_INLINE Vf scales_of_rows(const std::byte* from, size_t stride) {
-  return of_low_halves(numbers_of_rows(from, stride));
+SCANT_INLINE Vf scales_of_rows(const RowPlaces& rows) {
+  return of_low_halves(numbers_of_rows(rows));
 }
 // The scales of a tile's 16 rows.
 SCANT_INLINE Vf tile_scales(const std::byte* from, uint32_t base) {

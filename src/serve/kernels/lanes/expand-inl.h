@@ -29,6 +29,23 @@ class Prefetcher {
       at_ += kLine;
     }
   }
+  // As many as a compiler knows of, for blocks of rows, whose kernels have no instruction to spare:
+  // the last ones of a part, less than that, are not asked for.
+  template <size_t kBytes>
+  SCANT_METHOD void next() {
+    if (kBytes > static_cast<size_t>(end_ - at_)) {
+      if (ahead_.size() < kBytes) return;
+      at_ = ahead_.data();
+      end_ = at_ + ahead_.size();
+      ahead_ = {};
+    }
+    if (far_) {
+      for (size_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(at_ + i, 0, 2);
+    } else {
+      for (size_t i = 0; i < kBytes; i += kLine) __builtin_prefetch(at_ + i, 0, 3);
+    }
+    at_ += kBytes;
+  }
 
  private:
   static constexpr size_t kLine = 64;
@@ -105,25 +122,27 @@ SCANT_INLINE Source source_of_strip(const Part& part, uint64_t strip, std::byte*
 
 template <typename Sink>
 SCANT_INLINE void expand_q8_0(const Source& from, Sink& sink) {
-  turn_rows_to(from.rows + 2, from.stride, 2, [&](size_t k, Vi levels) { sink.quad(k, levels); });
-  sink.scales(scales_of_rows(from.rows, from.stride));
+  const RowPlaces rows(from.rows, from.stride);
+  turn_rows_to(rows, 2, 2, [&](size_t k, Vi levels) { sink.quad(k, levels); });
+  sink.scales(scales_of_rows(rows));
 }
 
 template <TensorKind kind, typename Sink>
 SCANT_INLINE void expand_nibbles(const Source& from, Sink& sink) {
+  const RowPlaces rows(from.rows, from.stride);
   Vi quads[4];
-  turn(from.rows + (kind == TensorKind::q4_1 ? 4 : 2), from.stride, quads);
+  turn(rows, kind == TensorKind::q4_1 ? 4 : 2, quads);
   const Vi low = every_i(0x0F0F0F0F);
   for (size_t k = 0; k < 4; ++k) {
     sink.template offset_quad<kOffset<kind>>(k, both(quads[k], low));
     sink.template offset_quad<kOffset<kind>>(k + 4, both(down<4>(quads[k]), low));
   }
   if constexpr (kind == TensorKind::q4_1) {
-    const Vi numbers = numbers_of_rows(from.rows, from.stride);
+    const Vi numbers = numbers_of_rows(rows);
     sink.scales(of_low_halves(numbers));
     sink.leasts(of_low_halves(down<16>(numbers)));
   } else {
-    sink.scales(scales_of_rows(from.rows, from.stride));
+    sink.scales(scales_of_rows(rows));
   }
 }
 
@@ -260,7 +279,7 @@ SCANT_INLINE void expand_group(Source& from, Sink& sink, Prefetcher& prefetcher)
   if constexpr (kind <= TensorKind::q8_0) {
     constexpr size_t kBytes = kind == TensorKind::q4_0 ? 18 : kind == TensorKind::q4_1 ? 20 : 34;
     from.rows += kBytes;
-    prefetcher.next(codec::kTileRows * kBytes);
+    prefetcher.template next<codec::kTileRows * kBytes>();
   } else {
     constexpr bool kSparse = kind >= TensorKind::sparse_bf16;
     constexpr size_t kBits = kind == TensorKind::q8   ? 8

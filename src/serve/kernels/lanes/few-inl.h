@@ -55,8 +55,10 @@ struct Sums {
 };
 
 template <TensorKind kind, size_t kTokens>
-SCANT_APART void multiply_strip(Source& from, const Operand& operand, float* to,
-                                Prefetcher& prefetcher) {
+SCANT_APART void multiply_strip(const Source& source, const Operand& operand, float* to,
+                                Prefetcher& of_part) {
+  Source from = source;  // copies, so that what they hold stays in registers
+  Prefetcher prefetcher = of_part;
   constexpr bool kNibbles = kind == TensorKind::q4_0 || kind == TensorKind::q4_1;
   Sums<kTokens> sums(to);
   for (size_t group = 0; group < operand.groups; ++group) {
@@ -78,6 +80,7 @@ SCANT_APART void multiply_strip(Source& from, const Operand& operand, float* to,
     }
   }
   sums.finish();
+  of_part = prefetcher;
 }
 
 // From ten tokens on those of an odd number get one beside them that nobody has: its codes and
@@ -100,7 +103,7 @@ static void multiply_few(const Part& part) {
   auto* const sums = reinterpret_cast<float*>(part.scratch + plan.sums);
   Prefetcher prefetcher = prefetcher_of(part);
   for (uint64_t strip = part.strip_first; strip < part.strip_first + part.strips; ++strip) {
-    Source source = source_of_strip(part, strip, part.scratch + plan.rows);
+    const Source source = source_of_strip(part, strip, part.scratch + plan.rows);
     for_kind(source.kind, [&]<TensorKind kind>() {
       for_few(operand.tokens, [&]<size_t kTokens>() {
         multiply_strip<kind, kTokens>(source, operand, sums, prefetcher);

@@ -1,5 +1,5 @@
-// Loops whose counters are constants of the compiler, so that what they index stays in registers.
-// Included within the namespace of an instruction set, before its lanes.
+// What keeps loops in registers: counters that are constants of the compiler, and few places of
+// rows. Included within the namespace of an instruction set, before its lanes.
 
 // Calls what.template operator()<count>(), count being 1 to kMost.
 template <size_t kMost, typename What>
@@ -30,3 +30,19 @@ template <typename What>
 SCANT_INLINE void for_sixteen(const What& what) {
   call_each(what, std::make_index_sequence<16>{});
 }
+
+// Where sixteen rows begin. Four places and three distances fit into registers; sixteen places, as
+// the compiler would have them, do not.
+struct RowPlaces {
+  const std::byte* at[4];  // of rows 0, 4, 8 and 12
+  size_t stride;
+
+  SCANT_METHOD RowPlaces(const std::byte* first, size_t bytes_apart)
+      : at{first, first + 4 * bytes_apart, first + 8 * bytes_apart, first + 12 * bytes_apart},
+        stride(bytes_apart) {
+    asm("" : "+r"(at[1]), "+r"(at[2]), "+r"(at[3]));
+  }
+  [[nodiscard]] SCANT_METHOD const std::byte* row(size_t i) const {
+    return at[i / 4] + i % 4 * stride;
+  }
+};

@@ -153,14 +153,12 @@ SCANT_INLINE void store_upper_halves(void* to, Vi value) {
 }
 
 // 16 bytes of rows r, r + 4, r + 8 and r + 12.
-SCANT_INLINE Vi four_rows(const std::byte* from, size_t stride) {
+SCANT_INLINE Vi four_rows(const RowPlaces& rows, size_t offset) {
   const auto two = [&](size_t i) {
-    const auto* const low = reinterpret_cast<const __m128i*>(from + i * stride);
-    const auto* const high = reinterpret_cast<const __m128i*>(from + (i + 4) * stride);
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)),
-                                   _mm_loadu_si128(high), 1);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(load_128(rows.at[i] + offset)),
+                                   load_128(rows.at[i + 1] + offset), 1);
   };
-  return {two(0), two(8)};
+  return {two(0), two(2)};
 }
 SCANT_INLINE Vi low32(Vi a, Vi b) {
   return {_mm256_unpacklo_epi32(a.a, b.a), _mm256_unpacklo_epi32(a.b, b.b)};
@@ -176,13 +174,12 @@ SCANT_INLINE Vi high64(Vi a, Vi b) {
 }
 
 // f16 of 16 rows.
-SCANT_INLINE Vf scales_of_rows(const std::byte* from, size_t stride) {
-  return {_mm256_cvtph_ps(eight_halves(from, stride)),
-          _mm256_cvtph_ps(eight_halves(from + 8 * stride, stride))};
+SCANT_INLINE Vf scales_of_rows(const RowPlaces& rows) {
+  return {_mm256_cvtph_ps(eight_halves(rows, 0)), _mm256_cvtph_ps(eight_halves(rows, 8))};
 }
 // 32 bits of 16 rows.
-SCANT_INLINE Vi numbers_of_rows(const std::byte* from, size_t stride) {
-  return {eight_numbers(from, stride), eight_numbers(from + 8 * stride, stride)};
+SCANT_INLINE Vi numbers_of_rows(const RowPlaces& rows) {
+  return {eight_numbers(rows, 0), eight_numbers(rows, 8)};
 }
 // The lower 16 bits of each lane are an f16.
 SCANT_INLINE Vf of_low_halves(Vi value) {

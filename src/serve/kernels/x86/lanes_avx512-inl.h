@@ -82,14 +82,12 @@ SCANT_INLINE void store_upper_halves(void* to, Vi value) {
 }
 
 // 16 bytes of rows r, r + 4, r + 8 and r + 12.
-SCANT_INLINE Vi four_rows(const std::byte* from, size_t stride) {
-  const auto at = [&](size_t i) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * stride));
-  };
-  Vi rows = _mm512_castsi128_si512(at(0));
-  rows = _mm512_mask_broadcast_i32x4(rows, 0x00F0, at(4));
-  rows = _mm512_mask_broadcast_i32x4(rows, 0x0F00, at(8));
-  return _mm512_mask_broadcast_i32x4(rows, 0xF000, at(12));
+SCANT_INLINE Vi four_rows(const RowPlaces& rows, size_t offset) {
+  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load_128(rows.at[0] + offset)),
+                                              load_128(rows.at[1] + offset), 1);
+  const __m256i high = _mm256_inserti128_si256(
+      _mm256_castsi128_si256(load_128(rows.at[2] + offset)), load_128(rows.at[3] + offset), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 SCANT_INLINE Vi low32(Vi a, Vi b) { return _mm512_unpacklo_epi32(a, b); }
 SCANT_INLINE Vi high32(Vi a, Vi b) { return _mm512_unpackhi_epi32(a, b); }
@@ -97,9 +95,9 @@ SCANT_INLINE Vi low64(Vi a, Vi b) { return _mm512_unpacklo_epi64(a, b); }
 SCANT_INLINE Vi high64(Vi a, Vi b) { return _mm512_unpackhi_epi64(a, b); }
 
 // f16 of 16 rows.
-SCANT_INLINE Vf scales_of_rows(const std::byte* from, size_t stride) {
-  const __m128i low = eight_halves(from, stride);
-  const __m128i high = eight_halves(from + 8 * stride, stride);
+SCANT_INLINE Vf scales_of_rows(const RowPlaces& rows) {
+  const __m128i low = eight_halves(rows, 0);
+  const __m128i high = eight_halves(rows, 8);
   return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
 }
 // Element k of each row to lane row of rows[k].
@@ -136,9 +134,9 @@ SCANT_INLINE void turn_lines_to(const std::byte* from, size_t stride, const Sink
 }
 
 // 32 bits of 16 rows.
-SCANT_INLINE Vi numbers_of_rows(const std::byte* from, size_t stride) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(eight_numbers(from, stride)),
-                            eight_numbers(from + 8 * stride, stride), 1);
+SCANT_INLINE Vi numbers_of_rows(const RowPlaces& rows) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(eight_numbers(rows, 0)), eight_numbers(rows, 8),
+                            1);
 }
 // The lower 16 bits of each lane are an f16.
 SCANT_INLINE Vf of_low_halves(Vi value) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(value)); }

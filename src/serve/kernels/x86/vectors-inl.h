@@ -43,11 +43,11 @@ SCANT_INLINE Number number_at(const std::byte* from) {
   std::memcpy(&value, from, sizeof value);
   return value;
 }
-SCANT_INLINE __m128i eight_halves(const std::byte* from, size_t stride) {
-  const auto at = [&](size_t i) { return number_at<int16_t>(from + i * stride); };
+SCANT_INLINE __m128i eight_halves(const RowPlaces& rows, size_t first) {
+  const auto at = [&](size_t i) { return number_at<int16_t>(rows.row(first + i)); };
   return _mm_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
 }
-SCANT_INLINE __m256i eight_numbers(const std::byte* from, size_t stride) {
-  const auto at = [&](size_t i) { return number_at<int32_t>(from + i * stride); };
+SCANT_INLINE __m256i eight_numbers(const RowPlaces& rows, size_t first) {
+  const auto at = [&](size_t i) { return number_at<int32_t>(rows.row(first + i)); };
   return _mm256_setr_epi32(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
 }
