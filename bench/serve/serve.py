@@ -232,7 +232,7 @@ def measure(
 
 def shown_kind(row: harness.Row) -> str:
     forced = row.get("instructions")
-    return row["kind"] + (f", {forced.upper()} alone" if forced else "")
+    return str(row["kind"]) + (f", {forced.upper()} alone" if forced else "")
 
 
 def table(rows: Sequence[harness.Row]) -> str:

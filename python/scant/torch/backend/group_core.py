@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,8 @@ class GroupCore(_TorchGroup):
         """What torch asks before it uses a group for tensors of a device (async_save does)."""
         # While torch still makes the group, it has none: torch 2.15 would attach a recorder of its
         # own to it, which needs a backend in C++ and fails without one.
-        if self not in dist.distributed_c10d._world.pg_map:
+        known: Mapping[Any, Any] = dist.distributed_c10d._world.pg_map
+        if self not in known:
             return []
         kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         return [torch.device(kind) for kind in kinds]
