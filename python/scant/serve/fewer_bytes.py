@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scant import checks
+from scant import amounts, checks
 from scant.errors import InvalidArgument
 from scant.serve import calibration, choosing, packing
 from scant.serve.calibration import Difference
@@ -24,6 +24,7 @@ BITS = (2, 3, 4, 8, 16)
 _COARSE = "q3"  # one group of matrices at a time has it, to see how much that matters
 _READ, _HELD_OUT = 16, 8  # pieces of a text
 _SENSED, _SENSED_TOKENS = 2, 128  # pieces, and tokens of each, that are read once for each group
+_TEXT_BYTES_MAX = 64 << 20  # of a text, all of which becomes tokens before pieces are taken
 _READ_SHARE = 0.8  # of a text that is not held out
 
 Pieces = Sequence[Sequence[int]]
@@ -96,14 +97,23 @@ def _texts(model: Model, path: pathlib.Path, wanted: Wanted) -> tuple[Pieces, Pi
 
 def _content(path: pathlib.Path) -> bytes:
     try:
+        size = path.stat().st_size
+        if size > _TEXT_BYTES_MAX:
+            raise InvalidArgument(
+                f"{path}: a text has at most {amounts.size(_TEXT_BYTES_MAX)}, and this has "
+                f"{amounts.size(size)}; a part of it does"
+            )
         return path.read_bytes()
     except OSError as error:
         raise InvalidArgument(f"{path}: {error.strerror or error}") from None
 
 
 def _tokens(path: pathlib.Path, tokenizer: Tokenizer) -> list[int]:
-    """Bytes that are no UTF-8 count as a replacement character."""
-    return tokenizer.encode(_content(path).decode("utf-8", "replace"))
+    content = _content(path)
+    try:
+        return tokenizer.encode(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path}: byte {error.start:,} is not UTF-8") from None
 
 
 def write_coarse(source: Source, path: pathlib.Path) -> None:
@@ -129,7 +139,7 @@ def pack(
     wanted: Wanted,
     step: Callable[[str], None] = lambda _: None,
 ) -> Result:
-    """Writes the file. ``step`` is told what is being done.
+    """Writes the file, which appears when all is done. ``step`` is told what is being done.
 
     Raises :class:`scant.InvalidArgument` where the budget is below what any choice needs.
     """
@@ -159,7 +169,12 @@ def pack(
             curves = choosing.only_sparse(curves)
         chosen = choosing.choose(source, curves, budget, options)
         step("writing the file")
-        size = packing.pack(source, path, chosen.choices, options)
+        ready = folder / "ready.scp"
+        size = packing.pack(source, ready, chosen.choices, options)
         step("comparing")
-        difference = calibration.compare(model, Model(path), held, wanted.threads)
+        difference = calibration.compare(model, Model(ready), held, wanted.threads)
+        try:
+            ready.replace(path)
+        except OSError as error:
+            raise InvalidArgument(f"{path}: {error.strerror or error}") from None
     return Result(curves, chosen, budget, size, difference, said)

@@ -310,7 +310,7 @@ def test_a_text_of_ones_own(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "text"
-    text.write_bytes(b"abba\xff\xfe cab " * 2000)
+    text.write_text("abba \u00e9 cab " * 2000)
     options = ("--bits", "4", "--calibrate", str(text))
     assert run(folder, tmp_path / "a.scp", *options) == 0
     assert f"the last fifth of {text}" in capsys.readouterr().out
@@ -357,6 +357,35 @@ def test_short_texts_are_refused(
     assert run(folder, tmp_path / "a.scp", *options) == 2
     assert "too short" in capsys.readouterr().err
     assert not (tmp_path / "a.scp").exists()
+
+
+def test_texts_that_are_none_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin").write_bytes(b"caf\xe9 " * 2000)
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate((64 << 20) + 1)
+    for name, says in (("latin", "byte 3 is not UTF-8"), ("large", "at most 67.1 MB")):
+        options = ("--bits", "4", "--held-out", str(tmp_path / name))
+        assert run(folder, tmp_path / "a.scp", *options) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"scant pack: {tmp_path / name}: ") and says in error
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["large", "latin"]
+
+
+def test_a_comparison_that_fails_leaves_no_file(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.scp").write_bytes(b"what was there before")
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "compare", fails)
+    with pytest.raises(KeyboardInterrupt):
+        fewer_bytes.pack(source, tmp_path / "a.scp", fewer_bytes.Wanted(bits=4))
+    assert [one.name for one in tmp_path.iterdir()] == ["a.scp"]
+    assert (tmp_path / "a.scp").read_bytes() == b"what was there before"
 
 
 def test_weights_that_are_no_numbers(
