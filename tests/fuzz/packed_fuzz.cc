@@ -58,7 +58,7 @@ void check(const PackedFile& file) {
   }
   const auto written = write_description(file.description());
   SCANT_CHECK(fuzz::equal(written, *file.part(PartKind::description)));
-  for (const Part& part : file.parts())
+  for (const FilePart& part : file.parts())
     SCANT_CHECK(part.kind != PartKind::file || is_file_name(part.name));
 }
 

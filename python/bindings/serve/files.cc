@@ -119,7 +119,7 @@ void bind_packed_file(nb::module_& module) {
       .def("parts",
            [](const PackedFile& file) {
              nb::list rows;
-             for (const serve::Part& part : file.parts())
+             for (const serve::FilePart& part : file.parts())
                rows.append(nb::make_tuple(serve::name(part.kind), part.name, part.bytes));
              return rows;
            })

@@ -42,7 +42,7 @@ Result<PackedFile> PackedFile::open(const std::string& path) {
 }
 
 Result<void> PackedFile::take_parts(uint64_t at) {
-  for (const Part& part : index_.parts) {
+  for (const FilePart& part : index_.parts) {
     part_bytes_.push_back(file_.bytes().subspan(at, part.bytes));
     at += part.bytes;
     if (base::crc32c(part_bytes_.back()) != part.crc)
@@ -71,7 +71,7 @@ const Tensor* PackedFile::find(std::string_view name) const {
 }
 
 std::optional<Bytes> PackedFile::part(PartKind kind) const {
-  const auto found = std::ranges::find(index_.parts, kind, &Part::kind);
+  const auto found = std::ranges::find(index_.parts, kind, &FilePart::kind);
   if (found == index_.parts.end()) return std::nullopt;
   return part_bytes_[static_cast<size_t>(found - index_.parts.begin())];
 }

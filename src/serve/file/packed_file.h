@@ -25,7 +25,7 @@ class PackedFile {
   [[nodiscard]] const Tensor* find(std::string_view name) const;
   [[nodiscard]] const std::vector<Run>& runs() const { return index_.runs; }
   [[nodiscard]] const Description& description() const { return description_; }
-  [[nodiscard]] const std::vector<Part>& parts() const { return index_.parts; }
+  [[nodiscard]] const std::vector<FilePart>& parts() const { return index_.parts; }
   [[nodiscard]] Bytes part(size_t index) const { return part_bytes_[index]; }
   [[nodiscard]] std::optional<Bytes> part(PartKind kind) const;
   [[nodiscard]] const MappedFile& file() const { return file_; }

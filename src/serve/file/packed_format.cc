@@ -145,7 +145,7 @@ class IndexReader {
   Result<void> read_parts() {
     auto last = PartKind::description;
     for (uint32_t i = 0; i < header_.parts; ++i) {
-      Part part;
+      FilePart part;
       part.bytes = reader_.get<uint64_t>();
       part.crc = reader_.get<uint32_t>();
       const auto kind = reader_.get<uint8_t>();
@@ -174,7 +174,7 @@ class IndexReader {
     }
     std::unordered_set<std::string_view> files;
     for (size_t i = 0; i < index_.parts.size(); ++i) {
-      Part& part = index_.parts[i];
+      FilePart& part = index_.parts[i];
       const std::string_view found =
           text(reader_.get_bytes(name_bytes_[index_.tensors.size() + i]));
       if (part.kind != PartKind::file && !found.empty()) return corrupt("a part with a name");
@@ -188,7 +188,7 @@ class IndexReader {
   [[nodiscard]] Result<void> check_parts() const {
     uint64_t at = header_.index_at + header_.index_bytes;
     uint64_t count[static_cast<size_t>(PartKind::file) + 1] = {};
-    for (const Part& part : index_.parts) {
+    for (const FilePart& part : index_.parts) {
       at += part.bytes;
       ++count[static_cast<size_t>(part.kind)];
     }
@@ -294,7 +294,7 @@ Result<PackedHeader> read_packed_header(Bytes bytes, uint64_t file_bytes) {
 std::vector<std::byte> write_packed_index(const PackedIndex& index) {
   size_t names = 0;
   for (const Tensor& tensor : index.tensors) names += tensor.name.size();
-  for (const Part& part : index.parts) names += part.name.size();
+  for (const FilePart& part : index.parts) names += part.name.size();
   std::vector<std::byte> bytes(
       kRunBytes * index.runs.size() + kTensorRowBytes * index.tensors.size() +
       kPartRowBytes * index.parts.size() + sizeof(uint32_t) * index.page_crcs.size() + names);
@@ -315,7 +315,7 @@ std::vector<std::byte> write_packed_index(const PackedIndex& index) {
     writer.put(tensor.place);
     writer.put(tensor.entries);
   }
-  for (const Part& part : index.parts) {
+  for (const FilePart& part : index.parts) {
     writer.put(part.bytes);
     writer.put(part.crc);
     writer.put(static_cast<uint8_t>(part.kind));
@@ -324,7 +324,7 @@ std::vector<std::byte> write_packed_index(const PackedIndex& index) {
   }
   for (const uint32_t crc : index.page_crcs) writer.put(crc);
   for (const Tensor& tensor : index.tensors) writer.put_bytes(bytes_of(tensor.name));
-  for (const Part& part : index.parts) writer.put_bytes(bytes_of(part.name));
+  for (const FilePart& part : index.parts) writer.put_bytes(bytes_of(part.name));
   SCANT_CHECK(writer.used() == bytes.size());
   return bytes;
 }

@@ -51,7 +51,7 @@ enum class PartKind : uint8_t {
 };
 [[nodiscard]] const char* name(PartKind kind);
 
-struct Part {
+struct FilePart {
   PartKind kind = PartKind::description;
   std::string name;
   uint64_t bytes = 0;
@@ -67,7 +67,7 @@ struct PackedIndex {
   std::vector<Run> runs;
   std::vector<Tensor> tensors;  // without bytes
   std::vector<uint64_t> tensor_bytes;
-  std::vector<Part> parts;
+  std::vector<FilePart> parts;
   std::vector<uint32_t> page_crcs;
 };
 [[nodiscard]] std::vector<std::byte> write_packed_index(const PackedIndex& index);

@@ -221,7 +221,7 @@ Result<void> PackedWriter::add_part(PartKind kind, std::string name, std::vector
     return base::invalid("packed file: '" + name + "' is no name of a part");
   if (bytes.size() > kPartBytesMax || index_.parts.size() == kPartsMax)
     return base::invalid("packed file: a part of more than 1 GiB, or more than 64 parts");
-  const auto after = std::ranges::upper_bound(index_.parts, kind, {}, &Part::kind);
+  const auto after = std::ranges::upper_bound(index_.parts, kind, {}, &FilePart::kind);
   const auto place = after - index_.parts.begin();
   index_.parts.insert(
       after,
