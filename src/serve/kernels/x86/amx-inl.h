@@ -1,6 +1,7 @@
 // Products by tiles of up to 16 rows of 64 bytes, and the functions of a KernelTarget. Included
 // within the namespace of an instruction set, behind its lanes, expand-inl.h and the functions of
 // tiles: AMX's instructions, or those of tests, which do the same in software.
+// NOLINTBEGIN(misc-definitions-in-headers): each instruction set includes it once
 
 namespace {
 
@@ -334,8 +335,6 @@ void multiply_halves(const Part& part) {
 }
 
 }  // namespace
-
-// NOLINTBEGIN(misc-definitions-in-headers): each instruction set includes it once
 
 Form form(TensorKind kind, size_t tokens) {
   if (kind == TensorKind::bf16_tiles) return Form::left16;

@@ -16,7 +16,6 @@
 
 SCANT_BEGIN_INSTRUCTIONS(SCANT_AVX512VNNI ",avx512bf16");
 namespace scant::serve::avx512bf16 {
-namespace {
 
 #include "serve/kernels/lanes/loops-inl.h"
 // After it:
@@ -37,8 +36,6 @@ namespace {
 #include "serve/kernels/lanes/pairs-inl.h"
 // After it:
 #include "serve/kernels/x86/sparse_rows_bf16-inl.h"
-
-}  // namespace
 
 Form form(TensorKind kind, size_t tokens) {
   return of_pairs(kind) ? Form::left16 : lanes_form(kind, tokens);
