@@ -70,27 +70,29 @@ def _threads(text: str) -> int | None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The model's file and what the engine is made with."""
-    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="packed or GGUF file")
+    parser.add_argument(
+        "file", type=pathlib.Path, metavar="FILE", help="the model: a packed or a GGUF file"
+    )
     parser.add_argument(
         "--threads",
         type=_threads,
         default=None,
         metavar="N",
-        help="threads that compute; auto: as many of the CPUs that it may use as measure best "
-        "while it runs (default: auto)",
+        help="how many threads compute; auto: the number that measures best while it runs, of "
+        "the CPUs that it may use (default: auto)",
     )
     parser.add_argument(
         "--kv-bytes",
         type=bytes_of,
         metavar="SIZE",
-        help="memory for keys and values, such as 700MB or 2GiB (default: a quarter of what is "
-        "free)",
+        help="memory for keys and values, such as 700MB or 2GiB (default: a quarter of the free "
+        "memory)",
     )
     parser.add_argument(
         "--kv-type",
         choices=("bf16", "int8"),
         default="bf16",
-        help="how keys and values are kept (default: bf16)",
+        help="format of keys and values (default: bf16)",
     )
 
 
