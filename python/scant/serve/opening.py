@@ -34,7 +34,7 @@ def bytes_of(text: str) -> int:
     match = _SIZE.fullmatch(text)
     factor = _UNITS.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 700MB or 2GiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 700MB or 2GiB")
     return round(float(match[1]) * factor)
 
 
@@ -43,7 +43,7 @@ def count_of(low: int, high: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
         return int(text)
 
     return read
@@ -56,7 +56,7 @@ def seconds_of(low: float, high: float = 1e6) -> Callable[[str], float]:
         with contextlib.suppress(ValueError):
             if low <= float(text) <= high:
                 return float(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {low:g} on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {low:g} on")
 
     return read
 

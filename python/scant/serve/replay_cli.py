@@ -40,7 +40,7 @@ def _above_zero(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 < float(text) < 1e9:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def _parser() -> argparse.ArgumentParser:

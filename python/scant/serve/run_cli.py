@@ -59,7 +59,7 @@ def _temperature(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2")
     return value
 
 
