@@ -21,7 +21,8 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="scant explain",
-        description="Tell what a run of scant.torch.wrap(model, log=...) chose and why.",
+        description="Tell what a run of scant.torch.wrap(model, log=...) or scant serve --log "
+        "chose, and why.",
     )
     parser.add_argument("log", help="the run log")
     parser.add_argument("-o", "--output", help="also write this HTML page, with plots")

@@ -24,7 +24,9 @@ _HELP = "/reset begins anew, /system TEXT says how to answer; Ctrl-C ends an ans
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scant chat", description=f"Talk with a model. {_HELP}.")
     add_options(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a first message: how to answer")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="a first message that tells the model how to answer"
+    )
     add_sampling(parser)
     return parser
 

@@ -22,8 +22,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="scant ls", description="List what a packed file or a GGUF file holds."
     )
     parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="packed or GGUF file")
-    parser.add_argument("--tensors", action="store_true", help="a line for each tensor")
-    parser.add_argument("--json", action="store_true", help="everything as one JSON object")
+    parser.add_argument("--tensors", action="store_true", help="print a line for each tensor")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -140,7 +140,7 @@ def _sum(tensors: list[dict[str, Any]], path: pathlib.Path) -> str:
 
 def _damaged(file: _scant.PackedFile | _scant.GgufFile) -> list[str]:
     if isinstance(file, _scant.GgufFile):
-        raise Corrupt("a GGUF file has no checksums; pack it to get a file that can be verified")
+        raise Corrupt("a GGUF file has no checksums: scant pack makes a file that can be verified")
     found = []
     for index in range(len(file.tensors())):
         try:

@@ -34,7 +34,7 @@ def bytes_of(text: str) -> int:
     match = _SIZE.fullmatch(text)
     factor = _UNITS.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 700MB or 2GiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 700MB or 2GiB")
     return round(float(match[1]) * factor)
 
 
@@ -43,7 +43,7 @@ def count_of(low: int, high: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
         return int(text)
 
     return read
@@ -56,7 +56,7 @@ def seconds_of(low: float, high: float = 1e6) -> Callable[[str], float]:
         with contextlib.suppress(ValueError):
             if low <= float(text) <= high:
                 return float(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {low:g} on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {low:g} on")
 
     return read
 
@@ -70,27 +70,29 @@ def _threads(text: str) -> int | None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The model's file and what the engine is made with."""
-    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="packed or GGUF file")
+    parser.add_argument(
+        "file", type=pathlib.Path, metavar="FILE", help="the model: a packed or a GGUF file"
+    )
     parser.add_argument(
         "--threads",
         type=_threads,
         default=None,
         metavar="N",
-        help="threads that compute; auto: as many of the CPUs that it may use as measure best "
-        "while it runs (default: auto)",
+        help="how many threads compute; auto: the number that measures best while it runs, of "
+        "the CPUs that it may use (default: auto)",
     )
     parser.add_argument(
         "--kv-bytes",
         type=bytes_of,
         metavar="SIZE",
-        help="memory for keys and values, such as 700MB or 2GiB (default: a quarter of what is "
-        "free)",
+        help="memory for keys and values, such as 700MB or 2GiB (default: a quarter of the free "
+        "memory)",
     )
     parser.add_argument(
         "--kv-type",
         choices=("bf16", "int8"),
         default="bf16",
-        help="how keys and values are kept (default: bf16)",
+        help="format of keys and values (default: bf16)",
     )
 
 

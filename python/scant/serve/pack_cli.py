@@ -21,14 +21,14 @@ from scant.serve.opening import bytes_of, count_of
 __all__ = ["main"]
 
 _WHAT = """\
-Pack a Hugging Face folder (config.json, safetensors, tokenizer.json) or a GGUF file into one file,
-which readers map. Norms, biases and other vectors stay as they are."""
+Pack a Hugging Face folder (config.json, safetensors, tokenizer.json) or a GGUF file into one file
+that scant serve, run and chat read. Norms, biases and other vectors stay as they are."""
 _FEWER = """\
-With --bytes or --bits each matrix gets a point of its own, so that the file loses least. What is
-lost is measured on a text, and told. Nothing is fetched."""
+With --bytes or --bits each matrix gets its own format, so that the file loses as little as it can.
+The command measures this loss on a text and prints it. It downloads nothing."""
 _AS = """\
 how to write matrices: keep (every bit as in the source; the default), bf16, or codes of 8, 4, 3 or
-2 bits; the embedding and the head get 8 with any codes"""
+2 bits; with codes, the embedding and the head always get 8 bits"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,39 +43,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     budget = parser.add_argument_group("fewer bytes")
     budget.add_argument(
-        "--bytes", type=bytes_of, metavar="SIZE", help="of the file at most, such as 700MB"
+        "--bytes", type=bytes_of, metavar="SIZE", help="largest size of FILE, such as 700MB"
     )
     budget.add_argument(
         "--bits",
         type=int,
         choices=fewer_bytes.BITS,
-        help="as many bytes as with --as and codes of so many bits, but shared out",
+        help="as many bytes as --as takes for codes of so many bits, but shared out among the "
+        "matrices",
     )
     budget.add_argument(
         "--calibrate",
         type=pathlib.Path,
         metavar="TEXT",
-        help="a text like those that the model will read (default: the model writes one)",
+        help="text file like the texts that the model will read (default: the model writes one)",
     )
     budget.add_argument(
         "--held-out",
         type=pathlib.Path,
         metavar="TEXT",
-        help="another text, to compare with (default: the last fifth of TEXT, or what the model "
-        "wrote)",
+        help="another text file, on which the loss is measured (default: the last fifth of "
+        "--calibrate, or some of what the model wrote)",
     )
     budget.add_argument(
-        "--threads", type=count_of(1, 4096), metavar="N", help="threads (default: all CPUs)"
+        "--threads",
+        type=count_of(1, 4096),
+        metavar="N",
+        help="how many threads compute (default: all CPUs)",
     )
-    budget.add_argument("--verbose", action="store_true", help="tell each matrix")
-    budget.add_argument("--json", action="store_true", help="what was chosen as one JSON object")
+    budget.add_argument("--verbose", action="store_true", help="print a line for each matrix")
+    budget.add_argument(
+        "--json", action="store_true", help="print what was chosen as one JSON object"
+    )
     parser.add_argument(
         "--sparsity",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="drop this share of each row of the layers' matrices, the smallest magnitudes; needs "
-        "--as bf16, q8 or q4, or a budget (default: 0)",
+        help="drop this share of each row of the layers' matrices, the smallest values first; "
+        "needs --as bf16, q8 or q4, or --bytes, or --bits (default: 0)",
     )
     parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
     return parser
@@ -109,7 +115,7 @@ def _leaving_at_sigterm() -> Iterator[None]:
 def _pack(arguments: argparse.Namespace) -> int:
     _check(arguments)
     if arguments.file.exists() and not arguments.replace:
-        raise InvalidArgument(f"{arguments.file} exists; --replace replaces it")
+        raise InvalidArgument(f"{arguments.file} exists; --replace overwrites it")
     began_s = time.monotonic()
     source = sources.open_source(arguments.source)
     if arguments.bytes is not None or arguments.bits is not None:
@@ -137,16 +143,21 @@ def _check(arguments: argparse.Namespace) -> None:
     """Options that contradict one another."""
     budget = arguments.bytes is not None or arguments.bits is not None
     if arguments.bytes is not None and arguments.bits is not None:
-        raise InvalidArgument("--bytes and --bits are two budgets; give one")
+        raise InvalidArgument("--bytes and --bits are two budgets: give only one")
     if budget and arguments.wanted is not None:
-        raise InvalidArgument("--as writes all matrices alike, and a budget shares out; give one")
+        raise InvalidArgument(
+            "--as writes all matrices alike, and a budget (--bytes, --bits) shares out its bytes "
+            "among them: give only one"
+        )
     for name in ("calibrate", "held_out", "threads", "verbose", "json"):
         if not budget and getattr(arguments, name):
             raise InvalidArgument(f"--{name.replace('_', '-')} needs --bytes or --bits")
     if not 0 <= arguments.sparsity < 1:
-        raise InvalidArgument(f"sparsity is {arguments.sparsity}; it must lie from 0 up to below 1")
+        raise InvalidArgument(
+            f"--sparsity is {arguments.sparsity}; it must be at least 0 and below 1"
+        )
     if arguments.bits is not None and arguments.sparsity > 0 and arguments.bits < 4:
-        raise InvalidArgument("sparse matrices have 4, 8 or 16 bits; --bits is below that")
+        raise InvalidArgument("sparse matrices have 4, 8 or 16 bits: give one of these as --bits")
 
 
 def _print_kinds(kinds: Mapping[str, tuple[int, int]]) -> None:

@@ -61,7 +61,7 @@ def is_matrix(source: Source, tensor: SourceTensor) -> bool:
 def choices_as(source: Source, wanted: str, sparsity: float) -> dict[str, Choice]:
     """All matrices alike; but the embedding and the head get 8 bits with any codes."""
     if not 0 <= sparsity < 1:
-        raise InvalidArgument(f"sparsity is {sparsity}; it must lie from 0 up to below 1")
+        raise InvalidArgument(f"sparsity is {sparsity}; it must be at least 0 and below 1")
     if sparsity > 0 and wanted not in SPARSE:
         raise InvalidArgument(
             f"there is no sparse kind of {wanted!r}; sparsity needs one of {', '.join(SPARSE)}"

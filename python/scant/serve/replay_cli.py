@@ -31,8 +31,8 @@ _ENERGY_S = 20.0  # between two looks at the meter, whose counters wrap
 _PRIORITY = -10
 
 _WHAT = """\
-Send the requests of a trace at their times, whatever the server's replies, and measure the answers.
-TRACE is BurstGPT's or Azure's CSV, Mooncake's JSON lines, or the word `synthetic`.
+Send the requests of a trace at their times, whether or not earlier ones are answered, and measure
+the answers. TRACE is BurstGPT's or Azure's CSV, Mooncake's JSON lines, or the word `synthetic`.
 Status 0: a valid run; 1: sends were late, or none was sent; 2: could not run; 130: cut short."""
 
 
@@ -40,7 +40,7 @@ def _above_zero(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 < float(text) < 1e9:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,21 +50,28 @@ def _parser() -> argparse.ArgumentParser:
     add("trace", metavar="TRACE", help="the file, or `synthetic`")
     add("--url", default="http://127.0.0.1:8000", help="the server (http://127.0.0.1:8000)")
     add("--ask", metavar="NAME", help="model to ask for (default: the server's first)")
-    add("--endpoint", choices=("chat", "completions"), default="chat", help="what is asked (chat)")
+    add(
+        "--endpoint", choices=("chat", "completions"), default="chat", help="endpoint to ask (chat)"
+    )
     add(
         "--token-ids",
         type=count,
         metavar="N",
-        help="prompts are token numbers below N, not words; for --endpoint completions",
+        help="prompts are token numbers below N, not words; needs --endpoint completions",
     )
     add(
         "--ca",
         type=pathlib.Path,
         metavar="FILE",
-        help="certificates to trust with https beside the system's (PEM)",
+        help="certificates (PEM) to trust with https, beside the system's",
     )
-    add("--insecure", action="store_true", help="take any certificate with https")
-    add("--api-key-file", type=pathlib.Path, metavar="FILE", help="its first line is the key")
+    add("--insecure", action="store_true", help="accept any certificate with https")
+    add(
+        "--api-key-file",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="file whose first word is the key; else the environment variable SCANT_API_KEY",
+    )
     _add_rows(parser.add_argument_group("which rows"))
     _add_load(parser.add_argument_group("the load"))
     _add_figures(parser.add_argument_group("figures"))
@@ -73,32 +80,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_rows(rows: argparse._ArgumentGroup) -> None:
     count, seconds = count_of(1, 10_000_000), seconds_of(0.0, 1e9)
-    rows.add_argument("--model", metavar="NAME", help="only this model's (BurstGPT)")
-    rows.add_argument("--log-type", metavar="NAME", help="only of this log type (BurstGPT)")
+    rows.add_argument("--model", metavar="NAME", help="only rows of this model (BurstGPT)")
+    rows.add_argument("--log-type", metavar="NAME", help="only rows of this log type (BurstGPT)")
     rows.add_argument(
         "--from",
         dest="from_s",
         type=seconds,
         default=0.0,
         metavar="S",
-        help="begin so many seconds after the trace's first row (0)",
+        help="begin S seconds after the trace's first row (0)",
     )
-    rows.add_argument("--duration", type=seconds, metavar="S", help="so many of its seconds")
-    rows.add_argument("--limit", type=count, metavar="N", help="at most so many requests")
+    rows.add_argument("--duration", type=seconds, metavar="S", help="take S seconds of the trace")
+    rows.add_argument("--limit", type=count, metavar="N", help="send at most N requests")
     rows.add_argument("--strict", action="store_true", help="a damaged row ends the run")
     rows.add_argument(
         "--damaged-max",
         type=float,
         default=0.01,
         metavar="SHARE",
-        help="share of damaged rows that is borne (0.01)",
+        help="end the run if a larger share of rows is damaged (0.01)",
     )
 
 
 def _add_load(load: argparse._ArgumentGroup) -> None:
     count, seconds = count_of(1, 10_000_000), seconds_of(0.0, 1e9)
     load.add_argument(
-        "--seed", type=count_of(0, 1 << 62), default=0, metavar="N", help="same seed, same load (0)"
+        "--seed",
+        type=count_of(0, 1 << 62),
+        default=0,
+        metavar="N",
+        help="the same seed gives the same load (0)",
     )
     load.add_argument(
         "--speed",
@@ -111,7 +122,7 @@ def _add_load(load: argparse._ArgumentGroup) -> None:
         "--spread",
         type=seconds,
         metavar="S",
-        help="spread arrivals of one time over S seconds (BurstGPT: 1, else 0)",
+        help="spread requests that arrive at one time over S seconds (BurstGPT: 1, else 0)",
     )
     load.add_argument(
         "--rate",
@@ -120,35 +131,39 @@ def _add_load(load: argparse._ArgumentGroup) -> None:
         metavar="X",
         help="synthetic: requests a second (1)",
     )
-    load.add_argument("--prompt-max", type=count, metavar="N", help="cut longer prompts to N")
-    load.add_argument("--answer-max", type=count, metavar="N", help="cut longer answers to N")
+    load.add_argument(
+        "--prompt-max", type=count, metavar="N", help="cut longer prompts to N tokens"
+    )
+    load.add_argument(
+        "--answer-max", type=count, metavar="N", help="cut longer answers to N tokens"
+    )
     lengths = load.add_mutually_exclusive_group()
     lengths.add_argument(
         "--exact-lengths",
         dest="ignore_eos",
         action="store_true",
         default=True,
-        help="answers as long as traced, by ignore_eos (default)",
+        help="make answers as long as in the trace, with the field ignore_eos (default)",
     )
     lengths.add_argument(
         "--no-ignore-eos",
         dest="ignore_eos",
         action="store_false",
-        help="for servers that refuse the field ignore_eos: answers may be short",
+        help="do not send ignore_eos, for servers that refuse it: answers may be short",
     )
     load.add_argument(
         "--timeout",
         type=seconds_of(0.001),
         default=600.0,
         metavar="S",
-        help="of a request, from its time (600)",
+        help="seconds that a request may take, from its time in the trace (600)",
     )
     load.add_argument(
         "--connections-max",
         type=count,
         default=16384,
         metavar="N",
-        help="open at once; a request beyond is an error (16384)",
+        help="connections open at once; a request beyond them fails (16384)",
     )
 
 
@@ -159,15 +174,27 @@ def _add_figures(out: argparse._ArgumentGroup) -> None:
         type=seconds,
         default=2.0,
         metavar="S",
-        help="a good answer's TTFT, at most (2)",
+        help="longest time to the first token (TTFT) of a good answer (2)",
     )
     out.add_argument(
-        "--slo-tpot", type=seconds, default=0.2, metavar="S", help="and its TPOT (0.2)"
+        "--slo-tpot",
+        type=seconds,
+        default=0.2,
+        metavar="S",
+        help="longest time per token after it (TPOT) of a good answer (0.2)",
     )
-    out.add_argument("--pid", type=count, metavar="PID", help="the server's, for its CPU time")
-    out.add_argument("--out", type=pathlib.Path, metavar="FILE", help="a JSON line a request")
-    out.add_argument("--report", type=pathlib.Path, metavar="FILE", help="a page with plots")
-    out.add_argument("--dry-run", action="store_true", help="send nothing: what would be sent")
+    out.add_argument(
+        "--pid", type=count, metavar="PID", help="process of the server, to measure its CPU time"
+    )
+    out.add_argument(
+        "--out", type=pathlib.Path, metavar="FILE", help="write a JSON line for each request"
+    )
+    out.add_argument(
+        "--report", type=pathlib.Path, metavar="FILE", help="write an HTML page with plots"
+    )
+    out.add_argument(
+        "--dry-run", action="store_true", help="send nothing, but print what would be sent"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,7 +262,7 @@ def _dry_run(sends: Iterator[Send], trace: Trace | None) -> int:
 
 def _notes(trace: Trace | None) -> list[str]:
     if trace is None:
-        return ["The trace is synthetic: drawn from a seed, seen by no server."]
+        return ["The trace is synthetic: it is drawn from a seed, and no real server saw it."]
     lines = []
     if trace.failed:
         rows = "row tells" if trace.failed == 1 else "rows tell"
@@ -258,7 +285,7 @@ def _key(path: pathlib.Path | None) -> str | None:
         return os.environ.get("SCANT_API_KEY")
     lines = path.read_text().split()
     if not lines:
-        raise InvalidArgument(f"{path}: no key in it")
+        raise InvalidArgument(f"{path}: there is no key in it")
     return lines[0]
 
 

@@ -20,19 +20,19 @@ __all__ = ["add_sampling", "main", "sampling_of"]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scant run",
-        description="Answer one prompt; then a line of how fast that went. A model with a chat "
-        "template gets the prompt as a user's message.",
+        description="Answer one prompt, then print a line of how fast that went. If the model has "
+        "a chat template, the prompt is a user's message.",
     )
     add_options(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from stdin")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads the text from stdin")
     parser.add_argument(
-        "--raw", action="store_true", help="go on with the text itself, without a chat template"
+        "--raw", action="store_true", help="continue the text itself, without a chat template"
     )
     parser.add_argument(
         "--max-tokens",
         type=count_of(1, 1 << 31),
         metavar="N",
-        help="stop after so many (default: 256, or what the context has room for)",
+        help="stop after N tokens (default: 256, or what the context has room for)",
     )
     add_sampling(parser)
     return parser
@@ -45,9 +45,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=_temperature,
         default=0.0,
         metavar="T",
-        help="0: always the likeliest token (the default); 1: as likely as the model says",
+        help="0: always takes the likeliest token (the default); 1: draws it with the model's "
+        "probabilities",
     )
-    parser.add_argument("--seed", type=count_of(0, (1 << 63) - 1), metavar="N", help="of chance")
+    parser.add_argument(
+        "--seed", type=count_of(0, (1 << 63) - 1), metavar="N", help="seed of the random draws"
+    )
 
 
 def _temperature(text: str) -> float:
@@ -56,7 +59,7 @@ def _temperature(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2")
     return value
 
 

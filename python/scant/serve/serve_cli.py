@@ -16,7 +16,7 @@ __all__ = ["main"]
 
 _WHAT = """\
 Serve a packed or GGUF file over HTTP, with OpenAI's /v1/chat/completions and /v1/completions.
-SIGTERM or Ctrl-C ends it when running answers are done, a second one at once."""
+Ctrl-C or SIGTERM ends it after the running answers. A second one ends it at once."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,20 +40,21 @@ def _parser() -> argparse.ArgumentParser:
         type=count_of(0, 1_000_000),
         default=1024,
         metavar="N",
-        help="requests that may wait for their turn; more are answered 429 (default: 1024)",
+        help="how many requests may wait; further ones get status 429 (default: 1024)",
     )
     parser.add_argument(
         "--api-key-file",
         type=pathlib.Path,
         metavar="FILE",
-        help="keys, one a line, of which a client must send one; also SCANT_API_KEY",
+        help="file of keys, one per line; a client must send one of them. The environment "
+        "variable SCANT_API_KEY can hold a key, too",
     )
     parser.add_argument(
         "--timeout",
         type=seconds_of(0.0),
         default=600.0,
         metavar="S",
-        help="longest time of a request, from its arrival to its last token; 0: none "
+        help="seconds that a request may take, from its arrival to its last token; 0: no limit "
         "(default: 600)",
     )
     parser.add_argument(
@@ -61,11 +62,13 @@ def _parser() -> argparse.ArgumentParser:
         type=seconds_of(0.0),
         default=30.0,
         metavar="S",
-        help="how long running answers are waited for at the end (default: 30)",
+        help="seconds that the server waits for running answers when it ends (default: 30)",
     )
-    parser.add_argument("--name", metavar="NAME", help="the model's name (default: the file's)")
     parser.add_argument(
-        "--log", metavar="FILE", help="write a run log, for scant top and scant explain"
+        "--name", metavar="NAME", help="the model's name in the API (default: the file's)"
+    )
+    parser.add_argument(
+        "--log", metavar="FILE", help="write a run log to FILE, for scant top and scant explain"
     )
     parser.add_argument(
         "--access-log", action="store_true", help="print a line on stderr for each request"

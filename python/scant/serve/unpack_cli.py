@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-tokenizer",
         action="store_true",
-        help="leave the tokenizer out when the format changes, such as one that OUT cannot hold",
+        help="leave the tokenizer out when the format changes, for example if OUT cannot hold it",
     )
     return parser
 

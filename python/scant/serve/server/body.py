@@ -56,7 +56,7 @@ async def read(
     if kind != b"application/json":
         raise Refusal(415, "the header Content-Type must be application/json")
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise Refusal(415, "a body with a Content-Encoding is not read: send plain JSON")
+        raise Refusal(415, "a body with a Content-Encoding is not supported: send plain JSON")
     told = headers.get(b"content-length", b"0")
     if not told.isdigit() or int(told) > limits.body_bytes:
         raise _too_long(limits)

@@ -126,7 +126,7 @@ def chat(body: Mapping[str, Any], model: str, vocabulary: int, limits: Limits) -
     old = fields.whole("max_tokens", 0, 1, 1 << 31)
     new = fields.whole("max_completion_tokens", 0, 1, 1 << 31)
     if old and new and old != new:
-        raise _wrong("max_tokens", "is another number than max_completion_tokens")
+        raise _wrong("max_tokens", "differs from max_completion_tokens: give only one")
     asked = fields.common(
         messages=fields.messages(),
         logprobs=alternatives if wanted else -1,

@@ -31,18 +31,22 @@ _OF_ENGINE = {
     "steps": ("steps_total", "counter", "Steps of the engine."),
     "prefill_tokens": ("prefill_tokens_total", "counter", "Tokens of prompts that were computed."),
     "decode_tokens": ("decode_tokens_total", "counter", "Tokens that were generated."),
-    "preempted": ("preempted_total", "counter", "Requests paused for others' want of cache."),
+    "preempted": (
+        "preempted_total",
+        "counter",
+        "Pauses of requests, because others needed the cache.",
+    ),
     "prefix_tokens_reused": (
         "prefix_tokens_reused_total",
         "counter",
-        "Tokens of prompts whose keys and values were there already.",
+        "Tokens of prompts whose keys and values were cached already.",
     ),
     "vectors": ("vectors_total", "counter", "Prompts whose vector was computed."),
     "multiply_adds": ("multiply_adds_total", "counter", "Multiply-adds of the steps."),
     "multiply_adds_useful": (
         "multiply_adds_useful_total",
         "counter",
-        "Of these, those that an answer or a vector needed.",
+        "Multiply-adds that an answer or a vector needed.",
     ),
     "threads": ("threads", "gauge", "Threads that the engine may use."),
     "threads_of_answers": (
@@ -229,7 +233,11 @@ def prometheus(
     out += _family("cancelled_total", "counter", "Requests that ended before their answer.")
     for reason, count in sorted(figures.cancelled.items()):
         out.append(f'scant_serve_cancelled_total{{reason="{reason}"}} {count}')
-    out += _family("tokens_total", "counter", "Tokens of prompts, of those cached, generated.")
+    out += _family(
+        "tokens_total",
+        "counter",
+        "Tokens by kind: of prompts, cached ones of these, and generated.",
+    )
     for kind, count in figures.tokens.items():
         out.append(f'scant_serve_tokens_total{{kind="{kind}"}} {count}')
     for name, histogram, text in (
