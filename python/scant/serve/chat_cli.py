@@ -11,13 +11,14 @@ from scant.errors import Error, InvalidArgument
 from scant.runlog.explain import terminal
 from scant.serve.answering import Told, answer
 from scant.serve.engine import Engine
-from scant.serve.opening import Opener, add_options, fault, open_engine
+from scant.serve.opening import Opener, add_options, count_of, fault, open_engine
 from scant.serve.prompting import chat_tokens, template_of
 from scant.serve.run_cli import add_sampling, sampling_of
 from scant.serve.template import ChatTemplate
 
 __all__ = ["main"]
 
+_MAX_TOKENS = 1024  # of an answer: a small model may repeat itself for ever
 _HELP = "/reset begins anew, /system TEXT says how to answer; Ctrl-C ends an answer, Ctrl-D leaves"
 
 
@@ -26,6 +27,14 @@ def _parser() -> argparse.ArgumentParser:
     add_options(parser)
     parser.add_argument(
         "--system", metavar="TEXT", help="a first message that tells the model how to answer"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=count_of(1, 1 << 31),
+        default=_MAX_TOKENS,
+        metavar="N",
+        help="stop an answer after N tokens (default: %(default)s, or what the context has room "
+        "for)",
     )
     add_sampling(parser)
     return parser
@@ -68,6 +77,7 @@ class _Conversation:
         self._engine = engine
         self._template: ChatTemplate = template
         self._sampling = sampling_of(arguments)
+        self._most: int = arguments.max_tokens
         self._system: str | None = arguments.system
         self._messages: list[dict[str, str]] = []
         self._reset()
@@ -113,7 +123,8 @@ class _Conversation:
             room = self._engine.model.context - len(tokens)
             if room < 1:
                 raise InvalidArgument("the conversation is longer than the context: /reset")
-            pieces = answer(self._engine, tokens, room, self._sampling, told)
+            most = min(self._most, room)
+            pieces = answer(self._engine, tokens, most, self._sampling, told)
             with contextlib.closing(pieces):
                 for piece in pieces:
                     parts.append(piece)
@@ -125,6 +136,8 @@ class _Conversation:
             self._messages.pop()
             print(f"scant chat: {error}", file=sys.stderr)
             return
+        if told.finish == "length":
+            sys.stdout.write(" …")
         print()
         self._messages.append({"role": "assistant", "content": "".join(parts)})
         if told.tokens:

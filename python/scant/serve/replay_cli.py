@@ -33,7 +33,8 @@ _PRIORITY = -10
 _WHAT = """\
 Send the requests of a trace at their times, whether or not earlier ones are answered, and measure
 the answers. TRACE is BurstGPT's or Azure's CSV, Mooncake's JSON lines, or the word `synthetic`.
-Status 0: a valid run; 1: sends were late, or none was sent; 2: could not run; 130: cut short."""
+Status 0: a valid run; 1: sends were late, none was sent, or no answer was whole; 2: could not run;
+130: cut short."""
 
 
 def _above_zero(text: str) -> float:
@@ -370,7 +371,7 @@ def _tell(
         print(f"report: {arguments.report}")
     if cut_short:
         return 130
-    return 0 if figures.valid else 1
+    return 0 if figures.valid and figures.whole else 1
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +131,24 @@ def test_no_server(trace: Path) -> None:
     done = replay(trace, "--url", "http://127.0.0.1:9")
     assert done.returncode == 2
     assert "is the server running?" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_without_a_whole_answer_is_none(trace: Path) -> None:
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_error(404)
+
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        done = replay(trace, "--url", url, "--ask", "model", "--speed", "10")
+        server.shutdown()
+    assert done.returncode == 1, done.stderr
+    assert "http 404" in done.stdout
