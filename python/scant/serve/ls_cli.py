@@ -13,6 +13,7 @@ from typing import Any
 from scant import _scant, amounts, planes
 from scant.errors import Corrupt, Error
 from scant.serve.description import Description
+from scant.serve.opening import fault
 
 __all__ = ["main"]
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except (Error, OSError) as error:
-        print(f"scant ls: {error}", file=sys.stderr)
+        print(f"scant ls: {fault(error)}", file=sys.stderr)
         return 2
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from scant import amounts, planes
 from scant.errors import Error, InvalidArgument
 from scant.serve import choosing, fewer_bytes, packing, sources
-from scant.serve.opening import bytes_of, count_of
+from scant.serve.opening import bytes_of, count_of, fault
 
 __all__ = ["main"]
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _leaving_at_sigterm():
             return _pack(arguments)
     except (Error, OSError) as error:
-        print(f"scant pack: {error}", file=sys.stderr)
+        print(f"scant pack: {fault(error)}", file=sys.stderr)
         return 2
 
 

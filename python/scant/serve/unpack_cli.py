@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from scant import planes
 from scant.errors import Error, InvalidArgument
 from scant.serve import unpacking
+from scant.serve.opening import fault
 
 __all__ = ["main"]
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         planes.need("serve")
         return _unpack(arguments)
     except (Error, OSError) as error:
-        print(f"scant unpack: {error}", file=sys.stderr)
+        print(f"scant unpack: {fault(error)}", file=sys.stderr)
         return 2
 
 
