@@ -8,7 +8,7 @@ from typing import Any
 
 from scant import amounts
 from scant.report import Page, Series, line_plot, point_plot
-from scant.runlog import words
+from scant.runlog import served_picture, words
 from scant.runlog.history import History
 from scant.runlog.lines import Guard, Plan, Profile, Steps
 
@@ -22,6 +22,8 @@ _DATA_LINES_MAX = 5_000  # newest of a kind, about 2 MB
 def draw(history: History) -> Page:
     """The whole page."""
     run = history.run
+    if run is not None and run.serves is not None:
+        return served_picture.draw(history)
     title = f"Scant run of {words.started(run)}" if run is not None else "Scant run"
     page = Page(title, words.run_line(run) if run is not None else "")
     _now(page, history)

@@ -83,3 +83,17 @@ def test_what_is_missing_is_unknown_and_wrong_types_are_refused() -> None:
     assert line.tokens is None and line.tokens_per_s is None
     with pytest.raises(ValueError, match="requests must be a whole number"):
         parse(json.dumps(PERIOD | {"requests": "many"}).encode())
+
+
+def test_the_page_of_a_server_shows_what_it_served(log: Path, tmp_path: Path) -> None:
+    page = tmp_path / "run.html"
+    assert cli.main(["explain", str(log), "-o", str(page)]) == 0
+    shown = page.read_text()
+    for text in ("Scant server of", "12 requests answered", "Tokens answered", "Resident memory"):
+        assert text in shown, text
+    for of_a_training in ("Step time", "No plan is in the log", "The guard"):
+        assert of_a_training not in shown, of_a_training
+    page.unlink()
+    log.write_text(json.dumps(RUN) + "\n")
+    assert cli.main(["explain", str(log), "-o", str(page)]) == 0
+    assert "No period was reported yet" in page.read_text()
